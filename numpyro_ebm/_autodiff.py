@@ -1,0 +1,59 @@
+"""Two ways to cut derivatives: silently (no gradient through samplers) and with an error (the guard)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+
+from numpyro_ebm._errors import EnergyError
+
+
+def freeze(fn: Callable, *example: Any) -> Callable:
+    """The same function with every value in its closure cut off from differentiation.
+
+    ``stop_gradient`` on the output would still push tangents through a whole sampler first, and fails
+    on a ``while_loop``; here the parameters themselves are cut, before the first step.
+
+    Args:
+        fn: a pure function that may close over traced parameters.
+        *example: arguments (arrays or ``ShapeDtypeStruct``) of the shapes it will be called with.
+    """
+    converted, constants = jax.closure_convert(fn, *example)
+    constants = jax.lax.stop_gradient(constants)
+    return lambda *args: converted(*args, *constants)
+
+
+def guard(fn: Callable, value: Any, message: str) -> Any:
+    """Evaluate ``fn(value)``; differentiate it in ``value`` only.
+
+    A derivative in anything else that ``fn`` depends on (parameters, context, other sites) raises: those
+    move log Z as well, which is not part of the value. Second derivatives in ``value`` pass.
+
+    Raises:
+        EnergyError: with ``message``, when something else is differentiated.
+    """
+    converted, constants = jax.closure_convert(fn, value)
+
+    @jax.custom_jvp
+    def guarded(value, constants):
+        return converted(value, *constants)
+
+    def jvp(primals, tangents):
+        value, constants = primals
+        if any(not isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[1])):
+            raise EnergyError(message)
+        tangent = jax.tree.map(_instantiate, tangents[0], is_leaf=_is_symbolic)
+        # Unguarded from here on: a derivative in x is free of log Z, and so is any derivative of it.
+        return jax.jvp(lambda v: converted(v, *constants), (value,), (tangent,))
+
+    guarded.defjvp(jvp, symbolic_zeros=True)
+    return guarded(value, constants)
+
+
+def _is_symbolic(leaf: Any) -> bool:
+    return isinstance(leaf, SymbolicZero)
+
+
+def _instantiate(leaf: Any) -> Any:
+    return jax.numpy.zeros(leaf.shape, leaf.dtype) if _is_symbolic(leaf) else leaf

@@ -1,0 +1,54 @@
+"""A batched base distribution, taken apart so that each row carries its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._typing import Array, PyTree
+
+
+def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callable[[Array, PyTree], Array], PyTree]:
+    """``log_prob`` of one row under its own base, and what each row has of its own.
+
+    Args:
+        base: a normalised distribution whose batch shape broadcasts to ``batch_shape``.
+        batch_shape: the rows.
+
+    Returns:
+        ``log_prob(event, local)`` and ``local`` with leaves ``batch_shape + ...`` (None where the rows share one base).
+
+    Raises:
+        EnergyError: where the base has a batch shape and no parameters to split.
+    """
+    inner, reinterpreted = base, 0
+    while isinstance(inner, ExpandedDistribution | Independent):
+        reinterpreted += inner.reinterpreted_batch_ndims if isinstance(inner, Independent) else 0
+        inner = inner.base_dist
+    own = inner.batch_shape[: len(inner.batch_shape) - reinterpreted]
+    if all(size == 1 for size in own):
+        return lambda event, _: jnp.sum(inner.log_prob(event)), None
+    return _parametric(inner), _parameters(inner, batch_shape + base.event_shape[:reinterpreted])
+
+
+def _parametric(inner: Distribution) -> Callable[[Array, PyTree], Array]:
+    # The rows' parameters went through their constraints when the user built the distribution.
+    return lambda event, local: jnp.sum(type(inner)(**local, validate_args=False).log_prob(event))
+
+
+def _parameters(inner: Distribution, batch_shape: tuple[int, ...]) -> dict[str, Array]:
+    arguments: dict[str, Any] = inner.get_args()
+    if not arguments or set(inner.gather_pytree_data_fields()) - set(arguments) - {"base_dist", "transforms", "_support"}:
+        raise EnergyError(
+            f"A base {type(inner).__name__} of batch shape {inner.batch_shape} cannot be given row by row. "
+            "Write it without a batch shape, or as a parametric distribution such as "
+            "numpyro.distributions.Normal(loc, scale).to_event(1)."
+        )
+    local = {}
+    for name, value in arguments.items():
+        event_dim = inner.arg_constraints[name].event_dim
+        event = jnp.shape(value)[jnp.ndim(value) - event_dim :]
+        local[name] = jnp.broadcast_to(value, batch_shape + event)
+    return local

@@ -1,0 +1,69 @@
+"""Errors that say what came, what is needed and what to write."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class EnergyError(ValueError):
+    """A fault in how an energy, its data or its estimator was declared."""
+
+
+@contextmanager
+def at_site(name: str) -> Iterator[None]:
+    """Put the site's name in front of the message of any fault found inside."""
+    try:
+        yield
+    except EnergyError as error:
+        if f"site '{name}'" in str(error):
+            raise
+        raise EnergyError(f"At site '{name}': {error}") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that offer the known name nearest to an unknown one, and list the others."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Known names: {', '.join(known) or 'none'}."
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether every leaf is a value and not a tracer or a placeholder."""
+    leaves = jax.tree.leaves(values)
+    return all(isinstance(leaf, numbers.Number | np.ndarray | np.generic | jax.Array) for leaf in leaves) and not any(
+        isinstance(leaf, jax.core.Tracer) for leaf in leaves
+    )
+
+
+def check_positive(owner: str, name: str, value: Any) -> None:
+    """Refuse a concrete value that is not positive and finite in every element.
+
+    Raises:
+        EnergyError: naming the owner, the option and the value.
+    """
+    if value is None or not is_concrete(value):
+        return
+    array = np.asarray(value)
+    if not (np.issubdtype(array.dtype, np.number) and np.all(np.isfinite(array)) and np.all(array > 0)):
+        raise EnergyError(f"{owner} needs {name} > 0 and finite; got {name}={value!r}. Write {owner}({name}=0.1).")
+
+
+def check_count(owner: str, name: str, value: Any, minimum: int = 1) -> None:
+    """Refuse a count that is not a whole number of at least ``minimum``.
+
+    Raises:
+        EnergyError: naming the owner, the option and the value.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < minimum or not math.isfinite(value):
+        raise EnergyError(
+            f"{owner} needs a whole number {name} >= {minimum}; got {name}={value!r}. "
+            f"Write {owner}({name}={max(minimum, 10)})."
+        )

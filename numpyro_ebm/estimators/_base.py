@@ -1,0 +1,109 @@
+"""What every estimator is: settings in a frozen dataclass, a surrogate per row, state in and state out."""
+
+import abc
+import dataclasses
+import functools
+from typing import Any, ClassVar, Literal
+
+import jax
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions import EnergyDistribution
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """An observed energy site as an estimator sees it: one event per row.
+
+    Attributes:
+        name: the site's name.
+        distribution: the energy with its support and base.
+        batch_shape: the rows' shape before they were laid out flat.
+        value: ``(num_rows, *event_shape)``, constrained; masked rows hold a harmless value.
+        local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``, or None.
+        mask: ``(num_rows,)``, rows that take part, or None for all.
+    """
+
+    name: str
+    distribution: EnergyDistribution
+    batch_shape: tuple[int, ...]
+    value: Array
+    local: PyTree
+    mask: Array | None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, masked ones included."""
+        return self.value.shape[0]
+
+    @functools.cached_property
+    def position(self) -> Array:
+        """The rows in unconstrained space."""
+        return jax.vmap(self.distribution.unconstrain)(self.value)
+
+    def log_density(self, position: Array, local: PyTree = None) -> Array:
+        """Unnormalised log density of one row in unconstrained space, Jacobian included."""
+        return self.distribution.unconstrained_log_density(position, local)
+
+    def score(self, position: Array, local: PyTree = None) -> Array:
+        """Gradient of `log_density` in the position."""
+        return jax.grad(self.log_density)(position, local)
+
+
+class AbstractEstimator(abc.ABC):
+    """A way to train an energy without its log Z.
+
+    Attributes:
+        name: what `estimate` calls it.
+        role: "objective" where the surrogate is a function to maximise, "gradient" where only its gradient means
+            something.
+        is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior).
+        is_persistent: whether state is carried from one update to the next.
+    """
+
+    name: ClassVar[str]
+    role: ClassVar[Literal["objective", "gradient"]]
+    is_deterministic: ClassVar[bool] = False
+    is_persistent: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
+        """One value per row that stands for its log likelihood (to be maximised), and the new state.
+
+        Args:
+            rng_key: random key (None only for deterministic estimators).
+            site: the rows.
+            state: what `init` or the last update left; None where nothing persists.
+
+        Returns:
+            Values ``(num_rows,)`` and the state.
+        """
+
+    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
+        """State before the first update: a pytree of arrays, or None."""
+        return None
+
+    def check(self, site: Site) -> None:
+        """Refuse what this estimator cannot do.
+
+        Raises:
+            EnergyError: naming what is wrong and what to write.
+        """
+        if site.distribution.is_discrete:
+            raise EnergyError(
+                f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
+                "discrete, and no estimator for discrete supports is available yet."
+            )
+
+    def refuse_local(self, site: Site, reason: str) -> None:
+        """Refuse rows with a context (or a base) of their own.
+
+        Raises:
+            EnergyError: with the reason.
+        """
+        if site.local is not None:
+            raise EnergyError(
+                f"The estimator '{self.name}' cannot train an energy with a context or a base of each row's own: {reason} "
+                "Write estimate(model, 'cd') or estimate(model, 'dsm', sigma=0.1)."
+            )

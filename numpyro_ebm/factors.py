@@ -1,0 +1,177 @@
+"""`energy_factor`: an energy that multiplies the density of the sites it names."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+from numpyro.primitives import _PYRO_STACK
+
+from numpyro_ebm._autodiff import guard
+from numpyro_ebm._errors import EnergyError, at_site
+from numpyro_ebm._typing import Array, EnergyFn
+from numpyro_ebm.distributions import GUARD
+
+
+class EnergyFactor(dist.Distribution):
+    """The distribution behind an `energy_factor` site: its log probability is minus the energy of each row.
+
+    Lazy: nothing is evaluated until ``log_prob``, so that `estimate` can take the energy without it.
+
+    Args:
+        name: the factor's site.
+        energy: ``energy(**row_values)`` to a scalar.
+        values: by name, arrays that lead with ``batch_shape`` (or scalars).
+        sites: which of the names are sample sites: the values that may be differentiated.
+        batch_shape: the shape of the plates around.
+        mask: rows that take part, or None for all.
+    """
+
+    arg_constraints = {}
+    support = constraints.real
+    pytree_data_fields = ("values", "row_mask")
+    pytree_aux_fields = ("name", "energy", "sites")
+
+    def __init__(
+        self,
+        name: str,
+        energy: EnergyFn,
+        values: dict[str, Array],
+        sites: frozenset[str],
+        batch_shape: tuple[int, ...],
+        row_mask: Array | None = None,
+    ):
+        self.name, self.energy, self.values, self.sites, self.row_mask = name, energy, values, sites, row_mask
+        super().__init__(batch_shape, (0,))
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """The empty value of a factor."""
+        return jnp.zeros(sample_shape + self.batch_shape + self.event_shape)
+
+    def mask(self, mask: Any) -> "EnergyFactor":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A factor in which only the rows of the mask take part."""
+        mask = jnp.broadcast_to(mask, self.batch_shape) & (True if self.row_mask is None else self.row_mask)
+        return EnergyFactor(self.name, self.energy, self.values, self.sites, self.batch_shape, mask)
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+        """Minus the energy of each row; a derivative in anything but the named sites raises."""
+        rows = flatten_rows(self.values, self.batch_shape)
+        if self.row_mask is not None:
+            keep = self.row_mask.reshape(-1)
+            rows = {k: jnp.where(keep.reshape((-1,) + (1,) * (v.ndim - 1)), v, 0) for k, v in rows.items()}
+        free = {name: v for name, v in rows.items() if name in self.sites}
+        fixed = {name: v for name, v in rows.items() if name not in self.sites}
+
+        def minus_energy(free):
+            return jax.vmap(lambda row: -scalar_energy(self.energy, row), axis_size=_size(self.batch_shape))(
+                {**free, **fixed}
+            )
+
+        with at_site(self.name):
+            result = guard(minus_energy, free, f"At site '{self.name}': {GUARD}")
+        result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
+        return result.reshape(self.batch_shape)
+
+
+def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
+    r"""Multiply the joint density by ``exp(-energy(**values))``, one factor per row of the plates around.
+
+    Inside ``numpyro.plate`` the energy is vectorised over rows: each value leads with the plates' shape (scalars are
+    shared) and the energy sees one row. Outside any plate it sees the values whole. Values whose name is that of a
+    sample site above belong to the event; the others are covariates.
+
+    ``potential_energy``, NUTS and `BlackJAXKernel` see a potential, for fixed parameters: a derivative in anything but
+    the named sites raises, as for `EnergyDistribution`. Under `estimate` an observed site that factors name is an
+    EBM: its own distribution is the base, its energy the sum of its factors.
+
+    Args:
+        name: name of the factor.
+        energy: ``energy(**row)`` to a scalar; lower is more likely.
+        **values: what the energy takes, by name.
+
+    Raises:
+        EnergyError: (a ValueError) without values, for a value that does not lead with the plates' shape, and for an
+            energy that does not return a scalar.
+        TypeError: where the energy is not callable.
+
+    Example:
+        >>> def model(x):
+        ...     with numpyro.plate("rows", len(x)):
+        ...         x = numpyro.sample("x", dist.Normal(0, 1), obs=x)
+        ...         energy_factor("tilt", lambda x: 0.1 * x**4, x=x)
+
+    References:
+        Song and Kingma, How to train your energy-based models (2021), section 2.
+    """
+    if not callable(energy):
+        raise TypeError(
+            f"energy_factor('{name}') needs a callable energy; got {type(energy).__name__}. For a value write "
+            "numpyro.factor."
+        )
+    if not values:
+        raise EnergyError(f"energy_factor('{name}') names no value. Write energy_factor('{name}', energy, x=x).")
+    batch_shape = _plates_shape()
+    arrays = {key: _lead(name, key, jnp.asarray(value), batch_shape) for key, value in values.items()}
+    factor = EnergyFactor(name, energy, arrays, _sampled_sites() & frozenset(values), batch_shape)
+    numpyro.sample(name, factor, obs=factor.sample(None), infer={"is_auxiliary": True})
+
+
+def scalar_energy(energy: EnergyFn, row: dict[str, Array]) -> Array:
+    """The energy of one row as a scalar.
+
+    Raises:
+        EnergyError: for a result of another shape than ``()`` or ``(1,)``.
+    """
+    result = jnp.asarray(energy(**row))
+    if result.shape not in ((), (1,)):
+        shapes = {name: jnp.shape(value) for name, value in row.items()}
+        raise EnergyError(
+            f"The energy returned shape {result.shape} for one row of shapes {shapes}; it has to return a scalar, "
+            "shape (). Write it for one row: the plates around energy_factor say what a row is."
+        )
+    return result.reshape(())
+
+
+def flatten_rows(values: dict[str, Array], batch_shape: tuple[int, ...]) -> dict[str, Array]:
+    """Values laid out one row per entry of ``batch_shape``; scalars are repeated."""
+    rows = {}
+    for name, value in values.items():
+        event = value.shape[len(batch_shape) :]
+        rows[name] = jnp.broadcast_to(value, batch_shape + event).reshape((-1, *event))
+    return rows
+
+
+def _size(batch_shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in batch_shape:
+        size *= n
+    return size
+
+
+def _plates_shape() -> tuple[int, ...]:
+    plates = [handler for handler in _PYRO_STACK if isinstance(handler, numpyro.plate)]
+    shape = [1] * max((-plate.dim for plate in plates), default=0)
+    for plate in plates:
+        shape[plate.dim] = plate.subsample_size
+    return tuple(shape)
+
+
+def _lead(factor: str, name: str, value: jax.Array, batch_shape: tuple[int, ...]) -> jax.Array:
+    if value.ndim == 0:
+        return value
+    lead = value.shape[: len(batch_shape)]
+    if len(lead) == len(batch_shape) and all(n in (1, size) for n, size in zip(lead, batch_shape, strict=True)):
+        return value
+    raise EnergyError(
+        f"energy_factor('{factor}') stands in plates of shape {batch_shape}; its value {name} has shape {value.shape} and "
+        f"does not lead with them. Subsample it with numpyro.subsample({name}, event_dim=...), or close over it in the "
+        "energy if all rows share it."
+    )
+
+
+def _sampled_sites() -> frozenset[str]:
+    """Names of the sample sites that any trace around has recorded so far."""
+    traces = [h.trace for h in _PYRO_STACK if isinstance(h, numpyro.handlers.trace)]
+    return frozenset(n for t in traces for n, site in t.items() if site["type"] == "sample")

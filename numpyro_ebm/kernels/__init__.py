@@ -1,0 +1,41 @@
+"""Transition kernels over BlackJAX, and the table of their names."""
+
+from typing import Any
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._registry import Registry
+from numpyro_ebm.kernels._base import AbstractKernel as AbstractKernel
+from numpyro_ebm.kernels._base import TransitionInfo as TransitionInfo
+from numpyro_ebm.kernels.continuous import HMC as HMC
+from numpyro_ebm.kernels.continuous import MALA as MALA
+from numpyro_ebm.kernels.continuous import NUTS as NUTS
+from numpyro_ebm.kernels.continuous import Langevin as Langevin
+
+KERNELS: Registry[AbstractKernel] = Registry("kernel", {k.name: k for k in (Langevin, MALA, HMC, NUTS)})
+
+
+def available_kernels() -> tuple[str, ...]:
+    """The names that ``kernel=`` takes, sorted.
+
+    Example:
+        ``available_kernels()`` gives ``('hmc', 'langevin', 'mala', 'nuts')``.
+    """
+    return KERNELS.names()
+
+
+def resolve_kernel(kernel: Any, *, is_discrete: bool = False) -> AbstractKernel:
+    """A kernel from its name or itself, checked against the kind of support it has to move on.
+
+    Raises:
+        EnergyError: for an unknown name, or for a kernel that cannot move on this support.
+        TypeError: for something that is neither a name nor a kernel.
+    """
+    resolved = KERNELS.resolve(kernel)
+    if resolved.is_discrete != is_discrete:
+        kind = "discrete" if is_discrete else "continuous"
+        fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete == is_discrete]
+        raise EnergyError(
+            f"The kernel '{resolved.name}' cannot sample a {kind} support. "
+            f"Kernels that can: {', '.join(sorted(fitting)) or 'none yet'}."
+        )
+    return resolved

@@ -1,0 +1,90 @@
+"""Warm-up of one chain, a step at a time, from BlackJAX's parts.
+
+``blackjax.window_adaptation`` runs as a whole and knows neither MALA nor a progress bar, so the same schedule,
+dual averaging and mass matrix are put together here; a test holds the result equal to it.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
+from blackjax.adaptation.step_size import dual_averaging_adaptation
+from blackjax.adaptation.window_adaptation import build_schedule
+from blackjax.util import pytree_size
+
+from numpyro_ebm._typing import Array, Position
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
+
+FAST = 0
+
+
+class WarmupState(NamedTuple):
+    """Dual averaging, mass matrix (None where it does not adapt) and the kernel as adapted so far."""
+
+    averaging: Any
+    metric: Any
+    kernel: AbstractKernel
+
+
+def schedule(kernel: AbstractKernel, num_warmup: int) -> Array:
+    """Stan's windows as ``(num_warmup, 2)`` integers: stage (fast, slow) and whether a slow window ends here."""
+    if num_warmup == 0 or not kernel.adapts_mass_matrix:
+        return jnp.zeros((num_warmup, 2), jnp.int32)
+    return jnp.asarray(build_schedule(num_warmup), jnp.int32)
+
+
+def start(kernel: AbstractKernel, position: Position) -> WarmupState:
+    """The state of a warm-up that begins at the kernel's own settings."""
+    dtype = jnp.result_type(*jax.tree.leaves(position))
+    kernel = dataclasses.replace(kernel, step_size=jnp.asarray(kernel.step_size, dtype))  # pyright: ignore
+    if kernel.target_acceptance is None:
+        return WarmupState(None, None, kernel)
+    averaging = dual_averaging_adaptation(kernel.target_acceptance)[0](kernel.step_size)
+    if not kernel.adapts_mass_matrix:
+        return WarmupState(averaging, None, kernel)
+    metric = _metric(kernel)[0](pytree_size(position), _initial_matrix(kernel))
+    matrix = metric.inverse_mass_matrix
+    return WarmupState(averaging, metric, dataclasses.replace(kernel, inverse_mass_matrix=matrix))  # pyright: ignore
+
+
+def update(warmup: WarmupState, stage: Array, position: Position, info: TransitionInfo) -> WarmupState:
+    """Take one transition into account; ``stage`` is a row of `schedule`."""
+    if warmup.averaging is None:
+        return warmup
+    da_init, da_update, da_final = dual_averaging_adaptation(warmup.kernel.target_acceptance)  # pyright: ignore
+    averaging = da_update(warmup.averaging, info.acceptance_rate)
+    kernel = dataclasses.replace(warmup.kernel, step_size=jnp.exp(averaging.log_step_size))  # pyright: ignore
+    if warmup.metric is None:
+        return WarmupState(averaging, None, kernel)
+    _, mm_update, mm_final = _metric(kernel)
+    metric = jax.lax.cond(stage[0] == FAST, lambda m: m, lambda m: mm_update(m, position), warmup.metric)
+
+    def close_window(_):
+        closed, restarted = mm_final(metric), da_init(da_final(averaging))
+        return restarted, closed, jnp.exp(restarted.log_step_size)
+
+    averaging, metric, step_size = jax.lax.cond(
+        stage[1] == 1, close_window, lambda _: (averaging, metric, kernel.step_size), None
+    )
+    matrix = metric.inverse_mass_matrix
+    kernel = dataclasses.replace(kernel, step_size=step_size, inverse_mass_matrix=matrix)  # pyright: ignore
+    return WarmupState(averaging, metric, kernel)
+
+
+def finish(warmup: WarmupState) -> AbstractKernel:
+    """The adapted kernel: the averaged step size and the last mass matrix."""
+    if warmup.averaging is None:
+        return warmup.kernel
+    step_size = dual_averaging_adaptation(0.0)[2](warmup.averaging)
+    return dataclasses.replace(warmup.kernel, step_size=step_size)  # pyright: ignore
+
+
+def _initial_matrix(kernel: Any) -> Array | None:
+    return None if kernel.inverse_mass_matrix is None else jnp.asarray(kernel.inverse_mass_matrix)
+
+
+def _metric(kernel: Any):
+    matrix = kernel.inverse_mass_matrix
+    return mass_matrix_adaptation(is_diagonal_matrix=matrix is None or jnp.ndim(matrix) == 1)

@@ -1,0 +1,222 @@
+"""`BlackJAXKernel`: BlackJAX's kernels in ``numpyro.infer.MCMC``."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro.infer import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from numpyro_ebm import _models
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._typing import Array, PyTree
+from numpyro_ebm.kernels import adaptation, resolve_kernel
+
+
+class BlackJAXState(NamedTuple):
+    """State of one chain, with the names that NumPyro's own HMC uses where they mean the same.
+
+    Attributes:
+        i: transitions so far.
+        z: unconstrained latents by site.
+        kernel_state: BlackJAX's state.
+        warmup: dual averaging, mass matrix and the kernel as adapted so far.
+        accept_prob: acceptance probability of the last transition.
+        mean_accept_prob: its mean since the start, or since the end of the warm-up.
+        diverging: whether the last transition diverged.
+        potential_energy: minus the log density at ``z``; NaN for kernels that do not evaluate it.
+        energy: Hamiltonian of the last proposal; NaN without momentum.
+        step_size: step size of the last transition.
+        num_steps: gradient evaluations of the last transition.
+        tree_depth: doublings of the last NUTS trajectory.
+        rng_key: random key.
+    """
+
+    i: Array
+    z: PyTree
+    kernel_state: Any
+    warmup: adaptation.WarmupState
+    accept_prob: Array
+    mean_accept_prob: Array
+    diverging: Array
+    potential_energy: Array
+    energy: Array
+    step_size: Array
+    num_steps: Array
+    tree_depth: Array
+    rng_key: Array
+
+
+FIELDS = {
+    "acceptance_rate": "accept_prob",
+    "is_divergent": "diverging",
+    "num_gradients": "num_steps",
+    "energy": "energy",
+    "tree_depth": "tree_depth",
+}
+"""Fields of `TransitionInfo` and what the state calls them."""
+
+
+class BlackJAXKernel(MCMCKernel):
+    """A BlackJAX kernel for ``numpyro.infer.MCMC``, on any NumPyro model.
+
+    Latents move in unconstrained space. During NumPyro's warm-up the step size adapts by dual averaging and, for HMC and
+    NUTS, the mass matrix in Stan's windows; Langevin keeps its step. Works with vectorized, sequential and parallel
+    chains, the progress bar and extra fields (see `BlackJAXState`).
+
+    Args:
+        model: a NumPyro model, energy sites or not.
+        kernel: a name of `available_kernels` or a kernel object, whose settings the warm-up starts from.
+        params: values of the model's ``numpyro.param`` sites, as ``svi.run(...).params``; names that are not the model's
+            (a guide's) are left alone.
+        init_strategy: as in NumPyro's kernels.
+
+    Raises:
+        EnergyError: (a ValueError) for an unknown kernel; at the first run, for a model whose parameters have no value,
+            an energy whose parameters are sampled with it, an observed site in a subsampled plate, a model without latents,
+            and chains that start where the log density is not finite.
+
+    Example:
+        >>> mcmc = MCMC(BlackJAXKernel(model, "nuts", params=params), num_warmup=500, num_samples=1000)  # doctest: +SKIP
+
+    References:
+        Cabezas et al., BlackJAX: composable Bayesian inference in JAX (2024).
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        kernel: Any = "nuts",
+        *,
+        params: PyTree | None = None,
+        init_strategy: Callable = init_to_uniform,
+    ):
+        if not callable(model):
+            raise TypeError(f"BlackJAXKernel needs a NumPyro model; got {type(model).__name__}.")
+        self.kernel = resolve_kernel(kernel)
+        self.params = params
+        self._model = model
+        self._init_strategy = init_strategy
+        # NumPyro asks for these names before the first run.
+        self._sample_fn: Callable | None = None
+        self._target: _models.Target | None = None
+        self._num_warmup = 0
+        self._stages = jnp.zeros((0, 2), jnp.int32)
+
+    @property
+    def model(self) -> Callable:
+        """The model as given."""
+        return self._model
+
+    @property
+    def sample_field(self) -> str:
+        """The field that holds the draw."""
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """The draw and the statistics that mean something for this kernel."""
+        statistics = tuple(FIELDS[name] for name in self.kernel.statistics)
+        return ("z", *statistics, "step_size", *(() if self.kernel.name == "langevin" else ("potential_energy",)))
+
+    def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
+        """The state of one chain, or of a batch of chains for a batch of keys."""
+        kwargs = model_kwargs or {}
+        if self._target is None:
+            _models.check_params(self._model, self.params, model_args, kwargs)
+        self._num_warmup = num_warmup
+        self._stages = adaptation.schedule(self.kernel, num_warmup)
+        single = is_prng_key(rng_key)
+        keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
+        model = _models.fixed(self._model, self.params)
+        self._target = _models.make_target(keys[0], model, model_args, kwargs, self._init_strategy)
+        position = self._target.position if init_params is None else init_params
+        start = self._start if single else jax.vmap(self._start)
+        self._sample_fn = self._transition if single else jax.vmap(self._transition)
+        return start(keys[1], position)
+
+    def sample(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
+        """The next state."""
+        if self._sample_fn is None:
+            raise EnergyError("BlackJAXKernel.sample was called before init. Run it in numpyro.infer.MCMC.")
+        return self._sample_fn(state)
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
+        """From unconstrained latents to their supports, with the deterministic sites."""
+        if self._target is None:
+            return lambda z: z
+        return self._target.postprocess
+
+    def get_diagnostics_str(self, state: BlackJAXState) -> str:
+        """Words for the progress bar."""
+        return f"{int(state.num_steps)} gradients, step {state.step_size:.2e}, acceptance {state.mean_accept_prob:.2f}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: what a run has built is built again."""
+        return {**self.__dict__, "_sample_fn": None, "_target": None}
+
+    def _start(self, rng_key: Array, position: PyTree) -> BlackJAXState:
+        position = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), position)
+        kernel_state = self.kernel.init(position, self._log_density)
+        warmup = adaptation.start(self.kernel, position)
+        zero = jnp.zeros((), float)
+        return BlackJAXState(
+            i=jnp.zeros((), jnp.int32),
+            z=position,
+            kernel_state=kernel_state,
+            warmup=warmup,
+            accept_prob=zero,
+            mean_accept_prob=zero,
+            diverging=jnp.zeros((), bool),
+            potential_energy=_potential(kernel_state),
+            energy=jnp.full((), jnp.nan, float),
+            step_size=jnp.asarray(warmup.kernel.step_size, float),
+            num_steps=jnp.zeros((), jnp.int32),
+            tree_depth=jnp.zeros((), jnp.int32),
+            rng_key=rng_key,
+        )
+
+    def _transition(self, state: BlackJAXState) -> BlackJAXState:
+        rng_key, key = jax.random.split(state.rng_key)
+        kernel = state.warmup.kernel
+        kernel_state, info = kernel.step(key, state.kernel_state, self._log_density)
+        z = kernel_state.position
+        i = state.i + 1
+        since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
+        return BlackJAXState(
+            i=i,
+            z=z,
+            kernel_state=kernel_state,
+            warmup=self._adapt(state, z, info),
+            accept_prob=info.acceptance_rate,
+            mean_accept_prob=state.mean_accept_prob + (info.acceptance_rate - state.mean_accept_prob) / since,
+            diverging=info.is_divergent,
+            potential_energy=_potential(kernel_state),
+            energy=info.energy,
+            step_size=jnp.asarray(kernel.step_size, float),
+            num_steps=info.num_gradients,
+            tree_depth=info.tree_depth,
+            rng_key=rng_key,
+        )
+
+    def _adapt(self, state: BlackJAXState, position: PyTree, info: Any) -> adaptation.WarmupState:
+        """The warm-up after one more transition; finished at its last one."""
+        if not len(self._stages):
+            return state.warmup
+
+        def adapt(warmup):
+            updated = adaptation.update(warmup, self._stages[state.i], position, info)
+            finished = updated._replace(kernel=adaptation.finish(updated))
+            is_last = state.i + 1 == self._num_warmup
+            return jax.tree.map(lambda a, b: jnp.where(is_last, a, b), finished, updated)
+
+        return jax.lax.cond(state.i < self._num_warmup, adapt, lambda warmup: warmup, state.warmup)
+
+    def _log_density(self, position: PyTree) -> Array:
+        return jnp.asarray(self._target.log_density(position), float)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _potential(kernel_state: Any) -> Array:
+    return -jnp.asarray(getattr(kernel_state, "logdensity", jnp.nan), float)

@@ -1,0 +1,177 @@
+"""`sample`: warm-up and draws of all chains as one compiled program."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm import _models, chains
+from numpyro_ebm._callables import Structure
+from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions import EnergyDistribution
+from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws of MCMC chains, as `to_arviz` takes them.
+
+    Attributes:
+        samples: by site, ``(num_chains, num_samples, ...)``, constrained; deterministic sites included.
+        stats: by name, ``(num_chains, num_samples)`` or longer: ``acceptance_rate``, ``is_divergent``,
+            ``num_gradients``, ``step_size``, and ``energy``, ``tree_depth`` where the kernel has them.
+        kernel: the adapted kernel, its leaves led by ``num_chains``.
+    """
+
+    samples: dict[str, Array]
+    stats: dict[str, Array]
+    kernel: AbstractKernel
+
+    def get_samples(self, *, group_by_chain: bool = False) -> dict[str, Array]:
+        """Draws by site, chains merged unless asked otherwise (as ``MCMC.get_samples``)."""
+        if group_by_chain:
+            return self.samples
+        return {name: value.reshape((-1, *value.shape[2:])) for name, value in self.samples.items()}
+
+
+def sample(
+    rng_key: PRNGKey,
+    model_or_dist: Callable | EnergyDistribution,
+    kernel: Any = "nuts",
+    *,
+    params: PyTree | None = None,
+    num_warmup: int = 500,
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    model_args: tuple = (),
+    model_kwargs: dict[str, Any] | None = None,
+) -> Draws:
+    """Draw from an energy or a model by MCMC, all chains in one compiled program.
+
+    Each chain warms up by itself (step size, and the mass matrix of HMC and NUTS), then draws. A second call with the
+    same shapes compiles nothing: for a distribution its energy's arrays, for a model ``params`` and the arrays in its
+    arguments may change. The model itself is the cache's key: pass the same function.
+
+    Args:
+        rng_key: random key.
+        model_or_dist: a NumPyro model, or an `EnergyDistribution`; the site of the latter is called "x", and each row of
+            a batch shape has chains of its own.
+        kernel: a name or a kernel.
+        params: values of the model's ``numpyro.param`` sites.
+        num_warmup: adapted transitions per chain, thrown away.
+        num_samples: draws per chain.
+        num_chains: chains.
+        model_args: arguments of the model.
+        model_kwargs: keyword arguments of the model.
+
+    Returns:
+        `Draws`.
+
+    Raises:
+        EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
+            model whose parameters have no value, and a start where the log density is not finite.
+        TypeError: for something that is neither a model nor an `EnergyDistribution`, and for params beside the latter.
+
+    Example:
+        >>> draws = sample(jax.random.key(0), EnergyDistribution(lambda x: 2.0 * x**2), num_samples=100)
+        >>> draws.samples["x"].shape
+        (4, 100)
+    """
+    for name, count, least in (("num_warmup", num_warmup, 0), ("num_samples", num_samples, 1), ("num_chains", num_chains, 1)):
+        check_count("sample", name, count, least)
+    counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    if isinstance(model_or_dist, EnergyDistribution):
+        if params is not None or model_args or model_kwargs:
+            raise TypeError("params and arguments belong to a model; an EnergyDistribution holds its own.")
+        resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
+        samples, run, finite = _sample_distribution(rng_key, resolved, model_or_dist, **counts)
+    elif callable(model_or_dist):
+        arguments = (tuple(model_args), dict(model_kwargs or {}))
+        _check_once(model_or_dist, params, arguments)
+        dynamic, static = _partition(arguments)
+        samples, run, finite = _sample_model(
+            rng_key, resolve_kernel(kernel), model_or_dist, dict(params or {}), dynamic, static, **counts
+        )
+    else:
+        raise TypeError(f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}.")
+    if not bool(jnp.all(finite)):
+        raise EnergyError(
+            "A chain starts where the log density or its gradient is not finite. Look at the energy there, or give the "
+            "EnergyDistribution a base that covers where it is finite."
+        )
+    return Draws(samples, _stats(run), run.kernel)
+
+
+@partial(jax.jit, static_argnames=("num_warmup", "num_samples", "num_chains"))
+def _sample_distribution(rng_key, kernel, distribution, *, num_warmup, num_samples, num_chains):
+    key_start, key_run = jax.random.split(rng_key)
+    batch_shape = (num_chains, *distribution.batch_shape)
+    rows = distribution.rows(distribution.reference_sample(key_start, (num_chains,)), batch_shape)
+    position = jax.vmap(distribution.unconstrain)(rows.value)
+    log_density = distribution.unconstrained_log_density
+    finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)
+    run = chains.run(
+        key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples
+    )
+    draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)
+    info = run.info
+    if distribution.batch_shape:
+        draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, batch_shape), (draws, info))
+    return {"x": draws}, run._replace(info=info), finite
+
+
+@partial(jax.jit, static_argnames=("model", "static", "num_warmup", "num_samples", "num_chains"))
+def _sample_model(rng_key, kernel, model, params, dynamic, static, *, num_warmup, num_samples, num_chains):
+    args, kwargs = _merge(dynamic, static)
+    key_start, key_run = jax.random.split(rng_key)
+    target = _models.make_target(
+        jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs
+    )
+    finite = jax.vmap(lambda z: _models.initial_is_finite(target.log_density, z))(target.position)
+    run = chains.run(
+        key_run,
+        kernel,
+        lambda z, _: target.log_density(z),
+        target.position,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+    )
+    return jax.vmap(jax.vmap(target.postprocess))(run.positions), run, finite
+
+
+def _stats(run: chains.Run) -> dict[str, Array]:
+    stats = {name: getattr(run.info, name) for name in run.kernel.statistics}
+    step_size = jnp.asarray(run.kernel.step_size)
+    num_draws = run.info.acceptance_rate.shape
+    if step_size.ndim == 1 and step_size.size == num_draws[0]:
+        stats["step_size"] = jnp.broadcast_to(step_size[:, None], num_draws)
+    return stats
+
+
+def _rows_after_draws(leaf: Array, batch_shape: tuple[int, ...]) -> Array:
+    """From ``(chains * rows, draws, ...)`` to ``(chains, draws, *rows, ...)``."""
+    leaf = leaf.reshape((*batch_shape, *leaf.shape[1:]))
+    return jnp.moveaxis(leaf, len(batch_shape), 1)
+
+
+def _partition(arguments: PyTree) -> tuple[list[Array], Structure]:
+    """Arrays of a model's arguments, and all else as a hashable."""
+    leaves, treedef = jax.tree.flatten(arguments)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    dynamic = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+    static = tuple((array, None if array else leaf) for leaf, array in zip(leaves, is_array, strict=True))
+    return dynamic, Structure(treedef, static, False)
+
+
+def _merge(dynamic: list[Array], static: Structure) -> PyTree:
+    supply = iter(dynamic)
+    return jax.tree.unflatten(static.treedef, [next(supply) if array else leaf for array, leaf in static.static])
+
+
+def _check_once(model: Callable, params: PyTree | None, arguments: PyTree) -> None:
+    _models.check_params(model, params, *arguments)
