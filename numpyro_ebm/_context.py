@@ -43,6 +43,17 @@ def check_carries_state(estimator: str) -> None:
             )
 
 
+def site_being_scored() -> str | None:
+    """Name of the site whose log probability NumPyro is computing, for messages; None outside of that."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        site = frame.f_locals.get("site")
+        if isinstance(site, dict) and site.get("type") == "sample":
+            return site["name"]
+        frame = frame.f_back
+    return None
+
+
 def _callers() -> Iterator[tuple[str, Any]]:
     """Name and ``self`` of every function being run, innermost first."""
     frame = inspect.currentframe()

@@ -16,12 +16,12 @@ class EnergyError(ValueError):
 
 
 @contextmanager
-def at_site(name: str) -> Iterator[None]:
-    """Put the site's name in front of the message of any fault found inside."""
+def at_site(name: str | None) -> Iterator[None]:
+    """Put the site's name, where there is one, in front of the message of any fault found inside."""
     try:
         yield
     except EnergyError as error:
-        if f"site '{name}'" in str(error):
+        if name is None or f"site '{name}'" in str(error):
             raise
         raise EnergyError(f"At site '{name}': {error}") from error
 

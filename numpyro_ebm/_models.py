@@ -20,13 +20,13 @@ class Target(NamedTuple):
 
     Attributes:
         position: initial unconstrained latents by site; led by the keys' batch shape.
-        log_density: of a position.
-        postprocess: from a position to constrained latents and deterministic sites.
+        log_density: ``log_density(args, kwargs)`` is a function of a position.
+        postprocess: ``postprocess(args, kwargs)`` takes a position to constrained latents and deterministic sites.
     """
 
     position: Position
-    log_density: Callable[[Position], jax.Array]
-    postprocess: Callable[[Position], dict[str, jax.Array]]
+    log_density: Callable[[tuple, dict], Callable[[Position], jax.Array]]
+    postprocess: Callable[[tuple, dict], Callable[[Position], dict[str, jax.Array]]]
 
 
 class unsubsampled(Messenger):  # noqa: N801
@@ -46,6 +46,8 @@ class unsubsampled(Messenger):  # noqa: N801
             size, subsample_size = msg["args"]
             if subsample_size is not None and 0 < subsample_size < size:
                 self._scales[msg["name"]] = size / subsample_size
+                if msg["value"] is None:
+                    msg["value"] = jnp.arange(subsample_size)
         if msg["type"] != "sample":
             return
         plates = [frame.name for frame in msg["cond_indep_stack"] if frame.name in self._scales]
@@ -69,25 +71,16 @@ def check_params(model: Callable, params: PyTree | None, args: tuple, kwargs: di
     Raises:
         EnergyError: naming the parameters that have no value.
     """
-    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.mask(mask=False):
-        _trace_only(fixed(model, params), args, kwargs)
+    # Latents start as NumPyro's kernels start them, not drawn: an energy's sampler would run its chains for nothing.
+    initialized = handlers.substitute(handlers.seed(fixed(model, params), 0), substitute_fn=init_to_uniform())
+    with handlers.block(), handlers.trace() as trace:
+        initialized(*args, **kwargs)
     missing = [n for n, site in trace.items() if site["type"] == "param" and n not in (params or {})]
     if missing:
         raise EnergyError(
             f"The model has parameters {missing} without values, so MCMC would use their initial ones. Pass those that "
             "were trained: params=svi_result.params."
         )
-
-
-def _trace_only(model: Callable, args: tuple, kwargs: dict) -> None:
-    # Latent sites are not drawn: an energy's sampler would run its chains for nothing.
-    handlers.substitute(model, substitute_fn=_placeholder)(*args, **kwargs)
-
-
-def _placeholder(site: Any) -> Any:
-    if site["type"] == "sample" and not site["is_observed"] and not site["fn"].support.is_discrete:
-        return init_to_uniform(site)
-    return None
 
 
 def make_target(
@@ -105,10 +98,17 @@ def make_target(
     Raises:
         EnergyError: for a model without continuous latents or with discrete ones that cannot be enumerated away.
     """
-    info = initialize_model(rng_key, model, init_strategy=init_strategy, model_args=args, model_kwargs=kwargs)
+    info = initialize_model(
+        rng_key, model, init_strategy=init_strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs
+    )
     if not info.param_info.z:
         raise EnergyError("The model has no continuous latent site, so there is nothing to sample. Call it without data.")
-    return Target(info.param_info.z, lambda z: -info.potential_fn(z), info.postprocess_fn)
+
+    def log_density(args, kwargs):
+        potential = info.potential_fn(*args, **kwargs)
+        return lambda z: -jnp.asarray(potential(z), float)
+
+    return Target(info.param_info.z, log_density, lambda args, kwargs: info.postprocess_fn(*args, **kwargs))
 
 
 def initial_is_finite(log_density: Callable, position: Position) -> jax.Array:

@@ -1,6 +1,7 @@
 """A batch of chains, run by one scan."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -114,34 +115,37 @@ def run(
     Returns:
         The draws, their statistics and the adapted kernel of each chain.
     """
-    stages = adaptation.schedule(kernel, num_warmup)
-
-    def one_chain(key, position, row):
-        key_warmup, key_draws = jax.random.split(key)
-        target = _at(log_density, position, row)
-        state, adapted = _warm_up(key_warmup, kernel, target, position, stages)
-
-        def draw(state, key):
-            state, info = adapted.step(key, state, target)
-            return state, (state.position, info)
-
-        _, (draws, info) = jax.lax.scan(draw, state, jax.random.split(key_draws, num_samples))
-        return Run(draws, info, adapted)
-
     positions = as_float(positions)
-    return jax.vmap(one_chain)(jax.random.split(rng_key, num_chains_of(positions)), positions, local)
+    stages = adaptation.schedule(kernel, num_warmup)
+    num_chains = num_chains_of(positions)
 
+    def start(position, row):
+        return kernel.init(position, _at(log_density, position, row)), adaptation.start(kernel, position)
 
-def _warm_up(rng_key: PRNGKey, kernel: AbstractKernel, target: Callable, position: Position, stages: Array) -> Any:
-    def step(carry, inputs):
-        state, warmup = carry
-        key, stage = inputs
-        state, info = warmup.kernel.step(key, state, target)
-        return (state, adaptation.update(warmup, stage, state.position, info)), None
+    def step_one(key, state, warmup, row):
+        return warmup.kernel.step(key, state, _at(log_density, state.position, row))
 
-    carry = (kernel.init(position, target), adaptation.start(kernel, position))
-    (state, warmup), _ = jax.lax.scan(step, carry, (jax.random.split(rng_key, len(stages)), stages))
-    return state, adaptation.finish(warmup) if len(stages) else warmup.kernel
+    def step_all(carry, inputs):
+        # One loop for warm-up and draws: the kernel, NUTS above all, is compiled once.
+        states, warmups, draws = carry
+        i, key = inputs
+        states, info = jax.vmap(step_one)(jax.random.split(key, num_chains), states, warmups, local)
+        if num_warmup:
+            adapt = jax.vmap(partial(adaptation.update_at, stages, i))
+            warmups = adapt(warmups, states.position, info)
+        kept = jnp.maximum(i - num_warmup, 0)
+        draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, (states.position, info))
+        return (states, warmups, draws), None
+
+    states, warmups = jax.vmap(start)(positions, local)
+    one = jax.eval_shape(lambda: jax.vmap(step_one)(jax.random.split(rng_key, num_chains), states, warmups, local))
+    draws = jax.tree.map(
+        lambda leaf: jnp.zeros((num_chains, num_samples, *leaf.shape[1:]), leaf.dtype), (one[0].position, one[1])
+    )
+    num_steps = num_warmup + num_samples
+    inputs = (jnp.arange(num_steps), jax.random.split(rng_key, num_steps))
+    (_, warmups, draws), _ = jax.lax.scan(step_all, (states, warmups, draws), inputs)
+    return Run(*draws, warmups.kernel)
 
 
 def _at(log_density: LogDensityFn, position: Position, row: PyTree) -> Callable[[Position], Array]:

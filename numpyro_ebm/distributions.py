@@ -12,7 +12,8 @@ from numpyro.distributions import constraints
 from numpyro_ebm._autodiff import guard
 from numpyro_ebm._bases import split_rows
 from numpyro_ebm._callables import assemble, dismantle
-from numpyro_ebm._errors import EnergyError, is_concrete
+from numpyro_ebm._context import site_being_scored
+from numpyro_ebm._errors import EnergyError, at_site, is_concrete
 from numpyro_ebm._typing import Array, EnergyFn, PRNGKey, PyTree
 from numpyro_ebm.samplers import ChainSampler
 
@@ -23,6 +24,12 @@ GUARD = (
     "numpyro.handlers.substitute(model, params) or BlackJAXKernel(model, params=params). If Z is constant or already "
     "inside the energy, write EnergyDistribution(..., normalized=True)."
 )
+
+
+def guard_message() -> str:
+    """What the guard says, with the name of the site where NumPyro knows it."""
+    name = site_being_scored()
+    return f"At site '{name}': {GUARD}" if name else GUARD
 
 
 class Rows(NamedTuple):
@@ -132,11 +139,15 @@ class EnergyDistribution(dist.Distribution):
         Raises:
             EnergyError: where a derivative in anything but ``value`` is taken, and for events of another shape.
         """
-        value = self.as_events(value)
-        shape = self._broadcast(value)
-        rows = self.rows(value, shape)
-        batched = lambda v: jax.vmap(self.log_density)(v, rows.local)  # noqa: E731
-        values = batched(rows.value) if self.normalized else guard(batched, rows.value, GUARD)
+        with at_site(site_being_scored()):
+            value = self.as_events(value)
+            shape = self._broadcast(value)
+            rows = self.rows(value, shape)
+
+            def batched(events):
+                return jax.vmap(self.log_density)(events, rows.local)
+
+            values = batched(rows.value) if self.normalized else guard(batched, rows.value, guard_message())
         return values.reshape(shape)
 
     def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:

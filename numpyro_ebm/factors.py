@@ -12,7 +12,7 @@ from numpyro.primitives import _PYRO_STACK
 from numpyro_ebm._autodiff import guard
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._typing import Array, EnergyFn
-from numpyro_ebm.distributions import GUARD
+from numpyro_ebm.distributions import guard_message
 
 
 class EnergyFactor(dist.Distribution):
@@ -70,7 +70,7 @@ class EnergyFactor(dist.Distribution):
             )
 
         with at_site(self.name):
-            result = guard(minus_energy, free, f"At site '{self.name}': {GUARD}")
+            result = guard(minus_energy, free, guard_message())
         result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
         return result.reshape(self.batch_shape)
 

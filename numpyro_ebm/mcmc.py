@@ -1,6 +1,7 @@
 """`BlackJAXKernel`: BlackJAX's kernels in ``numpyro.infer.MCMC``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from numpyro.util import is_prng_key
 from numpyro_ebm import _models
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PyTree
-from numpyro_ebm.kernels import adaptation, resolve_kernel
+from numpyro_ebm.kernels import AbstractKernel, adaptation, resolve_kernel
 
 
 class BlackJAXState(NamedTuple):
@@ -95,8 +96,9 @@ class BlackJAXKernel(MCMCKernel):
     ):
         if not callable(model):
             raise TypeError(f"BlackJAXKernel needs a NumPyro model; got {type(model).__name__}.")
-        self.kernel = resolve_kernel(kernel)
-        self.params = params
+        # Read only: what NumPyro has compiled would not see a change.
+        self._kernel = resolve_kernel(kernel)
+        self._params = params
         self._model = model
         self._init_strategy = init_strategy
         # NumPyro asks for these names before the first run.
@@ -111,6 +113,16 @@ class BlackJAXKernel(MCMCKernel):
         return self._model
 
     @property
+    def kernel(self) -> AbstractKernel:
+        """The kernel with the settings that a warm-up starts from."""
+        return self._kernel
+
+    @property
+    def params(self) -> PyTree | None:
+        """The values of the model's parameters."""
+        return self._params
+
+    @property
     def sample_field(self) -> str:
         """The field that holds the draw."""
         return "z"
@@ -118,36 +130,39 @@ class BlackJAXKernel(MCMCKernel):
     @property
     def default_fields(self) -> tuple[str, ...]:
         """The draw and the statistics that mean something for this kernel."""
-        statistics = tuple(FIELDS[name] for name in self.kernel.statistics)
-        return ("z", *statistics, "step_size", *(() if self.kernel.name == "langevin" else ("potential_energy",)))
+        statistics = tuple(FIELDS[name] for name in self._kernel.statistics)
+        return ("z", *statistics, "step_size", *(() if self._kernel.name == "langevin" else ("potential_energy",)))
 
     def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
         """The state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
         if self._target is None:
-            _models.check_params(self._model, self.params, model_args, kwargs)
+            _models.check_params(self._model, self._params, model_args, kwargs)
         self._num_warmup = num_warmup
-        self._stages = adaptation.schedule(self.kernel, num_warmup)
+        self._stages = adaptation.schedule(self._kernel, num_warmup)
         single = is_prng_key(rng_key)
         keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
-        model = _models.fixed(self._model, self.params)
+        model = _models.fixed(self._model, self._params)
         self._target = _models.make_target(keys[0], model, model_args, kwargs, self._init_strategy)
         position = self._target.position if init_params is None else init_params
-        start = self._start if single else jax.vmap(self._start)
-        self._sample_fn = self._transition if single else jax.vmap(self._transition)
-        return start(keys[1], position)
+        start = partial(self._start, self._target.log_density(model_args, kwargs))
+        # A batch of keys is a batch of chains, here and at every transition.
+        self._sample_fn = _call if single else jax.vmap
+        return self._sample_fn(start)(keys[1], position)
 
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
         """The next state."""
-        if self._sample_fn is None:
+        if self._sample_fn is None or self._target is None:
             raise EnergyError("BlackJAXKernel.sample was called before init. Run it in numpyro.infer.MCMC.")
-        return self._sample_fn(state)
+        # Built from the arguments given here: under jit_model_args they are new in each run.
+        transition = partial(self._transition, self._target.log_density(model_args, model_kwargs or {}))
+        return self._sample_fn(transition)(state)
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
         """From unconstrained latents to their supports, with the deterministic sites."""
         if self._target is None:
             return lambda z: z
-        return self._target.postprocess
+        return self._target.postprocess(model_args, model_kwargs or {})
 
     def get_diagnostics_str(self, state: BlackJAXState) -> str:
         """Words for the progress bar."""
@@ -157,10 +172,10 @@ class BlackJAXKernel(MCMCKernel):
         """Settings only: what a run has built is built again."""
         return {**self.__dict__, "_sample_fn": None, "_target": None}
 
-    def _start(self, rng_key: Array, position: PyTree) -> BlackJAXState:
+    def _start(self, log_density: Callable, rng_key: Array, position: PyTree) -> BlackJAXState:
         position = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), position)
-        kernel_state = self.kernel.init(position, self._log_density)
-        warmup = adaptation.start(self.kernel, position)
+        kernel_state = self._kernel.init(position, log_density)
+        warmup = adaptation.start(self._kernel, position)
         zero = jnp.zeros((), float)
         return BlackJAXState(
             i=jnp.zeros((), jnp.int32),
@@ -178,18 +193,21 @@ class BlackJAXKernel(MCMCKernel):
             rng_key=rng_key,
         )
 
-    def _transition(self, state: BlackJAXState) -> BlackJAXState:
+    def _transition(self, log_density: Callable, state: BlackJAXState) -> BlackJAXState:
         rng_key, key = jax.random.split(state.rng_key)
         kernel = state.warmup.kernel
-        kernel_state, info = kernel.step(key, state.kernel_state, self._log_density)
+        kernel_state, info = kernel.step(key, state.kernel_state, log_density)
         z = kernel_state.position
+        adapted = state.warmup
+        if self._num_warmup:
+            adapted = adaptation.update_at(self._stages, state.i, adapted, z, info)
         i = state.i + 1
         since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
         return BlackJAXState(
             i=i,
             z=z,
             kernel_state=kernel_state,
-            warmup=self._adapt(state, z, info),
+            warmup=adapted,
             accept_prob=info.acceptance_rate,
             mean_accept_prob=state.mean_accept_prob + (info.acceptance_rate - state.mean_accept_prob) / since,
             diverging=info.is_divergent,
@@ -201,21 +219,9 @@ class BlackJAXKernel(MCMCKernel):
             rng_key=rng_key,
         )
 
-    def _adapt(self, state: BlackJAXState, position: PyTree, info: Any) -> adaptation.WarmupState:
-        """The warm-up after one more transition; finished at its last one."""
-        if not len(self._stages):
-            return state.warmup
 
-        def adapt(warmup):
-            updated = adaptation.update(warmup, self._stages[state.i], position, info)
-            finished = updated._replace(kernel=adaptation.finish(updated))
-            is_last = state.i + 1 == self._num_warmup
-            return jax.tree.map(lambda a, b: jnp.where(is_last, a, b), finished, updated)
-
-        return jax.lax.cond(state.i < self._num_warmup, adapt, lambda warmup: warmup, state.warmup)
-
-    def _log_density(self, position: PyTree) -> Array:
-        return jnp.asarray(self._target.log_density(position), float)  # pyright: ignore[reportOptionalMemberAccess]
+def _call(fn: Callable) -> Callable:
+    return fn
 
 
 def _potential(kernel_state: Any) -> Array:

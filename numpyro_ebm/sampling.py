@@ -92,7 +92,7 @@ def sample(
         samples, run, finite = _sample_distribution(rng_key, resolved, model_or_dist, **counts)
     elif callable(model_or_dist):
         arguments = (tuple(model_args), dict(model_kwargs or {}))
-        _check_once(model_or_dist, params, arguments)
+        _models.check_params(model_or_dist, params, *arguments)
         dynamic, static = _partition(arguments)
         samples, run, finite = _sample_model(
             rng_key, resolve_kernel(kernel), model_or_dist, dict(params or {}), dynamic, static, **counts
@@ -132,16 +132,17 @@ def _sample_model(rng_key, kernel, model, params, dynamic, static, *, num_warmup
     target = _models.make_target(
         jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs
     )
-    finite = jax.vmap(lambda z: _models.initial_is_finite(target.log_density, z))(target.position)
+    log_density = target.log_density(args, kwargs)
+    finite = jax.vmap(lambda z: _models.initial_is_finite(log_density, z))(target.position)
     run = chains.run(
         key_run,
         kernel,
-        lambda z, _: target.log_density(z),
+        lambda z, _: log_density(z),
         target.position,
         num_warmup=num_warmup,
         num_samples=num_samples,
     )
-    return jax.vmap(jax.vmap(target.postprocess))(run.positions), run, finite
+    return jax.vmap(jax.vmap(target.postprocess(args, kwargs)))(run.positions), run, finite
 
 
 def _stats(run: chains.Run) -> dict[str, Array]:
@@ -172,6 +173,3 @@ def _merge(dynamic: list[Array], static: Structure) -> PyTree:
     supply = iter(dynamic)
     return jax.tree.unflatten(static.treedef, [next(supply) if array else leaf for array, leaf in static.static])
 
-
-def _check_once(model: Callable, params: PyTree | None, arguments: PyTree) -> None:
-    _models.check_params(model, params, *arguments)

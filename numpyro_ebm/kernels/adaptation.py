@@ -73,6 +73,18 @@ def update(warmup: WarmupState, stage: Array, position: Position, info: Transiti
     return WarmupState(averaging, metric, kernel)
 
 
+def update_at(stages: Array, i: Array, warmup: WarmupState, position: Position, info: TransitionInfo) -> WarmupState:
+    """`update` at transition ``i`` of the warm-up, finished at its last one; nothing after it."""
+    num_warmup = len(stages)
+
+    def adapt(warmup):
+        updated = update(warmup, stages[i], position, info)
+        finished = updated._replace(kernel=finish(updated))
+        return jax.tree.map(lambda a, b: jnp.where(i + 1 == num_warmup, a, b), finished, updated)
+
+    return jax.lax.cond(i < num_warmup, adapt, lambda warmup: warmup, warmup)
+
+
 def finish(warmup: WarmupState) -> AbstractKernel:
     """The adapted kernel: the averaged step size and the last mass matrix."""
     if warmup.averaging is None:
