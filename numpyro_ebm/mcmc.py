@@ -148,7 +148,7 @@ class BlackJAXKernel(MCMCKernel):
         start = partial(self._start, self._target.log_density(model_args, kwargs))
         # A batch of keys is a batch of chains, here and at every transition.
         self._sample_fn = _call if single else jax.vmap
-        return self._sample_fn(start)(keys[1], position)
+        return jax.jit(self._sample_fn(start))(keys[1], position)
 
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
         """The next state."""
