@@ -116,7 +116,7 @@ def load(seed: int) -> Splits:
 @jax.jit
 def log_density(params, x):
     """Unnormalised log density of rows under the model."""
-    with numpyro.handlers.substitute(data=params), numpyro.handlers.block():
+    with numpyro.handlers.block(), numpyro.handlers.substitute(data=params):
         return energy_site().log_prob(x)
 
 

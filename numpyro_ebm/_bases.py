@@ -46,6 +46,8 @@ def _parameters(inner: Distribution, batch_shape: tuple[int, ...]) -> dict[str, 
             "Write it without a batch shape, or as a parametric distribution such as "
             "numpyro.distributions.Normal(loc, scale).to_event(1)."
         )
+    if "scale_tril" in arguments:  # the other forms of one covariance, of which the class takes one
+        arguments = {k: v for k, v in arguments.items() if k not in ("covariance_matrix", "precision_matrix")}
     local = {}
     for name, value in arguments.items():
         event_dim = inner.arg_constraints[name].event_dim

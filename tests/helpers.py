@@ -1,0 +1,54 @@
+"""What several test files use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from blackjax.diagnostics import effective_sample_size
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.util import log_density
+
+import numpyro_ebm as ebm
+
+
+def precision_model(x=None, *, num_rows=None, batch_size=None, start=1.0):
+    """E = t x^2 / 2 with t a parameter, in a plate (subsampled on demand)."""
+    t = numpyro.param("t", start)
+    rows = num_rows or (1 if x is None else len(x))
+    with numpyro.plate("rows", rows, subsample_size=batch_size):
+        batch = x if x is None or batch_size is None else numpyro.subsample(x, event_dim=0)
+        numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=batch)
+
+
+def vector_model(x=None):
+    """A diagonal Gaussian over a base, plate of rows: event of shape (2,)."""
+    t = numpyro.param("t", jnp.ones(2))
+    with numpyro.plate("rows", len(x)):
+        base = dist.Normal(0, 3).expand([2]).to_event(1)
+        numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(t * x**2), (2,), base=base), obs=x)
+
+
+def surrogate(model, params, *args, key=0, **kwargs):
+    """Log joint of a model under `estimate`, as a function of its parameters."""
+    seeded = numpyro.handlers.seed(model, jax.random.key(key) if isinstance(key, int) else key)
+    return log_density(seeded, args, kwargs, params)[0]
+
+
+def fit(model, *args, steps=900, rate=0.1, key=0, **kwargs):
+    """Parameters after SVI with a decaying Adam."""
+    optimiser = optax.adam(optax.exponential_decay(rate, steps // 3, 0.1))
+    svi = SVI(model, ebm.empty_guide, optimiser, Trace_ELBO())
+    return svi.run(jax.random.key(key), steps, *args, progress_bar=False, **kwargs).params
+
+
+def check_moments(draws, mean, variance, *, min_ess=200):
+    """Draws ``(chains, draws, ...)``: an ESS gate, then mean and variance within 5 standard errors."""
+    draws = np.asarray(draws, float)
+    for values, truth in ((draws, mean), ((draws - mean) ** 2, variance)):
+        ess = np.asarray(effective_sample_size(jnp.asarray(values)))
+        assert np.all(ess > min_ess), f"effective sample size {ess}"
+        error = np.abs(values.mean((0, 1)) - truth)
+        bound = 5 * values.std((0, 1)) / np.sqrt(ess)
+        assert np.all(error < bound), f"error {error} against {bound}"

@@ -1,0 +1,100 @@
+"""The house: floors, names, docstrings, and the README's code."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import numpyro_ebm as ebm
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "numpyro_ebm"
+FLOORS = {
+    "_typing": 0,
+    "_errors": 0,
+    "_registry": 0,
+    "_autodiff": 0,
+    "_callables": 0,
+    "_bases": 0,
+    "_context": 0,
+    "kernels": 1,
+    "chains": 2,
+    "samplers": 3,
+    "distributions": 3,
+    "factors": 3,
+    "joint": 3,
+    "_models": 4,
+    "estimators": 4,
+    "handlers": 5,
+    "mcmc": 5,
+    "sampling": 5,
+    "arviz": 6,
+    "__init__": 7,
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    own = FLOORS[part_of(path)]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numpyro_ebm"):
+            inner = node.module.split(".")[1:] or [alias.name for alias in node.names]
+            for name in inner[:1] if node.module != "numpyro_ebm" else inner:
+                assert FLOORS[name] <= own, f"{path.name} imports {name} from a floor above"
+
+
+def test_no_import_cycles_within_a_floor():
+    graph = {}
+    for path in FILES:
+        if path.name == "__init__.py":
+            continue
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numpyro_ebm"):
+                names.add(node.module.removeprefix("numpyro_ebm").strip(".") or "")
+        graph[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = names
+
+    def reaches(start, goal, seen):
+        return any(n == goal or (n not in seen and reaches(n, goal, seen | {n})) for n in graph.get(start, ()))
+
+    assert not [name for name in graph if reaches(name, name, set())]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_small_and_raise_no_asserts(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
+
+
+def test_version_comes_from_the_metadata():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ebm.__version__)
+
+
+def test_the_registries_hold_what_their_docstrings_say():
+    assert ebm.available_estimators() == ("cd", "dsm", "mle", "nce", "pcd", "sm", "ssm")
+    assert ebm.available_kernels() == ("hmc", "langevin", "mala", "nuts")
+    for name in ("available_estimators", "available_kernels"):
+        function = getattr(ebm, name)
+        assert str(function()) in function.__doc__
+
+
+def test_readme_code_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks, "the README has an example"
+    assert max(block.count("\n") for block in blocks) <= 25
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::FutureWarning", str(script)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.glob("*.nc"))
