@@ -63,6 +63,11 @@ class AbstractKernel(abc.ABC):
     def step(self, rng_key: PRNGKey, state: Any, log_density: Any) -> tuple[Any, TransitionInfo]:
         """One transition that leaves ``exp(log_density)`` invariant (Langevin: up to its step's bias)."""
 
+    def adapted(self, **settings: Any) -> Any:
+        """The same kernel with settings that a warm-up arrived at."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore
+        return rebuilt(type(self), {**own, **settings})
+
     def __post_init__(self):
         check_positive(type(self).__name__, "step_size", self.step_size)
 
@@ -72,11 +77,27 @@ def kernel_class(*static: str):
 
     def wrap(cls: K) -> K:
         cls = dataclasses.dataclass(frozen=True)(cls)
-        names = [f.name for f in dataclasses.fields(cls)]
-        data = [name for name in names if name not in static]
-        return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=list(static))
+        data = [f.name for f in dataclasses.fields(cls) if f.name not in static]
+
+        def flatten(kernel):
+            return [getattr(kernel, name) for name in data], tuple(getattr(kernel, name) for name in static)
+
+        def unflatten(settings, leaves):
+            # Not through __init__: what a warm-up arrives at is reported, not validated.
+            return rebuilt(cls, dict(zip((*data, *static), (*leaves, *settings), strict=True)))
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+        return cls
 
     return wrap
+
+
+def rebuilt(cls: type, settings: dict[str, Any]) -> Any:
+    """A kernel with these settings, whatever they are."""
+    kernel = object.__new__(cls)
+    for name, value in settings.items():
+        object.__setattr__(kernel, name, value)
+    return kernel
 
 
 def mass_matrix(kernel: Any, position: Position) -> Array:

@@ -4,7 +4,6 @@
 dual averaging and mass matrix are put together here; a test holds the result equal to it.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +37,7 @@ def schedule(kernel: AbstractKernel, num_warmup: int) -> Array:
 def start(kernel: AbstractKernel, position: Position) -> WarmupState:
     """The state of a warm-up that begins at the kernel's own settings."""
     dtype = jnp.result_type(*jax.tree.leaves(position))
-    kernel = dataclasses.replace(kernel, step_size=jnp.asarray(kernel.step_size, dtype))  # pyright: ignore
+    kernel = kernel.adapted(step_size=jnp.asarray(kernel.step_size, dtype))
     if kernel.target_acceptance is None:
         return WarmupState(None, None, kernel)
     averaging = dual_averaging_adaptation(kernel.target_acceptance)[0](kernel.step_size)
@@ -46,7 +45,7 @@ def start(kernel: AbstractKernel, position: Position) -> WarmupState:
         return WarmupState(averaging, None, kernel)
     metric = _metric(kernel)[0](pytree_size(position), _initial_matrix(kernel))
     matrix = metric.inverse_mass_matrix
-    return WarmupState(averaging, metric, dataclasses.replace(kernel, inverse_mass_matrix=matrix))  # pyright: ignore
+    return WarmupState(averaging, metric, kernel.adapted(inverse_mass_matrix=matrix))
 
 
 def update(warmup: WarmupState, stage: Array, position: Position, info: TransitionInfo) -> WarmupState:
@@ -55,7 +54,7 @@ def update(warmup: WarmupState, stage: Array, position: Position, info: Transiti
         return warmup
     da_init, da_update, da_final = dual_averaging_adaptation(warmup.kernel.target_acceptance)  # pyright: ignore
     averaging = da_update(warmup.averaging, info.acceptance_rate)
-    kernel = dataclasses.replace(warmup.kernel, step_size=jnp.exp(averaging.log_step_size))  # pyright: ignore
+    kernel = warmup.kernel.adapted(step_size=jnp.exp(averaging.log_step_size))
     if warmup.metric is None:
         return WarmupState(averaging, None, kernel)
     _, mm_update, mm_final = _metric(kernel)
@@ -69,7 +68,7 @@ def update(warmup: WarmupState, stage: Array, position: Position, info: Transiti
         stage[1] == 1, close_window, lambda _: (averaging, metric, kernel.step_size), None
     )
     matrix = metric.inverse_mass_matrix
-    kernel = dataclasses.replace(kernel, step_size=step_size, inverse_mass_matrix=matrix)  # pyright: ignore
+    kernel = kernel.adapted(step_size=step_size, inverse_mass_matrix=matrix)
     return WarmupState(averaging, metric, kernel)
 
 
@@ -90,7 +89,7 @@ def finish(warmup: WarmupState) -> AbstractKernel:
     if warmup.averaging is None:
         return warmup.kernel
     step_size = dual_averaging_adaptation(0.0)[2](warmup.averaging)
-    return dataclasses.replace(warmup.kernel, step_size=step_size)  # pyright: ignore
+    return warmup.kernel.adapted(step_size=step_size)
 
 
 def _initial_matrix(kernel: Any) -> Array | None:
