@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
@@ -113,7 +114,9 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
     if not values:
         raise EnergyError(f"energy_factor('{name}') names no value. Write energy_factor('{name}', energy, x=x).")
     batch_shape = _plates_shape()
-    arrays = {key: _lead(name, key, jnp.asarray(value), batch_shape) for key, value in values.items()}
+    # Arrays stay the objects they are: estimate compares a site's value with the factor's by identity.
+    arrays = {k: v if isinstance(v, np.ndarray | jax.Array) else jnp.asarray(v) for k, v in values.items()}
+    arrays = {key: _lead(name, key, value, batch_shape) for key, value in arrays.items()}
     factor = EnergyFactor(name, energy, arrays, _sampled_sites() & frozenset(values), batch_shape)
     numpyro.sample(name, factor, obs=factor.sample(None), infer={"is_auxiliary": True})
 
@@ -158,7 +161,7 @@ def _plates_shape() -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _lead(factor: str, name: str, value: jax.Array, batch_shape: tuple[int, ...]) -> jax.Array:
+def _lead(factor: str, name: str, value: Any, batch_shape: tuple[int, ...]) -> Any:
     if value.ndim == 0:
         return value
     lead = value.shape[: len(batch_shape)]

@@ -94,6 +94,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             return super().__call__(*args, **kwargs)
         with self:
             result = self.fn(*args, **kwargs)
+            for name in self._seen:
+                self._factored.check_not_named(name)
             for site in self._factored.sites():
                 log_factor = self._surrogate(site.name, site.unwrapped(Unwrapped), site.value, site.message)
                 site.emit(log_factor, Surrogate)

@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import MaskedDistribution
 from numpyro.primitives import apply_stack
 
+from numpyro_ebm._bases import without_rows
 from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._typing import Array
 from numpyro_ebm.distributions import EnergyDistribution
@@ -48,7 +49,7 @@ class FactoredSite(NamedTuple):
             context=context if any(context) else None,
             batch_shape=base.batch_shape,
             support=base.support,
-            base=None if is_improper else base,
+            base=None if is_improper else without_rows(base),
         )
         mask = None if mask is None else jnp.broadcast_to(mask, base.batch_shape)
         return result(distribution, base.batch_shape, 0, mask)
@@ -89,6 +90,19 @@ class FactoredSites:
     def add_factor(self, factor: EnergyFactor) -> None:
         """Note a factor."""
         self._factors.append(factor)
+
+    def check_not_named(self, name: str) -> None:
+        """Refuse a factor on a site that is an energy already.
+
+        Raises:
+            EnergyError: naming both.
+        """
+        for factor in self._factors:
+            if name in factor.values:
+                raise EnergyError(
+                    f"The factor '{factor.name}' names '{name}', which is an EnergyDistribution. Put the factor's energy "
+                    f"into the EnergyDistribution, or give '{name}' its base as its distribution."
+                )
 
     def sites(self) -> list[FactoredSite]:
         """The observed sites that factors name, once the model has run.
@@ -136,8 +150,8 @@ def _repeat(factor: EnergyFactor, site: str) -> dict[str, Array]:
 
 
 def _is_same(ours: Any, theirs: Any) -> bool:
-    if jnp.shape(ours) != jnp.shape(theirs):
+    if ours is theirs:
+        return True
+    if jnp.shape(ours) != jnp.shape(theirs) or not is_concrete(ours, theirs):
         return False
-    if is_concrete(ours) and is_concrete(theirs):
-        return bool(jnp.array_equal(ours, theirs, equal_nan=True))
-    return ours is theirs
+    return bool(jnp.array_equal(ours, theirs, equal_nan=True))
