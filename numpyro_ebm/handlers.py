@@ -74,12 +74,17 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         if isinstance(estimator, Mapping):
             if options:
                 raise TypeError(f"Options {sorted(options)} came beside a dict of estimators. Write them into its objects.")
-            self.estimators: dict[str, AbstractEstimator] | AbstractEstimator = {
+            self._estimators: dict[str, AbstractEstimator] | AbstractEstimator = {
                 site: ESTIMATORS.resolve(spec) for site, spec in estimator.items()
             }
         else:
-            self.estimators = ESTIMATORS.resolve(estimator, **options)
+            self._estimators = ESTIMATORS.resolve(estimator, **options)
         super().__init__(fn)
+
+    @property
+    def estimators(self) -> Any:
+        """The estimator, or a dict of them by site. Read only: what was compiled would not see a change."""
+        return self._estimators
 
     def __enter__(self):
         # What is known of one run of the model; a handler may be entered many times.
@@ -141,14 +146,14 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
 
     def _estimator_of(self, name: str) -> AbstractEstimator:
-        if isinstance(self.estimators, AbstractEstimator):
-            return self.estimators
-        if name not in self.estimators:
+        if isinstance(self._estimators, AbstractEstimator):
+            return self._estimators
+        if name not in self._estimators:
             raise EnergyError(
                 f"No estimator is given for the energy site '{name}'. Write estimate(model, {{'{name}': 'cd', ...}}). "
-                f"{nearest(name, self.estimators)}"
+                f"{nearest(name, self._estimators)}"
             )
-        return self.estimators[name]
+        return self._estimators[name]
 
     def _check_context(self, name: str, estimator: AbstractEstimator, msg: Any) -> None:
         if estimator.is_persistent:
@@ -174,9 +179,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
 
     def _check_all_seen(self) -> None:
-        if isinstance(self.estimators, AbstractEstimator):
+        if isinstance(self._estimators, AbstractEstimator):
             return
-        unknown = sorted(set(self.estimators) - self._seen)
+        unknown = sorted(set(self._estimators) - self._seen)
         if unknown:
             raise EnergyError(
                 f"estimate got estimators for {unknown}, which are no energy sites of this model. "

@@ -32,8 +32,13 @@ def vector_model(x=None):
 
 def surrogate(model, params, *args, key=0, **kwargs):
     """Log joint of a model under `estimate`, as a function of its parameters."""
-    seeded = numpyro.handlers.seed(model, jax.random.key(key) if isinstance(key, int) else key)
-    return log_density(seeded, args, kwargs, params)[0]
+    rng_key = jax.random.key(key) if isinstance(key, int) else key
+
+    @jax.jit
+    def value(rng_key, params):
+        return log_density(numpyro.handlers.seed(model, rng_key), args, kwargs, params)[0]
+
+    return value(rng_key, params)
 
 
 def fit(model, *args, steps=900, rate=0.1, key=0, **kwargs):

@@ -34,7 +34,12 @@ class ChainEstimator(AbstractEstimator):
         first = jax.tree.map(lambda leaf: leaf[0], (start, local))
         log_density = freeze(site.log_density, *first)
         start, local = jax.lax.stop_gradient((start, local))
-        moved, health = chains.advance(rng_key, self.kernel, log_density, start, local, num_steps=self.num_steps)
+
+        @jax.jit  # one program also where the model runs outside jit, as in svi.init
+        def move(rng_key, start, local):
+            return chains.advance(rng_key, self.kernel, log_density, start, local, num_steps=self.num_steps)
+
+        moved, health = move(rng_key, start, local)
         return jax.lax.stop_gradient(moved), health
 
     def contrast(self, site: Site, negatives: Position) -> Array:

@@ -77,7 +77,8 @@ class DenoisingScoreMatching(AbstractEstimator):
 
     def _warn_of_scale(self, site: Site) -> None:
         position = np.asarray(site.position)
-        spread = position[slice(None) if site.mask is None else np.asarray(site.mask)].std(axis=0)
+        position = position if site.mask is None else position[np.asarray(site.mask)]
+        spread = position.std(axis=0) if len(position) else np.zeros(())
         if not np.all(spread > 0):
             return
         ratio = np.broadcast_to(np.asarray(self.sigma) / spread, spread.shape)
