@@ -1,6 +1,7 @@
 """`estimate`: the handler that puts an estimator in the place of an intractable log likelihood."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         self._subsampled: set[str] = set()
         self._seen: set[str] = set()
         self._factored = FactoredSites()
+        self._holders: list[dict[str, Any]] = []
         return super().__enter__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,6 +134,11 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         log_factor = self._surrogate(name, unwrapped, msg["value"], msg)
         msg["fn"] = Surrogate(log_factor, fn.event_shape, fn.support)
 
+    def postprocess_message(self, msg: Any) -> None:
+        """Note the state of network layers, which an energy must leave alone."""
+        if msg["type"] == "mutable" and isinstance(msg["value"], dict):
+            self._holders.append(msg["value"])
+
     def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any) -> Array:
         """Values of the site's surrogate, in the batch shape its log probability has."""
         with at_site(name):
@@ -140,7 +147,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             self._check_context(name, estimator, msg)
             site = lay_out(name, unwrapped, value)
             estimator.check(site)
-            values = run(estimator, site)
+            with _unchanged(list(self._holders)):
+                values = run(estimator, site)
         values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
         values = values.reshape(site.batch_shape)
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
@@ -187,6 +195,30 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 f"estimate got estimators for {unknown}, which are no energy sites of this model. "
                 f"{nearest(unknown[0], self._seen)}"
             )
+
+
+@contextmanager
+def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
+    """Refuse an energy that changes a layer's state: it is called once per row and many times per update."""
+    before = [dict(holder) for holder in holders]
+
+    def check(error: Exception | None) -> None:
+        changed = [h is not b and any(h[k] is not b.get(k) for k in h) for h, b in zip(holders, before, strict=True)]
+        for holder, old in zip(holders, before, strict=True):
+            holder.update(old)
+        if any(changed):
+            raise EnergyError(
+                "The energy changes the state of one of its layers (batch norm, dropout, spectral norm). An energy is a "
+                "function of one event: use a layer without state, such as layer norm, or freeze it (use_running_average, "
+                "deterministic)."
+            ) from error
+
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        check(error)
+        raise
+    check(None)
 
 
 def unwrap(fn: Any) -> Unwrapped | None:
