@@ -4,7 +4,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -40,6 +40,11 @@ def is_concrete(*values: Any) -> bool:
     return all(isinstance(leaf, numbers.Number | np.ndarray | np.generic | jax.Array) for leaf in leaves) and not any(
         isinstance(leaf, jax.core.Tracer) for leaf in leaves
     )
+
+
+def eager(*values: Any) -> AbstractContextManager:
+    """Inside ``jit``, compute with values that are known there at once, so that they can be checked."""
+    return jax.ensure_compile_time_eval() if is_concrete(*values) else nullcontext()
 
 
 def check_positive(owner: str, name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistr
 from numpyro.primitives import Messenger, mutable
 
 from numpyro_ebm import _context
-from numpyro_ebm._errors import EnergyError, at_site, is_concrete, nearest
+from numpyro_ebm._errors import EnergyError, at_site, eager, is_concrete, nearest
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, Site
@@ -247,7 +247,8 @@ def unwrap(fn: Any) -> Unwrapped | None:
 def lay_out(name: str, unwrapped: Unwrapped, value: Any) -> Site:
     """The site's data, one event per row, checked as far as they are concrete."""
     distribution = unwrapped.distribution
-    events = distribution.as_events(value)
+    with eager(value):
+        events = distribution.as_events(value)
     cut = events.ndim - len(distribution.event_shape)
     try:
         batch_shape = jnp.broadcast_shapes(events.shape[:cut], unwrapped.batch_shape)
@@ -257,10 +258,13 @@ def lay_out(name: str, unwrapped: Unwrapped, value: Any) -> Site:
             f"event_shape={distribution.event_shape}: the data need shape "
             f"{(*unwrapped.batch_shape, *distribution.event_shape)}. Reshape them, or change the plate's size."
         ) from None
-    rows = distribution.rows(events, batch_shape)
-    mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
-    site = Site(name, distribution, batch_shape, _harmless(rows.value, mask, distribution), rows.local, mask)
-    _check_values(site)
+    local = distribution.rows(events, batch_shape).local
+    with eager(events, unwrapped.mask):
+        flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
+        flat = flat.reshape((-1, *distribution.event_shape))
+        mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
+        site = Site(name, distribution, batch_shape, _harmless(flat, mask, distribution), local, mask)
+        _check_values(site)
     return site
 
 

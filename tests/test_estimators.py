@@ -78,7 +78,8 @@ class TestInvariants:
 
     def test_value_is_finite_and_of_batch_shape(self, name):
         x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-        model = numpyro.handlers.seed(estimated(vector_model, name), 0)
+        options = {"nu": 3} if name == "nce" else options_of(name)
+        model = numpyro.handlers.seed(ebm.estimate(vector_model, name, **options), 0)
         site = numpyro.handlers.trace(model).get_trace(x)["x"]
         value = site["fn"].log_prob(site["value"])
         assert value.shape == (5,)
@@ -133,12 +134,15 @@ class TestInvariants:
             with pytest.raises(ValueError, match=r"site 'y'.*context"):
                 surrogate(estimated(model, name), {"t": 0.1}, y)
             return
-        options = {**options_of(name), **({"sigma": 0.05} if name == "dsm" else {})}
-        with_noise = 0.12 if name in ("dsm", "ssm") else 0.06
+        options = {**options_of(name), **({"sigma": 0.3} if name == "dsm" else {})}
         value = fit(ebm.estimate(model, name, **options), y, steps=600)["t"]
-        # Standard error of maximum likelihood: sqrt(2 / sum k^2) = 0.063.
-        exact = _exact_slope(k, y)
-        np.testing.assert_allclose(value, exact, atol=with_noise)
+        if name in OBJECTIVES:
+            sigma = options.get("sigma", 0.0)
+            noise = np.random.default_rng(1).normal(size=(100, 1500)) if sigma else np.zeros((1, 1500))
+            truth = _sm_slope(k, y + sigma * noise)
+        else:
+            truth = _ml_slope(k, y)
+        np.testing.assert_allclose(value, truth, atol=0.05)
 
     def test_mixed_precision_under_x64(self, name, x64):
         for data, parameter in ((np.float32, np.float64), (np.float64, np.float32)):
@@ -153,13 +157,19 @@ class TestInvariants:
         assert values[0] == values[1]
 
 
-def _exact_slope(k, y):
+def _ml_slope(k, y):
     """Maximum likelihood of t for y ~ N(0, exp(-t k)), by Newton."""
     t = 0.0
     for _ in range(50):
         weight = np.exp(t * k) * y**2
         t -= np.sum(0.5 * k * (weight - 1)) / np.sum(0.5 * k**2 * weight)
     return t
+
+
+def _sm_slope(k, y):
+    """The t of least mean of exp(2 t k) y^2 / 2 - exp(t k)."""
+    grid = np.linspace(0, 2, 4001)
+    return grid[np.argmin([np.mean(0.5 * np.exp(2 * t * k) * y**2 - np.exp(t * k)) for t in grid])]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -250,13 +260,13 @@ class TestIdentities:
             t = numpyro.param("t", 1.0)
             numpyro.sample("x", ebm.EnergyDistribution(lambda x: t * x**4 / 4 + 0.1 * x), obs=x)
 
-        step = 1e-4
+        step = 2e-3
         cd = ebm.estimate(model, "cd", kernel=ebm.MALA(step_size=step))
         grads = jax.lax.map(
-            lambda key: gradient(cd, {"t": 0.7}, x, key=key) / step, jax.random.split(jax.random.key(0), 200)
+            lambda key: gradient(cd, {"t": 0.7}, x, key=key) / step, jax.random.split(jax.random.key(0), 2000)
         )
         sm = gradient(ebm.estimate(model, "sm"), {"t": 0.7}, x)
-        error = np.std(grads) / np.sqrt(200)
+        error = np.std(grads) / np.sqrt(2000)
         assert abs(np.mean(grads) - sm) < 5 * error
         assert error < 0.1 * abs(sm)
 
@@ -364,8 +374,8 @@ class TestContainers:
                 return linen.Dense(1)(linen.silu(linen.Dense(4)(x)))
 
         weights = {
-            "Dense_0": {"kernel": self.w1, "bias": self.b1},
-            "Dense_1": {"kernel": self.w2, "bias": self.b2},
+            "Dense_1": {"kernel": self.w1, "bias": self.b1},  # the outer layer is made first
+            "Dense_0": {"kernel": self.w2, "bias": self.b2},
         }
         module = Net()
         return lambda: flax_module("net", module, input_shape=(2,)), ["net$params"], weights

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._errors import EnergyError, eager
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
 
@@ -40,7 +40,8 @@ class Site:
     @functools.cached_property
     def position(self) -> Array:
         """The rows in unconstrained space."""
-        return jax.vmap(self.distribution.unconstrain)(self.value)
+        with eager(self.value):
+            return jax.vmap(self.distribution.unconstrain)(self.value)
 
     def log_density(self, position: Array, local: PyTree = None) -> Array:
         """Unnormalised log density of one row in unconstrained space, Jacobian included."""

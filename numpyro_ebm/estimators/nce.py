@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete
+from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete
 from numpyro_ebm.distributions import check_same_support
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 
@@ -68,8 +68,9 @@ class NoiseContrastiveEstimation(AbstractEstimator):
                 f"shape {site.distribution.event_shape}. Write noise={type(noise).__name__}(...).to_event(1)."
             )
         check_same_support("noise", noise, site.distribution.support)
-        if is_concrete(site.value, site.mask):
-            _check_overlap(noise, site)
+        if is_concrete(site.value, site.mask, noise):
+            with eager():
+                _check_overlap(noise, site)
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the classification loss, per row."""
@@ -79,9 +80,14 @@ class NoiseContrastiveEstimation(AbstractEstimator):
         def log_odds(event):
             return site.distribution.log_density(event) - log_normalizer - noise.log_prob(event) - jnp.log(self.nu)
 
+        def fake_loss(fake, row):
+            # A draw rounded to the wall of the support has no density there: it costs nothing, and no gradient.
+            inside = jnp.all(jnp.isfinite(site.distribution.unconstrain(fake)))
+            return jnp.where(inside, jax.nn.softplus(log_odds(jnp.where(inside, fake, row))), 0.0)
+
         fakes = site.distribution.as_events(jax.lax.stop_gradient(noise.sample(rng_key, (site.num_rows, self.nu))))
         loss = jax.nn.softplus(-jax.vmap(log_odds)(site.value))
-        loss += jnp.sum(jax.nn.softplus(jax.vmap(jax.vmap(log_odds))(fakes)), axis=1)
+        loss += jnp.sum(jax.vmap(jax.vmap(fake_loss, in_axes=(0, None)))(fakes, site.value), axis=1)
         return -loss, state
 
     def _noise(self, site: Site) -> Any:
