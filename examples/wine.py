@@ -229,7 +229,7 @@ def report(name: str, fit: Fit, splits: Splits, args: argparse.Namespace) -> dic
         dims={"x": ["component"], "x_test": ["row", "component"]},
         coords={"component": [f"PC{i + 1}" for i in range(DIM)]},
     )
-    flat = np.asarray(draws.get_samples()["x"])
+    flat = np.asarray(draws.get_samples()["x"], float)
     log_z, log_z_se, share = log_partition(fit.params, flat, args.seed, args.proposals)
     test = np.asarray(log_density(fit.params, jnp.asarray(splits.test)))
     return {
@@ -241,7 +241,7 @@ def report(name: str, fit: Fit, splits: Splits, args: argparse.Namespace) -> dic
         "is_ess": share,
         "rhat": float(arviz.rhat(idata)["x"].max()),
         "ess": float(arviz.ess(idata)["x"].min()),
-        "gap": float(np.asarray(log_density(fit.params, flat)).mean() - test.mean()),
+        "gap": float(np.asarray(log_density(fit.params, jnp.asarray(flat))).mean() - test.mean()),
         "train": fit.seconds,
         "evaluate": time.time() - start,
         "idata": idata,
@@ -258,13 +258,9 @@ def baselines(splits: Splits, seed: int) -> list[dict]:
         components = dist.MultivariateNormal(jnp.asarray(m.means_), precision_matrix=jnp.asarray(m.precisions_))
         density = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(m.weights_)), components)
 
-        def negative_log(x, density=density):
-            return -density.log_prob(x)
-
-        score_rows = ebm.EnergyDistribution(negative_log, (DIM,), normalized=True)
-        loss, _ = numpyro.infer.util.log_density(
-            ebm.estimate(lambda x, d=score_rows: numpyro.sample("x", d, obs=x), "sm"), (splits.test,), {}, {}
-        )
+        score_rows = ebm.EnergyDistribution(lambda x, density=density: -density.log_prob(x), (DIM,), normalized=True)
+        exact = ebm.estimate(lambda x, d=score_rows: numpyro.sample("x", d, obs=x), "sm")
+        loss = jax.jit(lambda x, m=exact: numpyro.infer.util.log_density(m, (x,), {}, {})[0])(splits.test)
         values = m.score_samples(splits.test)
         rows.append(
             {

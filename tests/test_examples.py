@@ -1,0 +1,48 @@
+"""The examples, run small."""
+
+import importlib.util
+from pathlib import Path
+
+import arviz
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def wine():
+    return load("wine")
+
+
+def test_wine(wine, tmp_path, capsys):
+    rows = wine.main(["--quick", "--methods", "dsm", "pcd", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for name in ("gaussian", "mixture", "dsm", "pcd"):
+        assert name in printed
+    for row in rows:
+        assert np.isfinite([row[k] for k in ("sm_loss", "ll", "ll_se", "log_z_se", "is_ess", "rhat", "ess", "gap")]).all()
+        assert -16 < row["ll"] < -12
+    assert (tmp_path / "wine.png").stat().st_size > 20_000
+    data = arviz.from_netcdf(tmp_path / "wine.nc")
+    assert dict(data["posterior"].sizes) == {"chain": 4, "draw": 60, "component": 11}
+    assert dict(data["observed_data"].sizes) == {"row": 159, "component": 11}
+
+
+def test_the_splits_and_the_baselines_are_those_of_the_literature(wine):
+    splits = wine.load(2019)
+    assert [len(part) for part in splits] == [1296, 144, 159]
+    everything = np.concatenate(splits)
+    np.testing.assert_allclose(np.cov(everything.T), (1 + 0.05**2) * np.eye(11), atol=0.02)
+    gaussian, mixture = wine.baselines(splits, 2019)
+    # Means over three splits: -16.13 and -4.81, -13.22 and -17.9.
+    assert abs(gaussian["ll"] + 15.5) < 1.5
+    assert mixture["ll"] > gaussian["ll"] + 1.5
+    assert mixture["sm_loss"] < gaussian["sm_loss"] - 3
