@@ -79,6 +79,7 @@ class Energy(nnx.Module):
         self.last = nnx.Linear(100, 1, rngs=rngs)
 
     def __call__(self, x):
+        """The energy of one wine, shape (1,)."""
         return self.last(nnx.softplus(self.second(nnx.softplus(self.first(x)))))
 
 
@@ -336,7 +337,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--steps", type=int, default=1600, help="training steps at most")
     parser.add_argument("--chunk", type=int, default=50, help="steps between two looks at the validation rows")
-    parser.add_argument("--patience", type=int, default=400, help="steps without a better validation log-likelihood before stopping")
+    parser.add_argument("--patience", type=int, default=400, help="steps to go on without a better value")
     parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up per chain")
     parser.add_argument("--samples", type=int, default=1000, help="NUTS draws per chain")
     parser.add_argument("--proposals", type=int, default=50_000, help="importance samples for log Z")

@@ -1,7 +1,7 @@
-"""Take a callable apart into arrays and structure, so that it crosses jit and vmap as a pytree."""
+"""Take a callable or a tree of arguments apart into arrays and structure, so that it crosses jit as a pytree."""
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Structure(NamedTuple):
-    """What of a callable is not an array: its tree, its static leaves and whether it is a partial."""
+    """What of it is not an array: its tree, its static leaves and whether it is a partial."""
 
     treedef: Any
     static: tuple[Hashable, ...]
@@ -20,8 +20,8 @@ class _Dynamic(NamedTuple):
     """Stands in `Structure.static` where an array was."""
 
 
-def dismantle(fn: Callable) -> tuple[list[Any], Structure]:
-    """Arrays and structure of a function, a ``functools.partial`` or a callable pytree (equinox, nnx).
+def dismantle(fn: Any) -> tuple[list[Any], Structure]:
+    """Arrays and structure of a function, a ``functools.partial`` or a pytree (equinox, nnx, arguments).
 
     A plain function is structure alone: what it closes over stays in it.
     """
@@ -32,8 +32,8 @@ def dismantle(fn: Callable) -> tuple[list[Any], Structure]:
     return arrays, Structure(treedef, static, is_partial)
 
 
-def assemble(arrays: list[Any], structure: Structure) -> Callable:
-    """The callable that `dismantle` took apart, around new arrays."""
+def assemble(arrays: list[Any], structure: Structure) -> Any:
+    """What `dismantle` took apart, around new arrays."""
     supply = iter(arrays)
     leaves = [next(supply) if isinstance(leaf, _Dynamic) else leaf for leaf in structure.static]
     tree = jax.tree.unflatten(structure.treedef, leaves)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 class EnergyError(ValueError):
@@ -38,7 +39,7 @@ def is_concrete(*values: Any) -> bool:
     """Whether every leaf is a value and not a tracer or a placeholder."""
     leaves = jax.tree.leaves(values)
     return all(isinstance(leaf, numbers.Number | np.ndarray | np.generic | jax.Array) for leaf in leaves) and not any(
-        isinstance(leaf, jax.core.Tracer) for leaf in leaves
+        isinstance(leaf, Tracer) for leaf in leaves
     )
 
 

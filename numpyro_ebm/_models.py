@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro
 from numpyro import handlers
 from numpyro.infer import init_to_uniform
 from numpyro.infer.util import initialize_model

@@ -112,7 +112,7 @@ def _by_chain(name: str, value: Any, shape: tuple[int, int]) -> Array:
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
     """An array that netCDF can hold: half precision widened, random keys refused."""
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise EnergyError(f"'{name}' holds random keys, which are no data. Leave it out.")
     if jnp.asarray(value).dtype in (jnp.bfloat16, jnp.float16):
         value = jnp.asarray(value, jnp.float32)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def run(
     num_steps = num_warmup + num_samples
     inputs = (jnp.arange(num_steps), jax.random.split(rng_key, num_steps))
     (_, warmups, draws), _ = jax.lax.scan(step_all, (states, warmups, draws), inputs)
-    return Run(*draws, warmups.kernel)
+    return Run(draws[0], draws[1], warmups.kernel)
 
 
 def _at(log_density: LogDensityFn, position: Position, row: PyTree) -> Callable[[Position], Array]:

@@ -31,7 +31,7 @@ class EnergyFactor(dist.Distribution):
     """
 
     arg_constraints = {}
-    support = constraints.real
+    support: Any = constraints.real  # pyright: ignore[reportAssignmentType]
     pytree_data_fields = ("values", "row_mask")
     pytree_aux_fields = ("name", "energy", "sites")
 

@@ -281,7 +281,8 @@ def run(estimator: AbstractEstimator, site: Site) -> Array:
     if not estimator.is_persistent:
         return estimator.surrogate(rng_key, site, None)[0]
     key_init, key_update = jax.random.split(rng_key)
-    holder: Any = mutable(f"{site.name}${estimator.name}", {"state": estimator.init(key_init, site)})
+    start: Any = {"state": estimator.init(key_init, site)}
+    holder: Any = mutable(f"{site.name}${estimator.name}", start)
     values, holder["state"] = estimator.surrogate(key_update, site, holder["state"])
     return values
 

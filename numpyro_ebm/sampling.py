@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from numpyro_ebm import _models, chains
-from numpyro_ebm._callables import Structure
+from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
@@ -82,9 +81,9 @@ def sample(
         >>> draws.samples["x"].shape
         (4, 100)
     """
-    for name, count, least in (("num_warmup", num_warmup, 0), ("num_samples", num_samples, 1), ("num_chains", num_chains, 1)):
-        check_count("sample", name, count, least)
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    for name, count in counts.items():
+        check_count("sample", name, count, 0 if name == "num_warmup" else 1)
     if isinstance(model_or_dist, EnergyDistribution):
         if params is not None or model_args or model_kwargs:
             raise TypeError("params and arguments belong to a model; an EnergyDistribution holds its own.")
@@ -93,7 +92,7 @@ def sample(
     elif callable(model_or_dist):
         arguments = (tuple(model_args), dict(model_kwargs or {}))
         _models.check_params(model_or_dist, params, *arguments)
-        dynamic, static = _partition(arguments)
+        dynamic, static = dismantle(arguments)
         samples, run, finite = _sample_model(
             rng_key, resolve_kernel(kernel), model_or_dist, dict(params or {}), dynamic, static, **counts
         )
@@ -115,9 +114,7 @@ def _sample_distribution(rng_key, kernel, distribution, *, num_warmup, num_sampl
     position = jax.vmap(distribution.unconstrain)(rows.value)
     log_density = distribution.unconstrained_log_density
     finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)
-    run = chains.run(
-        key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples
-    )
+    run = chains.run(key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples)
     draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)
     info = run.info
     if distribution.batch_shape:
@@ -127,11 +124,9 @@ def _sample_distribution(rng_key, kernel, distribution, *, num_warmup, num_sampl
 
 @partial(jax.jit, static_argnames=("model", "static", "num_warmup", "num_samples", "num_chains"))
 def _sample_model(rng_key, kernel, model, params, dynamic, static, *, num_warmup, num_samples, num_chains):
-    args, kwargs = _merge(dynamic, static)
+    args, kwargs = assemble(dynamic, static)
     key_start, key_run = jax.random.split(rng_key)
-    target = _models.make_target(
-        jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs
-    )
+    target = _models.make_target(jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs)
     log_density = target.log_density(args, kwargs)
     finite = jax.vmap(lambda z: _models.initial_is_finite(log_density, z))(target.position)
     run = chains.run(
@@ -158,18 +153,3 @@ def _rows_after_draws(leaf: Array, batch_shape: tuple[int, ...]) -> Array:
     """From ``(chains * rows, draws, ...)`` to ``(chains, draws, *rows, ...)``."""
     leaf = leaf.reshape((*batch_shape, *leaf.shape[1:]))
     return jnp.moveaxis(leaf, len(batch_shape), 1)
-
-
-def _partition(arguments: PyTree) -> tuple[list[Array], Structure]:
-    """Arrays of a model's arguments, and all else as a hashable."""
-    leaves, treedef = jax.tree.flatten(arguments)
-    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-    dynamic = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-    static = tuple((array, None if array else leaf) for leaf, array in zip(leaves, is_array, strict=True))
-    return dynamic, Structure(treedef, static, False)
-
-
-def _merge(dynamic: list[Array], static: Structure) -> PyTree:
-    supply = iter(dynamic)
-    return jax.tree.unflatten(static.treedef, [next(supply) if array else leaf for array, leaf in static.static])
-

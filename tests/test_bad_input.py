@@ -199,7 +199,11 @@ CASES = {
         "same",
     ),
     "nested": (lambda: ebm.to_arviz({"x": {"y": np.ones((2, 100))}}), ValueError, "flat dict"),
-    "keys among the draws": (lambda: ebm.to_arviz({"x": jax.random.split(jax.random.key(0), (2, 3))}), ValueError, "random keys"),
+    "keys among the draws": (
+        lambda: ebm.to_arviz({"x": jax.random.split(jax.random.key(0), (2, 3))}),
+        ValueError,
+        "random keys",
+    ),
     "no draws at all": (lambda: ebm.to_arviz(3), TypeError, "needs an MCMC"),
 }
 

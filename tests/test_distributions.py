@@ -72,9 +72,7 @@ class TestShapes:
 
     def test_a_pytree_context(self):
         context = {"a": THETA, "b": (jnp.ones((3, 2)),)}
-        d = ebm.EnergyDistribution(
-            lambda x, c: c["a"] * jnp.sum(c["b"][0] * x), (2,), context=context, batch_shape=(3,)
-        )
+        d = ebm.EnergyDistribution(lambda x, c: c["a"] * jnp.sum(c["b"][0] * x), (2,), context=context, batch_shape=(3,))
         np.testing.assert_allclose(d.log_prob(jnp.ones((3, 2))), -2 * THETA)
 
 

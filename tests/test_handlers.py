@@ -78,9 +78,7 @@ class TestPlates:
     def test_subsamples_average_to_the_whole(self, gaussian_data):
         x = gaussian_data[:200]
         grad = lambda t, index: jax.grad(  # noqa: E731
-            lambda t: surrogate(
-                ebm.estimate(precision_model, "sm"), {"t": t, "rows": index}, x, num_rows=200, batch_size=10
-            )
+            lambda t: surrogate(ebm.estimate(precision_model, "sm"), {"t": t, "rows": index}, x, num_rows=200, batch_size=10)
         )(t)
         parts = [grad(2.0, jnp.arange(10) + 10 * i) for i in range(20)]
         whole = jax.grad(lambda t: surrogate(ebm.estimate(precision_model, "sm"), {"t": t}, x))(2.0)
@@ -109,9 +107,7 @@ class TestPlates:
 
     def test_a_scaled_run_has_the_same_optimum(self, gaussian_data):
         scaled = handlers.scale(precision_model, scale=10.0)
-        np.testing.assert_allclose(
-            fit(ebm.estimate(scaled, "cd", num_steps=5), gaussian_data)["t"], 3.99528, atol=0.15
-        )
+        np.testing.assert_allclose(fit(ebm.estimate(scaled, "cd", num_steps=5), gaussian_data)["t"], 3.99528, atol=0.15)
 
     def test_to_event_expand_and_double_plates(self):
         x = np.random.default_rng(0).normal(size=(4, 3, 2))

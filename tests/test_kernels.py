@@ -37,9 +37,7 @@ def test_the_table_holds_every_kernel():
 
 @pytest.mark.parametrize("name", ADJUSTED)
 def test_an_adjusted_kernel_draws_from_its_target(name):
-    run = chains.run(
-        jax.random.key(1), KERNELS[name], gaussian, jnp.zeros((4, 3)), num_warmup=500, num_samples=4000
-    )
+    run = chains.run(jax.random.key(1), KERNELS[name], gaussian, jnp.zeros((4, 3)), num_warmup=500, num_samples=4000)
     check_moments(run.positions, np.asarray(MEANS), np.asarray(SCALES) ** 2)
 
 

@@ -59,8 +59,8 @@ def assert_same_posterior(ours, theirs, names):
     """Means and log standard deviations of two runs within 5 combined standard errors."""
     for name in names:
         a, b = (np.asarray(s.get_samples(group_by_chain=True)[name], float) for s in (ours, theirs))
-        for f in (lambda v: v, lambda v: (v - b.mean((0, 1))) ** 2):
-            fa, fb = f(a), f(b)
+        center = b.mean((0, 1))
+        for fa, fb in ((a, b), ((a - center) ** 2, (b - center) ** 2)):
             ess = [np.asarray(effective_sample_size(jnp.asarray(v))) for v in (fa, fb)]
             assert min(np.min(e) for e in ess) > 100
             error = np.sqrt(fa.var((0, 1)) / ess[0] + fb.var((0, 1)) / ess[1])
@@ -153,9 +153,7 @@ def test_the_same_kernel_on_new_data_with_jit_model_args():
         with numpyro.plate("rows", len(y)):
             numpyro.sample("y", dist.Normal(mu, 1), obs=y)
 
-    mcmc = MCMC(
-        ebm.BlackJAXKernel(model, "hmc"), num_warmup=200, num_samples=500, progress_bar=False, jit_model_args=True
-    )
+    mcmc = MCMC(ebm.BlackJAXKernel(model, "hmc"), num_warmup=200, num_samples=500, progress_bar=False, jit_model_args=True)
     for value in (-3.0, 4.0):
         mcmc.run(jax.random.key(0), jnp.full(100, value))
         assert abs(mcmc.get_samples()["mu"].mean() - value) < 0.1
@@ -240,9 +238,10 @@ class TestSample:
             t = numpyro.param("t", 1.0)
             numpyro.sample("x", ebm.EnergyDistribution(lambda x: energy(t, x), (2,)))
 
+        first = 0
         for i, t in enumerate((1.0, 4.0)):
             draws = ebm.sample(jax.random.key(i), model, "mala", params={"t": jnp.array(t)}, num_samples=2000)
-            first = first if i else len(traces)
+            first = len(traces) if i == 0 else first
             check_moments(draws.samples["x"], 0.0, 1 / t)
         assert len(traces) == first
 

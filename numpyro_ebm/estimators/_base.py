@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 

@@ -48,7 +48,9 @@ class SlicedScoreMatching(AbstractEstimator):
     def __post_init__(self):
         check_count("SlicedScoreMatching", "num_projections", self.num_projections)
         if self.projection not in get_args(Projection):
-            raise EnergyError(f"Unknown projection '{self.projection}'. {nearest(str(self.projection), get_args(Projection))}")
+            raise EnergyError(
+                f"Unknown projection '{self.projection}'. {nearest(str(self.projection), get_args(Projection))}"
+            )
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""

@@ -71,8 +71,9 @@ class MALA(AbstractKernel):
 
     def step(self, rng_key, state, log_density):
         """Propose and accept or reject."""
+        details: Any
         state, details = blackjax.mala(log_density, self.step_size).step(rng_key, state)
-        return state, info(details.acceptance_rate, False, 1)
+        return state, info(details.acceptance_rate, is_divergent=False, num_gradients=1)
 
 
 @kernel_class("num_integration_steps")
@@ -109,10 +110,9 @@ class HMC(AbstractKernel):
         """One trajectory, accepted or rejected."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.hmc(log_density, self.step_size, matrix, self.num_integration_steps)
+        details: Any
         state, details = algorithm.step(rng_key, state)
-        return state, info(
-            details.acceptance_rate, details.is_divergent, self.num_integration_steps, details.energy
-        )
+        return state, info(details.acceptance_rate, details.is_divergent, self.num_integration_steps, details.energy)
 
 
 @kernel_class("max_num_doublings")
@@ -154,6 +154,7 @@ class NUTS(AbstractKernel):
         """One trajectory, sampled from by its weights."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.nuts(log_density, self.step_size, matrix, max_num_doublings=self.max_num_doublings)
+        details: Any
         state, details = algorithm.step(rng_key, state)
         return state, info(
             details.acceptance_rate,
