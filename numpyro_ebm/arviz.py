@@ -120,6 +120,7 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def _build(groups: dict[str, dict[str, np.ndarray]], dims: dict[str, Any], coords: dict[str, Any]) -> Any:
-    if hasattr(arviz, "InferenceData"):
+    # ArviZ 1 took InferenceData away, and answers a look for it with a warning.
+    if arviz.__version__.startswith("0."):
         return arviz.from_dict(**groups, dims=dims, coords=coords)  # pyright: ignore
     return arviz.from_dict(groups, dims=dims, coords=coords)
