@@ -36,7 +36,6 @@ def with_value(value, row=2):
 
 POSITIVE = {"support": constraints.positive, "energy": lambda x: jnp.sum(x)}
 SIMPLEX = np.array([[0.2, 0.3, 0.5], [0.0, 0.4, 0.6]], np.float32)
-NORMAL3 = dist.Normal(0, 1).expand([3]).to_event(1)
 
 # What went wrong: (call, error, words that the message holds).
 CASES = {
@@ -243,9 +242,3 @@ def test_rows_that_are_not_known_yet_give_nan_and_not_a_number():
     assert np.isnan(values[2])
     assert np.isfinite(np.delete(values, 2)).all()
     assert np.isnan(jax.jit(lambda x: run("cd", x=x)["x"]["fn"].log_prob(x))(with_value(np.nan))[2])
-
-
-def test_a_good_model_passes():
-    for name in ebm.available_estimators():
-        run(name, options={"sigma": 0.5} if name == "dsm" else {})
-    assert NORMAL3.event_shape == (3,)

@@ -144,7 +144,7 @@ class TestBase:
         ids=["expanded", "per row", "multivariate", "multivariate shared", "shared"],
     )
     def test_each_row_has_its_own_base(self, base):
-        d = ebm.EnergyDistribution(quadratic, (2,), base=base)
+        d = ebm.EnergyDistribution(quadratic, (2,), base=base, sampler=ebm.ChainSampler("mala", num_warmup=10))
         x = jax.random.normal(jax.random.key(0), (3, 2))
         np.testing.assert_allclose(d.log_prob(x), base.log_prob(x) - 0.5 * jnp.sum(x**2, -1), rtol=1e-5)
         assert d.sample(jax.random.key(1), (4,)).shape == (4, *d.batch_shape, 2)
@@ -158,7 +158,8 @@ class TestBase:
 
     def test_draws_of_rows_with_their_own_base(self):
         base = dist.Normal(jnp.array([-5.0, 5.0]), 1.0)
-        draws = ebm.EnergyDistribution(lambda x: 0.0 * x, base=base).sample(jax.random.key(0), (500,))
+        sampler = ebm.ChainSampler("mala")
+        draws = ebm.EnergyDistribution(lambda x: 0.0 * x, base=base, sampler=sampler).sample(jax.random.key(0), (500,))
         np.testing.assert_allclose(draws.mean(0), [-5, 5], atol=5 / np.sqrt(500))
 
 
@@ -267,7 +268,9 @@ class TestSample:
         ids=["exponential", "beta", "uniform", "dirichlet"],
     )
     def test_constrained_supports(self, support, energy, event_shape, mean):
-        draws = ebm.EnergyDistribution(energy, event_shape, support=support).sample(jax.random.key(3), (1500,))
+        sampler = ebm.ChainSampler("mala", num_warmup=300, num_steps=100)
+        d = ebm.EnergyDistribution(energy, event_shape, support=support, sampler=sampler)
+        draws = d.sample(jax.random.key(3), (1500,))
         assert bool(jnp.all(support(draws)))
         error = jnp.abs(draws.mean(0) - mean)
         assert bool(jnp.all(error < 5 * draws.std(0) / np.sqrt(1500)))
@@ -295,9 +298,14 @@ class TestTypes:
         t = jnp.asarray(4.0, parameters)
         d = ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), (3,))
         assert d.log_prob(np.ones((2, 3), data)).dtype == jnp.float64
-        for kernel in ebm.available_kernels():
-            draws = ebm.sample(jax.random.key(0), d, kernel, num_warmup=20, num_samples=5, num_chains=2)
-            assert draws.samples["x"].dtype == jnp.float64
+
+    @pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc", "nuts"])
+    @pytest.mark.usefixtures("x64")
+    def test_draws_under_x64_are_double_whatever_the_parameters_are(self, kernel):
+        t = jnp.asarray(4.0, jnp.float32)
+        d = ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), (3,))
+        draws = ebm.sample(jax.random.key(0), d, kernel, num_warmup=20, num_samples=5, num_chains=2)
+        assert draws.samples["x"].dtype == jnp.float64
 
     def test_float64_becomes_float32_without_a_warning(self):
         assert ebm.EnergyDistribution(quadratic, (3,)).log_prob(np.ones((2, 3))).dtype == jnp.float32

@@ -81,6 +81,7 @@ def test_nce_with_five_noise_draws(column):
     np.testing.assert_allclose(estimates.mean(axis=0)[2], log_z, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", TRUTHS)
 def test_one_step_of_mala_contrastive_divergence(column):
     cd = ebm.estimate(model, "cd", num_steps=1, kernel=ebm.MALA(step_size=0.1))
@@ -114,6 +115,7 @@ def test_one_step_of_mala_contrastive_divergence(column):
     np.testing.assert_allclose(np.asarray(CRAMER_RAO[column]) / spread, CD_EFFICIENCY[column], rtol=RTOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", TRUTHS)
 def test_the_limit_of_denoising_score_matching(column):
     dsm = ebm.estimate(model, "dsm", sigma=0.1)
