@@ -1,5 +1,10 @@
 """Shared fixtures: fixed keys, x64 where a test needs it."""
 
+import os
+
+# Most of the suite's time is XLA's: compile quickly rather than well.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
 import jax
 import matplotlib
 import numpy as np

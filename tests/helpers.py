@@ -6,11 +6,17 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import pytest
 from blackjax.diagnostics import effective_sample_size
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
+
+
+def some_slow(fast, slow):
+    """Parameters of which those in ``slow`` are left to `make test-all`."""
+    return [*fast, *(pytest.param(value, marks=pytest.mark.slow) for value in slow)]
 
 
 def precision_model(x=None, *, num_rows=None, batch_size=None, start=1.0):

@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from helpers import some_slow
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.util import log_density
@@ -299,7 +300,7 @@ class TestTypes:
         d = ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), (3,))
         assert d.log_prob(np.ones((2, 3), data)).dtype == jnp.float64
 
-    @pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc", "nuts"])
+    @pytest.mark.parametrize("kernel", some_slow(["mala", "hmc"], ["langevin", "nuts"]))
     @pytest.mark.usefixtures("x64")
     def test_draws_under_x64_are_double_whatever_the_parameters_are(self, kernel):
         t = jnp.asarray(4.0, jnp.float32)

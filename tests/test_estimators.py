@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from flax import linen, nnx
-from helpers import fit, precision_model, surrogate, vector_model
+from helpers import fit, precision_model, some_slow, surrogate, vector_model
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
@@ -27,7 +27,7 @@ CASES = {
     "nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
-    "mle": ({"num_steps": 10, "kernel": ebm.HMC(step_size=0.2, num_integration_steps=5)}, 0.15),
+    "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
 }
 ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "dsm", "nce"]
@@ -94,18 +94,6 @@ class TestInvariants:
         assert jax.tree.map(jnp.shape, state) == shapes
         assert np.isfinite(loss)
 
-    @pytest.mark.parametrize("guide_type", [pytest.param(AutoDelta, marks=pytest.mark.slow), AutoNormal])
-    def test_runs_under_autoguides(self, name, guide_type):
-        def model(x):
-            t = numpyro.sample("t", dist.LogNormal(0, 1))
-            with numpyro.plate("rows", len(x)):
-                numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=x)
-
-        wrapped = estimated(model, name)
-        svi = SVI(wrapped, guide_type(wrapped), optax.adam(0.01), Trace_ELBO())
-        result = svi.run(jax.random.key(0), 3, np.linspace(-1, 1, 16), progress_bar=False)
-        assert np.isfinite(result.losses).all()
-
     def test_a_constant_in_the_energy_does_not_move(self, name):
         def model(x):
             b = numpyro.param("b", 0.0)
@@ -118,32 +106,6 @@ class TestInvariants:
         value = jax.grad(lambda b: surrogate(estimated(model, name), {"b": b, "t": 1.0}, np.ones(8)))(0.3)
         np.testing.assert_allclose(value, 0.0, atol=1e-5)
 
-    def test_context_and_row_bases(self, name):
-        # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
-        rng = np.random.default_rng(0)
-        k = rng.uniform(-1, 1, 1500).astype(np.float32)
-        y = (rng.normal(size=1500) * np.exp(-0.5 * 0.8 * k)).astype(np.float32)
-
-        def model(y):
-            t = numpyro.param("t", 0.1)
-            d = ebm.EnergyDistribution(lambda y, k: 0.5 * jnp.exp(t * k) * y**2, context=k, batch_shape=(1500,))
-            with numpyro.plate("rows", 1500):
-                numpyro.sample("y", d, obs=y)
-
-        if name in ("nce", "pcd"):
-            with pytest.raises(ValueError, match=r"site 'y'.*context"):
-                surrogate(estimated(model, name), {"t": 0.1}, y)
-            return
-        options = {**options_of(name), **({"sigma": 0.3} if name == "dsm" else {})}
-        value = fit(ebm.estimate(model, name, **options), y, steps=600)["t"]
-        if name in OBJECTIVES:
-            sigma = options.get("sigma", 0.0)
-            noise = np.random.default_rng(1).normal(size=(100, 1500)) if sigma else np.zeros((1, 1500))
-            truth = _sm_slope(k, y + sigma * noise)
-        else:
-            truth = _ml_slope(k, y)
-        np.testing.assert_allclose(value, truth, atol=0.05)
-
     def test_mixed_precision_under_x64(self, name, x64):
         for data, parameter in ((np.float32, np.float64), (np.float64, np.float32)):
             x = np.linspace(-1, 1, 16).astype(data)
@@ -155,6 +117,48 @@ class TestInvariants:
         x = np.array([-2, -1, 0, 1, 2, 3], np.int8)
         values = [surrogate(estimated(precision_model, name), {"t": 0.5}, v) for v in (x, x.astype(np.float32))]
         assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "mle"]))
+@pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
+def test_runs_under_autoguides(name, guide_type):
+    def model(x):
+        t = numpyro.sample("t", dist.LogNormal(0, 1))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=x)
+
+    wrapped = estimated(model, name)
+    svi = SVI(wrapped, guide_type(wrapped), optax.adam(0.01), Trace_ELBO())
+    result = svi.run(jax.random.key(0), 3, np.linspace(-1, 1, 16), progress_bar=False)
+    assert np.isfinite(result.losses).all()
+
+
+@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd"], ["ssm", "dsm", "mle"]))
+def test_context_and_row_bases(name):
+    # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
+    rng = np.random.default_rng(0)
+    k = rng.uniform(-1, 1, 1500).astype(np.float32)
+    y = (rng.normal(size=1500) * np.exp(-0.5 * 0.8 * k)).astype(np.float32)
+
+    def model(y):
+        t = numpyro.param("t", 0.1)
+        d = ebm.EnergyDistribution(lambda y, k: 0.5 * jnp.exp(t * k) * y**2, context=k, batch_shape=(1500,))
+        with numpyro.plate("rows", 1500):
+            numpyro.sample("y", d, obs=y)
+
+    if name in ("nce", "pcd"):
+        with pytest.raises(ValueError, match=r"site 'y'.*context"):
+            surrogate(estimated(model, name), {"t": 0.1}, y)
+        return
+    options = {**options_of(name), **({"sigma": 0.3} if name == "dsm" else {})}
+    value = fit(ebm.estimate(model, name, **options), y, steps=600)["t"]
+    if name in OBJECTIVES:
+        sigma = options.get("sigma", 0.0)
+        noise = np.random.default_rng(1).normal(size=(100, 1500)) if sigma else np.zeros((1, 1500))
+        truth = _sm_slope(k, y + sigma * noise)
+    else:
+        truth = _ml_slope(k, y)
+    np.testing.assert_allclose(value, truth, atol=0.05)
 
 
 def _ml_slope(k, y):
@@ -185,11 +189,11 @@ def test_finite_differences_agree_with_the_gradient_of_an_objective(name, gaussi
 def test_a_converged_negative_phase_gives_the_likelihood_gradient(name, gaussian_data):
     # d/dt of log N(x; 0, 1/t) is 1/(2t) - x^2/2 a row; at t = 1, averaged over keys.
     x = gaussian_data
-    options = {"num_steps": 20, "kernel": ebm.NUTS(step_size=0.5)}
+    options = {"num_steps": 10, "kernel": ebm.NUTS(step_size=0.5)}
     model = ebm.estimate(precision_model, name, **options)
-    grads = jax.lax.map(lambda key: gradient(model, {"t": 1.0}, x, key=key), jax.random.split(jax.random.key(0), 40))
+    grads = jax.lax.map(lambda key: gradient(model, {"t": 1.0}, x, key=key), jax.random.split(jax.random.key(0), 30))
     exact = np.sum(0.5 - 0.5 * x**2)
-    error = np.std(grads) / np.sqrt(40)
+    error = np.std(grads) / np.sqrt(30)
     assert abs(np.mean(grads) - exact) < 5 * error
     assert error < 0.02 * abs(exact)
 
@@ -270,17 +274,18 @@ class TestIdentities:
         assert abs(np.mean(grads) - sm) < 5 * error
         assert error < 0.1 * abs(sm)
 
-    @pytest.mark.parametrize("epsilon", [pytest.param(0.1, marks=pytest.mark.slow), 0.5])
-    @pytest.mark.parametrize("name", ["cd", "pcd"])
+    @pytest.mark.parametrize("epsilon", some_slow([0.5], [0.1]))
+    @pytest.mark.parametrize("name", some_slow(["pcd"], ["cd"]))
     def test_unadjusted_langevin_has_its_known_bias(self, name, epsilon):
         # Drift eps/2, noise sqrt(eps): theta = (2/eps) (1 - sqrt(1 - eps/v)); v = 1: 1.0263 and 1.1716.
         x = np.random.default_rng(0).normal(size=4000)
         x /= np.sqrt(np.mean(x**2))
         steps = 60 if name == "cd" else 10
         model = ebm.estimate(precision_model, name, num_steps=steps, kernel=ebm.Langevin(step_size=epsilon / 2))
-        value = fit(model, x, steps=900, rate=0.05)["t"]
+        value = fit(model, x, steps=600, rate=0.05)["t"]
         np.testing.assert_allclose(value, 2 / epsilon * (1 - np.sqrt(1 - epsilon)), atol=0.03)
 
+    @pytest.mark.slow
     def test_mala_has_no_such_bias(self):
         x = np.random.default_rng(0).normal(size=4000)
         x /= np.sqrt(np.mean(x**2))
@@ -319,7 +324,7 @@ def _nce_spread(n, nu, replicates):
 
 
 class TestSupports:
-    @pytest.mark.parametrize("name", ["sm", "cd", pytest.param("pcd", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["pcd"]))
     def test_dirichlet(self, name):
         x = np.random.default_rng(15).dirichlet([2, 3, 5], 3000)
 
@@ -329,21 +334,21 @@ class TestSupports:
             with numpyro.plate("rows", len(x)):
                 numpyro.sample("x", d, obs=x)
 
-        options = {} if name == "sm" else {"num_steps": 5, "kernel": ebm.HMC(0.4, 5)}
-        params = fit(ebm.estimate(model, name, **options), x, steps=600)
+        options = {} if name == "sm" else {"num_steps": 3, "kernel": ebm.HMC(0.4, 4)}
+        params = fit(ebm.estimate(model, name, **options), x, steps=400, rate=0.2)
         np.testing.assert_allclose(params["a"], [2.0081, 3.0162, 5.0932], atol=0.25)
 
-    @pytest.mark.parametrize("name", ["sm", "cd", "nce", "dsm"])
+    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "dsm"]))
     def test_exponential(self, name):
         x = np.random.default_rng(0).exponential(0.5, 4000)
-        options = {"cd": {"num_steps": 10}, "nce": {"nu": 5, "noise": dist.Exponential(1.0)}, "dsm": {"sigma": 0.15}}
+        options = {"cd": {"num_steps": 5}, "nce": {"nu": 5, "noise": dist.Exponential(1.0)}, "dsm": {"sigma": 0.15}}
 
         def model(x):
             t = numpyro.param("t", 1.0)
             with numpyro.plate("rows", len(x)):
                 numpyro.sample("x", ebm.EnergyDistribution(lambda x: t * x, support=constraints.positive), obs=x)
 
-        value = fit(ebm.estimate(model, name, **options.get(name, {})), x)["t"]
+        value = fit(ebm.estimate(model, name, **options.get(name, {})), x, steps=500)["t"]
         np.testing.assert_allclose(value, 1 / x.mean(), rtol=0.08)
 
 
@@ -394,9 +399,7 @@ class TestContainers:
         module = eqx.tree_at(where, module, [self.w1.T, self.b1, self.w2.T, self.b2])
         return lambda: eqx_module("net", module), ["net$params"], eqx.filter(module, eqx.is_inexact_array)
 
-    @pytest.mark.parametrize(
-        "name", ["sm", "cd", "nce", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ssm", "dsm", "pcd", "mle"))]
-    )
+    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "mle"]))
     def test_same_loss_and_gradient(self, name):
         results = {}
         for kind in ("nested", "flax_linen", "flax_nnx", "equinox"):

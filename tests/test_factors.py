@@ -98,11 +98,12 @@ def test_no_base_where_the_site_is_improper():
     np.testing.assert_allclose(fit(ebm.estimate(model, "sm"), data)["t"], 3.99528, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_nuts_and_blackjax_sample_the_tilted_density():
     # N(0, 2) times exp(-t (x - .5)^2), t = 1: precision 1/4 + 2, mean 1 / 2.25.
     model = handlers.substitute(lambda: as_factor(None), {"t": jnp.array(1.0)})
     for kernel in (NUTS(model), ebm.BlackJAXKernel(lambda: as_factor(None), "mala", params={"t": jnp.array(1.0)})):
-        mcmc = MCMC(kernel, num_warmup=300, num_samples=1000, num_chains=2, chain_method="vectorized", progress_bar=False)
+        mcmc = MCMC(kernel, num_warmup=300, num_samples=1500, num_chains=2, chain_method="vectorized", progress_bar=False)
         mcmc.run(jax.random.key(0))
         check_moments(mcmc.get_samples(group_by_chain=True)["x"], 1 / 2.25, 1 / 2.25)
 

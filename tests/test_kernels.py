@@ -97,7 +97,8 @@ def test_pytree_positions(kernel, rng_key):
     assert jax.tree.map(jnp.shape, run.positions) == {"a": (5, 7), "b": (5, 7, 2)}
 
 
-def test_a_start_in_integers_or_half_precision(kernel, rng_key):
+def test_a_start_in_integers_or_half_precision(rng_key):
+    kernel = ebm.MALA()
     for start in (jnp.zeros((2, 3), jnp.int8), jnp.zeros((2, 3), jnp.bfloat16), np.zeros((2, 3))):
         moved, _ = chains.advance(rng_key, kernel, gaussian, start, num_steps=2)
         assert moved.dtype == jnp.float32

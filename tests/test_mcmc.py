@@ -77,7 +77,8 @@ def regression():
     return run(NUTS(logistic), *logistic_data())
 
 
-@pytest.mark.parametrize("kernel", ["nuts", pytest.param("hmc", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["nuts", "hmc"])
 def test_eight_schools_agrees_with_numpyro(kernel, schools):
     ours = run(ebm.BlackJAXKernel(eight_schools, kernel), num_samples=4000, extra_fields=("mean_accept_prob",))
     assert_same_posterior(ours, schools, ["mu", "tau", "theta"])
@@ -85,7 +86,7 @@ def test_eight_schools_agrees_with_numpyro(kernel, schools):
 
 @pytest.mark.parametrize("kernel", [pytest.param("nuts", marks=pytest.mark.slow), "hmc", "mala"])
 def test_logistic_regression_agrees_with_numpyro(kernel, regression):
-    ours = run(ebm.BlackJAXKernel(logistic, kernel), *logistic_data(), num_samples=4000)
+    ours = run(ebm.BlackJAXKernel(logistic, kernel), *logistic_data(), num_samples=2500)
     assert_same_posterior(ours, regression, ["weights"])
     assert ours.get_extra_fields()["num_steps"].min() >= 1
 
@@ -191,12 +192,12 @@ class TestEnergySites:
     def test_a_subsampled_plate_does_not_temper_the_rows(self):
         # 3 of 30 rows: scaled by 10 the variance would be 0.025.
         model = lambda: precision_model(num_rows=30, batch_size=3)  # noqa: E731
-        mcmc = run(ebm.BlackJAXKernel(model, "nuts", params=self.params), num_samples=1000)
+        mcmc = run(ebm.BlackJAXKernel(model, "mala", params=self.params), num_samples=2000)
         check_moments(mcmc.get_samples(group_by_chain=True)["x"], 0.0, 0.25)
 
     def test_scale_is_honoured(self):
         model = numpyro.handlers.scale(lambda: precision_model(num_rows=3), scale=2.0)
-        mcmc = run(ebm.BlackJAXKernel(model, "nuts", params=self.params), num_samples=1000)
+        mcmc = run(ebm.BlackJAXKernel(model, "mala", params=self.params), num_samples=2000)
         check_moments(mcmc.get_samples(group_by_chain=True)["x"], 0.0, 0.125)
 
     def test_parameters_without_values_are_refused(self):
