@@ -71,7 +71,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         Song and Kingma, How to train your energy-based models (2021).
     """
 
-    def __init__(self, fn: Callable | None = None, estimator: Any = None, **options: Any):
+    def __init__(self, fn: Callable, estimator: Any, **options: Any):
+        if not callable(fn):
+            raise TypeError(f"estimate needs a NumPyro model; got {type(fn).__name__}. Write estimate(model, 'cd').")
         if isinstance(estimator, Mapping):
             if options:
                 raise TypeError(f"Options {sorted(options)} came beside a dict of estimators. Write them into its objects.")
@@ -97,10 +99,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, then the sites that factors made energies."""
-        if self.fn is None:
-            return super().__call__(*args, **kwargs)
         with self:
-            result = self.fn(*args, **kwargs)
+            result = self.fn(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
             for name in self._seen:
                 self._factored.check_not_named(name)
             for site in self._factored.sites():
@@ -203,7 +203,7 @@ def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
     before = [dict(holder) for holder in holders]
 
     def check(error: Exception | None) -> None:
-        changed = [h is not b and any(h[k] is not b.get(k) for k in h) for h, b in zip(holders, before, strict=True)]
+        changed = [any(h[k] is not old.get(k) for k in h) for h, old in zip(holders, before, strict=True)]
         for holder, old in zip(holders, before, strict=True):
             holder.update(old)
         if any(changed):

@@ -113,6 +113,7 @@ CASES = {
         r"ScoreMatching\(sigma=",
     ),
     "options beside a dict": (lambda: run({"x": "sm"}, options={"sigma": 0.1}), TypeError, "dict of estimators"),
+    "no model": (lambda: ebm.estimate("sm", "sm"), TypeError, r"estimate\(model, 'cd'\)"),
     "no estimator": (lambda: run(None), TypeError, "estimator as a name or an object"),
     "a class instead of an object": (lambda: run(ebm.ScoreMatching), TypeError, "name or an object"),
     "a site without estimator": (lambda: run({"y": "sm"}), ValueError, "energy site 'x'.*Known names: y"),
