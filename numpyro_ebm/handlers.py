@@ -13,7 +13,7 @@ from numpyro.primitives import Messenger, mutable
 
 from numpyro_ebm import _context
 from numpyro_ebm._errors import EnergyError, at_site, eager, is_concrete, nearest
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, Site
 from numpyro_ebm.factors import EnergyFactor
@@ -263,7 +263,7 @@ def lay_out(name: str, unwrapped: Unwrapped, value: Any) -> Site:
         flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
         flat = flat.reshape((-1, *distribution.event_shape))
         mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
-        site = Site(name, distribution, batch_shape, _harmless(flat, mask, distribution), local, mask)
+        site = Site(name, distribution, batch_shape, _harmless(flat, mask, distribution), _harmless_local(local, mask), mask)
         _check_values(site)
     return site
 
@@ -294,6 +294,18 @@ def _harmless(value: Array, mask: Array | None, distribution: EnergyDistribution
     feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
     first = jnp.where(jnp.any(mask), value[jnp.argmax(mask)], feasible)
     return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, first)
+
+
+def _harmless_local(local: PyTree, mask: Array | None) -> PyTree:
+    """The same for what rows have of their own: a missing covariate is no more harmful than a missing value."""
+    if mask is None:
+        return local
+
+    def replace(leaf):
+        first = jnp.nan_to_num(leaf[jnp.argmax(mask)])
+        return jnp.where(mask.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, first)
+
+    return jax.tree.map(replace, local)
 
 
 def _check_values(site: Site) -> None:

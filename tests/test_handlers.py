@@ -159,6 +159,21 @@ class TestPlates:
                 by_row = x**2 * np.array([1.5, 2.0]) - 1
                 np.testing.assert_allclose(grads[0], reference + by_row[~keep].sum(0), rtol=1e-4)
 
+    @pytest.mark.parametrize("name", ["sm", "cd"])
+    def test_a_missing_covariate_of_a_masked_row_is_harmless(self, name):
+        keep = jnp.array([True, False, True])
+
+        def model(x, k):
+            t = numpyro.param("t", 1.0)
+            d = ebm.EnergyDistribution(lambda x, k: 0.5 * jnp.exp(t * k) * x**2, context=k, batch_shape=(3,))
+            with numpyro.plate("rows", 3), handlers.mask(mask=keep):
+                numpyro.sample("x", d, obs=x)
+
+        loss = lambda t, k: surrogate(ebm.estimate(model, name), {"t": t}, np.ones(3, np.float32), k)  # noqa: E731
+        grads = [jax.grad(loss)(0.5, jnp.array([0.3, fill, -0.2])) for fill in (np.nan, 9.0)]
+        assert np.isfinite(grads[0])
+        np.testing.assert_allclose(*grads)
+
     @pytest.mark.parametrize("name", ebm.available_estimators())
     def test_all_masked_gives_zero(self, name):
         options = {"sigma": 0.5} if name == "dsm" else {}
