@@ -16,7 +16,6 @@ def guarded(t):
 WRAPS = {
     "plain": lambda f: f,
     "jit": jax.jit,
-    "grad of jit": lambda f: jax.jit(f),
     "vmap": lambda f: lambda t: jax.vmap(f)(jnp.stack([t, t])).sum(),
     "scan": lambda f: lambda t: jax.lax.scan(lambda c, _: (c + f(t), None), 0.0, None, length=2)[0],
     "checkpoint": jax.checkpoint,
@@ -31,15 +30,15 @@ def test_a_parameter_derivative_raises_under_every_transformation(wrap):
             derivative(2.0)
 
 
-@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
 def test_values_and_derivatives_in_x_pass(wrap):
     x = jnp.arange(1.0, 4.0)
-    fn, plain = wrap(guarded(2.0)) if wrap not in (WRAPS["vmap"], WRAPS["scan"]) else guarded(2.0), None
-    plain = lambda x: jnp.sum(jnp.sin(2.0 * x))  # noqa: E731
+    fn, plain = wrap(guarded(2.0)), lambda x: jnp.sum(jnp.sin(2.0 * x))
     np.testing.assert_allclose(fn(x), plain(x), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(fn)(x), jax.grad(plain)(x), rtol=1e-6)
     np.testing.assert_allclose(jax.hessian(fn)(x), jax.hessian(plain)(x), rtol=1e-6)
     np.testing.assert_allclose(jax.jit(jax.jacfwd(jax.grad(fn)))(x), jax.hessian(plain)(x), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(fn))(x[None])[0], jax.grad(plain)(x), rtol=1e-6)
 
 
 def test_parameters_may_be_tracers_that_nobody_differentiates():

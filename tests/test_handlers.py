@@ -124,7 +124,7 @@ class TestPlates:
                 numpyro.sample("x", d.expand((4, 3)).to_event(2), obs=x)
 
         values = [surrogate(ebm.estimate(model, "sm"), {}, x, kind) for kind in ("plates", "to_event", "joint")]
-        np.testing.assert_allclose(values, 0.5 * 0 + np.sum(2 - 0.5 * np.sum(x**2, -1)), rtol=1e-5)
+        np.testing.assert_allclose(values, np.sum(2 - 0.5 * np.sum(x**2, -1)), rtol=1e-5)
 
     @pytest.mark.parametrize("where", ["inside", "around", "on to_event"])
     def test_masked_rows_take_no_part(self, where):
@@ -135,9 +135,7 @@ class TestPlates:
             t = numpyro.param("t", jnp.ones(2))
             d = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(t * x**2), (2,))
             if where == "on to_event":
-                rows = jnp.repeat(keep, 2)
                 numpyro.sample("x", d.expand((6, 1)).to_event(1).mask(keep), obs=x[:, None])
-                del rows
                 return
             with numpyro.plate("rows", 6):
                 if where == "inside":

@@ -76,6 +76,7 @@ def kernel_class(*static: str):
     """Make a class a frozen dataclass and a pytree whose ``static`` fields are part of its structure."""
 
     def wrap(cls: K) -> K:
+        """The class, frozen and registered."""
         cls = dataclasses.dataclass(frozen=True)(cls)
         data = [f.name for f in dataclasses.fields(cls) if f.name not in static]
 
