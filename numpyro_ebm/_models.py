@@ -95,7 +95,8 @@ def make_target(
         init_strategy: as in NumPyro's kernels.
 
     Raises:
-        EnergyError: for a model without continuous latents or with discrete ones that cannot be enumerated away.
+        EnergyError: for a model without continuous latents.
+        RuntimeError: by NumPyro, outside jit, where no finite starting point is found.
     """
     info = initialize_model(
         rng_key, model, init_strategy=init_strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs

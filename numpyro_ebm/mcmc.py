@@ -76,8 +76,9 @@ class BlackJAXKernel(MCMCKernel):
 
     Raises:
         EnergyError: (a ValueError) for an unknown kernel; at the first run, for a model whose parameters have no value,
-            an energy whose parameters are sampled with it, an observed site in a subsampled plate, a model without latents,
-            and chains that start where the log density is not finite.
+            an energy whose parameters are sampled with it, an observed site in a subsampled plate, and a model without
+            latents.
+        RuntimeError: by NumPyro, where no finite starting point is found.
 
     Example:
         >>> mcmc = MCMC(BlackJAXKernel(model, "nuts", params=params), num_warmup=500, num_samples=1000)  # doctest: +SKIP

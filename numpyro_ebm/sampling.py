@@ -23,7 +23,8 @@ class Draws:
     Attributes:
         samples: by site, ``(num_chains, num_samples, ...)``, constrained; deterministic sites included.
         stats: by name, ``(num_chains, num_samples)`` or longer: ``acceptance_rate``, ``is_divergent``,
-            ``num_gradients``, ``step_size``, and ``energy``, ``tree_depth`` where the kernel has them.
+            ``num_gradients``, ``step_size`` (not for a distribution with rows), and ``energy``, ``tree_depth`` where the
+            kernel has them.
         kernel: the adapted kernel, its leaves led by ``num_chains``.
     """
 
