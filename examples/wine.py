@@ -149,7 +149,7 @@ def anneal(rng_key, params, num_chains, num_levels):
             key, low, high = inputs
             log_weight += (high - low) * log_ratio(x)
             target = lambda x: WIDE.log_prob(x) + high * log_ratio(x)  # noqa: E731
-            state, _ = kernel.step(key, kernel.init(x, target), target)
+            state, _ = kernel.step(key, kernel.init(key, x, target), target)
             return (state.position, log_weight), None
 
         keys = jax.random.split(key, num_levels)

@@ -74,7 +74,9 @@ def advance(
         The new positions and the `ChainHealth` of the run.
     """
     positions = as_float(positions)
-    states = jax.vmap(lambda x, row: kernel.init(x, _at(log_density, x, row)))(positions, local)
+    key_init, key_steps = jax.random.split(rng_key)
+    keys = jax.random.split(key_init, num_chains_of(positions))
+    states = jax.vmap(lambda key, x, row: kernel.init(key, x, _at(log_density, x, row)))(keys, positions, local)
 
     def step_one(key, state, row):
         return kernel.step(key, state, _at(log_density, state.position, row))
@@ -87,7 +89,7 @@ def advance(
         return (states, totals), None
 
     zeros = (jnp.zeros((), float),) * 3
-    (states, totals), _ = jax.lax.scan(step_all, (states, zeros), jax.random.split(rng_key, num_steps))
+    (states, totals), _ = jax.lax.scan(step_all, (states, zeros), jax.random.split(key_steps, num_steps))
     return states.position, ChainHealth(totals[0] / num_steps, totals[1] / num_steps, totals[2])
 
 
@@ -119,8 +121,8 @@ def run(
     stages = adaptation.schedule(kernel, num_warmup)
     num_chains = num_chains_of(positions)
 
-    def start(position, row):
-        return kernel.init(position, _at(log_density, position, row)), adaptation.start(kernel, position)
+    def start(key, position, row):
+        return kernel.init(key, position, _at(log_density, position, row)), adaptation.start(kernel, position)
 
     def step_one(key, state, warmup, row):
         return warmup.kernel.step(key, state, _at(log_density, state.position, row))
@@ -137,13 +139,14 @@ def run(
         draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, (states.position, info))
         return (states, warmups, draws), None
 
-    states, warmups = jax.vmap(start)(positions, local)
+    key_init, key_steps = jax.random.split(rng_key)
+    states, warmups = jax.vmap(start)(jax.random.split(key_init, num_chains), positions, local)
     one = jax.eval_shape(lambda: jax.vmap(step_one)(jax.random.split(rng_key, num_chains), states, warmups, local))
     draws = jax.tree.map(
         lambda leaf: jnp.zeros((num_chains, num_samples, *leaf.shape[1:]), leaf.dtype), (one[0].position, one[1])
     )
     num_steps = num_warmup + num_samples
-    inputs = (jnp.arange(num_steps), jax.random.split(rng_key, num_steps))
+    inputs = (jnp.arange(num_steps), jax.random.split(key_steps, num_steps))
     (_, warmups, draws), _ = jax.lax.scan(step_all, (states, warmups, draws), inputs)
     return Run(draws[0], draws[1], warmups.kernel)
 

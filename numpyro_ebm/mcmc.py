@@ -175,7 +175,8 @@ class BlackJAXKernel(MCMCKernel):
 
     def _start(self, log_density: Callable, rng_key: Array, position: PyTree) -> BlackJAXState:
         position = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), position)
-        kernel_state = self._kernel.init(position, log_density)
+        rng_key, key = jax.random.split(rng_key)
+        kernel_state = self._kernel.init(key, position, log_density)
         warmup = adaptation.start(self._kernel, position)
         zero = jnp.zeros((), float)
         return BlackJAXState(

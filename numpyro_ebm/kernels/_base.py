@@ -25,6 +25,9 @@ class TransitionInfo(NamedTuple):
         num_gradients: gradient evaluations of the log density in this transition.
         energy: the Hamiltonian of the proposal; NaN for a kernel without momentum.
         tree_depth: number of doublings of NUTS; 0 elsewhere.
+        is_nonfinite: whether the log density was not finite where the kernel wanted to go; BlackJAX rejects such a
+            proposal, so the draws do not show it.
+        swap_rate: acceptance probability of swaps between temperatures; NaN for a kernel without them.
     """
 
     acceptance_rate: Array
@@ -32,6 +35,8 @@ class TransitionInfo(NamedTuple):
     num_gradients: Array
     energy: Array
     tree_depth: Array
+    is_nonfinite: Array
+    swap_rate: Array
 
 
 class AbstractKernel(abc.ABC):
@@ -56,8 +61,11 @@ class AbstractKernel(abc.ABC):
     step_size: Any
 
     @abc.abstractmethod
-    def init(self, position: Position, log_density: Any) -> Any:
-        """The state at a position, scored under the log density given (nothing older is reused)."""
+    def init(self, rng_key: PRNGKey, position: Position, log_density: Any) -> Any:
+        """The state at a position, scored under the log density given (nothing older is reused).
+
+        The key is for kernels whose state holds more than the position, such as a momentum.
+        """
 
     @abc.abstractmethod
     def step(self, rng_key: PRNGKey, state: Any, log_density: Any) -> tuple[Any, TransitionInfo]:
@@ -119,7 +127,15 @@ def mass_matrix(kernel: Any, position: Position) -> Array:
     return matrix
 
 
-def info(acceptance_rate: Any, is_divergent: Any, num_gradients: Any, energy: Any = jnp.nan, tree_depth: Any = 0):
+def info(
+    acceptance_rate: Any,
+    is_divergent: Any,
+    num_gradients: Any,
+    energy: Any = jnp.nan,
+    tree_depth: Any = 0,
+    is_nonfinite: Any = False,
+    swap_rate: Any = jnp.nan,
+):
     """A `TransitionInfo` whose fields are arrays of fixed types, as a scan needs."""
     acceptance_rate = jnp.asarray(acceptance_rate, float)
     return TransitionInfo(
@@ -128,4 +144,6 @@ def info(acceptance_rate: Any, is_divergent: Any, num_gradients: Any, energy: An
         jnp.asarray(num_gradients, jnp.int32),
         jnp.asarray(energy, acceptance_rate.dtype),
         jnp.asarray(tree_depth, jnp.int32),
+        jnp.asarray(is_nonfinite, bool),
+        jnp.asarray(swap_rate, acceptance_rate.dtype),
     )

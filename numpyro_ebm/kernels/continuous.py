@@ -38,7 +38,7 @@ class Langevin(AbstractKernel):
     statistics: ClassVar[tuple[str, ...]] = ("is_divergent", "num_gradients")
     step_size: Any = 0.01
 
-    def init(self, position, log_density):
+    def init(self, rng_key, position, log_density):
         """The position itself."""
         return LangevinState(position)
 
@@ -46,8 +46,8 @@ class Langevin(AbstractKernel):
         """One Euler step."""
         algorithm = blackjax.sgld(lambda position, _: jax.grad(log_density)(position))
         position: Any = algorithm.step(rng_key, state.position, None, self.step_size)  # pyright: ignore[reportCallIssue]
-        finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(position)])
-        return LangevinState(position), info(1.0, ~jnp.all(finite), 1)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(position)]))
+        return LangevinState(position), info(1.0, ~finite, 1, is_nonfinite=~finite)
 
 
 @kernel_class()
@@ -65,7 +65,7 @@ class MALA(AbstractKernel):
     target_acceptance: ClassVar[float | None] = 0.574
     step_size: Any = 0.1
 
-    def init(self, position, log_density):
+    def init(self, rng_key, position, log_density):
         """Score the position."""
         return blackjax.mala.init(position, log_density)
 
@@ -102,7 +102,7 @@ class HMC(AbstractKernel):
         super().__post_init__()
         check_count("HMC", "num_integration_steps", self.num_integration_steps)
 
-    def init(self, position, log_density):
+    def init(self, rng_key, position, log_density):
         """Score the position."""
         return blackjax.hmc.init(position, log_density)
 
@@ -146,7 +146,7 @@ class NUTS(AbstractKernel):
         super().__post_init__()
         check_count("NUTS", "max_num_doublings", self.max_num_doublings)
 
-    def init(self, position, log_density):
+    def init(self, rng_key, position, log_density):
         """Score the position."""
         return blackjax.nuts.init(position, log_density)
 
