@@ -1,14 +1,17 @@
 from importlib.metadata import version as _version
 
 from numpyro_ebm._errors import EnergyError as EnergyError
+from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm.arviz import to_arviz as to_arviz
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators import MaximumLikelihood as MaximumLikelihood
+from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import Replay as Replay
 from numpyro_ebm.estimators import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators import SlicedScoreMatching as SlicedScoreMatching
 from numpyro_ebm.estimators import available_estimators as available_estimators

@@ -27,11 +27,12 @@ CASES = {
     "nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
+    "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
 }
 ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "dsm", "nce"]
-GRADIENTS = ["cd", "pcd", "mle"]
+GRADIENTS = ["cd", "pcd", "replay", "mle"]
 MLE = 3.99528
 
 
@@ -119,7 +120,7 @@ class TestInvariants:
         assert values[0] == values[1]
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "mle"]))
+@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "replay", "mle"]))
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
 def test_runs_under_autoguides(name, guide_type):
     def model(x):
@@ -133,7 +134,7 @@ def test_runs_under_autoguides(name, guide_type):
     assert np.isfinite(result.losses).all()
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd"], ["ssm", "dsm", "mle"]))
+@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd"], ["ssm", "dsm", "replay", "mle"]))
 def test_context_and_row_bases(name):
     # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
     rng = np.random.default_rng(0)
@@ -146,7 +147,7 @@ def test_context_and_row_bases(name):
         with numpyro.plate("rows", 1500):
             numpyro.sample("y", d, obs=y)
 
-    if name in ("nce", "pcd"):
+    if name == "nce":
         with pytest.raises(ValueError, match=r"site 'y'.*context"):
             surrogate(estimated(model, name), {"t": 0.1}, y)
         return
@@ -399,7 +400,7 @@ class TestContainers:
         module = eqx.tree_at(where, module, [self.w1.T, self.b1, self.w2.T, self.b2])
         return lambda: eqx_module("net", module), ["net$params"], eqx.filter(module, eqx.is_inexact_array)
 
-    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "mle"]))
+    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "replay", "mle"]))
     def test_same_loss_and_gradient(self, name):
         results = {}
         for kind in ("nested", "flax_linen", "flax_nnx", "equinox"):

@@ -3,11 +3,13 @@
 from numpyro_ebm._registry import Registry
 from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
+from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators.replay import Replay as Replay
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
 
@@ -21,6 +23,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             MaximumLikelihood,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
+            Replay,
             ScoreMatching,
             SlicedScoreMatching,
         )
@@ -32,6 +35,6 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'dsm', 'mle', 'nce', 'pcd', 'sm', 'ssm')``.
+        ``available_estimators()`` gives ``('cd', 'dsm', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm')``.
     """
     return ESTIMATORS.names()

@@ -57,6 +57,7 @@ class AbstractKernel(abc.ABC):
     is_discrete: ClassVar[bool] = False
     target_acceptance: ClassVar[float | None] = None
     adapts_mass_matrix: ClassVar[bool] = False
+    step_power: ClassVar[float] = 1.0
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "is_divergent", "num_gradients")
     step_size: Any
 
@@ -70,6 +71,18 @@ class AbstractKernel(abc.ABC):
     @abc.abstractmethod
     def step(self, rng_key: PRNGKey, state: Any, log_density: Any) -> tuple[Any, TransitionInfo]:
         """One transition that leaves ``exp(log_density)`` invariant (Langevin: up to its step's bias)."""
+
+    def bind(self, distribution: Any) -> Any:
+        """The kernel for an energy: some take settings from its base."""
+        return self
+
+    def lift(self, position: Position) -> Position:
+        """What the kernel moves, from one position."""
+        return position
+
+    def lower(self, position: Position) -> Position:
+        """One position, from what the kernel moves."""
+        return position
 
     def adapted(self, **settings: Any) -> Any:
         """The same kernel with settings that a warm-up arrived at."""
@@ -133,6 +146,7 @@ def info(
     num_gradients: Any,
     energy: Any = jnp.nan,
     tree_depth: Any = 0,
+    *,
     is_nonfinite: Any = False,
     swap_rate: Any = jnp.nan,
 ):

@@ -35,6 +35,7 @@ class Langevin(AbstractKernel):
     """
 
     name: ClassVar[str] = "langevin"
+    step_power: ClassVar[float] = 2.0
     statistics: ClassVar[tuple[str, ...]] = ("is_divergent", "num_gradients")
     step_size: Any = 0.01
 
@@ -62,6 +63,7 @@ class MALA(AbstractKernel):
     """
 
     name: ClassVar[str] = "mala"
+    step_power: ClassVar[float] = 2.0
     target_acceptance: ClassVar[float | None] = 0.574
     step_size: Any = 0.1
 
