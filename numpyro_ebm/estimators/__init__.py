@@ -5,6 +5,7 @@ from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
 from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
+from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
@@ -19,6 +20,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
         cls.name: cls
         for cls in (
             ContrastiveDivergence,
+            CooperativeLearning,
             DenoisingScoreMatching,
             MaximumLikelihood,
             NoiseContrastiveEstimation,
@@ -35,6 +37,6 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'dsm', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm')``.
+        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm')``.
     """
     return ESTIMATORS.names()

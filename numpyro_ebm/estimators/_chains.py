@@ -94,9 +94,17 @@ class ChainEstimator(AbstractEstimator):
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
         """Log density of each row minus that of the negatives, unnormalised: log Z cancels in the gradient."""
-        key_start, key_chains, key_reset = jax.random.split(rng_key, 3)
+        key_start, key_chains = jax.random.split(rng_key)
         kernel = self.tuned(site, state)
         start = self.begin(key_start, site, state, kernel)
+        negatives, state = self.update(key_chains, site, state, kernel, start)
+        return self.contrast(site, negatives, start.local, paired=start.paired), state
+
+    def update(
+        self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start
+    ) -> tuple[Array, PyTree]:
+        """Where the chains ended, in unconstrained space, and the state with their health and the next step size."""
+        key_chains, key_reset = jax.random.split(rng_key)
         ended, health, lost = self.negative_phase(key_chains, site, state, kernel, start)
         if self.on_unhealthy == "reset":
             ended = self._replace(key_reset, site, kernel, ended, lost)
@@ -105,8 +113,7 @@ class ChainEstimator(AbstractEstimator):
         state = {**self.keep(state, site, start, ended, lost), "health": health, "num_updates": state["num_updates"] + 1}
         if self._adapts:
             state["averaging"] = self._adapt(state["averaging"], site, kernel, health)
-        negatives = jax.vmap(kernel.lower)(ended)
-        return self.contrast(site, negatives, start.local, paired=start.paired), state
+        return jax.vmap(kernel.lower)(ended), state
 
     def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start):
         """Move the chains under parameters cut off from differentiation.

@@ -141,7 +141,9 @@ def examine(
     )
     seasoned = seen.num_updates + 1 >= PATIENCE
     conditions = {
-        "unbounded": _is_unbounded(log_density, centre, seen.end, jnp.where(finite, distances, -1.0), local),
+        "unbounded": _is_unbounded(
+            log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local
+        ),
         "runaway": jnp.any(distances > RUNAWAY_DISTANCE),
         "nonfinite": jnp.any(~finite) | (health.nonfinite_rate > NONFINITE_RATE),
         "collapse": seasoned & seen.is_adjusted & (health.mean_acceptance < COLLAPSED_ACCEPTANCE),
@@ -191,6 +193,6 @@ def _is_unbounded(log_density: Callable, centre: Array, ends: Array, distances: 
 
     def rises(end, row):
         values = jax.vmap(lambda scale: log_density(centre + scale * (end - centre), row))(jnp.asarray(RAY, end.dtype))
-        return jnp.all(values[1:] > values[:-1])
+        return jnp.all((values[1:] > values[:-1]) | (values[1:] == jnp.inf))
 
     return jnp.any(jax.vmap(rises)(chosen, local) & (distances[farthest] > 0))
