@@ -23,7 +23,7 @@ def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callab
     Raises:
         EnergyError: where the base has a batch shape and no parameters to split.
     """
-    inner, reinterpreted = _strip(base)
+    inner, reinterpreted = strip(base)
     own = inner.batch_shape[: len(inner.batch_shape) - reinterpreted]
     if all(size == 1 for size in own):
         return lambda event, _: jnp.sum(inner.log_prob(event)), None
@@ -32,13 +32,13 @@ def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callab
 
 def without_rows(base: Distribution) -> Distribution:
     """The same base without a batch shape, where it was only expanded over rows; else itself."""
-    inner, reinterpreted = _strip(base)
+    inner, reinterpreted = strip(base)
     if not base.batch_shape or len(inner.batch_shape) > reinterpreted:
         return base
     return inner.expand(base.event_shape[:reinterpreted]).to_event(reinterpreted)
 
 
-def _strip(base: Distribution) -> tuple[Distribution, int]:
+def strip(base: Distribution) -> tuple[Distribution, int]:
     """What is inside expand and to_event, and how many dimensions the latter took."""
     inner, reinterpreted = base, 0
     while isinstance(inner, ExpandedDistribution | Independent):

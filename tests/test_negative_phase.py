@@ -112,15 +112,10 @@ class TestUnhealthyEnergies:
     def test_lost_chains_of_cd_begin_at_their_rows(self):
         model = site_model(lambda x: jnp.where(jnp.abs(x) < 1.0, 0.5 * x**2, jnp.nan))
         x = 0.3 * ROWS
+        options = {"kernel": ebm.Langevin(0.5), "num_steps": 3, "on_unhealthy": "reset"}
+        svi = SVI(ebm.estimate(model, "cd", **options), ebm.empty_guide, optax.sgd(0.0), Trace_ELBO())
         with pytest.warns(ebm.UnhealthyChainsWarning, match="nonfinite"):
-            svi = SVI(
-                ebm.estimate(model, "cd", kernel=ebm.Langevin(0.5), num_steps=3, on_unhealthy="reset"),
-                ebm.empty_guide,
-                optax.sgd(0.0),
-                Trace_ELBO(),
-            )
-            _, loss = svi.update(svi.init(jax.random.key(0), x), x)
-            jax.effects_barrier()
+            _, loss = jax.block_until_ready(svi.update(svi.init(jax.random.key(0), x), x))
         assert np.isfinite(loss)
 
 

@@ -180,7 +180,7 @@ class ChainEstimator(AbstractEstimator):
     def _adapt(self, averaging: Any, site: Site, kernel: AbstractKernel, health: _health.NegativePhaseHealth) -> Any:
         """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
         _, spread = _health.spread_of(site.position)
-        widest = jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * spread) ** kernel.step_power)
+        widest = jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * spread) ** (2 * kernel.step_exponent))
         acceptance = jnp.nan_to_num(health.acceptance_rate)
         updated = dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance)  # pyright: ignore
         updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, jnp.log(widest)))

@@ -188,6 +188,7 @@ def _is_unbounded(log_density: Callable, centre: Array, ends: Array, distances: 
     Probes the rays from the data's mean through those chains. Along a ray a proper quadratic falls in the end; it is not
     taken for unbounded unless its mode is half a million times farther away than the chain.
     """
+    distances = jnp.where(jnp.isfinite(distances), distances, -1.0)
     _, farthest = jax.lax.top_k(distances, min(RAYS, len(distances)))
     chosen, local = jax.tree.map(lambda leaf: leaf[farthest], (ends, local))
 
