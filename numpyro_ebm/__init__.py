@@ -34,6 +34,8 @@ from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
 from numpyro_ebm.kernels import available_kernels as available_kernels
 from numpyro_ebm.mcmc import BlackJAXKernel as BlackJAXKernel
+from numpyro_ebm.reports import TrainingReport as TrainingReport
+from numpyro_ebm.reports import training_report as training_report
 from numpyro_ebm.samplers import ChainSampler as ChainSampler
 from numpyro_ebm.sampling import Draws as Draws
 from numpyro_ebm.sampling import sample as sample

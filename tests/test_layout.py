@@ -32,6 +32,7 @@ FLOORS = {
     "mcmc": 5,
     "sampling": 5,
     "arviz": 6,
+    "reports": 6,
     "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -115,6 +115,18 @@ class ChainEstimator(AbstractEstimator):
             state["averaging"] = self._adapt(state["averaging"], site, kernel, health)
         return jax.vmap(kernel.lower)(ended), state
 
+    def notes(self) -> tuple[str, ...]:
+        """A penalty, a temperature and an unadjusted kernel change what is estimated."""
+        notes = []
+        if self.energy_l2 != 0:
+            notes.append(f"energy_l2={self.energy_l2}: a penalty on both energies is part of what was maximised")
+        temperatures = self._temperatures()
+        if temperatures is not None and temperatures[-1] != 1:
+            notes.append(f"the chains end at temperature {float(temperatures[-1]):.3g}: their law is p^(1/T), not p")
+        if not self.kernel.is_exact:
+            notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
+        return tuple(notes)
+
     def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start):
         """Move the chains under parameters cut off from differentiation.
 

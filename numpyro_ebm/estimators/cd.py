@@ -47,6 +47,13 @@ class ContrastiveDivergence(ChainEstimator):
 
     name = "cd"
 
+    def notes(self):
+        """Chains that stay near the data do not see other modes."""
+        return (
+            *super().notes(),
+            "chains begin at the data: modes away from them are not seen, the weights of modes not learned",
+        )
+
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """At the rows."""
         return Start(jax.vmap(kernel.lift)(site.position), site.local)

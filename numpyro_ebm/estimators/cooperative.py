@@ -22,7 +22,7 @@ class CooperativeLearning(ChainEstimator):
     ``proposal`` is a NumPyro model ``q`` of one event. At each update it draws latents ``z`` and an event ``x0`` for each
     row; a chain of ``num_steps`` transitions takes ``x0`` to ``x'``. The energy's gradient is ``-grad E(x) + grad E(x')``,
     and the generator's that of ``log q(x', z)``: it comes to propose what the chains found (MCMC teaching), so that short
-    chains are enough. No gradient flows through the chains. Both are trained by the one SVI, the generator's parameters being
+    chains are enough. No gradient flows through the chains. One SVI trains both, the generator's parameters being
     ``numpyro.param`` sites of the proposal. The value means nothing as an objective.
 
     State, in the mutable site ``"<site>$cooperative"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`).

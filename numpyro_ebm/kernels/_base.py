@@ -51,6 +51,7 @@ class AbstractKernel(abc.ABC):
         step_size: BlackJAX's step size; with a warm-up, where its adaptation starts; None for a kernel without one.
         target_acceptance: acceptance that the warm-up steers the step size to; None where nothing adapts.
         adapts_mass_matrix: whether the warm-up also adapts ``inverse_mass_matrix``.
+        is_exact: whether a transition leaves the density invariant; unadjusted kernels are off by their step's bias.
         is_discrete: whether the kernel moves on discrete supports.
         step_exponent: the step that fits ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 where the step is
             a length, 1 where it is a squared length.
@@ -58,6 +59,7 @@ class AbstractKernel(abc.ABC):
     """
 
     name: ClassVar[str]
+    is_exact: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = False
     target_acceptance: ClassVar[float | None] = None
     adapts_mass_matrix: ClassVar[bool] = False

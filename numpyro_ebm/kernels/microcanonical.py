@@ -41,6 +41,7 @@ class MCLMC(AbstractKernel):
     """
 
     name: ClassVar[str] = "mclmc"
+    is_exact: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ("is_divergent", "num_gradients", "is_nonfinite")
     step_size: Any = 0.1
     L: Any = None

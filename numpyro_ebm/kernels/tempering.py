@@ -91,6 +91,11 @@ class ParallelTempering(AbstractKernel):
         return self.kernel.adapts_mass_matrix
 
     @property
+    def is_exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner kernel."""
+        return self.kernel.is_exact
+
+    @property
     def is_discrete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the inner kernel."""
         return self.kernel.is_discrete
