@@ -8,8 +8,7 @@ import numpy as np
 from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm.estimators import AbstractEstimator, NegativePhaseHealth
-from numpyro_ebm.estimators import CONDITIONS as CONDITIONS
+from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth
 from numpyro_ebm.handlers import estimate
 
 FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported"))
@@ -80,7 +79,7 @@ def training_report(model: estimate, state: SVIState | SVIRunResult | Mapping[st
     found = [_report(name, value["state"], model.estimators) for name, value in mutable.items() if _is_ours(name, value)]
     if not found:
         raise EnergyError(
-            "The state holds no chains. Only estimators that sample from the model have some: cd, pcd, replay, mle and others."
+            "The state holds no chains. Estimators that sample from the model have some: cd, pcd, replay, mle and others."
         )
     return TrainingReport(tuple(found))
 

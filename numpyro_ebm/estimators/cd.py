@@ -49,10 +49,8 @@ class ContrastiveDivergence(ChainEstimator):
 
     def notes(self):
         """Chains that stay near the data do not see other modes."""
-        return (
-            *super().notes(),
-            "chains begin at the data: modes away from them are not seen, the weights of modes not learned",
-        )
+        blind = "chains begin at the data: modes away from them are not seen, and the weights of far modes are not learned"
+        return (*super().notes(), blind)
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """At the rows."""
