@@ -1,5 +1,6 @@
 """`estimate`: the handler that puts an estimator in the place of an intractable log likelihood."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -42,6 +43,13 @@ class Unwrapped(NamedTuple):
     batch_shape: tuple[int, ...]
     event_dims: int
     mask: Array | None
+
+
+class Plate(NamedTuple):
+    """Rows of the whole that a plate holds: their indices, and how many there are in all."""
+
+    indices: Array
+    size: int
 
 
 class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
@@ -91,7 +99,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     def __enter__(self):
         # What is known of one run of the model; a handler may be entered many times.
-        self._subsampled: set[str] = set()
+        self._plates: dict[str, Plate] = {}
         self._seen: set[str] = set()
         self._factored = FactoredSites()
         self._holders: list[dict[str, Any]] = []
@@ -110,11 +118,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         return result
 
     def process_message(self, msg: Any) -> None:
-        """Replace an energy site's distribution by its surrogate; note factors and plates."""
-        if msg["type"] == "plate":
-            size, subsample_size = msg["args"]
-            if subsample_size is not None and subsample_size != size:
-                self._subsampled.add(msg["name"])
+        """Replace an energy site's distribution by its surrogate; note factors."""
         if msg["type"] != "sample":
             return
         name, fn = msg["name"], msg["fn"]
@@ -135,7 +139,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         msg["fn"] = Surrogate(log_factor, fn.event_shape, fn.support)
 
     def postprocess_message(self, msg: Any) -> None:
-        """Note the state of network layers, which an energy must leave alone."""
+        """Note plates, and the state of network layers, which an energy must leave alone."""
+        if msg["type"] == "plate":
+            self._plates[msg["name"]] = Plate(msg["value"], msg["args"][0])
         if msg["type"] == "mutable" and isinstance(msg["value"], dict):
             self._holders.append(msg["value"])
 
@@ -145,7 +151,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             self._seen.add(name)
             estimator = self._estimator_of(name)
             self._check_context(name, estimator, msg)
-            site = lay_out(name, unwrapped, value)
+            plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
+            site = lay_out(name, unwrapped, value, plates)
             estimator.check(site)
             with _unchanged(list(self._holders)):
                 values = run(estimator, site)
@@ -179,7 +186,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 f"The estimator '{estimator.name}' cannot be the target of NUTS or HMC: {why}. Write SVI with AutoDelta or "
                 f"AutoNormal, or one of {usable} for a generalised posterior."
             )
-        frames = {frame.name for frame in msg["cond_indep_stack"]} & self._subsampled
+        subsampled = {name for name, plate in self._plates.items() if len(plate.indices) != plate.size}
+        frames = {frame.name for frame in msg["cond_indep_stack"]} & subsampled
         if frames:
             raise EnergyError(
                 f"The plate {sorted(frames)} subsamples, and NUTS or HMC would use one frozen subset of the data. Write the "
@@ -244,8 +252,8 @@ def unwrap(fn: Any) -> Unwrapped | None:
     return Unwrapped(inner, batch_shape, event_dims, mask)
 
 
-def lay_out(name: str, unwrapped: Unwrapped, value: Any) -> Site:
-    """The site's data, one event per row, checked as far as they are concrete."""
+def lay_out(name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate]) -> Site:
+    """The site's data, one event per row, checked as far as they are concrete; plates by their dimension."""
     distribution = unwrapped.distribution
     with eager(value):
         events = distribution.as_events(value)
@@ -263,9 +271,30 @@ def lay_out(name: str, unwrapped: Unwrapped, value: Any) -> Site:
         flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
         flat = flat.reshape((-1, *distribution.event_shape))
         mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
-        site = Site(name, distribution, batch_shape, _harmless(flat, mask, distribution), _harmless_local(local, mask), mask)
+        own = _harmless(flat, mask, distribution), _harmless_local(local, mask), mask
+        index, num_total = row_index(batch_shape, unwrapped.event_dims, plates)
+        site = Site(name, distribution, batch_shape, *own, index, num_total)
         _check_values(site)
     return site
+
+
+def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int, Plate]) -> tuple[Array | None, int]:
+    """Which row of the whole data set each row is, flat over all dimensions of the batch, and how many there are.
+
+    A dimension without a plate, or under ``to_event``, is whole. None and 0 where int32 cannot count the rows.
+    """
+    whole = [Plate(jnp.arange(size), size) for size in batch_shape]
+    for dim, plate in plates.items():
+        position = len(batch_shape) - event_dims + dim
+        if batch_shape[position] == len(plate.indices):  # else a plate of one row that broadcasts
+            whole[position] = plate
+    num_total = math.prod(plate.size for plate in whole)
+    if num_total > jnp.iinfo(jnp.int32).max:
+        return None, 0
+    flat = jnp.zeros((), jnp.int32)
+    for indices, size in whole:
+        flat = flat[..., None] * size + jnp.asarray(indices, jnp.int32)
+    return flat.reshape(-1), num_total
 
 
 def run(estimator: AbstractEstimator, site: Site) -> Array:

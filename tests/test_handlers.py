@@ -26,6 +26,17 @@ def bayesian(x):
         numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=x)
 
 
+class Spy(ebm.ScoreMatching):
+    """Keeps the sites it is given."""
+
+    def __init__(self):
+        object.__setattr__(self, "seen", [])
+
+    def surrogate(self, rng_key, site, state):
+        self.seen.append(site)
+        return super().surrogate(rng_key, site, state)
+
+
 class TestSpecification:
     def test_a_name_is_sugar_for_an_object(self, gaussian_data):
         values = [
@@ -125,6 +136,42 @@ class TestPlates:
 
         values = [surrogate(ebm.estimate(model, "sm"), {}, x, kind) for kind in ("plates", "to_event", "joint")]
         np.testing.assert_allclose(values, np.sum(2 - 0.5 * np.sum(x**2, -1)), rtol=1e-5)
+
+    def test_rows_know_which_they_are_of_the_whole(self):
+        def model(x, kind):
+            d = ebm.EnergyDistribution(lambda x: 0.5 * x**2)
+            if kind == "no plate":
+                numpyro.sample("x", d.expand((4,)), obs=x[:4, 0])
+            elif kind == "one plate":
+                with numpyro.plate("b", 50, subsample_size=3):
+                    numpyro.sample("x", d, obs=x[0])
+            elif kind == "to_event":
+                with numpyro.plate("a", 40, subsample_size=4):
+                    numpyro.sample("x", d.expand((3,)).to_event(1), obs=x)
+            else:
+                with numpyro.plate("b", 50, subsample_size=3), numpyro.plate("a", 40, subsample_size=4, dim=-2):
+                    numpyro.sample("x", d, obs=x)
+
+        a, b = np.array([7, 0, 39, 12]), np.array([4, 49, 5])
+        expected = {
+            "no plate": (np.arange(4), 4),
+            "one plate": (b, 50),
+            "to_event": ((3 * a[:, None] + np.arange(3)).ravel(), 120),
+            "two plates": ((50 * a[:, None] + b).ravel(), 2000),
+        }
+        for kind, (index, num_total) in expected.items():
+            spy = Spy()
+
+            @jax.jit
+            def indices(a, b, spy=spy, kind=kind):
+                conditioned = handlers.substitute(ebm.estimate(model, spy), {"a": a, "b": b})
+                handlers.seed(conditioned, 0)(np.zeros((4, 3)), kind)
+                return spy.seen[-1].index
+
+            got = indices(a, b)
+            assert got.dtype == jnp.int32
+            np.testing.assert_array_equal(got, index)
+            assert spy.seen[-1].num_total == num_total
 
     @pytest.mark.parametrize("where", ["inside", "around", "on to_event"])
     def test_masked_rows_take_no_part(self, where):

@@ -23,6 +23,9 @@ class Site:
         value: ``(num_rows, *event_shape)``, constrained; masked rows hold a harmless value.
         local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``, or None.
         mask: ``(num_rows,)``, rows that take part, or None for all.
+        index: ``(num_rows,)`` int32, which row of the whole data set each row is: a subsampled plate's indices, nested
+            plates laid out flat in the order of the batch shape. None where there are more than int32 counts.
+        num_total: rows of the whole data set, so that ``index < num_total``; 0 where ``index`` is None.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Site:
     value: Array
     local: PyTree
     mask: Array | None
+    index: Array | None = None
+    num_total: int = 0
 
     @property
     def num_rows(self) -> int:
