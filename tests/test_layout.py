@@ -22,6 +22,7 @@ FLOORS = {
     "_context": 0,
     "kernels": 1,
     "chains": 2,
+    "coupling": 2,
     "samplers": 3,
     "distributions": 3,
     "factors": 3,
@@ -80,7 +81,7 @@ def test_version_comes_from_the_metadata():
 
 
 def test_the_registries_hold_what_their_docstrings_say():
-    assert ebm.available_estimators() == ("cd", "dsm", "mle", "nce", "pcd", "sm", "ssm")
+    assert ebm.available_estimators() == ("cd", "dsm", "mle", "nce", "pcd", "sm", "ssm", "unbiased")
     assert ebm.available_kernels() == ("hmc", "langevin", "mala", "nuts")
     for name in ("available_estimators", "available_kernels"):
         function = getattr(ebm, name)

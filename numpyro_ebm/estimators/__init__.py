@@ -10,6 +10,7 @@ from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContra
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
+from numpyro_ebm.estimators.unbiased import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 
 ESTIMATORS: Registry[AbstractEstimator] = Registry(
     "estimator",
@@ -23,6 +24,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             PersistentContrastiveDivergence,
             ScoreMatching,
             SlicedScoreMatching,
+            UnbiasedMaximumLikelihood,
         )
     },
 )
@@ -32,6 +34,6 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'dsm', 'mle', 'nce', 'pcd', 'sm', 'ssm')``.
+        ``available_estimators()`` gives ``('cd', 'dsm', 'mle', 'nce', 'pcd', 'sm', 'ssm', 'unbiased')``.
     """
     return ESTIMATORS.names()
