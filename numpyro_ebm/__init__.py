@@ -15,6 +15,7 @@ from numpyro_ebm.estimators import PersistentContrastiveDivergence as Persistent
 from numpyro_ebm.estimators import Replay as Replay
 from numpyro_ebm.estimators import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators import SlicedScoreMatching as SlicedScoreMatching
+from numpyro_ebm.estimators import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 from numpyro_ebm.estimators import available_estimators as available_estimators
 from numpyro_ebm.factors import energy_factor as energy_factor
 from numpyro_ebm.handlers import empty_guide as empty_guide

@@ -24,6 +24,7 @@ FLOORS = {
     "_context": 0,
     "kernels": 1,
     "chains": 2,
+    "coupling": 2,
     "samplers": 3,
     "distributions": 3,
     "factors": 3,
@@ -84,7 +85,7 @@ def test_version_comes_from_the_metadata():
 
 
 def test_the_registries_hold_what_their_docstrings_say():
-    assert ebm.available_estimators() == ("cd", "cooperative", "dsm", "mle", "nce", "pcd", "replay", "sm", "ssm")
+    assert ebm.available_estimators() == ("cd", "cooperative", "dsm", "mle", "nce", "pcd", "replay", "sm", "ssm", "unbiased")
     assert ebm.available_kernels() == (
         "adjusted_mclmc",
         "barker",

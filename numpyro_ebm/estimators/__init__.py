@@ -14,6 +14,7 @@ from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as Persis
 from numpyro_ebm.estimators.replay import Replay as Replay
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
+from numpyro_ebm.estimators.unbiased import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 
 ESTIMATORS: Registry[AbstractEstimator] = Registry(
     "estimator",
@@ -29,6 +30,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             Replay,
             ScoreMatching,
             SlicedScoreMatching,
+            UnbiasedMaximumLikelihood,
         )
     },
 )
@@ -38,6 +40,7 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm')``.
+        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm',
+        'unbiased')``.
     """
     return ESTIMATORS.names()
