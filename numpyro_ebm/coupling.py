@@ -102,7 +102,7 @@ def _remainder(rng_key: PRNGKey, half: Array) -> Array:
         log_accept = jnp.where(is_near, log_sinh - x**2 / 6, jnp.log1p(-jnp.exp(-2 * jnp.maximum(x, 0))))
         return key, v, jnp.log(jax.random.uniform(key_accept, dtype=half.dtype)) > log_accept
 
-    start = (rng_key, jnp.zeros_like(half), jnp.array(True))
+    start = (rng_key, jnp.zeros_like(half), jnp.ones((), bool))
     return half - jax.lax.while_loop(lambda carry: carry[2], propose, start)[1]
 
 

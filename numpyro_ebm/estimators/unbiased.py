@@ -7,13 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._bases import without_rows
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._chains import check_start, start_from
-from numpyro_ebm.estimators.mle import start_at_reference
+from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 
@@ -44,8 +42,8 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         num_steps: m, the last transition of the time average; chains run longer only where they have not met.
         max_num_steps: transitions by which every pair has to have met.
         num_chains: pairs of chains, independent of the batch size; None for as many as there are rows.
-        start: what both chains of a pair start from: a NumPyro distribution of one event, drawn from twice; "data" for a
-            row of the batch; None for the energy's base, or a standard normal in unconstrained space where it has none.
+        start: what both chains of a pair start from: "base" (the energy's base, or a standard normal in unconstrained
+            space), "data" (rows of the batch), or a NumPyro distribution of one event, drawn from twice.
 
     Raises:
         EnergyError: for settings that are not ``burn_in <= num_steps <= max_num_steps``, a kernel or coupling that is not
@@ -71,7 +69,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
     num_steps: int = 50
     max_num_steps: int = 1000
     num_chains: int | None = None
-    start: Any = None
+    start: Any = "base"
 
     def __post_init__(self):
         for name, minimum in (("burn_in", 0), ("num_steps", 0), ("max_num_steps", 1)):
@@ -84,20 +82,17 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             )
         if self.num_chains is not None:
             check_count("UnbiasedMaximumLikelihood", "num_chains", self.num_chains)
-        if isinstance(self.start, str) and self.start != "data":
-            raise EnergyError(f"start='{self.start}' is not known. Write start='data', a numpyro distribution, or None.")
         object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
         check_coupling(self.kernel, self.coupling)
 
     def check(self, site: Site) -> None:
         """Refuse a start of another event, and a number of chains where each row has its own."""
         super().check(site)
-        if self.start != "data":
-            check_start(self.start, site)
+        check_start(self.start, site)
         if site.local is not None and self.num_chains is not None:
             raise EnergyError(
-                f"Rows with a context or a base of their own have one pair of chains each; got num_chains={self.num_chains}. "
-                "Write num_chains=None."
+                "Rows with a context or a base of their own have one pair of chains each; got "
+                f"num_chains={self.num_chains}. Write num_chains=None."
             )
 
     def init(self, rng_key, site: Site):
@@ -152,20 +147,10 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
 
     def _starts(self, rng_key, site: Site) -> Array:
         """``(num_pairs, 2, ...)``: X_0 and Y_0 of each pair, independent and of one law."""
-        num_pairs = self.num_chains or site.num_rows
-        if isinstance(self.start, str):
-            rows = site.position
-            if self.num_chains is not None:
-                rows = rows[jax.random.randint(rng_key, (num_pairs,), 0, site.num_rows)]
-            return jnp.stack([rows, rows], axis=1)  # given its row, the law of a start is a point
-        if self.start is not None:
-            draws = [start_from(self.start, key, site, num_pairs) for key in jax.random.split(rng_key)]
-        elif site.local is not None:
-            draws = [start_at_reference(key, site) for key in jax.random.split(rng_key)]
-        else:
-            reference = without_rows(site.distribution.reference)
-            draws = [start_from(reference, key, site, num_pairs) for key in jax.random.split(rng_key)]
-        return jnp.stack(draws, axis=1)
+        keys = jax.random.split(rng_key)
+        if self.num_chains is None:  # given its row, the law of a start is a point or the row's own base
+            return jnp.stack([draw_rows(self.start, key, site)[0] for key in keys], axis=1)
+        return jnp.stack([draw_start(self.start, key, site, self.num_chains)[0] for key in keys], axis=1)
 
     def _raise_unmet(self, name: str, is_met: Array, acceptance_rate: Array) -> None:
         def complain(num_unmet, rate):
