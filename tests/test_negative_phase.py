@@ -194,6 +194,39 @@ class TestTemperature:
             ebm.ContrastiveDivergence(num_steps=3, temperature=temperature)
 
 
+class TestTempering:
+    def test_a_ladder_carries_chains_between_modes_and_reports_its_swaps(self):
+        # Modes of weights .2 and .8, chains begun in the first: their share has to become .2.
+        logits = jnp.log(jnp.array([0.2, 0.8]))
+
+        def energy(x):
+            return -jax.nn.logsumexp(logits - 0.5 * ((x - jnp.array([-4.0, 4.0])) / 0.5) ** 2)
+
+        x = np.full(1000, -4.0, np.float32) + 0.5 * np.random.default_rng(0).normal(size=1000).astype(np.float32)
+        kernel = ebm.ParallelTempering(ebm.MALA(0.1), temperatures=(1.0, 3.0, 9.0, 27.0, 81.0))
+        options = {"num_steps": 100, "kernel": kernel, "num_chains": 1000, "adapt_step_size": False}
+        state = train(site_model(energy), "pcd", x, 4, **options)
+        assert state["position"].shape == (1000, 5)
+        share = np.mean(np.asarray(state["position"])[:, 0] < 0)
+        assert abs(share - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 1000)
+        assert 0.1 < float(state["health"].swap_rate) < 0.95
+
+    def test_cd_and_mle_take_the_replica_at_temperature_one(self, gaussian_data):
+        kernel = ebm.ParallelTempering("mala", temperatures=(1.0, 2.0))
+        model = ebm.estimate(precision_model, "cd", num_steps=4, kernel=kernel)
+        np.testing.assert_allclose(fit(model, gaussian_data, steps=500)["t"], MLE, atol=0.15)
+
+    def test_elliptical_slices_take_the_base(self, gaussian_data):
+        def model(x):
+            t = numpyro.param("t", 1.0)
+            with numpyro.plate("rows", len(x)):
+                d = ebm.EnergyDistribution(lambda x: 0.5 * (t - 1) * x**2, base=dist.Normal(0.0, 1.0))
+                numpyro.sample("x", d, obs=x)
+
+        wrapped = ebm.estimate(model, "pcd", num_steps=3, kernel="elliptical_slice")
+        np.testing.assert_allclose(fit(wrapped, gaussian_data, steps=500)["t"], MLE, atol=0.15)
+
+
 class TestEnergyPenalty:
     def test_it_is_the_squares_of_both_energies(self):
         # pcd moves its whole pool, so the negatives of an update are the positions it leaves.
