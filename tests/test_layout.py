@@ -80,7 +80,7 @@ def test_version_comes_from_the_metadata():
 
 
 def test_the_registries_hold_what_their_docstrings_say():
-    assert ebm.available_estimators() == ("cd", "dsm", "mle", "nce", "pcd", "replay", "sm", "ssm")
+    assert ebm.available_estimators() == ("cd", "dsm", "improved_cd", "mle", "nce", "pcd", "replay", "sm", "ssm")
     assert ebm.available_kernels() == ("hmc", "langevin", "mala", "nuts")
     for name in ("available_estimators", "available_kernels"):
         function = getattr(ebm, name)

@@ -6,6 +6,7 @@ from numpyro_ebm.estimators._base import Site as Site
 from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
@@ -20,6 +21,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
         for cls in (
             ContrastiveDivergence,
             DenoisingScoreMatching,
+            ImprovedContrastiveDivergence,
             MaximumLikelihood,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
@@ -35,6 +37,6 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'dsm', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm')``.
+        ``available_estimators()`` gives ``('cd', 'dsm', 'improved_cd', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm')``.
     """
     return ESTIMATORS.names()
