@@ -8,6 +8,7 @@ from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation

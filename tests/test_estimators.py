@@ -28,11 +28,12 @@ CASES = {
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
+    "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
 }
 ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "dsm", "nce"]
-GRADIENTS = ["cd", "pcd", "replay", "mle"]
+GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
 MLE = 3.99528
 
 
@@ -120,7 +121,7 @@ class TestInvariants:
         assert values[0] == values[1]
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "replay", "mle"]))
+@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "replay", "improved_cd", "mle"]))
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
 def test_runs_under_autoguides(name, guide_type):
     def model(x):
@@ -134,7 +135,7 @@ def test_runs_under_autoguides(name, guide_type):
     assert np.isfinite(result.losses).all()
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd"], ["ssm", "dsm", "replay", "mle"]))
+@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd", "improved_cd"], ["ssm", "dsm", "replay", "mle"]))
 def test_context_and_row_bases(name):
     # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
     rng = np.random.default_rng(0)
@@ -147,7 +148,7 @@ def test_context_and_row_bases(name):
         with numpyro.plate("rows", 1500):
             numpyro.sample("y", d, obs=y)
 
-    if name == "nce":
+    if name in ("nce", "improved_cd"):
         with pytest.raises(ValueError, match=r"site 'y'.*context"):
             surrogate(estimated(model, name), {"t": 0.1}, y)
         return
@@ -191,6 +192,10 @@ def test_a_converged_negative_phase_gives_the_likelihood_gradient(name, gaussian
     # d/dt of log N(x; 0, 1/t) is 1/(2t) - x^2/2 a row; at t = 1, averaged over keys.
     x = gaussian_data
     options = {"num_steps": 10, "kernel": ebm.NUTS(step_size=0.5)}
+    if name == "improved_cd":
+        with pytest.raises(ValueError, match="'nuts' rejects"):
+            ebm.estimate(precision_model, name, **options)
+        return
     model = ebm.estimate(precision_model, name, **options)
     grads = jax.lax.map(lambda key: gradient(model, {"t": 1.0}, x, key=key), jax.random.split(jax.random.key(0), 30))
     exact = np.sum(0.5 - 0.5 * x**2)
@@ -401,7 +406,7 @@ class TestContainers:
         module = eqx.tree_at(where, module, [self.w1.T, self.b1, self.w2.T, self.b2])
         return lambda: eqx_module("net", module), ["net$params"], eqx.filter(module, eqx.is_inexact_array)
 
-    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "replay", "mle"]))
+    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "replay", "improved_cd", "mle"]))
     def test_same_loss_and_gradient(self, name):
         results = {}
         for kind in ("nested", "flax_linen", "flax_nnx", "equinox"):

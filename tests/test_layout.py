@@ -85,22 +85,9 @@ def test_version_comes_from_the_metadata():
 
 
 def test_the_registries_hold_what_their_docstrings_say():
-    assert ebm.available_estimators() == ("cd", "cooperative", "dsm", "mle", "nce", "pcd", "replay", "sm", "ssm", "unbiased")
-    assert ebm.available_kernels() == (
-        "adjusted_mclmc",
-        "barker",
-        "dynamic_hmc",
-        "elliptical_slice",
-        "ghmc",
-        "hmc",
-        "langevin",
-        "mala",
-        "mclmc",
-        "nuts",
-        "parallel_tempering",
-    )
     for name in ("available_estimators", "available_kernels"):
         function = getattr(ebm, name)
+        assert list(function()) == sorted(function())
         assert str(function()) in " ".join(function.__doc__.split())
 
 

@@ -8,6 +8,7 @@ from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseH
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
@@ -24,6 +25,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             ContrastiveDivergence,
             CooperativeLearning,
             DenoisingScoreMatching,
+            ImprovedContrastiveDivergence,
             MaximumLikelihood,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
@@ -40,7 +42,7 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm',
-        'unbiased')``.
+        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'improved_cd', 'mle', 'nce', 'pcd', 'replay',
+        'sm', 'ssm', 'unbiased')``.
     """
     return ESTIMATORS.names()
