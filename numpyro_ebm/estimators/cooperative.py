@@ -149,7 +149,7 @@ class Generator:
         """The proposal with its parameters' values, which the handlers around get to see.
 
         Raises:
-            EnergyError: where it does not sample the energy's site, gives it another shape, or has latents that are not real.
+            EnergyError: where it does not sample the site, gives it another shape, or has latents that are not real.
         """
         first = jax.tree.map(lambda leaf: leaf[0], _context_of(site))
         only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
