@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from numpyro.distributions import Distribution, ExpandedDistribution, Independent
+from numpyro.distributions import Distribution, ExpandedDistribution, ImproperUniform, Independent
 
+from numpyro_ebm._blocks import Product, cut
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PyTree
 
@@ -23,22 +24,42 @@ def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callab
     Raises:
         EnergyError: where the base has a batch shape and no parameters to split.
     """
-    inner, reinterpreted = _strip(base)
+    inner, reinterpreted = strip(base)
+    if isinstance(inner, Product):
+        return _split_product(inner, batch_shape)
     own = inner.batch_shape[: len(inner.batch_shape) - reinterpreted]
     if all(size == 1 for size in own):
         return lambda event, _: jnp.sum(inner.log_prob(event)), None
     return _parametric(inner), _parameters(inner, batch_shape + base.event_shape[:reinterpreted])
 
 
+def is_improper(base: Distribution) -> bool:
+    """Whether a distribution is Lebesgue measure."""
+    return isinstance(strip(base)[0], ImproperUniform)
+
+
 def without_rows(base: Distribution) -> Distribution:
     """The same base without a batch shape, where it was only expanded over rows; else itself."""
-    inner, reinterpreted = _strip(base)
+    inner, reinterpreted = strip(base)
     if not base.batch_shape or len(inner.batch_shape) > reinterpreted:
         return base
     return inner.expand(base.event_shape[:reinterpreted]).to_event(reinterpreted)
 
 
-def _strip(base: Distribution) -> tuple[Distribution, int]:
+def _split_product(product: Product, batch_shape: tuple[int, ...]) -> tuple[Callable[[Array, PyTree], Array], PyTree]:
+    rows = [split_rows(part, batch_shape) for part in product.parts]
+    local = tuple(own for _, own in rows)
+
+    def log_prob(event, local):
+        pieces = cut(event, product.shapes)
+        return jnp.sum(jnp.stack([part(x, own) for (part, _), x, own in zip(rows, pieces, local, strict=True)]))
+
+    if all(own is None for own in local):
+        return (lambda event, _: log_prob(event, local)), None
+    return log_prob, local
+
+
+def strip(base: Distribution) -> tuple[Distribution, int]:
     """What is inside expand and to_event, and how many dimensions the latter took."""
     inner, reinterpreted = base, 0
     while isinstance(inner, ExpandedDistribution | Independent):

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from numpyro.handlers import replay, substitute
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO, Trace_ELBO
@@ -41,6 +42,33 @@ def check_carries_state(estimator: str) -> None:
                 f"The estimator '{estimator}' carries chains from update to update; {type(owner.loss).__name__} carries "
                 "no mutable state. Write SVI(..., loss=Trace_ELBO())."
             )
+
+
+def check_latent(name: str) -> None:
+    """Refuse a latent energy without a value under a guide, and an ELBO that weighs by the value of its log density.
+
+    Raises:
+        EnergyError: with what to write.
+    """
+    replayed = [handler.trace for handler in _PYRO_STACK if isinstance(handler, replay)]
+    if replayed and not any(name in trace for trace in replayed) and not _is_substituted(name):
+        raise EnergyError(
+            f"The energy site '{name}' is not observed, and the guide has no value for it, so there is nothing to estimate "
+            f"from. Pass its data: numpyro.sample('{name}', ..., obs=x), or give the guide a site '{name}'; to draw from "
+            "it, use the model without estimate."
+        )
+    for _, owner in _callers():
+        loss = owner.loss if isinstance(owner, SVI) else owner
+        if isinstance(loss, ELBO) and not isinstance(loss, Trace_ELBO | TraceMeanField_ELBO):
+            raise EnergyError(
+                f"The energy site '{name}' is latent. {type(loss).__name__} weighs draws by the value of its log density, "
+                "and an estimator knows the gradient only. Write SVI(..., loss=Trace_ELBO())."
+            )
+
+
+def _is_substituted(name: str) -> bool:
+    substitutes = [handler for handler in _PYRO_STACK if isinstance(handler, substitute)]
+    return any(h.substitute_fn is not None or name in (h.data or {}) for h in substitutes)
 
 
 def site_being_scored() -> str | None:

@@ -11,6 +11,7 @@ from numpyro.distributions import constraints
 
 from numpyro_ebm._autodiff import guard
 from numpyro_ebm._bases import split_rows
+from numpyro_ebm._blocks import Blocks
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._context import site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site, is_concrete
@@ -302,7 +303,22 @@ def _event_support(support: Any, event_shape: tuple[int, ...]) -> Any:
             f"The support {support} constrains events of {support.event_dim} dimensions; event_shape={event_shape} has "
             f"{len(event_shape)}. Write event_shape=(n,)."
         )
+    check_one_support(support, event_shape)
     return constraints.independent(support, extra) if extra else support
+
+
+def check_one_support(support: Any, event_shape: tuple[int, ...]) -> None:
+    """Refuse bounds that differ from row to row.
+
+    Raises:
+        EnergyError: with their shape.
+    """
+    for bound in jax.tree.leaves(support):
+        if jnp.ndim(bound) > len(event_shape):
+            raise EnergyError(
+                f"The support {support} has bounds of shape {jnp.shape(bound)} for events of shape {event_shape}: all rows "
+                "share one support. Write bounds of one event, and move the rest into the energy."
+            )
 
 
 def _check_context(context: PyTree, batch_shape: tuple[int, ...]) -> None:
@@ -352,6 +368,10 @@ def _elementary(constraint: Any) -> Any:
 
 def _region(constraint: Any) -> Any:
     """The set a constraint stands for: intervals by their bounds (open or closed alike), others by their type."""
+    if isinstance(constraint, Blocks):
+        return tuple(
+            (_region(_elementary(part)), shape) for part, shape in zip(constraint.parts, constraint.shapes, strict=True)
+        )
     has_bounds = hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound")
     if constraint.is_discrete or not (has_bounds or type(constraint) is type(constraints.real)):
         return type(constraint)

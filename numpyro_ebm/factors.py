@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import _PYRO_STACK
 
 from numpyro_ebm._autodiff import guard
-from numpyro_ebm._errors import EnergyError, at_site
+from numpyro_ebm._errors import EnergyError, at_site, eager
 from numpyro_ebm._typing import Array, EnergyFn
 from numpyro_ebm.distributions import guard_message
 
@@ -33,7 +33,7 @@ class EnergyFactor(dist.Distribution):
     arg_constraints = {}
     support: Any = constraints.real  # pyright: ignore[reportAssignmentType]
     pytree_data_fields = ("values", "row_mask")
-    pytree_aux_fields = ("name", "energy", "sites")
+    pytree_aux_fields = ("name", "energy", "sites", "order")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class EnergyFactor(dist.Distribution):
         row_mask: Array | None = None,
     ):
         self.name, self.energy, self.values, self.sites, self.row_mask = name, energy, values, sites, row_mask
+        self.order = tuple(values)
         super().__init__(batch_shape, (0,))
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
@@ -66,14 +67,28 @@ class EnergyFactor(dist.Distribution):
         fixed = {name: v for name, v in rows.items() if name not in self.sites}
 
         def minus_energy(free):
-            return jax.vmap(lambda row: -scalar_energy(self.energy, row), axis_size=_size(self.batch_shape))(
-                {**free, **fixed}
-            )
+            return jax.vmap(lambda row: -self.evaluate_energy(row), axis_size=_size(self.batch_shape))({**free, **fixed})
 
         with at_site(self.name):
             result = guard(minus_energy, free, guard_message())
         result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
         return result.reshape(self.batch_shape)
+
+    def evaluate_energy(self, row: dict[str, Array]) -> Array:
+        """The energy of one row as a scalar.
+
+        Raises:
+            EnergyError: for a result of another shape than ``()`` or ``(1,)``.
+        """
+        # In the order written: a pytree sorts its names, and `**values` in a loop over sites may lean on the order.
+        result = jnp.asarray(self.energy(**{name: row[name] for name in self.order}))
+        if result.shape not in ((), (1,)):
+            shapes = {name: jnp.shape(value) for name, value in row.items()}
+            raise EnergyError(
+                f"The energy returned shape {result.shape} for one row of shapes {shapes}; it has to return a scalar, "
+                "shape (). Write it for one row: the plates around energy_factor say what a row is."
+            )
+        return result.reshape(())
 
 
 def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
@@ -84,13 +99,15 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
     sample site above belong to the event; the others are covariates.
 
     ``potential_energy``, NUTS and `BlackJAXKernel` see a potential, for fixed parameters: a derivative in anything but
-    the named sites raises, as for `EnergyDistribution`. Under `estimate` an observed site that factors name is an
-    EBM: its own distribution is the base, its energy the sum of its factors.
+    the named sites raises, as for `EnergyDistribution`. Under `estimate` the sites that factors name are an EBM: their
+    own distributions are the base (``ImproperUniform`` for Lebesgue measure), the energy is the sum of the factors.
+    Sites that factors connect, directly or through others, are one joint event, called by their names joined by commas
+    ("x,y"); they stand in the same plates, and rows masked at one of them take no part.
 
     Args:
         name: name of the factor.
         energy: ``energy(**row)`` to a scalar; lower is more likely.
-        **values: what the energy takes, by name.
+        **values: what the energy takes, by name, in this order.
 
     Raises:
         EnergyError: (a ValueError) without values, for a value that does not lead with the plates' shape, and for an
@@ -101,7 +118,9 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
         >>> def model(x):
         ...     with numpyro.plate("rows", len(x)):
         ...         x = numpyro.sample("x", dist.Normal(0, 1), obs=x)
+        ...         y = numpyro.sample("y", dist.Normal(0, 1))
         ...         energy_factor("tilt", lambda x: 0.1 * x**4, x=x)
+        ...         energy_factor("pair", lambda x, y: 0.5 * (x - y) ** 2, x=x, y=y)
 
     References:
         Song and Kingma, How to train your energy-based models (2021), section 2.
@@ -114,27 +133,9 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
     if not values:
         raise EnergyError(f"energy_factor('{name}') names no value. Write energy_factor('{name}', energy, x=x).")
     batch_shape = _plates_shape()
-    # Arrays stay the objects they are: estimate compares a site's value with the factor's by identity.
-    arrays = {k: v if isinstance(v, np.ndarray | jax.Array) else jnp.asarray(v) for k, v in values.items()}
-    arrays = {key: _lead(name, key, value, batch_shape) for key, value in arrays.items()}
+    arrays = {key: _lead(name, key, _as_array(value), batch_shape) for key, value in values.items()}
     factor = EnergyFactor(name, energy, arrays, _sampled_sites() & frozenset(values), batch_shape)
     numpyro.sample(name, factor, obs=factor.sample(None), infer={"is_auxiliary": True})
-
-
-def scalar_energy(energy: EnergyFn, row: dict[str, Array]) -> Array:
-    """The energy of one row as a scalar.
-
-    Raises:
-        EnergyError: for a result of another shape than ``()`` or ``(1,)``.
-    """
-    result = jnp.asarray(energy(**row))
-    if result.shape not in ((), (1,)):
-        shapes = {name: jnp.shape(value) for name, value in row.items()}
-        raise EnergyError(
-            f"The energy returned shape {result.shape} for one row of shapes {shapes}; it has to return a scalar, "
-            "shape (). Write it for one row: the plates around energy_factor say what a row is."
-        )
-    return result.reshape(())
 
 
 def flatten_rows(values: dict[str, Array], batch_shape: tuple[int, ...]) -> dict[str, Array]:
@@ -144,6 +145,14 @@ def flatten_rows(values: dict[str, Array], batch_shape: tuple[int, ...]) -> dict
         event = value.shape[len(batch_shape) :]
         rows[name] = jnp.broadcast_to(value, batch_shape + event).reshape((-1, *event))
     return rows
+
+
+def _as_array(value: Any) -> Any:
+    # Arrays stay the objects they are: estimate compares a site's value with the factor's by identity.
+    if isinstance(value, np.ndarray | jax.Array):
+        return value
+    with eager(value):
+        return jnp.asarray(value)
 
 
 def _size(batch_shape: tuple[int, ...]) -> int:

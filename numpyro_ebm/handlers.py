@@ -1,55 +1,24 @@
 """`estimate`: the handler that puts an estimator in the place of an intractable log likelihood."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
-from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.primitives import Messenger, mutable
 
 from numpyro_ebm import _context
-from numpyro_ebm._errors import EnergyError, at_site, eager, is_concrete, nearest
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.distributions import EnergyDistribution
+from numpyro_ebm._autodiff import freeze
+from numpyro_ebm._errors import EnergyError, at_site, nearest
+from numpyro_ebm._rows import Plate, Unwrapped, lay_out, unwrap
+from numpyro_ebm._surrogates import FrozenEnergy, Surrogate, emit, kept
+from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, Site
 from numpyro_ebm.factors import EnergyFactor
-from numpyro_ebm.joint import FactoredSites
-
-
-class Surrogate(dist.Distribution):
-    """Stands at a site for an estimator: its log probability is the surrogate, whatever the value."""
-
-    arg_constraints = {}
-    pytree_data_fields = ("log_factor", "_support")
-
-    def __init__(self, log_factor: Array, event_shape: tuple[int, ...], support: Any):
-        self.log_factor, self._support = log_factor, support
-        super().__init__(jnp.shape(log_factor), event_shape)
-
-    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
-        """The surrogate."""
-        return self.log_factor
-
-
-class Unwrapped(NamedTuple):
-    """An `EnergyDistribution` under expand, mask and to_event."""
-
-    distribution: EnergyDistribution
-    batch_shape: tuple[int, ...]
-    event_dims: int
-    mask: Array | None
-
-
-class Plate(NamedTuple):
-    """Rows of the whole that a plate holds: their indices, and how many there are in all."""
-
-    indices: Array
-    size: int
+from numpyro_ebm.joint import FactoredSites, JointSite
 
 
 class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
@@ -101,80 +70,111 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         # What is known of one run of the model; a handler may be entered many times.
         self._plates: dict[str, Plate] = {}
         self._seen: set[str] = set()
+        self._latents: dict[str, tuple[Unwrapped, dict[str, Any]]] = {}
         self._factored = FactoredSites()
         self._holders: list[dict[str, Any]] = []
         return super().__enter__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, then the sites that factors made energies."""
+        """Run the model, then the energies that are known only after it: latent ones, and those of factors."""
         with self:
             result = self.fn(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
-            for name in self._seen:
+            for name in self._seen | set(self._latents):
                 self._factored.check_not_named(name)
-            for site in self._factored.sites():
-                log_factor = self._surrogate(site.name, site.unwrapped(Unwrapped), site.value, site.message)
-                site.emit(log_factor, Surrogate)
+            for name, (unwrapped, message) in self._latents.items():
+                own = message["fn"].log_prob(message["value"])
+                emit(f"{name}$surrogate", self._surrogate(name, unwrapped, message["value"], message) - own, message)
+            for joint in self._factored.joints():
+                self._emit_joint(joint)
             self._check_all_seen()
         return result
 
     def process_message(self, msg: Any) -> None:
-        """Replace an energy site's distribution by its surrogate; note factors."""
+        """Replace an energy site's distribution by its surrogate; note factors and what has no value yet."""
         if msg["type"] != "sample":
             return
         name, fn = msg["name"], msg["fn"]
         if isinstance(fn, EnergyFactor):
-            self._factored.add_factor(fn)
+            self._factored.add_factor(msg)
             msg["fn"] = Surrogate(jnp.zeros(fn.batch_shape), fn.event_shape, fn.support)
             return
         unwrapped = unwrap(fn)
         if unwrapped is None:
             self._factored.add_site(msg)
-            return
-        if not msg["is_observed"]:
-            raise EnergyError(
-                f"The energy site '{name}' is not observed, so there is nothing to estimate from. Pass its data: "
-                f"numpyro.sample('{name}', ..., obs=x); to draw from it, use the model without estimate."
-            )
-        log_factor = self._surrogate(name, unwrapped, msg["value"], msg)
-        msg["fn"] = Surrogate(log_factor, fn.event_shape, fn.support)
+        elif msg["is_observed"]:
+            msg["fn"] = Surrogate(self._surrogate(name, unwrapped, msg["value"], msg), fn.event_shape, fn.support)
+        else:
+            with at_site(name):
+                _context.check_latent(name)
+            msg["fn"] = FrozenEnergy(fn)
+            self._latents[name] = unwrapped, kept(msg)
 
     def postprocess_message(self, msg: Any) -> None:
-        """Note plates, and the state of network layers, which an energy must leave alone."""
+        """Note values, plates, and the state of network layers, which an energy must leave alone."""
         if msg["type"] == "plate":
             self._plates[msg["name"]] = Plate(msg["value"], msg["args"][0])
+        if msg["type"] == "sample":
+            self._factored.add_value(msg)
+            if msg["name"] in self._latents:
+                self._latents[msg["name"]][1].update(value=msg["value"], is_observed=msg["is_observed"])
         if msg["type"] == "mutable" and isinstance(msg["value"], dict):
             self._holders.append(msg["value"])
 
-    def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any) -> Array:
+    def _emit_joint(self, joint: JointSite) -> None:
+        """Put the surrogate in the place of the members' own log probabilities, which already count."""
+        with at_site(joint.name):
+            for member in joint.members:
+                if not member.message["is_observed"]:
+                    _context.check_latent(member.name)
+            message = {**joint.message, "is_observed": joint.is_observed}
+            log_factor = self._surrogate(joint.name, joint.unwrapped, joint.value, message, joint.names)
+        emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
+
+    def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
         """Values of the site's surrogate, in the batch shape its log probability has."""
         with at_site(name):
-            self._seen.add(name)
-            estimator = self._estimator_of(name)
+            estimator = self._estimator_of(name, members)
             self._check_context(name, estimator, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
             site = lay_out(name, unwrapped, value, plates)
-            estimator.check(site)
+            # A latent value is the guide's: the estimator may not move it, the log density alone does.
+            given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
+            estimator.check(given)
             with _unchanged(list(self._holders)):
-                values = run(estimator, site)
+                values = run(estimator, given)
+                values = values if msg["is_observed"] else values + gradient_in_value(site)
         values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
         values = values.reshape(site.batch_shape)
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
 
-    def _estimator_of(self, name: str) -> AbstractEstimator:
+    def _estimator_of(self, name: str, members: Sequence[str]) -> AbstractEstimator:
+        self._seen |= {name, *members}
         if isinstance(self._estimators, AbstractEstimator):
             return self._estimators
-        if name not in self._estimators:
+        given = [key for key in dict.fromkeys((name, *members)) if key in self._estimators]
+        if not given:
             raise EnergyError(
                 f"No estimator is given for the energy site '{name}'. Write estimate(model, {{'{name}': 'cd', ...}}). "
                 f"{nearest(name, self._estimators)}"
             )
-        return self._estimators[name]
+        if len(given) > 1:
+            raise EnergyError(
+                f"Factors join {list(members)} to one event, '{name}', and estimate got estimators for {given}. Give one: "
+                f"estimate(model, {{'{name}': 'cd', ...}})."
+            )
+        return self._estimators[given[0]]
 
     def _check_context(self, name: str, estimator: AbstractEstimator, msg: Any) -> None:
         if estimator.is_persistent:
             _context.check_carries_state(estimator.name)
         if not _context.is_potential():
             return
+        if not msg["is_observed"]:
+            raise EnergyError(
+                f"The energy site '{name}' is latent, and NUTS or HMC would target its estimator's surrogate, whose value "
+                "is no log density of it. Sample it from the model without estimate, its parameters fixed: "
+                "BlackJAXKernel(model, params=params)."
+            )
         if estimator.role == "gradient" or not estimator.is_deterministic:
             why = (
                 "only its gradient means something, its value is no log density"
@@ -229,74 +229,6 @@ def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
     check(None)
 
 
-def unwrap(fn: Any) -> Unwrapped | None:
-    """The `EnergyDistribution` inside expand, mask and to_event, or None where there is none."""
-    batch_shape, event_dims, masks = tuple(fn.batch_shape), 0, []
-    inner = fn
-    while not isinstance(inner, EnergyDistribution):
-        if isinstance(inner, Independent):
-            batch_shape += tuple(inner.event_shape[: inner.reinterpreted_batch_ndims])
-            event_dims += inner.reinterpreted_batch_ndims
-        elif isinstance(inner, MaskedDistribution):
-            masks.append((inner._mask, event_dims))
-        elif not isinstance(inner, ExpandedDistribution):
-            return None
-        inner = inner.base_dist
-    mask = None
-    for own, dims_outside in masks:
-        own = jnp.asarray(own)
-        # A mask outside to_event speaks of whole rows: give it the inner dimensions it lacks.
-        inside = event_dims - dims_outside
-        own = jnp.broadcast_to(own.reshape(own.shape + (1,) * (inside if own.ndim else 0)), batch_shape)
-        mask = own if mask is None else mask & own
-    return Unwrapped(inner, batch_shape, event_dims, mask)
-
-
-def lay_out(name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate]) -> Site:
-    """The site's data, one event per row, checked as far as they are concrete; plates by their dimension."""
-    distribution = unwrapped.distribution
-    with eager(value):
-        events = distribution.as_events(value)
-    cut = events.ndim - len(distribution.event_shape)
-    try:
-        batch_shape = jnp.broadcast_shapes(events.shape[:cut], unwrapped.batch_shape)
-    except ValueError:
-        raise EnergyError(
-            f"Data of shape {events.shape} do not match the rows {unwrapped.batch_shape} and "
-            f"event_shape={distribution.event_shape}: the data need shape "
-            f"{(*unwrapped.batch_shape, *distribution.event_shape)}. Reshape them, or change the plate's size."
-        ) from None
-    local = distribution.rows(events, batch_shape).local
-    with eager(events, unwrapped.mask):
-        flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
-        flat = flat.reshape((-1, *distribution.event_shape))
-        mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
-        own = _harmless(flat, mask, distribution), _harmless_local(local, mask), mask
-        index, num_total = row_index(batch_shape, unwrapped.event_dims, plates)
-        site = Site(name, distribution, batch_shape, *own, index, num_total)
-        _check_values(site)
-    return site
-
-
-def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int, Plate]) -> tuple[Array | None, int]:
-    """Which row of the whole data set each row is, flat over all dimensions of the batch, and how many there are.
-
-    A dimension without a plate, or under ``to_event``, is whole. None and 0 where int32 cannot count the rows.
-    """
-    whole = [Plate(jnp.arange(size), size) for size in batch_shape]
-    for dim, plate in plates.items():
-        position = len(batch_shape) - event_dims + dim
-        if batch_shape[position] == len(plate.indices):  # else a plate of one row that broadcasts
-            whole[position] = plate
-    num_total = math.prod(plate.size for plate in whole)
-    if num_total > jnp.iinfo(jnp.int32).max:
-        return None, 0
-    flat = jnp.zeros((), jnp.int32)
-    for indices, size in whole:
-        flat = flat[..., None] * size + jnp.asarray(indices, jnp.int32)
-    return flat.reshape(-1), num_total
-
-
 def run(estimator: AbstractEstimator, site: Site) -> Array:
     """The estimator's surrogate, with its random key and its state from NumPyro."""
     rng_key: PRNGKey | None = numpyro.prng_key()  # pyright: ignore[reportAssignmentType]
@@ -316,43 +248,11 @@ def run(estimator: AbstractEstimator, site: Site) -> Array:
     return values
 
 
-def _harmless(value: Array, mask: Array | None, distribution: EnergyDistribution) -> Array:
-    """Masked rows replaced by the first row that takes part, so that what is in them cannot reach a gradient."""
-    if mask is None:
-        return value
-    feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
-    first = jnp.where(jnp.any(mask), value[jnp.argmax(mask)], feasible)
-    return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, first)
-
-
-def _harmless_local(local: PyTree, mask: Array | None) -> PyTree:
-    """The same for what rows have of their own: a missing covariate is no more harmful than a missing value."""
-    if mask is None:
-        return local
-
-    def replace(leaf):
-        first = jnp.nan_to_num(leaf[jnp.argmax(mask)])
-        return jnp.where(mask.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, first)
-
-    return jax.tree.map(replace, local)
-
-
-def _check_values(site: Site) -> None:
-    """Refuse concrete rows that are not numbers or lie outside the support or on its boundary."""
-    if site.distribution.is_discrete or not is_concrete(site.value, site.mask):
-        return
-    inside = jax.vmap(lambda event: jnp.all(site.distribution.support(event)))(site.value)
-    finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
-    interior = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1)
-    for fine, fault, fix in (
-        (finite, "is not finite", "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."),
-        (inside, f"lies outside the support {site.distribution.support}", "Write the support that the data have."),
-        (interior, f"lies on the boundary of the support {site.distribution.support}", "Move it inside."),
-    ):
-        bad = jnp.flatnonzero(~fine)
-        if bad.size:
-            row = int(bad[0])
-            raise EnergyError(f"Row {row} of the data {fault}: {site.value[row]} ({bad.size} such rows). {fix}")
+def gradient_in_value(site: Site) -> Array:
+    """Zero per row, with the gradient of the log density in the value and in nothing else."""
+    frozen = freeze(lambda value: jax.vmap(site.distribution.log_density)(value, site.local), site.value)
+    log_density = frozen(site.value)
+    return log_density - jax.lax.stop_gradient(log_density)
 
 
 def empty_guide(*args: Any, **kwargs: Any) -> None:

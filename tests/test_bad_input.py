@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.distributions import constraints
+from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
 
@@ -26,6 +28,12 @@ def run(estimator="sm", x=X, energy=quadratic, event_shape=(3,), num_rows=None, 
 
     wrapped = ebm.estimate(model, estimator, **(options or {}))
     return numpyro.handlers.trace(numpyro.handlers.seed(wrapped, 0)).get_trace(x)
+
+
+def train_without_data():
+    """SVI on a model whose energy site has neither data nor a value of the guide's."""
+    model = ebm.estimate(lambda: numpyro.sample("x", ebm.EnergyDistribution(quadratic, (3,))), "sm")
+    SVI(model, ebm.empty_guide, optax.adam(0.1), Trace_ELBO()).init(jax.random.key(0))
 
 
 def with_value(value, row=2):
@@ -91,7 +99,7 @@ CASES = {
         "site 'x'.*Row 1.*boundary",
     ),
     "complex data": (lambda: run(x=X.astype(complex)), TypeError, "real numbers"),
-    "no data": (lambda: run(x=None), ValueError, r"site 'x' is not observed.*obs=x"),
+    "no data": (lambda: train_without_data(), ValueError, r"site 'x' is not observed.*obs=x"),
     "no data with NUTS": (lambda: ebm.sample(jax.random.key(0), lambda: None), ValueError, "no continuous latent"),
     "discrete support": (
         lambda: run(x=np.zeros((5, 3)), support=constraints.boolean),

@@ -261,9 +261,10 @@ class TestIdentities:
         curvature = gradient(model, {"t": 1.0}, x) - g
         np.testing.assert_allclose(-g / curvature, {0.1: 3.8418, 0.5: 1.9988}[sigma], rtol=0.03)
 
+    @pytest.mark.parametrize("kernel", some_slow([ebm.MALA], [ebm.Langevin]))
     @pytest.mark.usefixtures("x64")
-    def test_cd_with_one_small_mala_step_is_score_matching(self):
-        # Hyvarinen (2007): d/dtheta of the CD surrogate over the step tends to that of the SM surrogate.
+    def test_cd_with_one_small_step_is_score_matching(self, kernel):
+        # Hyvarinen (2007), Song and Kingma (4.3): d/dtheta of the CD surrogate over the step tends to that of SM.
         x = np.random.default_rng(0).normal(0, 0.8, 4000)
 
         def model(x):
@@ -271,7 +272,7 @@ class TestIdentities:
             numpyro.sample("x", ebm.EnergyDistribution(lambda x: t * x**4 / 4 + 0.1 * x), obs=x)
 
         step = 2e-3
-        cd = ebm.estimate(model, "cd", kernel=ebm.MALA(step_size=step))
+        cd = ebm.estimate(model, "cd", kernel=kernel(step_size=step))
         grads = jax.lax.map(
             lambda key: gradient(cd, {"t": 0.7}, x, key=key) / step, jax.random.split(jax.random.key(0), 2000)
         )

@@ -205,17 +205,6 @@ def test_bad_factors(name):
         log_density(model, (X,), {}, {})
 
 
-def two_sites(x):
-    x = numpyro.sample("x", dist.Normal(0, 2), obs=x[0])
-    y = numpyro.sample("y", dist.Normal(0, 2), obs=0.5)
-    ebm.energy_factor("e", lambda x, y: x * y, x=x, y=y)
-
-
-def unobserved(x):
-    x = numpyro.sample("x", dist.Normal(0, 2))
-    ebm.energy_factor("e", lambda x: x**2, x=x)
-
-
 def changed(x):
     x = numpyro.sample("x", dist.Normal(0, 2), obs=x[0])
     ebm.energy_factor("e", lambda x: x**2, x=2 * x)
@@ -236,8 +225,6 @@ def on_energy(x):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (two_sites, "names one site"),
-        (unobserved, "names one site"),
         (changed, "another value"),
         (other_plates, "same plates"),
         (on_energy, "into the EnergyDistribution"),

@@ -18,20 +18,25 @@ FLOORS = {
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,
+    "_blocks": 0,
     "_bases": 0,
+    "_surrogates": 1,
     "_context": 0,
     "kernels": 1,
     "chains": 2,
+    "coupling": 2,
     "samplers": 3,
     "distributions": 3,
     "factors": 3,
-    "joint": 3,
     "_models": 4,
     "estimators": 4,
+    "_rows": 5,
+    "joint": 5,
     "handlers": 5,
     "mcmc": 5,
     "sampling": 5,
     "arviz": 6,
+    "reports": 6,
     "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -80,11 +85,10 @@ def test_version_comes_from_the_metadata():
 
 
 def test_the_registries_hold_what_their_docstrings_say():
-    assert ebm.available_estimators() == ("cd", "dsm", "improved_cd", "mle", "nce", "pcd", "replay", "sm", "ssm")
-    assert ebm.available_kernels() == ("hmc", "langevin", "mala", "nuts")
     for name in ("available_estimators", "available_kernels"):
         function = getattr(ebm, name)
-        assert str(function()) in function.__doc__
+        assert list(function()) == sorted(function())
+        assert str(function()) in " ".join(function.__doc__.split())
 
 
 def test_readme_code_runs(tmp_path):

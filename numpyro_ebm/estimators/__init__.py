@@ -3,8 +3,10 @@
 from numpyro_ebm._registry import Registry
 from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
+from numpyro_ebm.estimators._health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
+from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
@@ -13,6 +15,7 @@ from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as Persis
 from numpyro_ebm.estimators.replay import Replay as Replay
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
+from numpyro_ebm.estimators.unbiased import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 
 ESTIMATORS: Registry[AbstractEstimator] = Registry(
     "estimator",
@@ -20,6 +23,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
         cls.name: cls
         for cls in (
             ContrastiveDivergence,
+            CooperativeLearning,
             DenoisingScoreMatching,
             ImprovedContrastiveDivergence,
             MaximumLikelihood,
@@ -28,6 +32,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             Replay,
             ScoreMatching,
             SlicedScoreMatching,
+            UnbiasedMaximumLikelihood,
         )
     },
 )
@@ -37,6 +42,7 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'dsm', 'improved_cd', 'mle', 'nce', 'pcd', 'replay', 'sm', 'ssm')``.
+        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'improved_cd', 'mle', 'nce', 'pcd', 'replay',
+        'sm', 'ssm', 'unbiased')``.
     """
     return ESTIMATORS.names()

@@ -102,6 +102,10 @@ class AbstractEstimator(abc.ABC):
                 "discrete, and no estimator for discrete supports is available yet."
             )
 
+    def notes(self) -> tuple[str, ...]:
+        """What the settings mean for the energy that is trained, for reports: penalties, biases."""
+        return ()
+
     def refuse_local(self, site: Site, reason: str) -> None:
         """Refuse rows with a context (or a base) of their own.
 

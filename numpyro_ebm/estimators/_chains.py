@@ -94,9 +94,17 @@ class ChainEstimator(AbstractEstimator):
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
         """Log density of each row minus that of the negatives, unnormalised: log Z cancels in the gradient."""
-        key_start, key_chains, key_reset = jax.random.split(rng_key, 3)
+        key_start, key_chains = jax.random.split(rng_key)
         kernel = self.tuned(site, state)
         start = self.begin(key_start, site, state, kernel)
+        negatives, state = self.update(key_chains, site, state, kernel, start)
+        return self.contrast(site, negatives, start.local, paired=start.paired), state
+
+    def update(
+        self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start
+    ) -> tuple[Array, PyTree]:
+        """Where the chains ended, in unconstrained space, and the state with their health and the next step size."""
+        key_chains, key_reset = jax.random.split(rng_key)
         ended, health, lost = self.negative_phase(key_chains, site, state, kernel, start)
         if self.on_unhealthy == "reset":
             ended = self._replace(key_reset, site, kernel, ended, lost)
@@ -105,8 +113,19 @@ class ChainEstimator(AbstractEstimator):
         state = {**self.keep(state, site, start, ended, lost), "health": health, "num_updates": state["num_updates"] + 1}
         if self._adapts:
             state["averaging"] = self._adapt(state["averaging"], site, kernel, health)
-        negatives = jax.vmap(kernel.lower)(ended)
-        return self.contrast(site, negatives, start.local, paired=start.paired), state
+        return jax.vmap(kernel.lower)(ended), state
+
+    def notes(self) -> tuple[str, ...]:
+        """A penalty, a temperature and an unadjusted kernel change what is estimated."""
+        notes = []
+        if self.energy_l2 != 0:
+            notes.append(f"energy_l2={self.energy_l2}: a penalty on both energies is part of what was maximised")
+        temperatures = self._temperatures()
+        if temperatures is not None and temperatures[-1] != 1:
+            notes.append(f"the chains end at temperature {float(temperatures[-1]):.3g}: their law is p^(1/T), not p")
+        if not self.kernel.is_exact:
+            notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
+        return tuple(notes)
 
     def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start):
         """Move the chains under parameters cut off from differentiation.
@@ -173,7 +192,7 @@ class ChainEstimator(AbstractEstimator):
     def _adapt(self, averaging: Any, site: Site, kernel: AbstractKernel, health: _health.NegativePhaseHealth) -> Any:
         """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
         _, spread = _health.spread_of(site.position)
-        widest = jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * spread) ** kernel.step_power)
+        widest = jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * spread) ** (2 * kernel.step_exponent))
         acceptance = jnp.nan_to_num(health.acceptance_rate)
         updated = dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance)  # pyright: ignore
         updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, jnp.log(widest)))

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from numpyro_ebm._errors import EnergyError, UnhealthyChainsWarning
 from numpyro_ebm._typing import Array, PyTree
@@ -141,7 +142,9 @@ def examine(
     )
     seasoned = seen.num_updates + 1 >= PATIENCE
     conditions = {
-        "unbounded": _is_unbounded(log_density, centre, seen.end, jnp.where(finite, distances, -1.0), local),
+        "unbounded": _is_unbounded(
+            log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local
+        ),
         "runaway": jnp.any(distances > RUNAWAY_DISTANCE),
         "nonfinite": jnp.any(~finite) | (health.nonfinite_rate > NONFINITE_RATE),
         "collapse": seasoned & seen.is_adjusted & (health.mean_acceptance < COLLAPSED_ACCEPTANCE),
@@ -164,9 +167,25 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
             if is_new:
                 _report(f"{owner}: {name}: {CONDITIONS[name].format(**health._asdict())}.", policy)
 
-    # The branch keeps the host out of healthy updates; under vmap both branches run, and report looks again.
-    jax.lax.cond(jnp.any(news), lambda: jax.debug.callback(report, news, health), lambda: None)
+    _call_where_any(report, news, health)
     return health._replace(reported=health.reported | health.conditions)
+
+
+def _call_where_any(report: Callable[..., None], flags: Array, values: PyTree) -> None:
+    """Call the host where a flag is up, and leave it alone elsewhere; under vmap, once for the first that has one."""
+
+    @custom_vmap
+    def notify(flags, values):
+        jax.lax.cond(jnp.any(flags), lambda: jax.debug.callback(report, flags, values), lambda: None)
+        return jnp.zeros(())
+
+    @notify.def_vmap
+    def notify_batch(_, is_batched, flags, values):
+        first = jnp.argmax(jnp.any(flags, axis=-1)) if is_batched[0] else 0
+        chosen = jax.tree.map(lambda leaf, batched: leaf[first] if batched else leaf, (flags, values), tuple(is_batched))
+        return notify(*chosen), False
+
+    notify(flags, values)
 
 
 def _report(message: str, policy: Policy) -> None:
@@ -186,11 +205,12 @@ def _is_unbounded(log_density: Callable, centre: Array, ends: Array, distances: 
     Probes the rays from the data's mean through those chains. Along a ray a proper quadratic falls in the end; it is not
     taken for unbounded unless its mode is half a million times farther away than the chain.
     """
+    distances = jnp.where(jnp.isfinite(distances), distances, -1.0)
     _, farthest = jax.lax.top_k(distances, min(RAYS, len(distances)))
     chosen, local = jax.tree.map(lambda leaf: leaf[farthest], (ends, local))
 
     def rises(end, row):
         values = jax.vmap(lambda scale: log_density(centre + scale * (end - centre), row))(jnp.asarray(RAY, end.dtype))
-        return jnp.all(values[1:] > values[:-1])
+        return jnp.all((values[1:] > values[:-1]) | (values[1:] == jnp.inf))
 
     return jnp.any(jax.vmap(rises)(chosen, local) & (distances[farthest] > 0))

@@ -47,6 +47,11 @@ class ContrastiveDivergence(ChainEstimator):
 
     name = "cd"
 
+    def notes(self):
+        """Chains that stay near the data do not see other modes."""
+        blind = "chains begin at the data: modes away from them are not seen, and the weights of far modes are not learned"
+        return (*super().notes(), blind)
+
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """At the rows."""
         return Start(jax.vmap(kernel.lift)(site.position), site.local)

@@ -92,7 +92,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
                 f"{owner} needs weight >= 0; got {self.weight!r}. A negative one turns the gradient away from that of the "
                 "likelihood. Write weight=1.0."
             )
-        if "acceptance_rate" in self.kernel.statistics:
+        if self.kernel.is_exact:
             raise EnergyError(
                 f"The kernel '{self.kernel.name}' rejects proposals, which cannot be differentiated. Write "
                 "kernel=Langevin(step_size=0.01), or estimate(model, 'cd') with this kernel."

@@ -54,6 +54,14 @@ class MaximumLikelihood(ChainEstimator):
         super().check(site)
         check_start(self.start, site)
 
+    def notes(self):
+        """Short runs train a sampler."""
+        return (
+            *super().notes(),
+            f"each chain had {self.num_steps} transitions from its start: where that is too short to reach the model, the "
+            "samples may look right and the energy is wrong (compare with long chains: sample(...))",
+        )
+
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """At draws of ``start``, one per row."""
         return Start(jax.vmap(kernel.lift)(draw_rows(self.start, rng_key, site)[0]), site.local)

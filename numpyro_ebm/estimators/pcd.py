@@ -64,7 +64,8 @@ class PersistentContrastiveDivergence(PoolEstimator):
         if site.local is not None and self.num_chains is not None:
             raise EnergyError(
                 f"Rows with a context or a base of their own have one persistent chain each, so "
-                f"num_chains={self.num_chains} has no place. Write estimate(model, 'pcd'), or 'replay' for chains that keep the context they began with."
+                f"num_chains={self.num_chains} has no place. Write estimate(model, 'pcd'), or 'replay' for chains that keep "
+                "the context they began with."
             )
 
     def size(self, site: Site) -> int:

@@ -1,0 +1,137 @@
+"""From a site's message to a `Site`: unwrapped, laid out one event per row, and checked."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+
+from numpyro_ebm._errors import EnergyError, eager, is_concrete
+from numpyro_ebm._typing import Array, PyTree
+from numpyro_ebm.distributions import EnergyDistribution
+from numpyro_ebm.estimators import Site
+
+
+class Unwrapped(NamedTuple):
+    """An `EnergyDistribution` under expand, mask and to_event."""
+
+    distribution: EnergyDistribution
+    batch_shape: tuple[int, ...]
+    event_dims: int
+    mask: Array | None
+
+
+class Plate(NamedTuple):
+    """Rows of the whole that a plate holds: their indices, and how many there are in all."""
+
+    indices: Array
+    size: int
+
+
+def unwrap(fn: Any) -> Unwrapped | None:
+    """The `EnergyDistribution` inside expand, mask and to_event, or None where there is none."""
+    batch_shape, event_dims, masks = tuple(fn.batch_shape), 0, []
+    inner = fn
+    while not isinstance(inner, EnergyDistribution):
+        if isinstance(inner, Independent):
+            batch_shape += tuple(inner.event_shape[: inner.reinterpreted_batch_ndims])
+            event_dims += inner.reinterpreted_batch_ndims
+        elif isinstance(inner, MaskedDistribution):
+            masks.append((inner._mask, event_dims))
+        elif not isinstance(inner, ExpandedDistribution):
+            return None
+        inner = inner.base_dist
+    mask = None
+    for own, dims_outside in masks:
+        own = jnp.asarray(own)
+        # A mask outside to_event speaks of whole rows: give it the inner dimensions it lacks.
+        inside = event_dims - dims_outside
+        own = jnp.broadcast_to(own.reshape(own.shape + (1,) * (inside if own.ndim else 0)), batch_shape)
+        mask = own if mask is None else mask & own
+    return Unwrapped(inner, batch_shape, event_dims, mask)
+
+
+def lay_out(name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate]) -> Site:
+    """The site's data, one event per row, checked as far as they are concrete; plates by their dimension."""
+    distribution = unwrapped.distribution
+    with eager(value):
+        events = distribution.as_events(value)
+    cut = events.ndim - len(distribution.event_shape)
+    try:
+        batch_shape = jnp.broadcast_shapes(events.shape[:cut], unwrapped.batch_shape)
+    except ValueError:
+        raise EnergyError(
+            f"Data of shape {events.shape} do not match the rows {unwrapped.batch_shape} and "
+            f"event_shape={distribution.event_shape}: the data need shape "
+            f"{(*unwrapped.batch_shape, *distribution.event_shape)}. Reshape them, or change the plate's size."
+        ) from None
+    local = distribution.rows(events, batch_shape).local
+    with eager(events, unwrapped.mask):
+        flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
+        flat = flat.reshape((-1, *distribution.event_shape))
+        mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
+        own = _harmless(flat, mask, distribution), _harmless_local(local, mask), mask
+        index, num_total = row_index(batch_shape, unwrapped.event_dims, plates)
+        site = Site(name, distribution, batch_shape, *own, index, num_total)
+        _check_values(site)
+    return site
+
+
+def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int, Plate]) -> tuple[Array | None, int]:
+    """Which row of the whole data set each row is, flat over all dimensions of the batch, and how many there are.
+
+    A dimension without a plate, or under ``to_event``, is whole. None and 0 where int32 cannot count the rows.
+    """
+    whole = [Plate(jnp.arange(size), size) for size in batch_shape]
+    for dim, plate in plates.items():
+        position = len(batch_shape) - event_dims + dim
+        if batch_shape[position] == len(plate.indices):  # else a plate of one row that broadcasts
+            whole[position] = plate
+    num_total = math.prod(plate.size for plate in whole)
+    if num_total > jnp.iinfo(jnp.int32).max:
+        return None, 0
+    flat = jnp.zeros((), jnp.int32)
+    for indices, size in whole:
+        flat = flat[..., None] * size + jnp.asarray(indices, jnp.int32)
+    return flat.reshape(-1), num_total
+
+
+def _harmless(value: Array, mask: Array | None, distribution: EnergyDistribution) -> Array:
+    """Masked rows replaced by the first row that takes part, so that what is in them cannot reach a gradient."""
+    if mask is None:
+        return value
+    feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
+    first = jnp.where(jnp.any(mask), value[jnp.argmax(mask)], feasible)
+    return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, first)
+
+
+def _harmless_local(local: PyTree, mask: Array | None) -> PyTree:
+    """The same for what rows have of their own: a missing covariate is no more harmful than a missing value."""
+    if mask is None:
+        return local
+
+    def replace(leaf):
+        first = jnp.nan_to_num(leaf[jnp.argmax(mask)])
+        return jnp.where(mask.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, first)
+
+    return jax.tree.map(replace, local)
+
+
+def _check_values(site: Site) -> None:
+    """Refuse concrete rows that are not numbers or lie outside the support or on its boundary."""
+    if site.distribution.is_discrete or not is_concrete(site.value, site.mask):
+        return
+    inside = jax.vmap(lambda event: jnp.all(site.distribution.support(event)))(site.value)
+    finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
+    interior = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1)
+    for fine, fault, fix in (
+        (finite, "is not finite", "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."),
+        (inside, f"lies outside the support {site.distribution.support}", "Write the support that the data have."),
+        (interior, f"lies on the boundary of the support {site.distribution.support}", "Move it inside."),
+    ):
+        bad = jnp.flatnonzero(~fine)
+        if bad.size:
+            row = int(bad[0])
+            raise EnergyError(f"Row {row} of the data {fault}: {site.value[row]} ({bad.size} such rows). {fix}")
