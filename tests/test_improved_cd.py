@@ -158,7 +158,8 @@ def test_lost_chains_begin_anew_and_give_no_nan():
 
 
 REFUSED = {
-    "a kernel that rejects": ({"kernel": "mala"}, "'mala' rejects.*Langevin"),
+    "a kernel that rejects": ({"kernel": "mala"}, "'mala' accepts and rejects.*Langevin"),
+    "a kernel that swaps": ({"kernel": ebm.ParallelTempering("langevin")}, "'parallel_tempering' accepts and rejects"),
     "a negative weight": ({"weight": -1.0}, "weight >= 0.*likelihood"),
     "a weight that is no number": ({"weight": np.nan}, "weight >= 0"),
     "more differentiated steps than steps": ({"num_steps": 2, "num_grad_steps": 3}, "num_grad_steps=3 of num_steps=2"),

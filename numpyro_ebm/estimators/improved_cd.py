@@ -46,7 +46,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     Args:
         num_steps: transitions per row and update.
-        kernel: "langevin", or another kernel that never rejects: a rejection cannot be differentiated.
+        kernel: "langevin", or another kernel that never rejects ("mclmc"): a rejection cannot be differentiated.
         step_size_schedule: this, ``adapt_step_size``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
             `ContrastiveDivergence`.
         num_grad_steps: how many of the transitions, the last ones, are differentiated.
@@ -92,9 +92,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
                 f"{owner} needs weight >= 0; got {self.weight!r}. A negative one turns the gradient away from that of the "
                 "likelihood. Write weight=1.0."
             )
-        if self.kernel.is_exact:
+        if self.kernel.is_exact or "swap_rate" in self.kernel.statistics:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' rejects proposals, which cannot be differentiated. Write "
+                f"The kernel '{self.kernel.name}' accepts and rejects, which cannot be differentiated. Write "
                 "kernel=Langevin(step_size=0.01), or estimate(model, 'cd') with this kernel."
             )
 
