@@ -193,7 +193,7 @@ def test_a_converged_negative_phase_gives_the_likelihood_gradient(name, gaussian
     x = gaussian_data
     options = {"num_steps": 10, "kernel": ebm.NUTS(step_size=0.5)}
     if name == "improved_cd":
-        with pytest.raises(ValueError, match="'nuts' rejects"):
+        with pytest.raises(ValueError, match="'nuts' accepts and rejects"):
             ebm.estimate(precision_model, name, **options)
         return
     model = ebm.estimate(precision_model, name, **options)
