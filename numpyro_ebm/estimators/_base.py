@@ -99,7 +99,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete, and no estimator for discrete supports is available yet."
+                "discrete. For binary units write estimate(model, 'mean_field_cd')."
             )
 
     def notes(self) -> tuple[str, ...]:
