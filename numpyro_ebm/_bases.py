@@ -24,7 +24,7 @@ def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callab
     Raises:
         EnergyError: where the base has a batch shape and no parameters to split.
     """
-    inner, reinterpreted = _strip(base)
+    inner, reinterpreted = strip(base)
     if isinstance(inner, Product):
         return _split_product(inner, batch_shape)
     own = inner.batch_shape[: len(inner.batch_shape) - reinterpreted]
@@ -35,12 +35,12 @@ def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callab
 
 def is_improper(base: Distribution) -> bool:
     """Whether a distribution is Lebesgue measure."""
-    return isinstance(_strip(base)[0], ImproperUniform)
+    return isinstance(strip(base)[0], ImproperUniform)
 
 
 def without_rows(base: Distribution) -> Distribution:
     """The same base without a batch shape, where it was only expanded over rows; else itself."""
-    inner, reinterpreted = _strip(base)
+    inner, reinterpreted = strip(base)
     if not base.batch_shape or len(inner.batch_shape) > reinterpreted:
         return base
     return inner.expand(base.event_shape[:reinterpreted]).to_event(reinterpreted)
@@ -59,7 +59,7 @@ def _split_product(product: Product, batch_shape: tuple[int, ...]) -> tuple[Call
     return log_prob, local
 
 
-def _strip(base: Distribution) -> tuple[Distribution, int]:
+def strip(base: Distribution) -> tuple[Distribution, int]:
     """What is inside expand and to_event, and how many dimensions the latter took."""
     inner, reinterpreted = base, 0
     while isinstance(inner, ExpandedDistribution | Independent):

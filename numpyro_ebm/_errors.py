@@ -16,6 +16,10 @@ class EnergyError(ValueError):
     """A fault in how an energy, its data or its estimator was declared."""
 
 
+class UnhealthyChainsWarning(UserWarning):
+    """The chains that train an energy are not what they should be; the message says how and what to try."""
+
+
 @contextmanager
 def at_site(name: str | None) -> Iterator[None]:
     """Put the site's name, where there is one, in front of the message of any fault found inside."""

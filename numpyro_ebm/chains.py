@@ -17,11 +17,16 @@ class ChainHealth(NamedTuple):
     Attributes:
         acceptance_rate: mean acceptance probability.
         divergence_rate: fraction of divergent transitions.
+        nonfinite_rate: fraction of transitions whose proposal had no finite log density (a kernel that rejects it hides
+            it).
+        swap_rate: mean acceptance of swaps between temperatures; NaN for a kernel without them.
         num_gradients: gradient evaluations per chain.
     """
 
     acceptance_rate: Array
     divergence_rate: Array
+    nonfinite_rate: Array
+    swap_rate: Array
     num_gradients: Array
 
 
@@ -57,10 +62,12 @@ def advance(
     local: PyTree = None,
     *,
     num_steps: int,
+    temperatures: Array | None = None,
 ) -> tuple[Position, ChainHealth]:
     """Move every chain by ``num_steps`` transitions and keep the last positions only.
 
-    The chains are scored anew under ``log_density`` first, so a parameter update between two calls is seen.
+    The chains are scored anew under ``log_density`` first, so a parameter update between two calls is seen. No record is
+    kept of the steps: memory does not grow with them.
 
     Args:
         rng_key: random key.
@@ -69,28 +76,42 @@ def advance(
         positions: leaves ``(num_chains, ...)``.
         local: what each chain's log density has of its own, leaves ``(num_chains, ...)``, or None.
         num_steps: transitions per chain.
+        temperatures: ``(num_steps,)``; transition i leaves ``exp(log_density / temperatures[i])`` invariant. The chains
+            are scored anew at each of them. None for 1 throughout.
 
     Returns:
         The new positions and the `ChainHealth` of the run.
     """
     positions = as_float(positions)
-    key_init, key_steps = jax.random.split(rng_key)
-    keys = jax.random.split(key_init, num_chains_of(positions))
-    states = jax.vmap(lambda key, x, row: kernel.init(key, x, _at(log_density, x, row)))(keys, positions, local)
+    num_chains = num_chains_of(positions)
 
-    def step_one(key, state, row):
-        return kernel.step(key, state, _at(log_density, state.position, row))
+    def start(key, position, row, temperature):
+        return kernel.init(key, position, _at(log_density, position, row, temperature))
 
-    def step_all(carry, key):
+    def step_one(key, state, row, temperature):
+        if temperature is not None:
+            key, key_init = jax.random.split(key)
+            state = start(key_init, state.position, row, temperature)
+        return kernel.step(key, state, _at(log_density, state.position, row, temperature))
+
+    def step_all(carry, inputs):
         states, totals = carry
-        states, info = jax.vmap(step_one)(jax.random.split(key, num_chains_of(positions)), states, local)
-        seen = (info.acceptance_rate, info.is_divergent, info.num_gradients)
-        totals = jax.tree.map(lambda total, new: total + jnp.mean(new, dtype=float), totals, seen)
+        key, temperature = inputs
+        keys = jax.random.split(key, num_chains)
+        states, info = jax.vmap(step_one, in_axes=(0, 0, 0, None))(keys, states, local, temperature)
+        seen = (info.acceptance_rate, info.is_divergent, info.is_nonfinite, info.swap_rate, info.num_gradients)
+        totals = jax.tree.map(lambda total, new: total + jnp.mean(new, dtype=float), totals, ChainHealth(*seen))
         return (states, totals), None
 
-    zeros = (jnp.zeros((), float),) * 3
-    (states, totals), _ = jax.lax.scan(step_all, (states, zeros), jax.random.split(key_steps, num_steps))
-    return states.position, ChainHealth(totals[0] / num_steps, totals[1] / num_steps, totals[2])
+    key_init, key_steps = jax.random.split(rng_key)
+    first = None if temperatures is None else temperatures[0]
+    keys = jax.random.split(key_init, num_chains)
+    states = jax.vmap(start, in_axes=(0, 0, 0, None))(keys, positions, local, first)
+    zeros = ChainHealth(*(jnp.zeros((), float),) * len(ChainHealth._fields))
+    inputs = (jax.random.split(key_steps, num_steps), temperatures)
+    (states, totals), _ = jax.lax.scan(step_all, (states, zeros), inputs, length=num_steps)
+    means = jax.tree.map(lambda total: total / num_steps, totals)
+    return states.position, means._replace(num_gradients=totals.num_gradients)
 
 
 def run(
@@ -151,7 +172,11 @@ def run(
     return Run(draws[0], draws[1], warmups.kernel)
 
 
-def _at(log_density: LogDensityFn, position: Position, row: PyTree) -> Callable[[Position], Array]:
+def _at(
+    log_density: LogDensityFn, position: Position, row: PyTree, temperature: Array | None = None
+) -> Callable[[Position], Array]:
     """The log density of one chain, in the type of its position (a scan needs it fixed)."""
     dtype = jnp.result_type(*jax.tree.leaves(position))
-    return lambda x: jnp.asarray(log_density(x, row), dtype)
+    if temperature is None:
+        return lambda x: jnp.asarray(log_density(x, row), dtype)
+    return lambda x: jnp.asarray(log_density(x, row) / temperature, dtype)

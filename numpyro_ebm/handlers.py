@@ -196,7 +196,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 if estimator.role == "gradient"
                 else "its noise is frozen there, so the target would be an accident of one draw"
             )
-            usable = [n for n, cls in ESTIMATORS.classes.items() if cls.is_deterministic]
+            usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
             raise EnergyError(
                 f"The estimator '{estimator.name}' cannot be the target of NUTS or HMC: {why}. Write SVI with AutoDelta or "
                 f"AutoNormal, or one of {usable} for a generalised posterior."

@@ -19,9 +19,11 @@ from numpyro_ebm.kernels import AbstractKernel, adaptation, resolve_kernel
 class BlackJAXState(NamedTuple):
     """State of one chain, with the names that NumPyro's own HMC uses where they mean the same.
 
+    What is NaN or 0 for a kernel that does not have it is not among the kernel's default fields.
+
     Attributes:
         i: transitions so far.
-        z: unconstrained latents by site.
+        z: unconstrained latents by site (with tempering, at temperature 1).
         kernel_state: BlackJAX's state.
         warmup: dual averaging, mass matrix and the kernel as adapted so far.
         accept_prob: acceptance probability of the last transition.
@@ -29,9 +31,11 @@ class BlackJAXState(NamedTuple):
         diverging: whether the last transition diverged.
         potential_energy: minus the log density at ``z``; NaN for kernels that do not evaluate it.
         energy: Hamiltonian of the last proposal; NaN without momentum.
-        step_size: step size of the last transition.
+        step_size: step size of the last transition; NaN for a kernel without one.
         num_steps: gradient evaluations of the last transition.
         tree_depth: doublings of the last NUTS trajectory.
+        is_nonfinite: whether the last transition wanted to go where the log density is not finite.
+        swap_rate: acceptance probability of the last swaps between temperatures; NaN without them.
         rng_key: random key.
     """
 
@@ -47,6 +51,8 @@ class BlackJAXState(NamedTuple):
     step_size: Array
     num_steps: Array
     tree_depth: Array
+    is_nonfinite: Array
+    swap_rate: Array
     rng_key: Array
 
 
@@ -56,6 +62,8 @@ FIELDS = {
     "num_gradients": "num_steps",
     "energy": "energy",
     "tree_depth": "tree_depth",
+    "is_nonfinite": "is_nonfinite",
+    "swap_rate": "swap_rate",
 }
 """Fields of `TransitionInfo` and what the state calls them."""
 
@@ -63,9 +71,9 @@ FIELDS = {
 class BlackJAXKernel(MCMCKernel):
     """A BlackJAX kernel for ``numpyro.infer.MCMC``, on any NumPyro model.
 
-    Latents move in unconstrained space. During NumPyro's warm-up the step size adapts by dual averaging and, for HMC and
-    NUTS, the mass matrix in Stan's windows; Langevin keeps its step. Works with vectorized, sequential and parallel
-    chains, the progress bar and extra fields (see `BlackJAXState`).
+    Latents move in unconstrained space. During NumPyro's warm-up the step size adapts by dual averaging and the mass matrix,
+    where the kernel has one to adapt, in Stan's windows; unadjusted kernels keep their settings. Works with vectorized,
+    sequential and parallel chains, the progress bar and extra fields (see `BlackJAXState`).
 
     Args:
         model: a NumPyro model, energy sites or not.
@@ -132,7 +140,8 @@ class BlackJAXKernel(MCMCKernel):
     def default_fields(self) -> tuple[str, ...]:
         """The draw and the statistics that mean something for this kernel."""
         statistics = tuple(FIELDS[name] for name in self._kernel.statistics)
-        return ("z", *statistics, "step_size", *(() if self._kernel.name == "langevin" else ("potential_energy",)))
+        step_size = () if self._kernel.step_size is None else ("step_size",)
+        return ("z", *statistics, *step_size, *(() if self._kernel.name == "langevin" else ("potential_energy",)))
 
     def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
         """The state of one chain, or of a batch of chains for a batch of keys."""
@@ -176,8 +185,9 @@ class BlackJAXKernel(MCMCKernel):
     def _start(self, log_density: Callable, rng_key: Array, position: PyTree) -> BlackJAXState:
         position = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), position)
         rng_key, key = jax.random.split(rng_key)
-        kernel_state = self._kernel.init(key, position, log_density)
-        warmup = adaptation.start(self._kernel, position)
+        lifted = self._kernel.lift(position)
+        kernel_state = self._kernel.init(key, lifted, log_density)
+        warmup = adaptation.start(self._kernel, lifted)
         zero = jnp.zeros((), float)
         return BlackJAXState(
             i=jnp.zeros((), jnp.int32),
@@ -189,9 +199,11 @@ class BlackJAXKernel(MCMCKernel):
             diverging=jnp.zeros((), bool),
             potential_energy=_potential(kernel_state),
             energy=jnp.full((), jnp.nan, float),
-            step_size=jnp.asarray(warmup.kernel.step_size, float),
+            step_size=_step_size(warmup.kernel),
             num_steps=jnp.zeros((), jnp.int32),
             tree_depth=jnp.zeros((), jnp.int32),
+            is_nonfinite=jnp.zeros((), bool),
+            swap_rate=jnp.full((), jnp.nan, float),
             rng_key=rng_key,
         )
 
@@ -199,15 +211,14 @@ class BlackJAXKernel(MCMCKernel):
         rng_key, key = jax.random.split(state.rng_key)
         kernel = state.warmup.kernel
         kernel_state, info = kernel.step(key, state.kernel_state, log_density)
-        z = kernel_state.position
         adapted = state.warmup
         if self._num_warmup:
-            adapted = adaptation.update_at(self._stages, state.i, adapted, z, info)
+            adapted = adaptation.update_at(self._stages, state.i, adapted, kernel_state.position, info)
         i = state.i + 1
         since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
         return BlackJAXState(
             i=i,
-            z=z,
+            z=kernel.lower(kernel_state.position),
             kernel_state=kernel_state,
             warmup=adapted,
             accept_prob=info.acceptance_rate,
@@ -215,9 +226,11 @@ class BlackJAXKernel(MCMCKernel):
             diverging=info.is_divergent,
             potential_energy=_potential(kernel_state),
             energy=info.energy,
-            step_size=jnp.asarray(kernel.step_size, float),
+            step_size=_step_size(kernel),
             num_steps=info.num_gradients,
             tree_depth=info.tree_depth,
+            is_nonfinite=info.is_nonfinite,
+            swap_rate=info.swap_rate,
             rng_key=rng_key,
         )
 
@@ -228,3 +241,7 @@ def _call(fn: Callable) -> Callable:
 
 def _potential(kernel_state: Any) -> Array:
     return -jnp.asarray(getattr(kernel_state, "logdensity", jnp.nan), float)
+
+
+def _step_size(kernel: AbstractKernel) -> Array:
+    return jnp.asarray(jnp.nan if kernel.step_size is None else kernel.step_size, float)

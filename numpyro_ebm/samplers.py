@@ -54,15 +54,16 @@ def _draw(rng_key: PRNGKey, distribution: Any, sampler: ChainSampler, sample_sha
     key_start, key_chains = jax.random.split(rng_key)
     starts = distribution.reference_sample(key_start, sample_shape)
     rows = distribution.rows(starts, sample_shape + distribution.batch_shape)
-    position = jax.vmap(distribution.unconstrain)(rows.value)
+    kernel = sampler.kernel.bind(distribution)
     run = chains.run(
         key_chains,
-        sampler.kernel,
+        kernel,
         distribution.unconstrained_log_density,
-        position,
+        jax.vmap(lambda x: kernel.lift(distribution.unconstrain(x)))(rows.value),
         rows.local,
         num_warmup=sampler.num_warmup,
         num_samples=sampler.num_steps,
     )
-    last = jax.vmap(distribution.constrain)(run.positions[:, -1])
+    last = jax.tree.map(lambda leaf: leaf[:, -1], run.positions)
+    last = jax.vmap(lambda moved: distribution.constrain(kernel.lower(moved)))(last)
     return last.reshape(sample_shape + distribution.batch_shape + distribution.event_shape)

@@ -22,9 +22,9 @@ class Draws:
 
     Attributes:
         samples: by site, ``(num_chains, num_samples, ...)``, constrained; deterministic sites included.
-        stats: by name, ``(num_chains, num_samples)`` or longer: ``acceptance_rate``, ``is_divergent``,
-            ``num_gradients``, ``step_size`` (not for a distribution with rows), and ``energy``, ``tree_depth`` where the
-            kernel has them.
+        stats: by name, ``(num_chains, num_samples)`` or longer: what the kernel's ``statistics`` names of
+            ``acceptance_rate``, ``is_divergent``, ``num_gradients``, ``is_nonfinite``, ``energy``, ``tree_depth`` and
+            ``swap_rate`` (see `TransitionInfo`), and its ``step_size`` if it has one (not for a distribution with rows).
         kernel: the adapted kernel, its leaves led by ``num_chains``.
     """
 
@@ -53,7 +53,7 @@ def sample(
 ) -> Draws:
     """Draw from an energy or a model by MCMC, all chains in one compiled program.
 
-    Each chain warms up by itself (step size, and the mass matrix of HMC and NUTS), then draws. A second call with the
+    Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. A second call with the
     same shapes compiles nothing: for a distribution its energy's arrays, for a model ``params`` and the arrays in its
     arguments may change. The model itself is the cache's key: pass the same function.
 
@@ -110,13 +110,15 @@ def sample(
 @partial(jax.jit, static_argnames=("num_warmup", "num_samples", "num_chains"))
 def _sample_distribution(rng_key, kernel, distribution, *, num_warmup, num_samples, num_chains):
     key_start, key_run = jax.random.split(rng_key)
+    kernel = kernel.bind(distribution)
     batch_shape = (num_chains, *distribution.batch_shape)
     rows = distribution.rows(distribution.reference_sample(key_start, (num_chains,)), batch_shape)
     position = jax.vmap(distribution.unconstrain)(rows.value)
     log_density = distribution.unconstrained_log_density
     finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)
-    run = chains.run(key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples)
-    draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)
+    lifted = jax.vmap(kernel.lift)(position)
+    run = chains.run(key_run, kernel, log_density, lifted, rows.local, num_warmup=num_warmup, num_samples=num_samples)
+    draws = jax.vmap(jax.vmap(lambda moved: distribution.constrain(kernel.lower(moved))))(run.positions)
     info = run.info
     if distribution.batch_shape:
         draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, batch_shape), (draws, info))
@@ -134,19 +136,19 @@ def _sample_model(rng_key, kernel, model, params, dynamic, static, *, num_warmup
         key_run,
         kernel,
         lambda z, _: log_density(z),
-        target.position,
+        jax.vmap(kernel.lift)(target.position),
         num_warmup=num_warmup,
         num_samples=num_samples,
     )
-    return jax.vmap(jax.vmap(target.postprocess(args, kwargs)))(run.positions), run, finite
+    postprocess = target.postprocess(args, kwargs)
+    return jax.vmap(jax.vmap(lambda moved: postprocess(kernel.lower(moved))))(run.positions), run, finite
 
 
 def _stats(run: chains.Run) -> dict[str, Array]:
     stats = {name: getattr(run.info, name) for name in run.kernel.statistics}
-    step_size = jnp.asarray(run.kernel.step_size)
     num_draws = run.info.acceptance_rate.shape
-    if step_size.ndim == 1 and step_size.size == num_draws[0]:
-        stats["step_size"] = jnp.broadcast_to(step_size[:, None], num_draws)
+    if run.kernel.step_size is not None and jnp.shape(run.kernel.step_size) == num_draws[:1]:
+        stats["step_size"] = jnp.broadcast_to(run.kernel.step_size[:, None], num_draws)
     return stats
 
 

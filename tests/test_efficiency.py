@@ -1,14 +1,17 @@
 """Asymptotic variances of p(x) ~ exp(-t1 x^4 - t2 x^2): references.md, section 3, two columns."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import some_slow, surrogate
+from helpers import precision_model, some_slow, surrogate
 
 import numpyro_ebm as ebm
+from numpyro_ebm.kernels._base import info, kernel_class
 
 N, REPLICATES = 4000, 300
 TRUTHS = {"(1, 0)": (1.0, 0.0), "(.25, .5)": (0.25, 0.5)}
@@ -113,6 +116,56 @@ def test_one_step_of_mala_contrastive_divergence(column):
 
     spread = N * over_replicates(estimate_one).var(axis=0)
     np.testing.assert_allclose(np.asarray(CRAMER_RAO[column]) / spread, CD_EFFICIENCY[column], rtol=RTOL)
+
+
+@kernel_class()
+class AutoRegression(ebm.AbstractKernel):
+    """x' = a x + sqrt((1 - a^2) / theta) z: exact for a Gaussian, whose precision it reads off the density."""
+
+    name = "auto_regression"
+    step_size = None
+    a: float = 0.6
+
+    def init(self, rng_key, position, log_density):
+        return StateOfPosition(position)
+
+    def step(self, rng_key, state, log_density):
+        precision = -jax.grad(jax.grad(log_density))(state.position)
+        noise = jnp.sqrt((1 - self.a**2) / precision) * jax.random.normal(rng_key)
+        return StateOfPosition(self.a * state.position + noise), info(1.0, is_divergent=False, num_gradients=1)
+
+
+class StateOfPosition(NamedTuple):
+    position: jax.Array
+
+
+@pytest.mark.parametrize("num_negatives", some_slow([1], [20]))
+def test_frozen_negatives_of_an_exact_autoregressive_kernel(num_negatives):
+    # References section 2: one frozen negative per datum (1 - a^2) / 2, fresh ones 1; m frozen ones in between.
+    a, n = 0.6, 1000
+    cd = ebm.estimate(precision_model, "cd", kernel=AutoRegression(a))
+
+    def estimate_one(key):
+        key_data, key_chain = jax.random.split(key)
+        x = jax.random.normal(key_data, (n,))
+        keys = jax.random.split(key_chain, num_negatives)
+
+        def field(t):
+            gradient = lambda k: jax.grad(lambda t: surrogate(cd, {"t": t}, x, key=k))(t)  # noqa: E731
+            return jnp.mean(jax.lax.map(gradient, keys)) / n
+
+        def secant(carry, _):
+            (t0, f0), (t1, f1) = carry
+            t2 = t1 - jnp.where(f1 == f0, 0.0, f1 * (t1 - t0) / jnp.where(f1 == f0, 1.0, f1 - f0))
+            return ((t1, f1), (t2, field(t2))), None
+
+        return jax.lax.scan(secant, ((0.9, field(0.9)), (1.1, field(1.1))), None, length=6)[0][1][0]
+
+    spread = n * over_replicates(estimate_one).var()
+    expected = 2 * (1 + 1 / num_negatives) + 4 * a**2 / ((1 - a**2) * num_negatives)
+    if num_negatives == 1:
+        np.testing.assert_allclose(2 / expected, (1 - a**2) / 2)
+    np.testing.assert_allclose(spread, expected, rtol=5 * np.sqrt(2 / REPLICATES))
 
 
 @pytest.mark.slow

@@ -27,11 +27,13 @@ CASES = {
     "nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
+    "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
+    "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
 }
 ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "dsm", "nce"]
-GRADIENTS = ["cd", "pcd", "mle"]
+GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
 MLE = 3.99528
 
 
@@ -119,7 +121,7 @@ class TestInvariants:
         assert values[0] == values[1]
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "mle"]))
+@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "replay", "improved_cd", "mle"]))
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
 def test_runs_under_autoguides(name, guide_type):
     def model(x):
@@ -133,7 +135,7 @@ def test_runs_under_autoguides(name, guide_type):
     assert np.isfinite(result.losses).all()
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd"], ["ssm", "dsm", "mle"]))
+@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd", "improved_cd"], ["ssm", "dsm", "replay", "mle"]))
 def test_context_and_row_bases(name):
     # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
     rng = np.random.default_rng(0)
@@ -146,7 +148,7 @@ def test_context_and_row_bases(name):
         with numpyro.plate("rows", 1500):
             numpyro.sample("y", d, obs=y)
 
-    if name in ("nce", "pcd"):
+    if name in ("nce", "improved_cd"):
         with pytest.raises(ValueError, match=r"site 'y'.*context"):
             surrogate(estimated(model, name), {"t": 0.1}, y)
         return
@@ -190,6 +192,10 @@ def test_a_converged_negative_phase_gives_the_likelihood_gradient(name, gaussian
     # d/dt of log N(x; 0, 1/t) is 1/(2t) - x^2/2 a row; at t = 1, averaged over keys.
     x = gaussian_data
     options = {"num_steps": 10, "kernel": ebm.NUTS(step_size=0.5)}
+    if name == "improved_cd":
+        with pytest.raises(ValueError, match="'nuts' accepts and rejects"):
+            ebm.estimate(precision_model, name, **options)
+        return
     model = ebm.estimate(precision_model, name, **options)
     grads = jax.lax.map(lambda key: gradient(model, {"t": 1.0}, x, key=key), jax.random.split(jax.random.key(0), 30))
     exact = np.sum(0.5 - 0.5 * x**2)
@@ -255,9 +261,10 @@ class TestIdentities:
         curvature = gradient(model, {"t": 1.0}, x) - g
         np.testing.assert_allclose(-g / curvature, {0.1: 3.8418, 0.5: 1.9988}[sigma], rtol=0.03)
 
+    @pytest.mark.parametrize("kernel", some_slow([ebm.MALA], [ebm.Langevin]))
     @pytest.mark.usefixtures("x64")
-    def test_cd_with_one_small_mala_step_is_score_matching(self):
-        # Hyvarinen (2007): d/dtheta of the CD surrogate over the step tends to that of the SM surrogate.
+    def test_cd_with_one_small_step_is_score_matching(self, kernel):
+        # Hyvarinen (2007), Song and Kingma (4.3): d/dtheta of the CD surrogate over the step tends to that of SM.
         x = np.random.default_rng(0).normal(0, 0.8, 4000)
 
         def model(x):
@@ -265,7 +272,7 @@ class TestIdentities:
             numpyro.sample("x", ebm.EnergyDistribution(lambda x: t * x**4 / 4 + 0.1 * x), obs=x)
 
         step = 2e-3
-        cd = ebm.estimate(model, "cd", kernel=ebm.MALA(step_size=step))
+        cd = ebm.estimate(model, "cd", kernel=kernel(step_size=step))
         grads = jax.lax.map(
             lambda key: gradient(cd, {"t": 0.7}, x, key=key) / step, jax.random.split(jax.random.key(0), 2000)
         )
@@ -399,7 +406,7 @@ class TestContainers:
         module = eqx.tree_at(where, module, [self.w1.T, self.b1, self.w2.T, self.b2])
         return lambda: eqx_module("net", module), ["net$params"], eqx.filter(module, eqx.is_inexact_array)
 
-    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "mle"]))
+    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "replay", "improved_cd", "mle"]))
     def test_same_loss_and_gradient(self, name):
         results = {}
         for kind in ("nested", "flax_linen", "flax_nnx", "equinox"):

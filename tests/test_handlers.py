@@ -294,14 +294,15 @@ class TestState:
         return SVI(ebm.estimate(precision_model, "pcd", **options), ebm.empty_guide, ADAM, Trace_ELBO())
 
     def test_particles_are_refused_at_the_first_update(self, gaussian_data):
-        for vectorize in (True, False):
+        for name, vectorize in (("pcd", True), ("cd", False)):
             loss = Trace_ELBO(num_particles=2, vectorize_particles=vectorize)
-            svi = SVI(ebm.estimate(precision_model, "pcd"), ebm.empty_guide, ADAM, loss)
+            svi = SVI(ebm.estimate(precision_model, name), ebm.empty_guide, ADAM, loss)
             state = svi.init(jax.random.key(0), gaussian_data)
             with pytest.raises(ValueError, match=r"num_particles=1"):
                 svi.update(state, gaussian_data)
-        stateless = SVI(ebm.estimate(precision_model, "cd"), ebm.empty_guide, ADAM, Trace_ELBO(num_particles=2))
-        stateless.run(jax.random.key(0), 2, gaussian_data, progress_bar=False)
+        stateless = ebm.estimate(precision_model, "dsm", sigma=0.2)
+        svi = SVI(stateless, ebm.empty_guide, ADAM, Trace_ELBO(num_particles=2))
+        svi.run(jax.random.key(0), 2, gaussian_data, progress_bar=False)
 
     @pytest.mark.parametrize("loss", [RenyiELBO(), TraceGraph_ELBO()], ids=["renyi", "graph"])
     def test_elbos_without_state_are_refused(self, loss, gaussian_data):

@@ -24,6 +24,7 @@ FLOORS = {
     "_context": 0,
     "kernels": 1,
     "chains": 2,
+    "coupling": 2,
     "samplers": 3,
     "distributions": 3,
     "factors": 3,
@@ -35,6 +36,7 @@ FLOORS = {
     "mcmc": 5,
     "sampling": 5,
     "arviz": 6,
+    "reports": 6,
     "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -83,11 +85,10 @@ def test_version_comes_from_the_metadata():
 
 
 def test_the_registries_hold_what_their_docstrings_say():
-    assert ebm.available_estimators() == ("cd", "dsm", "mle", "nce", "pcd", "sm", "ssm")
-    assert ebm.available_kernels() == ("hmc", "langevin", "mala", "nuts")
     for name in ("available_estimators", "available_kernels"):
         function = getattr(ebm, name)
-        assert str(function()) in function.__doc__
+        assert list(function()) == sorted(function())
+        assert str(function()) in " ".join(function.__doc__.split())
 
 
 def test_readme_code_runs(tmp_path):

@@ -3,13 +3,20 @@
 from numpyro_ebm._registry import Registry
 from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
+from numpyro_ebm.estimators._health import CONDITIONS as CONDITIONS
+from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
+from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
+from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators.replay import Replay as Replay
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
+from numpyro_ebm.estimators.unbiased import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 
 ESTIMATORS: Registry[AbstractEstimator] = Registry(
     "estimator",
@@ -17,12 +24,17 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
         cls.name: cls
         for cls in (
             ContrastiveDivergence,
+            CooperativeLearning,
             DenoisingScoreMatching,
+            ImprovedContrastiveDivergence,
             MaximumLikelihood,
+            MeanFieldContrastiveDivergence,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
+            Replay,
             ScoreMatching,
             SlicedScoreMatching,
+            UnbiasedMaximumLikelihood,
         )
     },
 )
@@ -32,6 +44,7 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'dsm', 'mle', 'nce', 'pcd', 'sm', 'ssm')``.
+        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'improved_cd', 'mean_field_cd', 'mle', 'nce',
+        'pcd', 'replay', 'sm', 'ssm', 'unbiased')``.
     """
     return ESTIMATORS.names()

@@ -99,8 +99,12 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete, and no estimator for discrete supports is available yet."
+                "discrete. For binary units write estimate(model, 'mean_field_cd')."
             )
+
+    def notes(self) -> tuple[str, ...]:
+        """What the settings mean for the energy that is trained, for reports: penalties, biases."""
+        return ()
 
     def refuse_local(self, site: Site, reason: str) -> None:
         """Refuse rows with a context (or a base) of their own.

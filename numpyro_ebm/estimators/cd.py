@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import jax
+
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators._chains import ChainEstimator, Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +17,26 @@ class ContrastiveDivergence(ChainEstimator):
     these have not left the data: modes away from them are never seen. As the step size goes to 0, one step of MALA,
     divided by the step, is score matching. The value is an energy gap and means nothing as an objective.
 
+    State, in the mutable site ``"<site>$cd"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`).
+
     Args:
         num_steps: transitions per row and update.
-        kernel: a name or a kernel, its step size fixed during training.
+        kernel: a name or a kernel, whose step size the training starts from.
+        adapt_step_size: whether dual averaging steers the step size to the kernel's optimal acceptance (mean over chains,
+            one step per update, carried in the state); None for every kernel that rejects.
+        step_size_schedule: instead, the step size as a function of the number of updates (an optax schedule).
+        temperature: negatives of ``p ** (1 / temperature)``: a number, or a schedule of the transition's index (annealing
+            within each chain, e.g. ``optax.linear_schedule(5.0, 1.0, num_steps - 1)``); None for 1.
+        energy_l2: coefficient of ``E(x)^2 + E(x')^2``, subtracted from each row's surrogate; 0 for none.
+        on_unhealthy: "warn" (once per condition and training), "raise", or "reset" (as "warn"; chains that are lost begin
+            anew and a collapsed step size is restored). See `NegativePhaseHealth` for the conditions.
 
     Raises:
-        EnergyError: for fewer than one step or an unknown kernel.
+        EnergyError: for fewer than one step, an unknown kernel or policy, more than one particle or an ELBO without mutable
+            state.
+
+    Warns:
+        UnhealthyChainsWarning: see ``on_unhealthy``.
 
     Example:
         ``estimate(model, "cd", num_steps=10, kernel=ebm.Langevin(step_size=0.01))``
@@ -31,7 +47,15 @@ class ContrastiveDivergence(ChainEstimator):
 
     name = "cd"
 
-    def surrogate(self, rng_key, site: Site, state):
-        """Energy gap between each row and its negative."""
-        negatives, _ = self.negatives(rng_key, site, site.position, site.local)
-        return self.contrast(site, negatives), state
+    def notes(self):
+        """Chains that stay near the data do not see other modes."""
+        blind = "chains begin at the data: modes away from them are not seen, and the weights of far modes are not learned"
+        return (*super().notes(), blind)
+
+    def begin(self, rng_key, site: Site, state, kernel) -> Start:
+        """At the rows."""
+        return Start(jax.vmap(kernel.lift)(site.position), site.local)
+
+    def fresh(self, rng_key, site: Site, num_chains):
+        """The rows themselves."""
+        return site.position, site.local

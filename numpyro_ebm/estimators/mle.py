@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, check_start, start_from
+from numpyro_ebm.estimators._chains import ChainEstimator, Start, check_start, draw_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,17 +15,28 @@ class MaximumLikelihood(ChainEstimator):
 
     The gradient of the surrogate of a row is ``-grad E(x) + grad E(x')``, with ``x'`` the end of a chain of ``num_steps``
     transitions, through which no gradient flows; it is that of the log likelihood as far as the chain has converged.
-    With few steps (short-run MCMC) it trains a sampler rather than an energy (Nijkamp et al. 2019). The value is an energy
-    gap and means nothing as an objective.
+
+    With few steps this is short-run MCMC: it trains a sampler, whose samples may look right, and not an energy. The energy
+    it leaves is wrong, and longer chains on it drift away from the data: training is then non-convergent (Nijkamp et al.
+    2019). For the energy itself use enough steps to get from the start to the model, or "pcd". The value is an energy gap
+    and means nothing as an objective.
+
+    State, in the mutable site ``"<site>$mle"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`).
 
     Args:
         num_steps: transitions per chain and update (one or more gradients each).
-        kernel: a name or a kernel (`MALA`, `HMC`, ...), its step size fixed during training.
-        start: NumPyro distribution of one event that the chains start from; None for the energy's base, or a standard
-            normal in unconstrained space where it has none.
+        kernel: a name or a kernel (`MALA`, `HMC`, ...), whose step size the training starts from.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
+            `ContrastiveDivergence`.
+        start: what the chains start from: "base" (the energy's base, or a standard normal in unconstrained space), "data"
+            (the rows, which makes it "cd"), or a NumPyro distribution of one event.
 
     Raises:
-        EnergyError: for fewer than one step, an unknown kernel, or a start of another event shape or support.
+        EnergyError: for fewer than one step, an unknown kernel or policy, a start of another event shape or support, more
+            than one particle or an ELBO without mutable state.
+
+    Warns:
+        UnhealthyChainsWarning: see ``on_unhealthy``.
 
     Example:
         ``estimate(model, "mle", num_steps=50, kernel=ebm.HMC(step_size=0.2))``
@@ -36,27 +47,25 @@ class MaximumLikelihood(ChainEstimator):
 
     name = "mle"
     num_steps: int = 50
-    start: Any = None
+    start: Any = "base"
 
     def check(self, site: Site) -> None:
         """Refuse a start of another event."""
         super().check(site)
         check_start(self.start, site)
 
-    def surrogate(self, rng_key, site: Site, state):
-        """Energy gap between each row and its negative."""
-        key_start, key_chains = jax.random.split(rng_key)
-        if self.start is not None:
-            start = start_from(self.start, key_start, site, site.num_rows)
-        else:
-            start = start_at_reference(key_start, site)
-        negatives, _ = self.negatives(key_chains, site, start, site.local)
-        return self.contrast(site, negatives), state
+    def notes(self):
+        """Short runs train a sampler."""
+        return (
+            *super().notes(),
+            f"each chain had {self.num_steps} transitions from its start: where that is too short to reach the model, the "
+            "samples may look right and the energy is wrong (compare with long chains: sample(...))",
+        )
 
+    def begin(self, rng_key, site: Site, state, kernel) -> Start:
+        """At draws of ``start``, one per row."""
+        return Start(jax.vmap(kernel.lift)(draw_rows(self.start, rng_key, site)[0]), site.local)
 
-def start_at_reference(rng_key, site: Site):
-    """One unconstrained start per row, from its own base."""
-    distribution = site.distribution
-    events = distribution.reference.expand(site.batch_shape).sample(rng_key)
-    rows = distribution.as_events(events).reshape((-1, *distribution.event_shape))
-    return jax.vmap(distribution.unconstrain)(rows)
+    def fresh(self, rng_key, site: Site, num_chains):
+        """The same anew."""
+        return draw_rows(self.start, rng_key, site)[0], site.local

@@ -1,38 +1,47 @@
 """Persistent contrastive divergence."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import check_count
-from numpyro_ebm.chains import ChainHealth
+from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, check_start, start_from
+from numpyro_ebm.estimators._chains import Start, draw_rows, over
+from numpyro_ebm.estimators._pool import PoolEstimator
 
 
 @dataclasses.dataclass(frozen=True)
-class PersistentContrastiveDivergence(ChainEstimator):
+class PersistentContrastiveDivergence(PoolEstimator):
     r"""Persistent contrastive divergence (Tieleman): chains that go on from one update to the next.
 
     Each update draws as many slots as there are rows (all of them where there are fewer chains), without replacement,
     scores those chains anew, moves them by ``num_steps`` transitions and writes them back where they were drawn. The
-    surrogate of a row is its log density minus the mean over the chains moved.
+    surrogate of a row is its log density minus the mean over the chains moved. No chain is ever lost or begun anew.
 
-    State, in the mutable site ``"<site>$pcd"``: ``position`` ``(num_chains, ...)`` in unconstrained space, ``health``
-    (`ChainHealth` of the last update) and ``num_updates``. SVI carries it; it pickles.
+    Rows with a context or a base of their own have one chain each, which belongs to its row of the whole data set and is
+    moved when the row is in the batch.
+
+    State, in the mutable site ``"<site>$pcd"``: ``position`` ``(num_chains, ...)`` in unconstrained space, ``age``
+    (transitions of each chain; -1 for a row's chain that has not begun), ``health`` (`NegativePhaseHealth` of the last
+    update), ``num_updates``, and ``averaging`` where the step size adapts. SVI carries it; it pickles.
 
     Args:
         num_steps: transitions per update.
-        kernel: a name or a kernel, its step size fixed during training.
-        num_chains: chains, independent of the batch size; None for as many as the first batch has rows.
-        start: NumPyro distribution of one event that the chains start from; None for rows of the first batch, drawn with
-            replacement.
+        kernel: a name or a kernel, whose step size the training starts from.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
+            `ContrastiveDivergence`.
+        start: what the chains start from: "data" (rows of the first batch), "base" (the energy's base, or a standard
+            normal in unconstrained space), or a NumPyro distribution of one event.
+        num_chains: chains, independent of the batch size; None for as many as the first batch has rows. Rows with a
+            context or base of their own take None.
 
     Raises:
-        EnergyError: for counts below 1, an unknown kernel, rows with a context of their own (each context would need
-            its own chains), more than one particle or an ELBO without mutable state.
+        EnergyError: for counts below 1, an unknown kernel or policy, ``num_chains`` beside rows of different densities, more
+            than one particle or an ELBO without mutable state.
+
+    Warns:
+        UnhealthyChainsWarning: see ``on_unhealthy``.
 
     Example:
         ``estimate(model, "pcd", num_steps=20, kernel="mala", num_chains=1000)``
@@ -42,9 +51,7 @@ class PersistentContrastiveDivergence(ChainEstimator):
     """
 
     name = "pcd"
-    is_persistent = True
     num_chains: int | None = None
-    start: Any = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -52,32 +59,33 @@ class PersistentContrastiveDivergence(ChainEstimator):
             check_count("PersistentContrastiveDivergence", "num_chains", self.num_chains)
 
     def check(self, site: Site) -> None:
-        """Refuse rows of different densities and a start of another event."""
+        """Refuse a number of chains where each row needs its own."""
         super().check(site)
-        self.refuse_local(site, "a chain that persists belongs to one context.")
-        check_start(self.start, site)
+        if site.local is not None and self.num_chains is not None:
+            raise EnergyError(
+                f"Rows with a context or a base of their own have one persistent chain each, so "
+                f"num_chains={self.num_chains} has no place. Write estimate(model, 'pcd'), or 'replay' for chains that keep "
+                "the context they began with."
+            )
+
+    def size(self, site: Site) -> int:
+        """As given, or one per row."""
+        return site.num_total if site.local is not None else self.num_chains or site.num_rows
 
     def init(self, rng_key, site: Site):
-        """Chains at rows of the batch or at draws of ``start``."""
-        num_chains = self.num_chains or site.num_rows
-        if self.start is None:
-            position = site.position[jax.random.randint(rng_key, (num_chains,), 0, site.num_rows)]
-        else:
-            position = start_from(self.start, rng_key, site, num_chains)
-        health = ChainHealth(*(jnp.zeros((), float),) * 3)
-        return {"position": position, "health": health, "num_updates": jnp.zeros((), jnp.int32)}
+        """Chains at draws of ``start``; those of rows begin when the row is first seen."""
+        state = super().init(rng_key, site)
+        if site.local is not None:
+            del state["local"]
+            state["age"] -= 1
+        return state
 
-    def surrogate(self, rng_key, site: Site, state):
-        """Log density of each row minus the mean over the chains moved."""
-        key_slots, key_chains = jax.random.split(rng_key)
-        num_chains = state["position"].shape[0]
-        num_moved = min(num_chains, site.num_rows)
-        slots = jax.random.permutation(key_slots, num_chains)[:num_moved]
-        moved, health = self.negatives(key_chains, site, state["position"][slots], None)
-        state = {
-            "position": state["position"].at[slots].set(moved, unique_indices=True),
-            "health": health,
-            "num_updates": state["num_updates"] + 1,
-        }
-        log_density = jax.vmap(site.log_density)
-        return log_density(site.position) - jnp.mean(log_density(moved)), state
+    def begin(self, rng_key, site: Site, state, kernel) -> Start:
+        """Chains drawn from the pool, or those of the rows."""
+        if site.local is None:
+            return super().begin(rng_key, site, state, kernel)
+        slots = jnp.arange(site.num_rows) if site.index is None else site.index
+        position, age = jax.tree.map(lambda leaf: leaf[slots], (state["position"], state["age"]))
+        fresh = jax.vmap(kernel.lift)(draw_rows(self.start, rng_key, site)[0])
+        position = jax.tree.map(lambda new, old: jnp.where(over(age < 0, old), new, old), fresh, position)
+        return Start(position, site.local, paired=True, slots=slots, age=jnp.maximum(age, 0))

@@ -6,19 +6,28 @@ from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel as AbstractKernel
 from numpyro_ebm.kernels._base import TransitionInfo as TransitionInfo
-from numpyro_ebm.kernels.continuous import HMC as HMC
-from numpyro_ebm.kernels.continuous import MALA as MALA
-from numpyro_ebm.kernels.continuous import NUTS as NUTS
-from numpyro_ebm.kernels.continuous import Langevin as Langevin
+from numpyro_ebm.kernels.hamiltonian import GHMC as GHMC
+from numpyro_ebm.kernels.hamiltonian import HMC as HMC
+from numpyro_ebm.kernels.hamiltonian import NUTS as NUTS
+from numpyro_ebm.kernels.hamiltonian import DynamicHMC as DynamicHMC
+from numpyro_ebm.kernels.langevin import MALA as MALA
+from numpyro_ebm.kernels.langevin import Barker as Barker
+from numpyro_ebm.kernels.langevin import Langevin as Langevin
+from numpyro_ebm.kernels.microcanonical import MCLMC as MCLMC
+from numpyro_ebm.kernels.microcanonical import AdjustedMCLMC as AdjustedMCLMC
+from numpyro_ebm.kernels.slice import EllipticalSlice as EllipticalSlice
+from numpyro_ebm.kernels.table import MOVES
+from numpyro_ebm.kernels.tempering import ParallelTempering as ParallelTempering
 
-KERNELS: Registry[AbstractKernel] = Registry("kernel", {k.name: k for k in (Langevin, MALA, HMC, NUTS)})
+KERNELS: Registry[AbstractKernel] = Registry("kernel", {**MOVES.classes, ParallelTempering.name: ParallelTempering})
 
 
 def available_kernels() -> tuple[str, ...]:
     """The names that ``kernel=`` takes, sorted.
 
     Example:
-        ``available_kernels()`` gives ``('hmc', 'langevin', 'mala', 'nuts')``.
+        ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'dynamic_hmc', 'elliptical_slice', 'ghmc', 'hmc',
+        'langevin', 'mala', 'mclmc', 'nuts', 'parallel_tempering')``.
     """
     return KERNELS.names()
 
@@ -33,7 +42,7 @@ def resolve_kernel(kernel: Any, *, is_discrete: bool = False) -> AbstractKernel:
     resolved = KERNELS.resolve(kernel)
     if resolved.is_discrete != is_discrete:
         kind = "discrete" if is_discrete else "continuous"
-        fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete == is_discrete]
+        fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete != (not is_discrete)]
         raise EnergyError(
             f"The kernel '{resolved.name}' cannot sample a {kind} support. "
             f"Kernels that can: {', '.join(sorted(fitting)) or 'none yet'}."

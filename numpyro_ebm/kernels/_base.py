@@ -21,12 +21,14 @@ class TransitionInfo(NamedTuple):
         acceptance_rate: Metropolis acceptance probability (NUTS: its average over the trajectory);
             1 for a kernel that never rejects.
         is_divergent: the trajectory's energy error passed BlackJAX's threshold, or, for an unadjusted
-            kernel, the new position is not finite.
-        num_gradients: gradient evaluations of the log density in this transition.
-        energy: the Hamiltonian of the proposal; NaN for a kernel without momentum.
+            kernel, where it went is not finite.
+        num_gradients: gradient evaluations of the log density in this transition; for a kernel without
+            gradients, evaluations of the log density.
+        energy: the Hamiltonian of the proposal; NaN for a kernel without one.
         tree_depth: number of doublings of NUTS; 0 elsewhere.
-        is_nonfinite: whether the log density was not finite where the kernel wanted to go; BlackJAX rejects such a
-            proposal, so the draws do not show it.
+        is_nonfinite: whether the log density or its gradient was not finite where the kernel wanted to go: NaN, a
+            wall of infinite energy, or an energy of minus infinity. Kernels that reject do not go there (but for
+            minus infinity, which Metropolis always accepts), so the draws do not show it.
         swap_rate: acceptance probability of swaps between temperatures; NaN for a kernel without them.
     """
 
@@ -46,30 +48,48 @@ class AbstractKernel(abc.ABC):
     adapted values, one per chain, live in the same class. ``log_density`` maps one position to a scalar.
 
     Attributes:
-        step_size: BlackJAX's step size; with a warm-up, where its adaptation starts.
-        adapts: what a warm-up adapts: the step size, and for the HMC family the mass matrix.
-        target_acceptance: acceptance that the warm-up steers to; None where nothing adapts.
+        step_size: BlackJAX's step size; with a warm-up, where its adaptation starts; None for a kernel without one.
+        target_acceptance: acceptance that the warm-up steers the step size to; None where nothing adapts.
+        adapts_mass_matrix: whether the warm-up also adapts ``inverse_mass_matrix``.
+        is_exact: whether a transition leaves the density invariant; unadjusted kernels are off by their step's bias.
         is_discrete: whether the kernel moves on discrete supports.
+        step_exponent: the step that fits ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 where the step is
+            a length, 1 where it is a squared length.
         statistics: the fields of `TransitionInfo` that mean something for this kernel.
     """
 
     name: ClassVar[str]
+    is_exact: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = False
     target_acceptance: ClassVar[float | None] = None
     adapts_mass_matrix: ClassVar[bool] = False
-    statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "is_divergent", "num_gradients")
+    step_exponent: ClassVar[float] = 0.5
+    statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "is_divergent", "num_gradients", "is_nonfinite")
     step_size: Any
 
     @abc.abstractmethod
     def init(self, rng_key: PRNGKey, position: Position, log_density: Any) -> Any:
         """The state at a position, scored under the log density given (nothing older is reused).
 
-        The key is for kernels whose state holds more than the position, such as a momentum.
+        A NamedTuple with ``position`` and, where the kernel keeps them, ``logdensity`` and ``logdensity_grad``. The key is
+        for kernels whose state holds more, such as a momentum.
         """
 
     @abc.abstractmethod
     def step(self, rng_key: PRNGKey, state: Any, log_density: Any) -> tuple[Any, TransitionInfo]:
-        """One transition that leaves ``exp(log_density)`` invariant (Langevin: up to its step's bias)."""
+        """One transition that leaves ``exp(log_density)`` invariant (unadjusted kernels: up to their step's bias)."""
+
+    def bind(self, distribution: Any) -> Any:
+        """The kernel with the settings that it takes from the distribution it is to sample; most take none."""
+        return self
+
+    def lift(self, position: Position) -> Position:
+        """What the kernel moves, started at one position of the target; most move the position itself."""
+        return position
+
+    def lower(self, position: Position) -> Position:
+        """The position of the target in what the kernel moves: ``lower(lift(x))`` is ``x``."""
+        return position
 
     def adapted(self, **settings: Any) -> Any:
         """The same kernel with settings that a warm-up arrived at."""
@@ -109,22 +129,28 @@ def rebuilt(cls: type, settings: dict[str, Any]) -> Any:
     return kernel
 
 
-def mass_matrix(kernel: Any, position: Position) -> Array:
+def mass_matrix(kernel: Any, position: Position, *, may_be_dense: bool = True) -> Array:
     """The kernel's inverse mass matrix, or the identity, for a position of this size.
 
     Raises:
-        EnergyError: where its length is not the number of coordinates.
+        EnergyError: where its length is not the number of coordinates, or it is dense and may not be.
     """
     size = pytree_size(position)
     if kernel.inverse_mass_matrix is None:
         return jnp.ones(size, jnp.result_type(*jax.tree.leaves(position)))
     matrix = jnp.asarray(kernel.inverse_mass_matrix)
-    if matrix.shape not in ((size,), (size, size)):
+    shapes = ((size,), (size, size)) if may_be_dense else ((size,),)
+    if matrix.shape not in shapes:
         raise EnergyError(
-            f"{type(kernel).__name__} needs inverse_mass_matrix of shape ({size},) or ({size}, {size}) for a position of "
+            f"{type(kernel).__name__} needs inverse_mass_matrix of shape {' or '.join(map(str, shapes))} for a position of "
             f"{size} coordinates; got shape {matrix.shape}."
         )
     return matrix
+
+
+def not_finite(*values: Any) -> Array:
+    """Whether anything in these pytrees is NaN or infinite."""
+    return ~jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)]).all()
 
 
 def info(
@@ -133,7 +159,7 @@ def info(
     num_gradients: Any,
     energy: Any = jnp.nan,
     tree_depth: Any = 0,
-    is_nonfinite: Any = False,
+    is_nonfinite: Any = False,  # noqa: FBT002
     swap_rate: Any = jnp.nan,
 ):
     """A `TransitionInfo` whose fields are arrays of fixed types, as a scan needs."""

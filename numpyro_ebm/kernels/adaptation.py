@@ -35,9 +35,10 @@ def schedule(kernel: AbstractKernel, num_warmup: int) -> Array:
 
 
 def start(kernel: AbstractKernel, position: Position) -> WarmupState:
-    """The state of a warm-up that begins at the kernel's own settings."""
+    """The state of a warm-up that begins at the kernel's own settings; ``position`` is what the kernel moves."""
+    position = kernel.lower(position)
     dtype = jnp.result_type(*jax.tree.leaves(position))
-    kernel = kernel.adapted(step_size=jnp.asarray(kernel.step_size, dtype))
+    kernel = jax.tree.map(lambda setting: jnp.asarray(setting, dtype), kernel)
     if kernel.target_acceptance is None:
         return WarmupState(None, None, kernel)
     averaging = dual_averaging_adaptation(kernel.target_acceptance)[0](kernel.step_size)
@@ -58,6 +59,7 @@ def update(warmup: WarmupState, stage: Array, position: Position, info: Transiti
     if warmup.metric is None:
         return WarmupState(averaging, None, kernel)
     _, mm_update, mm_final = _metric(kernel)
+    position = kernel.lower(position)
     metric = jax.lax.cond(stage[0] == FAST, lambda m: m, lambda m: mm_update(m, position), warmup.metric)
 
     def close_window(_):

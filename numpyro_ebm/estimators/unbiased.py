@@ -1,0 +1,250 @@
+"""Maximum likelihood with a negative phase that is unbiased for chains of any length."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._errors import EnergyError, check_count, is_concrete
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
+from numpyro_ebm.kernels import MALA, resolve_kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class UnbiasedMaximumLikelihood(AbstractEstimator):
+    r"""Unbiased maximum likelihood by coupled chains (Jacob et al.; Qiu et al.'s unbiased contrastive divergence).
+
+    Pairs of chains with lag one run until they meet; with :math:`\tau` their meeting time, k = ``burn_in``,
+    m = ``num_steps`` and h the derivative of the log density in the parameters,
+
+    .. math::
+        H_{k:m} = \frac{1}{m-k+1} \sum_{t=k}^{m} h(X_t)
+            + \sum_{t=k+1}^{\tau-1} \min\left(1, \frac{t-k}{m-k+1}\right) (h(X_t) - h(Y_{t-1}))
+
+    has the expectation of h under the model exactly, wherever the chains start and however short they are: the gradient
+    is that of the log likelihood in expectation. Bias has become variance: as a rule, k well above typical meeting times
+    and m several times k cost little more variance than a long chain. Memory does not grow with the length. The value is
+    an energy gap and means nothing as an objective.
+
+    State, in the mutable site ``"<site>$unbiased"``: ``meeting_time`` and ``max_meeting_time`` over the pairs and
+    ``acceptance_rate``, each of the last update, and ``num_updates``.
+
+    Args:
+        kernel: "mala" or "hmc", or `MALA` or `HMC` with its settings. HMC is followed by one MALA step of half its
+            ``step_size`` squared, by which the chains meet (see `coupling.coupled_step`).
+        coupling: of the proposals, "reflection" or "maximal" (see `coupling.couple_noise`).
+        burn_in: k, transitions before the time average.
+        num_steps: m, the last transition of the time average; chains run longer only where they have not met.
+        max_num_steps: transitions by which every pair has to have met.
+        num_chains: pairs of chains, independent of the batch size; None for as many as there are rows.
+        start: what both chains of a pair start from: "base" (the energy's base, or a standard normal in unconstrained
+            space), "data" (rows of the batch), or a NumPyro distribution of one event, drawn from twice.
+
+    Raises:
+        EnergyError: for settings that are not ``burn_in <= num_steps <= max_num_steps``, a kernel or coupling that is not
+            there, a start of another event shape or support, ``num_chains`` beside rows with a context or base of their
+            own (each has its own pair), and for pairs that have not met after ``max_num_steps``, since to cut them off
+            would be a bias. Inside ``jit`` JAX hands that one on as ``jax.errors.JaxRuntimeError``.
+
+    Example:
+        ``estimate(model, "unbiased", kernel=ebm.MALA(step_size=0.2), burn_in=20, num_steps=100)``
+
+    References:
+        Jacob, O'Leary and Atchade, Unbiased Markov chain Monte Carlo methods with couplings (2020); Qiu, Zhang and Wang,
+        Unbiased contrastive divergence algorithm for training energy-based latent variable models (2020); Heng and Jacob,
+        Unbiased Hamiltonian Monte Carlo with couplings (2019).
+    """
+
+    name = "unbiased"
+    role = "gradient"
+    is_persistent = True
+    kernel: Any = MALA()
+    coupling: str = "reflection"
+    burn_in: int = 10
+    num_steps: int = 50
+    max_num_steps: int = 1000
+    num_chains: int | None = None
+    start: Any = "base"
+
+    def __post_init__(self):
+        for name, minimum in (("burn_in", 0), ("num_steps", 0), ("max_num_steps", 1)):
+            check_count("UnbiasedMaximumLikelihood", name, getattr(self, name), minimum)
+        if not self.burn_in <= self.num_steps <= self.max_num_steps:
+            raise EnergyError(
+                "UnbiasedMaximumLikelihood needs burn_in <= num_steps <= max_num_steps; got "
+                f"burn_in={self.burn_in}, num_steps={self.num_steps}, max_num_steps={self.max_num_steps}. "
+                "Write burn_in=10, num_steps=50, max_num_steps=1000."
+            )
+        if self.num_chains is not None:
+            check_count("UnbiasedMaximumLikelihood", "num_chains", self.num_chains)
+        object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
+        check_coupling(self.kernel, self.coupling)
+
+    def check(self, site: Site) -> None:
+        """Refuse a start of another event, and a number of chains where each row has its own."""
+        super().check(site)
+        check_start(self.start, site)
+        if site.local is not None and self.num_chains is not None:
+            raise EnergyError(
+                "Rows with a context or a base of their own have one pair of chains each; got "
+                f"num_chains={self.num_chains}. Write num_chains=None."
+            )
+
+    def init(self, rng_key, site: Site):
+        """Nothing has met yet."""
+        zero = jnp.zeros((), float)
+        return {
+            "meeting_time": zero,
+            "max_meeting_time": jnp.zeros((), jnp.int32),
+            "acceptance_rate": zero,
+            "num_updates": jnp.zeros((), jnp.int32),
+        }
+
+    def surrogate(self, rng_key, site: Site, state):
+        """Log density of each row minus a term whose gradient is the unbiased negative phase."""
+        key_start, key_chains = jax.random.split(rng_key)
+        starts = jax.lax.stop_gradient(self._starts(key_start, site))
+        negative_phase = _shared if site.local is None else _row_by_row
+        negative, meeting = negative_phase(self, key_chains, site, starts)
+        meeting = jax.lax.stop_gradient(meeting)
+        is_met = meeting.is_met if site.local is None or site.mask is None else meeting.is_met | ~site.mask
+        self._raise_unmet(site.name, is_met, meeting.acceptance_rate)
+        values = jax.vmap(site.log_density)(site.position, site.local) - negative
+        state = {
+            "meeting_time": jnp.mean(meeting.meeting_time, dtype=float),
+            "max_meeting_time": jnp.max(meeting.meeting_time),
+            "acceptance_rate": meeting.acceptance_rate,
+            "num_updates": state["num_updates"] + 1,
+        }
+        # As a factor, NaN spoils the gradient as well.
+        return values * jnp.where(jnp.all(is_met), 1.0, jnp.nan).astype(values.dtype), state
+
+    def simulate(
+        self,
+        rng_key: PRNGKey,
+        log_density: Callable[[Array, PyTree], Array],
+        starts: Array,
+        local: PyTree,
+        add: Callable,
+        gradient: PyTree,
+    ) -> tuple[Array, PyTree, Meeting]:
+        """Run the pairs: the unbiased log density of each, a total that ``add`` gathers, and how they met."""
+
+        def add_both(total, pairs, weights):
+            values, gradient = total
+            terms = jnp.where(weights == 0, 0.0, weights * pairs.logdensity)
+            return values + jnp.sum(terms, axis=1), add(gradient, pairs.position, weights)
+
+        settings = {name: getattr(self, name) for name in ("coupling", "burn_in", "num_steps", "max_num_steps")}
+        total = (jnp.zeros(starts.shape[0], float), gradient)
+        total, meeting = unbiased_sum(rng_key, self.kernel, log_density, starts, local, add_both, total, **settings)
+        return *total, meeting
+
+    def _starts(self, rng_key, site: Site) -> Array:
+        """``(num_pairs, 2, ...)``: X_0 and Y_0 of each pair, independent and of one law."""
+        keys = jax.random.split(rng_key)
+        if self.num_chains is None:  # given its row, the law of a start is a point or the row's own base
+            return jnp.stack([draw_rows(self.start, key, site)[0] for key in keys], axis=1)
+        return jnp.stack([draw_start(self.start, key, site, self.num_chains)[0] for key in keys], axis=1)
+
+    def _raise_unmet(self, name: str, is_met: Array, acceptance_rate: Array) -> None:
+        def complain(num_unmet, rate):
+            if num_unmet > 0:  # asked again, since under vmap both branches of the cond run
+                raise EnergyError(
+                    f"At site '{name}': {int(num_unmet)} of {is_met.size} pairs of chains had not met after "
+                    f"max_num_steps={self.max_num_steps} transitions (acceptance {float(rate):.2f}), and cut off there they "
+                    "would be biased. Write a larger max_num_steps, a step_size nearer to its optimum (acceptance about "
+                    "0.6), or a start nearer to the model, e.g. start='data'."
+                )
+
+        num_unmet = jnp.sum(~is_met)
+        if is_concrete(num_unmet, acceptance_rate):
+            complain(num_unmet, acceptance_rate)
+            return
+        jax.lax.cond(num_unmet > 0, lambda: jax.debug.callback(complain, num_unmet, acceptance_rate), lambda: None)
+
+
+def _shared(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:
+    """One density for all rows: the mean over pairs, as a form linear in what the density depends on."""
+    density, constants = jax.closure_convert(lambda x: site.log_density(x), starts[0, 0])
+    frozen = jax.lax.stop_gradient(constants)
+
+    def weighted(constants, positions, weights):
+        values = jax.vmap(jax.vmap(lambda x: density(x, *constants)))(positions)
+        return jnp.sum(weights * values) / starts.shape[0]
+
+    @jax.jit  # one program also where the model runs outside jit, as in svi.init
+    def run(rng_key, starts, frozen):
+        def add(gradient, positions, weights):
+            return _plus(gradient, jax.grad(weighted)(frozen, positions, weights))
+
+        zeros = jax.tree.map(jnp.zeros_like, frozen)
+        return estimator.simulate(rng_key, lambda x, _: density(x, *frozen), starts, None, add, zeros)
+
+    values, gradient, meeting = jax.lax.stop_gradient(run(rng_key, starts, frozen))
+    linear = [jnp.sum(g * (c - f)) for g, c, f in zip(gradient, constants, frozen, strict=True)]
+    return jnp.mean(values) + sum(linear), meeting
+
+
+def _row_by_row(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:
+    """A density for each row: what weight each has in the end is known on the way back only, which runs the chains again."""
+    floats, others, join = _split(site.local)
+    density, constants = jax.closure_convert(
+        site.log_density, *jax.tree.map(lambda leaf: leaf[0], (starts[:, 0], site.local))
+    )
+
+    def simulate(rng_key, starts, others, constants, floats, row_weights):
+        local = join(floats, others)
+
+        def weighted(variables, positions, weights):
+            constants, floats = variables
+            pair_density = jax.vmap(lambda x, row: density(x, row, *constants), in_axes=(0, None))
+            return jnp.sum(weights * jax.vmap(pair_density)(positions, join(floats, others)))
+
+        def add(gradient, positions, weights):
+            if row_weights is None:
+                return gradient
+            return _plus(gradient, jax.grad(weighted)((constants, floats), positions, row_weights[:, None] * weights))
+
+        zeros = jax.tree.map(jnp.zeros_like, (constants, floats))
+        return estimator.simulate(rng_key, lambda x, row: density(x, row, *constants), starts, local, add, zeros)
+
+    simulate = jax.jit(simulate)
+
+    @jax.custom_vjp
+    def negative(rng_key, starts, others, constants, floats):
+        values, _, meeting = simulate(rng_key, starts, others, constants, floats, None)
+        return values, meeting
+
+    def forward(*inputs):
+        return negative(*inputs), inputs
+
+    def backward(inputs, cotangents):
+        _, gradient, _ = simulate(*inputs, cotangents[0])
+        return None, None, None, *gradient
+
+    negative.defvjp(forward, backward)
+    return negative(rng_key, starts, others, constants, floats)
+
+
+def _plus(total: PyTree, new: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, total, new)
+
+
+def _split(tree: PyTree) -> tuple[list[Array], list[Array], Callable[[list[Array], list[Array]], PyTree]]:
+    """The leaves that can be differentiated, the others, and what joins them again."""
+    leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    floats = [leaf for leaf, own in zip(leaves, is_float, strict=True) if own]
+    others = [leaf for leaf, own in zip(leaves, is_float, strict=True) if not own]
+
+    def join(floats, others):
+        supplies = {True: iter(floats), False: iter(others)}
+        return jax.tree.unflatten(treedef, [next(supplies[own]) for own in is_float])
+
+    return floats, others, join

@@ -1,0 +1,149 @@
+"""Kernels that make one step of a Langevin kind: Langevin, MALA and Barker."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+from blackjax.mcmc.diffusions import overdamped_langevin
+from blackjax.mcmc.mala import MALAState
+from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
+
+from numpyro_ebm._typing import Array
+from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_matrix, not_finite
+
+
+class LangevinState(NamedTuple):
+    """The position is all that an unadjusted step needs."""
+
+    position: Any
+
+
+@kernel_class()
+class Langevin(AbstractKernel):
+    r"""Unadjusted Langevin: ``x + step_size * grad log p(x) + sqrt(2 * step_size) * noise``.
+
+    BlackJAX's ``sgld`` with the full gradient. It never rejects, so its stationary law is off by an amount that
+    shrinks with the step: on a Gaussian of variance ``v`` with the tutorial's ``epsilon = sqrt(2 * step_size)``, the
+    precision it yields is ``(1 - sqrt(1 - 2 * step_size / v)) / step_size``. A chain can run to infinity. As it scores
+    where it is and not where it goes, ``is_nonfinite`` speaks of the position that it leaves and of where that leads.
+
+    Args:
+        step_size: coefficient of the gradient (positive), a squared length.
+
+    Example:
+        ``estimate(model, "cd", kernel=Langevin(step_size=0.01))``
+
+    References:
+        Welling and Teh, Bayesian learning via stochastic gradient Langevin dynamics (2011).
+    """
+
+    name: ClassVar[str] = "langevin"
+    is_exact: ClassVar[bool] = False
+    step_exponent: ClassVar[float] = 1.0
+    statistics: ClassVar[tuple[str, ...]] = ("is_divergent", "num_gradients", "is_nonfinite")
+    step_size: Any = 0.01
+
+    def init(self, rng_key, position, log_density):
+        """The position itself."""
+        return LangevinState(position)
+
+    def step(self, rng_key, state, log_density):
+        """One Euler step."""
+        value, grad = jax.value_and_grad(log_density)(state.position)
+        algorithm = blackjax.sgld(lambda *_: grad)
+        position: Any = algorithm.step(rng_key, state.position, None, self.step_size)  # pyright: ignore[reportCallIssue]
+        return LangevinState(position), info(1.0, not_finite(position), 1, is_nonfinite=not_finite(value, grad, position))
+
+
+@kernel_class()
+class MALA(AbstractKernel):
+    """Metropolis-adjusted Langevin: the Langevin proposal, accepted so that the law is exact.
+
+    BlackJAX's ``mala``, put together from its parts because its own record says nothing of the proposal.
+
+    Args:
+        step_size: as in `Langevin`; a warm-up adapts it to acceptance 0.574.
+
+    Example:
+        ``estimate(model, "pcd", kernel=MALA(step_size=0.05))``
+
+    References:
+        Roberts and Tweedie, Exponential convergence of Langevin distributions (1996); Roberts and Rosenthal, Optimal
+        scaling of discrete approximations to Langevin diffusions (1998), for 0.574.
+    """
+
+    name: ClassVar[str] = "mala"
+    target_acceptance: ClassVar[float | None] = 0.574
+    step_exponent: ClassVar[float] = 1.0
+    step_size: Any = 0.1
+
+    def init(self, rng_key, position, log_density):
+        """Score the position."""
+        return blackjax.mala.init(position, log_density)
+
+    def step(self, rng_key, state, log_density):
+        """Propose and accept or reject."""
+        key_proposal, key_accept = jax.random.split(rng_key)
+        propose = overdamped_langevin(jax.value_and_grad(log_density))
+        proposal = MALAState(*propose(key_proposal, state, self.step_size))
+        log_ratio = compute_asymmetric_acceptance_ratio(_transition_energy)(state, proposal, step_size=self.step_size)
+        state, (_, acceptance_rate, _) = static_binomial_sampling(key_accept, log_ratio, state, proposal)
+        return state, info(
+            acceptance_rate, is_divergent=False, num_gradients=1, is_nonfinite=not_finite(proposal, state.logdensity)
+        )
+
+
+def _transition_energy(start: MALAState, end: MALAState, step_size: Any) -> Array:
+    """Minus the log of the density at the end and of the proposal that leads from there back to the start."""
+    back = jax.tree.map(lambda x, y, grad: x - y - step_size * grad, start.position, end.position, end.logdensity_grad)
+    squares = jax.tree.map(lambda move: jnp.sum(move * move), back)
+    return -end.logdensity + 0.25 * (1.0 / step_size) * jax.tree.reduce(jnp.add, squares)
+
+
+@kernel_class()
+class Barker(AbstractKernel):
+    r"""Barker's proposal: Gaussian noise whose signs lean to the gradient, accepted so that the law is exact.
+
+    Each coordinate moves by ``b_i z_i`` with ``z ~ N(0, step_size^2)`` and ``b_i = 1`` with probability
+    ``1 / (1 + exp(-z_i * grad_i))``, else -1. However steep the density, a move is no longer than its noise: slower than
+    MALA where all is well, and far less sensitive to the step and to light tails. With an inverse mass matrix ``C`` the move
+    is that in the coordinates ``C^{-1/2} x``.
+
+    Args:
+        step_size: standard deviation of the noise, a length; a warm-up adapts it to acceptance 0.4.
+        inverse_mass_matrix: ``(d,)`` or ``(d, d)`` over the flattened position, the covariance that the noise takes; None
+            for the identity. A warm-up adapts the diagonal.
+
+    Example:
+        ``sample(rng_key, distribution, Barker(step_size=0.5))``
+
+    References:
+        Livingstone and Zanella, The Barker proposal: combining robustness and efficiency in gradient-based MCMC (2022).
+    """
+
+    name: ClassVar[str] = "barker"
+    target_acceptance: ClassVar[float | None] = 0.4
+    adapts_mass_matrix: ClassVar[bool] = True
+    step_size: Any = 0.5
+    inverse_mass_matrix: Any = None
+
+    def init(self, rng_key, position, log_density):
+        """Score the position."""
+        return blackjax.barker.init(position, log_density)
+
+    def step(self, rng_key, state, log_density):
+        """Propose and accept or reject."""
+        matrix = mass_matrix(self, state.position)
+        # BlackJAX 1.7 scales the noise by the square root of the mass matrix, where the covariance has to stand.
+        inverted = 1 / matrix if matrix.ndim == 1 else jnp.linalg.inv(matrix)
+        new: Any
+        details: Any
+        new, details = blackjax.barker(log_density, self.step_size, inverted).step(rng_key, state)
+        return new, info(
+            # Where the proposal's log density is NaN, so is BlackJAX's acceptance of it.
+            jnp.nan_to_num(details.acceptance_rate, nan=0.0),
+            is_divergent=False,
+            num_gradients=1,
+            is_nonfinite=not_finite(details.proposal, new.logdensity),
+        )

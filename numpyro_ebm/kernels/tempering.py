@@ -1,0 +1,239 @@
+"""Parallel tempering over any kernel."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._typing import Array, Position, PRNGKey
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, rebuilt
+from numpyro_ebm.kernels.langevin import MALA
+from numpyro_ebm.kernels.table import MOVES
+
+
+class TemperingState(NamedTuple):
+    """All replicas, the first at temperature 1.
+
+    Attributes:
+        position: leaves ``(num_temperatures, ...)``.
+        logdensity: of the replica at temperature 1.
+        replicas: states of the inner kernel, led by ``num_temperatures``, each scored at its own temperature.
+        parity: whether the next swaps are between even (0) or odd (1) neighbours.
+    """
+
+    position: Position
+    logdensity: Array
+    replicas: Any
+    parity: Array
+
+
+@kernel_class("temperatures")
+class ParallelTempering(AbstractKernel):
+    r"""Parallel tempering: one replica per temperature, so that the hot ones carry the cold one between modes.
+
+    A transition moves each replica by the kernel under ``log p / T``, with a step that fits the temperature (``step_size *
+    T`` where it is a squared length, ``step_size * sqrt(T)`` where it is a length), and then swaps neighbours, even and odd
+    pairs in turn, with probability ``min(1, exp((1/T_i - 1/T_j) (log p(x_j) - log p(x_i))))``. The replicas together follow
+    the product of the ``p^(1/T)``, and the draws are those at temperature 1. Swaps cost no gradients (with `Langevin`,
+    which does not score, one evaluation of the log density per replica).
+
+    Its chains hold all replicas: ``lift`` makes them from one position and ``lower`` takes the draw out, as `sample`,
+    `ChainSampler` and `BlackJAXKernel` do. A warm-up adapts one step size to the mean acceptance of the replicas, and the
+    mass matrix to the replica at temperature 1. ``swap_rate`` is the mean swap probability of a transition; where it falls
+    towards 0, put temperatures in between.
+
+    Args:
+        kernel: a name or a kernel, which moves each replica.
+        temperatures: at least two, from 1 upwards.
+
+    Raises:
+        EnergyError: for temperatures that do not begin with 1 or that fall, an unknown kernel, or tempering in tempering.
+
+    Example:
+        ``sample(rng_key, distribution, ParallelTempering("mala", temperatures=(1.0, 2.0, 4.0)))``
+
+    References:
+        Swendsen and Wang, Replica Monte Carlo simulation of spin glasses (1986); Geyer, Markov chain Monte Carlo maximum
+        likelihood (1991); Syed, Bouchard-Cote, Deligiannidis and Doucet, Non-reversible parallel tempering (2022).
+    """
+
+    name = "parallel_tempering"
+    kernel: Any = MALA()
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+
+    def __post_init__(self):
+        kernel = MOVES.resolve(self.kernel)
+        if isinstance(kernel, ParallelTempering):
+            raise EnergyError("ParallelTempering cannot temper itself. Write ParallelTempering('mala', temperatures=...).")
+        object.__setattr__(self, "kernel", kernel)
+        object.__setattr__(self, "temperatures", _checked(self.temperatures))
+
+    @property
+    def step_size(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The step at temperature 1."""
+        return self.kernel.step_size
+
+    @property
+    def inverse_mass_matrix(self) -> Any:
+        """The inner kernel's."""
+        return self.kernel.inverse_mass_matrix
+
+    @property
+    def target_acceptance(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner kernel's."""
+        return self.kernel.target_acceptance
+
+    @property
+    def adapts_mass_matrix(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner kernel."""
+        return self.kernel.adapts_mass_matrix
+
+    @property
+    def is_exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner kernel."""
+        return self.kernel.is_exact
+
+    @property
+    def is_discrete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner kernel."""
+        return self.kernel.is_discrete
+
+    @property
+    def step_exponent(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner kernel's."""
+        return self.kernel.step_exponent
+
+    @property
+    def statistics(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner kernel's, and the swaps."""
+        return (*self.kernel.statistics, "swap_rate")
+
+    def adapted(self, **settings: Any) -> Any:
+        """The same temperatures over the inner kernel with these settings."""
+        return self._over(self.kernel.adapted(**settings))
+
+    def bind(self, distribution: Any) -> Any:
+        """The same temperatures over the inner kernel, bound."""
+        return self._over(self.kernel.bind(distribution))
+
+    def lift(self, position: Position) -> Position:
+        """The position at every temperature, leaves ``(num_temperatures, ...)``."""
+        number = len(self.temperatures)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (number, *jnp.shape(leaf))), position)
+
+    def lower(self, position: Position) -> Position:
+        """The replica at temperature 1."""
+        return jax.tree.map(lambda leaf: leaf[0], position)
+
+    def init(self, rng_key, position, log_density):
+        """Score each replica at its temperature."""
+        temperatures = self._ladder(position)
+        key_parity, key_replicas = jax.random.split(rng_key)
+
+        def init_one(key, temperature, position):
+            return self.kernel.init(key, position, _tempered(log_density, temperature))
+
+        keys = jax.random.split(key_replicas, len(self.temperatures))
+        replicas = jax.vmap(init_one)(keys, temperatures, position)
+        # At random, so that runs of a single transition swap every pair now and then.
+        parity = jax.random.randint(key_parity, (), 0, self._num_parities)
+        return TemperingState(position, _log_densities(replicas, temperatures, log_density)[0], replicas, parity)
+
+    def step(self, rng_key, state, log_density):
+        """Move every replica, then swap neighbours."""
+        temperatures = self._ladder(state.position)
+        key_move, key_swap = jax.random.split(rng_key)
+
+        def move(key, temperature, replica):
+            return _heated(self.kernel, temperature).step(key, replica, _tempered(log_density, temperature))
+
+        keys = jax.random.split(key_move, len(self.temperatures))
+        replicas, details = jax.vmap(move)(keys, temperatures, state.replicas)
+        log_densities = _log_densities(replicas, temperatures, log_density)
+        order, swap_rate = _swaps(key_swap, log_densities, temperatures, state.parity)
+        replicas = _reordered(replicas, order, log_densities, temperatures)
+        parity = (state.parity + 1) % self._num_parities
+        state = TemperingState(replicas.position, log_densities[order[0]], replicas, parity)
+        return state, _pooled(details, swap_rate)
+
+    @property
+    def _num_parities(self) -> int:
+        # Two temperatures make one pair, which is even.
+        return min(2, len(self.temperatures) - 1)
+
+    def _ladder(self, position: Position) -> Array:
+        return jnp.asarray(self.temperatures, jnp.result_type(*jax.tree.leaves(position)))
+
+    def _over(self, kernel: AbstractKernel) -> Any:
+        return rebuilt(type(self), {"kernel": kernel, "temperatures": self.temperatures})
+
+
+def _checked(temperatures: Any) -> tuple[float, ...]:
+    """Temperatures as a tuple of floats."""
+    values = np.asarray(temperatures, float)
+    rises = values.ndim == 1 and np.all(np.isfinite(values)) and np.all(np.diff(values) >= 0)
+    if not rises or len(values) < 2 or values[0] != 1:
+        raise EnergyError(
+            f"ParallelTempering needs two temperatures or more, from 1 upwards; got {temperatures!r}. "
+            "Write ParallelTempering('mala', temperatures=(1.0, 2.0, 4.0))."
+        )
+    return tuple(values.tolist())
+
+
+def _tempered(log_density: Any, temperature: Array) -> Any:
+    return lambda position: log_density(position) / temperature
+
+
+def _heated(kernel: AbstractKernel, temperature: Array) -> AbstractKernel:
+    """The kernel with the step that fits this temperature."""
+    if kernel.step_size is None:
+        return kernel
+    return kernel.adapted(step_size=kernel.step_size * temperature**kernel.step_exponent)
+
+
+def _log_densities(replicas: Any, temperatures: Array, log_density: Any) -> Array:
+    """``log p`` of each replica, at temperature 1."""
+    if hasattr(replicas, "logdensity"):
+        return replicas.logdensity * temperatures
+    return jax.vmap(log_density)(replicas.position)
+
+
+def _swaps(rng_key: PRNGKey, log_densities: Array, temperatures: Array, parity: Array) -> tuple[Array, Array]:
+    """Which replica goes to each temperature, and the mean acceptance of the swaps."""
+    index = jnp.arange(len(temperatures))
+    partner = jnp.where(index % 2 == parity, index + 1, index - 1)
+    partner = jnp.where((partner < 0) | (partner >= len(temperatures)), index, partner)
+    log_ratio = (1 / temperatures - 1 / temperatures[partner]) * (log_densities[partner] - log_densities)
+    log_uniform = jnp.log(jax.random.uniform(rng_key, index.shape, log_ratio.dtype))
+    # Both of a pair look at the same number; a NaN is not less than anything.
+    order = jnp.where(log_uniform[jnp.minimum(index, partner)] < log_ratio, partner, index)
+    acceptance = jnp.nan_to_num(jnp.exp(jnp.minimum(log_ratio, 0.0)), nan=0.0)
+    return order, jnp.mean(acceptance, where=index < partner)
+
+
+def _reordered(replicas: Any, order: Array, log_densities: Array, temperatures: Array) -> Any:
+    """Positions in a new order, scored at their new temperatures; momenta stay, their law is the same at each."""
+    changes = {"position": jax.tree.map(lambda leaf: leaf[order], replicas.position)}
+    if hasattr(replicas, "logdensity"):
+        changes["logdensity"] = log_densities[order] / temperatures
+    if hasattr(replicas, "logdensity_grad"):
+        ratio = temperatures[order] / temperatures
+        changes["logdensity_grad"] = jax.tree.map(
+            lambda leaf: leaf[order] * ratio.reshape((-1, *(1,) * (leaf.ndim - 1))), replicas.logdensity_grad
+        )
+    return replicas._replace(**changes)
+
+
+def _pooled(details: TransitionInfo, swap_rate: Array) -> TransitionInfo:
+    """One record from those of the replicas: energy and tree depth are those at temperature 1."""
+    return info(
+        jnp.mean(details.acceptance_rate),
+        jnp.any(details.is_divergent),
+        jnp.sum(details.num_gradients),
+        details.energy[0],
+        details.tree_depth[0],
+        jnp.any(details.is_nonfinite),
+        swap_rate,
+    )
