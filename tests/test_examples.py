@@ -36,6 +36,17 @@ def test_wine(wine, tmp_path, capsys):
     assert dict(data["observed_data"].sizes) == {"row": 159, "component": 11}
 
 
+@pytest.mark.slow
+def test_latent_prior(tmp_path, capsys):
+    rows = load("latent_prior").main(["--quick", "--out", str(tmp_path)])
+    assert "the energy prior gains" in capsys.readouterr().out
+    assert [row["prior"] for row in rows] == ["normal", "energy"]
+    for row in rows:
+        assert np.isfinite([row[k] for k in ("bound", "se", "elbo", "log_z", "log_z_se", "share")]).all()
+        assert -40 < row["elbo"] < row["bound"] < -15
+    assert (tmp_path / "latent_prior.png").stat().st_size > 20_000
+
+
 def test_the_splits_and_the_baselines_are_those_of_the_literature(wine):
     splits = wine.load(2019)
     assert [len(part) for part in splits] == [1296, 144, 159]

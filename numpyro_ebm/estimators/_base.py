@@ -14,7 +14,7 @@ from numpyro_ebm.distributions import EnergyDistribution
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """An observed energy site as an estimator sees it: one event per row.
+    """An energy site as an estimator sees it: one event per row, data or (for a latent site) the guide's draw.
 
     Attributes:
         name: the site's name.
