@@ -12,7 +12,9 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from flax import nnx
 from helpers import fit, precision_model, some_slow
+from numpyro.contrib.module import nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 
@@ -319,6 +321,46 @@ class TestPools:
         low, high = scaled[k < -0.5].std(), scaled[k > 0.5].std()
         assert 0.8 < low < 1.2
         assert 0.8 < high < 1.2
+
+
+class Spectral(nnx.Module):
+    """A linear layer whose largest singular value is at most 1."""
+
+    def __init__(self, num_in, num_out, rngs):
+        self.linear = nnx.Linear(num_in, num_out, rngs=rngs)
+
+    def __call__(self, x):
+        kernel = self.linear.kernel[...]
+        return x @ (kernel / jnp.maximum(1.0, jnp.linalg.norm(kernel, 2))) + self.linear.bias[...]
+
+
+class TestOptimisers:
+    def test_spectral_normalisation_bounds_the_slope_of_the_energy(self):
+        layers = nnx.Sequential(Spectral(2, 16, nnx.Rngs(0)), jnp.tanh, Spectral(16, 1, nnx.Rngs(1)))
+        x = 0.1 * np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+
+        def model(x):
+            net = nnx_module("net", layers)
+            with numpyro.plate("rows", len(x)):
+                base = dist.Normal(0, 1).expand([2]).to_event(1)
+                numpyro.sample("x", ebm.EnergyDistribution(net, (2,), base=base), obs=x)
+
+        svi = SVI(ebm.estimate(model, "cd"), ebm.empty_guide, optax.adam(0.5), Trace_ELBO())
+        params = svi.run(jax.random.key(0), 40, x, progress_bar=False).params
+        assert max(jnp.linalg.norm(leaf, 2) for leaf in jax.tree.leaves(params) if leaf.ndim == 2) > 2
+
+        def energy(x):
+            with numpyro.handlers.block(), numpyro.handlers.substitute(data=params):
+                return jnp.sum(nnx_module("net", layers)(x))
+
+        slopes = jax.jit(jax.vmap(jax.grad(energy)))(3 * np.random.default_rng(1).normal(size=(500, 2)))
+        assert jnp.linalg.norm(slopes, axis=1).max() <= 1.0001
+
+    def test_gradients_are_clipped_by_optax(self):
+        optimiser = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+        svi = SVI(ebm.estimate(precision_model, "cd"), ebm.empty_guide, optimiser, Trace_ELBO())
+        state = svi.update(svi.init(jax.random.key(0), ROWS), ROWS)[0]
+        np.testing.assert_allclose(abs(svi.get_params(state)["t"] - 1.0), 1e-3, rtol=1e-2)
 
 
 def test_memory_does_not_grow_with_the_steps():
