@@ -31,6 +31,7 @@ CASES = {
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
     "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
+    "unbiased": ({"burn_in": 5, "num_steps": 15, "kernel": ebm.MALA(step_size=0.25)}, 0.15),
 }
 
 
@@ -168,6 +169,8 @@ class TestInvariants:
         options = dict(options_of(name))
         if name == "mle":
             options["start"] = dist.Normal(0, 1)
+        if name == "unbiased":
+            options["kernel"] = ebm.MALA(step_size=500.0)  # of the scale of the flat density, where chains meet
         assert gradient(ebm.estimate(precision_model, name, **options), {"t": 1e-3}, gaussian_data) > 0
 
     def test_value_is_finite_and_of_batch_shape(self, name):
@@ -213,7 +216,9 @@ class TestInvariants:
         assert values[0] == values[1]
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "replay", "improved_cd", "mle"]))
+@pytest.mark.parametrize(
+    "name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "replay", "improved_cd", "mle", "unbiased"])
+)
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
 def test_runs_under_autoguides(name, guide_type):
     def model(x):
@@ -227,7 +232,9 @@ def test_runs_under_autoguides(name, guide_type):
     assert np.isfinite(result.losses).all()
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd", "improved_cd"], ["ssm", "dsm", "replay", "mle"]))
+@pytest.mark.parametrize(
+    "name", some_slow(["sm", "cd", "nce", "pcd", "improved_cd"], ["ssm", "dsm", "replay", "mle", "unbiased"])
+)
 def test_context_and_row_bases(name):
     # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
     rng = np.random.default_rng(0)
@@ -498,7 +505,9 @@ class TestContainers:
         module = eqx.tree_at(where, module, [self.w1.T, self.b1, self.w2.T, self.b2])
         return lambda: eqx_module("net", module), ["net$params"], eqx.filter(module, eqx.is_inexact_array)
 
-    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "replay", "improved_cd", "mle"]))
+    @pytest.mark.parametrize(
+        "name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "replay", "improved_cd", "mle", "unbiased"])
+    )
     def test_same_loss_and_gradient(self, name):
         results = {}
         for kind in ("nested", "flax_linen", "flax_nnx", "equinox"):

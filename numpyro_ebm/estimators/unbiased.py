@@ -12,6 +12,7 @@ from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
+from numpyro_ebm.estimators._health import _call_where_any
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 
@@ -153,20 +154,21 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         return jnp.stack([draw_start(self.start, key, site, self.num_chains)[0] for key in keys], axis=1)
 
     def _raise_unmet(self, name: str, is_met: Array, acceptance_rate: Array) -> None:
-        def complain(num_unmet, rate):
-            if num_unmet > 0:  # asked again, since under vmap both branches of the cond run
-                raise EnergyError(
-                    f"At site '{name}': {int(num_unmet)} of {is_met.size} pairs of chains had not met after "
-                    f"max_num_steps={self.max_num_steps} transitions (acceptance {float(rate):.2f}), and cut off there they "
-                    "would be biased. Write a larger max_num_steps, a step_size nearer to its optimum (acceptance about "
-                    "0.6), or a start nearer to the model, e.g. start='data'."
-                )
+        def complain(_, figures):
+            num_unmet, rate = figures
+            raise EnergyError(
+                f"At site '{name}': {int(num_unmet)} of {is_met.size} pairs of chains had not met after "
+                f"max_num_steps={self.max_num_steps} transitions (acceptance {float(rate):.2f}), and cut off there they "
+                "would be biased. Write a larger max_num_steps, a step_size nearer to its optimum (acceptance about "
+                "0.6), or a start nearer to the model, e.g. start='data'."
+            )
 
-        num_unmet = jnp.sum(~is_met)
-        if is_concrete(num_unmet, acceptance_rate):
-            complain(num_unmet, acceptance_rate)
-            return
-        jax.lax.cond(num_unmet > 0, lambda: jax.debug.callback(complain, num_unmet, acceptance_rate), lambda: None)
+        is_any = ~jnp.all(is_met)
+        figures = (jnp.sum(~is_met), acceptance_rate)
+        if not is_concrete(is_any, figures):
+            _call_where_any(complain, is_any[None], figures)
+        elif is_any:
+            complain(is_any, figures)
 
 
 def _shared(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:
