@@ -13,6 +13,11 @@ from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 
+OWN_MODELS = ("mean_field_cd", "multigrid_cd")
+"""Estimators for binary units and images: the cases in test_estimators.py give each of them a model of its own."""
+
+REAL_VECTORS = [name for name in ebm.available_estimators() if name not in OWN_MODELS]
+
 
 def some_slow(fast, slow):
     """Parameters of which those in ``slow`` are left to `make test-all`."""

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from flax import linen, nnx
-from helpers import fit, precision_model, some_slow, surrogate, vector_model
+from helpers import OWN_MODELS, fit, precision_model, some_slow, surrogate, vector_model
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
@@ -97,6 +97,7 @@ def gradient(model, params, *args, key=0):
 def test_the_table_holds_every_estimator():
     assert set(CASES) | set(OTHERS) == set(ebm.available_estimators())
     assert not set(CASES) & set(OTHERS)
+    assert set(OTHERS) == set(OWN_MODELS)
     for name in ALL:
         assert ebm.estimate(precision_model, name, **options_of(name)).estimators.role == (
             "objective" if name in OBJECTIVES else "gradient"
