@@ -13,23 +13,23 @@ from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 
+OWN_MODELS = ("mean_field_cd", "multigrid_cd")
+"""Estimators for binary units and images: the cases in test_estimators.py give each of them a model of its own."""
+
 
 def some_slow(fast, slow):
     """Parameters of which those in ``slow`` are left to `make test-all`."""
     return [*fast, *(pytest.param(value, marks=pytest.mark.slow) for value in slow)]
 
 
-BINARY = ("mean_field_cd",)
-
-
 def continuous_options(site="x", shape=()):
-    """By name, options under which each estimator of continuous events runs on a site of this name and event shape."""
+    """By name, options under which each estimator runs on real vectors, at a site of this name and event shape."""
 
     def proposal():
         numpyro.sample(site, dist.Normal(0, 1).expand(shape).to_event(len(shape)))
 
     special = {"dsm": {"sigma": 0.3}, "cooperative": {"proposal": proposal}}
-    return {name: special.get(name, {}) for name in ebm.available_estimators() if name not in BINARY}
+    return {name: special.get(name, {}) for name in ebm.available_estimators() if name not in OWN_MODELS}
 
 
 def precision_model(x=None, *, num_rows=None, batch_size=None, start=1.0):

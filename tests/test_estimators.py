@@ -12,13 +12,18 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from flax import linen, nnx
-from helpers import fit, precision_model, some_slow, surrogate, vector_model
+from helpers import OWN_MODELS, continuous_options, fit, precision_model, some_slow, surrogate, vector_model
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 import numpyro_ebm as ebm
+
+
+def normal_proposal():
+    numpyro.sample("x", dist.Normal(0.0, jnp.exp(numpyro.param("log_scale", 0.0))))
+
 
 # Name: options on the Gaussian of the cases, and the tolerance of its precision (maximum likelihood 3.99528).
 CASES = {
@@ -31,6 +36,7 @@ CASES = {
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
     "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
+    "cooperative": ({"num_steps": 5, "proposal": normal_proposal}, 0.15),
     "unbiased": ({"burn_in": 5, "num_steps": 15, "kernel": ebm.MALA(step_size=0.25)}, 0.15),
 }
 
@@ -97,6 +103,7 @@ def gradient(model, params, *args, key=0):
 def test_the_table_holds_every_estimator():
     assert set(CASES) | set(OTHERS) == set(ebm.available_estimators())
     assert not set(CASES) & set(OTHERS)
+    assert set(OTHERS) == set(OWN_MODELS)
     for name in ALL:
         assert ebm.estimate(precision_model, name, **options_of(name)).estimators.role == (
             "objective" if name in OBJECTIVES else "gradient"

@@ -14,6 +14,7 @@ import pytest
 from helpers import fit, surrogate
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 from numpyro_ebm import MultigridContrastiveDivergence
@@ -200,3 +201,18 @@ def test_refused_models(case):
 
     with pytest.raises(ebm.EnergyError, match=f"site 'x'.*({words})"):
         surrogate(ebm.estimate(model, "multigrid_cd", **options), {}, np.ones((3, *shape)))
+
+
+def test_masked_rows_take_no_part():
+    def model(x, mask):
+        t = numpyro.param("t", 1.0)
+        with numpyro.plate("rows", len(x)), numpyro.handlers.mask(mask=mask):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda y: 0.5 * t * jnp.sum(y**2), (2, 2)), obs=x)
+
+    wrapped = numpyro.handlers.seed(ebm.estimate(model, "multigrid_cd", factors=(2, 1), num_steps=1), 0)
+    value = jax.jit(jax.value_and_grad(lambda t, x, mask: log_density(wrapped, (x, mask), {}, {"t": t})[0]))
+    mask = np.arange(5) != 2
+    results = [value(2.0, np.where(mask[:, None, None], FIELDS[:5, :2, :2], fill), mask) for fill in (np.nan, 9.0)]
+    assert np.isfinite(results).all()
+    assert results[0] == results[1]
+    assert value(2.0, np.full((5, 2, 2), np.nan), np.zeros(5, bool)) == (0, 0)
