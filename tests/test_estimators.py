@@ -183,6 +183,8 @@ class TestInvariants:
     def test_value_is_finite_and_of_batch_shape(self, name):
         x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
         options = {"nu": 3} if name == "nce" else options_of(name)
+        if name == "cooperative":
+            options = continuous_options("x", (2,))[name]
         model = numpyro.handlers.seed(ebm.estimate(vector_model, name, **options), 0)
         site = numpyro.handlers.trace(model).get_trace(x)["x"]
         value = site["fn"].log_prob(site["value"])
