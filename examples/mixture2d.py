@@ -61,7 +61,7 @@ class Trained(NamedTuple):
 
 
 class Energy(nnx.Module):
-    """Two layers of 64 softplus units on a few waves of the plane."""
+    """Two layers of 64 silu units."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.first = nnx.Linear(2, 64, rngs=rngs)
@@ -200,7 +200,7 @@ def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.n
         smooth = np.convolve(fit.gap, np.ones(window) / window, mode="valid")
         axis.plot(smooth, color="C0", lw=1)
         axis.axhline(0, color="k", lw=0.8, ls="--")
-        axis.set(title="energy gap (data - chains)", xlabel="update", ylim=(-1, 1))
+        axis.set(title="energy gap (data - chains)", xlabel="update", ylim=(-0.4, 0.4))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -102,7 +102,10 @@ def _harmless(value: Array, mask: Array | None, distribution: EnergyDistribution
     """Masked rows replaced by the first row that takes part, so that what is in them cannot reach a gradient."""
     if mask is None:
         return value
-    feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
+    if distribution.is_discrete:
+        feasible = distribution.support.feasible_like(value[0])
+    else:
+        feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
     first = jnp.where(jnp.any(mask), value[jnp.argmax(mask)], feasible)
     return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, first)
 

@@ -22,12 +22,25 @@ from numpyro_ebm.joint import FactoredSites, JointSite
 
 
 class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
-    """Make a model trainable: at each observed energy site an estimator's surrogate replaces the log likelihood.
+    r"""Make a model trainable: at each energy site an estimator's surrogate replaces the intractable log likelihood.
 
     What comes back is a NumPyro model with the same arguments, for SVI with any guide, and, where the estimator is a
     deterministic objective, for NUTS (a generalised posterior). Plates, subsampling, scales and masks act on the
-    surrogate row by row; all other sites are left alone. An observed site that an `energy_factor` names is an energy
-    site too, its own distribution the base.
+    surrogate row by row; all other sites are left alone.
+
+    Sites that an `energy_factor` names are energy sites too, their own distributions the base. Factors that share sites
+    make these one joint event, called by its names joined by commas in the order the sites came ("x,y"); in a dict of
+    estimators that name or any one member's stands for it. Its surrogate is the auxiliary site ``"<name>$surrogate"``.
+
+    A latent energy site (an energy prior), or a joint event of which some members are latent, takes its value ``z`` from
+    the guide and contributes
+
+    .. math:: \log\tilde p(z; \bar\theta) + s(\bar z; \theta) - \overline{\log\tilde p(z; \bar\theta)}
+
+    with ``s`` the surrogate and a bar for what no gradient passes: the guide moves by the unnormalised log density, the
+    parameters by the estimator at the guide's draws. With mle, pcd and their like that is the gradient of the evidence
+    lower bound (variational EM) as far as the chains have converged; the others fit their own criterion to the guide's
+    draws, which for hidden members of a joint event may settle elsewhere. Without a guide the site draws from the energy.
 
     Args:
         fn: a NumPyro model.
@@ -36,16 +49,18 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     Raises:
         EnergyError: (a ValueError) for an unknown estimator; and when the model runs, naming the site: data that do not
-            fit the energy or its support, an energy site that is not observed, a "gradient" or random estimator under
-            NUTS/HMC, subsampling under NUTS/HMC, a persistent estimator under an ELBO that would lose its chains, no
-            random key.
+            fit the energy or its support, an energy site that has neither data nor a value of the guide's, a "gradient"
+            or random estimator under NUTS/HMC, a latent energy site under NUTS/HMC or an ELBO other than ``Trace_ELBO``
+            and ``TraceMeanField_ELBO``, subsampling under NUTS/HMC, a persistent estimator under an ELBO that would lose
+            its chains, no random key, factors that do not fit their sites, two estimators for one joint event.
         TypeError: for an unknown option or something that is no estimator.
 
     Example:
         >>> svi = SVI(estimate(model, "dsm", sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO())  # doctest: +SKIP
 
     References:
-        Song and Kingma, How to train your energy-based models (2021).
+        Song and Kingma, How to train your energy-based models (2021); Pang et al., Learning latent space energy-based prior
+        model (2020).
     """
 
     def __init__(self, fn: Callable, estimator: Any, **options: Any):
@@ -181,7 +196,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 if estimator.role == "gradient"
                 else "its noise is frozen there, so the target would be an accident of one draw"
             )
-            usable = [n for n, cls in ESTIMATORS.classes.items() if cls.is_deterministic]
+            usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
             raise EnergyError(
                 f"The estimator '{estimator.name}' cannot be the target of NUTS or HMC: {why}. Write SVI with AutoDelta or "
                 f"AutoNormal, or one of {usable} for a generalised posterior."

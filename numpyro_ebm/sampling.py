@@ -147,7 +147,7 @@ def _sample_model(rng_key, kernel, model, params, dynamic, static, *, num_warmup
 def _stats(run: chains.Run) -> dict[str, Array]:
     stats = {name: getattr(run.info, name) for name in run.kernel.statistics}
     num_draws = run.info.acceptance_rate.shape
-    if jnp.shape(run.kernel.step_size) == num_draws[:1]:
+    if run.kernel.step_size is not None and jnp.shape(run.kernel.step_size) == num_draws[:1]:
         stats["step_size"] = jnp.broadcast_to(run.kernel.step_size[:, None], num_draws)
     return stats
 

@@ -28,13 +28,15 @@ def latent_generator():
 
 
 def test_short_chains_are_enough_once_the_generator_has_learnt(gaussian_data):
-    options = {"num_steps": 2, "kernel": ebm.MALA(0.05), "adapt_step_size": False}
-    params = fit(ebm.estimate(precision_model, "cooperative", proposal=scale_generator, **options), gaussian_data)
+    options = {"num_steps": 4, "kernel": ebm.MALA(0.08), "adapt_step_size": False}
+    model = ebm.estimate(precision_model, "cooperative", proposal=scale_generator, **options)
+    params = fit(model, gaussian_data, steps=3000)
     np.testing.assert_allclose(params["t"], MLE, atol=0.15)
     np.testing.assert_allclose(jnp.exp(params["log_scale"]), 0.5, atol=0.03)
-    # The same chains from the generator as it began give another energy.
-    short = fit(ebm.estimate(precision_model, "mle", start=dist.Normal(0.0, np.e), **options), gaussian_data, steps=300)
-    assert abs(short["t"] - MLE) > 0.5
+    # The same chains from the generator as it began: at the truth their gradient, per row, is still large.
+    short = ebm.estimate(precision_model, "mle", start=dist.Normal(0.0, np.e), **options)
+    gradient = jax.grad(lambda t: surrogate(short, {"t": t}, gaussian_data))(MLE) / len(gaussian_data)
+    assert gradient > 0.1
 
 
 @pytest.mark.slow

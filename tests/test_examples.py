@@ -36,6 +36,17 @@ def test_wine(wine, tmp_path, capsys):
     assert dict(data["observed_data"].sizes) == {"row": 159, "component": 11}
 
 
+@pytest.mark.slow
+def test_latent_prior(tmp_path, capsys):
+    rows = load("latent_prior").main(["--quick", "--out", str(tmp_path)])
+    assert "the energy prior gains" in capsys.readouterr().out
+    assert [row["prior"] for row in rows] == ["normal", "energy"]
+    for row in rows:
+        assert np.isfinite([row[k] for k in ("bound", "se", "elbo", "log_z", "log_z_se", "share")]).all()
+        assert -40 < row["elbo"] < row["bound"] < -15
+    assert (tmp_path / "latent_prior.png").stat().st_size > 20_000
+
+
 def test_the_splits_and_the_baselines_are_those_of_the_literature(wine):
     splits = wine.load(2019)
     assert [len(part) for part in splits] == [1296, 144, 159]
@@ -46,3 +57,26 @@ def test_the_splits_and_the_baselines_are_those_of_the_literature(wine):
     assert abs(gaussian["ll"] + 15.5) < 1.5
     assert mixture["ll"] > gaussian["ll"] + 1.5
     assert mixture["sm_loss"] < gaussian["sm_loss"] - 3
+
+
+def test_mixture2d(tmp_path, capsys):
+    rows = load("mixture2d").main(["--quick", "--methods", "mle", "replay", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "x: replay" in printed
+    assert "10 transitions from its start" in printed
+    for row in rows:
+        assert np.isfinite([row[k] for k in ("kl", "weight_error", "chain_sd", "gap", "acceptance", "step_size")]).all()
+        np.testing.assert_allclose(row["weights"].sum(), 1.0, atol=0.01)
+    assert (tmp_path / "mixture2d.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_mixture2d_against_the_truth(tmp_path):
+    methods = ["pcd", "replay", "mle"]
+    rows = {row["method"]: row for row in load("mixture2d").main(["--methods", *methods, "--out", str(tmp_path)])}
+    for name in ("pcd", "replay"):
+        assert rows[name]["kl"] < 0.05
+        assert rows[name]["weight_error"] < 0.02
+    # Short runs from the base: chains near the data, the energy wrong.
+    assert rows["mle"]["kl"] > 0.1
+    assert rows["mle"]["chain_sd"] < 0.25

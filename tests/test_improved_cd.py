@@ -16,6 +16,7 @@ import pytest
 from helpers import surrogate
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.util import log_density
+from scipy.special import digamma, gammaln
 
 import numpyro_ebm as ebm
 from numpyro_ebm import ImprovedContrastiveDivergence
@@ -103,6 +104,19 @@ def test_entropy_is_the_nearest_neighbour_estimate():
     np.testing.assert_allclose(values, np.log(np.sort(line, axis=1)[:, 6]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("rows", "dim"), [(600, 3), (601, 1)])
+def test_the_entropy_of_a_normal(rows, dim):
+    # Kozachenko and Leonenko's constants, in groups of 200 and 201: log volume of the ball, psi(size) - psi(k).
+    ends = jax.random.normal(jax.random.key(0), (rows, dim))
+    values = np.asarray(ImprovedContrastiveDivergence()._entropies(ends, jnp.ones(rows, bool)))
+    neighbors = 1 if dim > 2 else 15
+    ball = 0.5 * dim * np.log(np.pi) - gammaln(0.5 * dim + 1)
+    estimate = values.mean() + ball + digamma(200) - digamma(neighbors)
+    # The neighbour's rank over the group's size smooths the density: less than 0.04 here.
+    truth = 0.5 * dim * np.log(2 * np.pi * np.e)
+    assert abs(estimate - truth) < 5 * values.std() / np.sqrt(rows) + 0.04
+
+
 def test_ends_that_take_no_part_are_no_neighbours_and_duplicates_give_no_nan():
     ends = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.1, 0.0], [3.0, 4.0]])
     estimator = ImprovedContrastiveDivergence(num_neighbors=1)
@@ -144,7 +158,8 @@ def test_lost_chains_begin_anew_and_give_no_nan():
 
 
 REFUSED = {
-    "a kernel that rejects": ({"kernel": "mala"}, "'mala' rejects.*Langevin"),
+    "a kernel that rejects": ({"kernel": "mala"}, "'mala' accepts and rejects.*Langevin"),
+    "a kernel that swaps": ({"kernel": ebm.ParallelTempering("langevin")}, "'parallel_tempering' accepts and rejects"),
     "a negative weight": ({"weight": -1.0}, "weight >= 0.*likelihood"),
     "a weight that is no number": ({"weight": np.nan}, "weight >= 0"),
     "more differentiated steps than steps": ({"num_steps": 2, "num_grad_steps": 3}, "num_grad_steps=3 of num_steps=2"),

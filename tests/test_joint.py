@@ -152,7 +152,8 @@ class TestChainOfTwenty:
 
     @pytest.mark.slow
     def test_sample(self):
-        draws = ebm.sample(jax.random.key(0), self.model, params={"t": 2.0, "s": -0.8}, num_warmup=300, num_chains=2)
+        params = {"t": 2.0, "s": -0.8}
+        draws = ebm.sample(jax.random.key(0), self.model, params=params, num_warmup=200, num_samples=600, num_chains=2)
         values = np.stack([draws.samples[f"x{i}"] for i in range(20)], -1)
         check_moments(values, np.zeros(20), np.diag(np.linalg.inv(self.precision)))
 
@@ -197,8 +198,8 @@ class TestSupports:
     @pytest.mark.slow
     def test_chains_and_likelihood(self):
         # Maximum likelihood: k - 1/2 and s from the gamma marginal of x, t from y given x.
-        model = ebm.estimate(self.model, "mle", num_steps=30, kernel=ebm.HMC(step_size=0.3, num_integration_steps=5))
-        theta = fit(model, self.x, self.y, steps=900)["theta"]
+        model = ebm.estimate(self.model, "mle", num_steps=20, kernel=ebm.HMC(step_size=0.1, num_integration_steps=15))
+        theta = fit(model, self.x, self.y, steps=400)["theta"]
         np.testing.assert_allclose(theta[0], 1 / np.mean(self.x * self.y**2), rtol=0.1)
         np.testing.assert_allclose((theta[2] + 0.5) / theta[1], self.x.mean(), rtol=0.05)
         draws = ebm.sample(jax.random.key(0), self.model, params={"theta": jnp.array([2.0, 1.5, 2.0])}, num_chains=2)

@@ -9,7 +9,9 @@ from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDiverg
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
+from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
+from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
 from numpyro_ebm.estimators.replay import Replay as Replay
@@ -27,6 +29,8 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             DenoisingScoreMatching,
             ImprovedContrastiveDivergence,
             MaximumLikelihood,
+            MeanFieldContrastiveDivergence,
+            MultigridContrastiveDivergence,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
             Replay,
@@ -42,7 +46,7 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'improved_cd', 'mle', 'nce', 'pcd', 'replay',
-        'sm', 'ssm', 'unbiased')``.
+        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'improved_cd', 'mean_field_cd', 'mle',
+        'multigrid_cd', 'nce', 'pcd', 'replay', 'sm', 'ssm', 'unbiased')``.
     """
     return ESTIMATORS.names()

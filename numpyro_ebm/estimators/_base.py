@@ -14,7 +14,7 @@ from numpyro_ebm.distributions import EnergyDistribution
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """An observed energy site as an estimator sees it: one event per row.
+    """An energy site as an estimator sees it: one event per row, data or (for a latent site) the guide's draw.
 
     Attributes:
         name: the site's name.
@@ -99,7 +99,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete, and no estimator for discrete supports is available yet."
+                "discrete. For binary units write estimate(model, 'mean_field_cd')."
             )
 
     def notes(self) -> tuple[str, ...]:

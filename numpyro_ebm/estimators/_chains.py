@@ -89,7 +89,7 @@ class ChainEstimator(AbstractEstimator):
         """Health, counters and step size before the first update."""
         state: dict[str, Any] = {"health": _health.unknown(), "num_updates": jnp.zeros((), jnp.int32)}
         if self._adapts:
-            state["averaging"] = _averaging(self.kernel)
+            state["averaging"] = averaging_of(self.kernel)
         return state
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
@@ -193,13 +193,12 @@ class ChainEstimator(AbstractEstimator):
         """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
         _, spread = _health.spread_of(site.position)
         widest = jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * spread) ** (2 * kernel.step_exponent))
-        acceptance = jnp.nan_to_num(health.acceptance_rate)
-        updated = dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance)  # pyright: ignore
+        updated = next_averaging(averaging, kernel, health.acceptance_rate)
         updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, jnp.log(widest)))
         if self.on_unhealthy != "reset":
             return updated
         collapsed = health.conditions[list(_health.CONDITIONS).index("collapse")]
-        return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), _averaging(self.kernel), updated)
+        return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), averaging_of(self.kernel), updated)
 
     def _replace(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
         """Lost chains begin anew."""
@@ -241,11 +240,17 @@ class ChainEstimator(AbstractEstimator):
             )
 
 
-def _averaging(kernel: AbstractKernel) -> Any:
+def averaging_of(kernel: AbstractKernel) -> Any:
     """Dual averaging that begins at the kernel's own step size and shrinks towards it."""
     step_size = jnp.asarray(kernel.step_size, float)
     # BlackJAX shrinks towards ten times the start, which is for warm-ups that begin low.
     return dual_averaging_adaptation(0.0)[0](step_size / 10)._replace(log_step_size=jnp.log(step_size))
+
+
+def next_averaging(averaging: Any, kernel: AbstractKernel, acceptance_rate: Array) -> Any:
+    """One step of dual averaging to the kernel's optimal acceptance."""
+    acceptance_rate = jnp.nan_to_num(acceptance_rate)
+    return dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance_rate)  # pyright: ignore
 
 
 def over(flags: Array, leaf: Array) -> Array:

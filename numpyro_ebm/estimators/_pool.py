@@ -52,10 +52,11 @@ class PoolEstimator(ChainEstimator):
         return {**super().init(rng_key, site), **pool}
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
-        """Chains of slots drawn without replacement, some of them anew."""
+        """Chains of a run of slots that begins anywhere, some of them anew."""
         key_slots, key_which, key_fresh = jax.random.split(rng_key, 3)
         size = len(state["age"])
-        slots = jax.random.permutation(key_slots, size)[: min(size, site.num_rows)]
+        # Any slot is as likely as another, and none comes twice; a permutation of the pool would cost more than the chains.
+        slots = (jax.random.randint(key_slots, (), 0, size) + jnp.arange(min(size, site.num_rows))) % size
         kept: PyTree = tuple(state.get(name) for name in ("position", "local", "age"))
         position, local, age = jax.tree.map(lambda leaf: leaf[slots], kept)
         anew = self.begins_anew(key_which, len(slots))

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm import chains
+from numpyro_ebm._blocks import is_real
+from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions import check_same_support
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start
+from numpyro_ebm.estimators._chains import ChainEstimator, Start, averaging_of, next_averaging
+from numpyro_ebm.kernels import MALA, resolve_kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +24,14 @@ class CooperativeLearning(ChainEstimator):
     r"""Cooperative learning (Xie et al.): a generator starts the chains, and learns from where they end.
 
     ``proposal`` is a NumPyro model ``q`` of one event. At each update it draws latents ``z`` and an event ``x0`` for each
-    row; a chain of ``num_steps`` transitions takes ``x0`` to ``x'``. The energy's gradient is ``-grad E(x) + grad E(x')``,
-    and the generator's that of ``log q(x', z)``: it comes to propose what the chains found (MCMC teaching), so that short
-    chains are enough. No gradient flows through the chains. One SVI trains both, the generator's parameters being
-    ``numpyro.param`` sites of the proposal. The value means nothing as an objective.
+    row; a chain of ``num_steps`` transitions takes ``x0`` to ``x'``, and one of ``num_latent_steps`` takes ``z`` to ``z'``
+    under ``q(z | x')``. The energy's gradient is ``-grad E(x) + grad E(x')``, and the generator's that of ``log q(x', z')``:
+    it comes to propose what the chains found (MCMC teaching), so that short chains are enough. No gradient flows through the
+    chains. One SVI trains both, the generator's parameters being ``numpyro.param`` sites of the proposal. The value means
+    nothing as an objective.
 
-    State, in the mutable site ``"<site>$cooperative"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`).
+    State, in the mutable site ``"<site>$cooperative"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`), and for
+    the latents' chains ``latent_acceptance_rate`` and ``latent_averaging``.
 
     Args:
         num_steps: transitions per chain and update.
@@ -33,11 +39,13 @@ class CooperativeLearning(ChainEstimator):
         adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
             `ContrastiveDivergence`.
         proposal: NumPyro model of one event, ``proposal()``, or ``proposal(context)`` where rows have a context: it samples
-            the site of the energy's name, in its support, and any latents before it.
+            the site of the energy's name, in its support, and any latents before it, on the real line.
+        num_latent_steps: transitions of the latents' chains per update.
+        latent_kernel: the latents' kernel, one that rejects; its step size adapts.
 
     Raises:
-        EnergyError: without a proposal, for one that does not sample the site or gives it another shape, and for what every
-            estimator with chains refuses.
+        EnergyError: without a proposal, for one that does not sample the site, gives it another shape or has latents that
+            are not real, and for what every estimator with chains refuses.
         TypeError: for a proposal that cannot be called.
 
     Warns:
@@ -59,6 +67,8 @@ class CooperativeLearning(ChainEstimator):
     name = "cooperative"
     num_steps: int = 10
     proposal: Callable[..., Any] | None = None
+    num_latent_steps: int = 10
+    latent_kernel: Any = MALA()
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,44 +78,119 @@ class CooperativeLearning(ChainEstimator):
             )
         if not callable(self.proposal):
             raise TypeError(f"proposal needs a NumPyro model; got {type(self.proposal).__name__}.")
+        check_count("CooperativeLearning", "num_latent_steps", self.num_latent_steps)
+        object.__setattr__(self, "latent_kernel", resolve_kernel(self.latent_kernel))
+        if self.latent_kernel.target_acceptance is None:
+            raise EnergyError(
+                f"The latents' chains need a kernel whose step size adapts; '{self.latent_kernel.name}' has none that does. "
+                "Write latent_kernel='mala'."
+            )
+
+    def init(self, rng_key, site: Site):
+        """The latents' chains have a step size of their own."""
+        latent = {"latent_acceptance_rate": jnp.zeros((), float), "latent_averaging": averaging_of(self.latent_kernel)}
+        return {**super().init(rng_key, site), **latent}
 
     def surrogate(self, rng_key, site: Site, state):
         """Energy gap of each row, and the generator's log density at its negative."""
-        key_draws, key_chains = jax.random.split(rng_key)
+        key_draws, key_chains, key_latents = jax.random.split(rng_key, 3)
         kernel = self.tuned(site, state)
-        generator = _register(self.proposal, site, key_draws)
-        draws = _draw(generator, site, key_draws)
-        start = self._start(draws, site, kernel)
-        negatives, state = self.update(key_chains, site, state, kernel, start)
+        generator = Generator.of(self.proposal, site, key_draws)
+        draws = generator.draw(key_draws, site)
+        negatives, state = self.update(key_chains, site, state, kernel, self._start(draws, site, kernel))
         events = jax.lax.stop_gradient(jax.vmap(site.distribution.constrain)(negatives))
-        taught = _score(generator, site, {**draws, site.name: events})
-        return self.contrast(site, negatives, site.local, paired=True) + taught, state
+        draws, state = self._infer(key_latents, site, state, generator, {**draws, site.name: events})
+        values = self.contrast(site, negatives, site.local, paired=True)
+        return values + jax.vmap(generator.log_density)(draws, _context_of(site)), state
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """At draws of the proposal."""
-        return self._start(_draw(_register(self.proposal, site, rng_key), site, rng_key), site, kernel)
+        return self._start(Generator.of(self.proposal, site, rng_key).draw(rng_key, site), site, kernel)
 
     def fresh(self, rng_key, site: Site, num_chains):
         """Draws of the proposal."""
-        draws = _draw(_register(self.proposal, site, rng_key), site, rng_key)
+        draws = Generator.of(self.proposal, site, rng_key).draw(rng_key, site)
         return jax.vmap(site.distribution.unconstrain)(draws[site.name]), site.local
+
+    def _infer(self, rng_key, site: Site, state, generator: "Generator", draws: dict[str, Array]):
+        """Move the latents towards ``q(z | x')``, from those that the event was drawn with."""
+        latents = {name: value for name, value in draws.items() if name != site.name}
+        if not latents:
+            return draws, state
+        kernel = self.latent_kernel.adapted(step_size=jnp.exp(state["latent_averaging"].log_step_size))
+        frozen = generator.frozen()
+
+        @jax.jit
+        def run(rng_key, kernel, latents, events, context):
+            def log_density(latents, row):
+                event, context = row
+                return frozen.log_density({**latents, site.name: event}, context)
+
+            return chains.advance(rng_key, kernel, log_density, latents, (events, context), num_steps=self.num_latent_steps)
+
+        moved, health = jax.lax.stop_gradient(run(rng_key, kernel, latents, draws[site.name], _context_of(site)))
+        averaging = next_averaging(state["latent_averaging"], kernel, health.acceptance_rate)
+        state = {**state, "latent_acceptance_rate": health.acceptance_rate, "latent_averaging": averaging}
+        return {**draws, **moved}, state
 
     def _start(self, draws: dict[str, Array], site: Site, kernel) -> Start:
         return Start(jax.vmap(kernel.lift)(jax.vmap(site.distribution.unconstrain)(draws[site.name])), site.local)
 
 
-def _register(proposal: Any, site: Site, rng_key: PRNGKey) -> Callable[..., Any]:
-    """The proposal with its parameters' values, which the handlers around get to see.
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """The proposal of one event, and its parameters."""
 
-    Raises:
-        EnergyError: where it does not sample the energy's site, or gives it another shape.
-    """
-    first = jax.tree.map(lambda leaf: leaf[0], _context_of(site))
-    only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
-    with only_params, handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
-        proposal(*first)
+    proposal: Callable[..., Any]
+    params: dict[str, PyTree]
+
+    @classmethod
+    def of(cls, proposal: Any, site: Site, rng_key: PRNGKey) -> "Generator":
+        """The proposal with its parameters' values, which the handlers around get to see.
+
+        Raises:
+            EnergyError: where it does not sample the site, gives it another shape, or has latents that are not real.
+        """
+        first = jax.tree.map(lambda leaf: leaf[0], _context_of(site))
+        only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
+        with only_params, handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
+            proposal(*first)
+        _check(trace, site)
+        return cls(proposal, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"})
+
+    def frozen(self) -> "Generator":
+        """The same, its parameters cut off from differentiation."""
+        return Generator(self.proposal, jax.lax.stop_gradient(self.params))
+
+    def draw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+        """Latents and event of one draw per row, cut off from differentiation."""
+
+        def draw_one(key, context):
+            with handlers.block():
+                trace = handlers.trace(handlers.seed(self._model, key)).get_trace(*context)
+            return {name: msg["value"] for name, msg in trace.items() if _is_drawn(msg)}
+
+        keys = jax.random.split(rng_key, site.num_rows)
+        return jax.lax.stop_gradient(jax.vmap(draw_one)(keys, _context_of(site)))
+
+    def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Array:
+        """Of one row's latents and event."""
+        with handlers.block():
+            return log_density(self._model, context, {}, draws)[0]
+
+    @property
+    def _model(self) -> Callable[..., Any]:
+        return handlers.substitute(self.proposal, data=self.params)
+
+
+def _is_drawn(msg: Any) -> bool:
+    return msg["type"] == "sample" and not msg["is_observed"]
+
+
+def _check(trace: Any, site: Site) -> None:
+    """Refuse a proposal that does not propose events of this site, or whose latents are not real."""
     sampled = trace.get(site.name)
-    if sampled is None or sampled["type"] != "sample" or sampled["is_observed"]:
+    if sampled is None or not _is_drawn(sampled):
         raise EnergyError(
             f"The proposal does not sample '{site.name}'. Write numpyro.sample('{site.name}', ...) in it, for one event."
         )
@@ -114,30 +199,13 @@ def _register(proposal: Any, site: Site, rng_key: PRNGKey) -> Callable[..., Any]
             f"The proposal samples '{site.name}' with shape {jnp.shape(sampled['value'])}; one event has shape "
             f"{site.distribution.event_shape}. The library vectorises it over rows."
         )
-    params = {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"}
-    return handlers.substitute(proposal, data=params)
-
-
-def _draw(generator: Callable, site: Site, rng_key: PRNGKey) -> dict[str, Array]:
-    """Latents and event of one draw per row, cut off from differentiation."""
-
-    def draw_one(key, context):
-        with handlers.block():
-            trace = handlers.trace(handlers.seed(generator, key)).get_trace(*context)
-        return {name: msg["value"] for name, msg in trace.items() if msg["type"] == "sample" and not msg["is_observed"]}
-
-    draws = jax.vmap(draw_one)(jax.random.split(rng_key, site.num_rows), _context_of(site))
-    return jax.lax.stop_gradient(draws)
-
-
-def _score(generator: Callable, site: Site, draws: dict[str, Array]) -> Array:
-    """The generator's log density of each row's latents and event."""
-
-    def score_one(values, context):
-        with handlers.block():
-            return log_density(generator, context, {}, values)[0]
-
-    return jax.vmap(score_one)(draws, _context_of(site))
+    check_same_support("proposal's", sampled["fn"], site.distribution.support)
+    for name, msg in trace.items():
+        if _is_drawn(msg) and name != site.name and not is_real(msg["fn"].support):
+            raise EnergyError(
+                f"The proposal's latent '{name}' has support {msg['fn'].support}; its chains move on the real line. Write a "
+                "normal latent and transform it inside the proposal."
+            )
 
 
 def _context_of(site: Site) -> tuple[PyTree, ...]:

@@ -17,7 +17,8 @@ from numpyro_ebm.estimators._chains import ChainEstimator, over
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
 from numpyro_ebm.kernels import Langevin
 
-ROWS_AT_ONCE = 256
+GROUP = 256
+"""Ends among which neighbours are looked for: the distances grow as the square of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,25 +34,25 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     The energy has its parameters cut (``E`` of a base and a Jacobian included); ``x'`` keeps the derivative of its last
     ``num_grad_steps`` transitions and none of those before. The entropy is the nearest-neighbour estimate of Kozachenko and
     Leonenko, ``d`` times the mean log distance from each end to its ``num_neighbors``-th nearest other end of the batch,
-    both ends differentiated, up to a constant; an end at distance 0 adds nothing.
+    both ends differentiated, up to a constant; an end at distance 0 adds nothing. Larger batches are split into groups of
+    at most 256 rows with an estimate each.
 
     The sign: the surrogate *ascends* ``KL(q || p)`` through the chains, as that objective does, which on a Gaussian takes
     off part of CD's bias (step small against the scale). The paper adds the term to its loss, the other way about, with the
     neighbours in a replay buffer and the entropy's ``d`` and weights set by hand; that way the bias of CD grows.
 
-    The distances are as many as the batch's rows squared; each differentiated step holds a second derivative of the energy.
-    State, in the mutable site ``"<site>$improved_cd"``: ``health`` (of the ``num_grad_steps`` last transitions) and
-    ``num_updates`` (see `pcd`).
+    Each differentiated step costs a second derivative of the energy and holds it in memory. State, in the mutable site
+    ``"<site>$improved_cd"``: ``health`` (of the ``num_grad_steps`` last transitions) and ``num_updates`` (see `pcd`).
 
     Args:
         num_steps: transitions per row and update.
-        kernel: "langevin", or another kernel that never rejects: a rejection cannot be differentiated.
+        kernel: "langevin", or another kernel that never rejects ("mclmc"): a rejection cannot be differentiated.
         step_size_schedule: this, ``adapt_step_size``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
             `ContrastiveDivergence`.
         num_grad_steps: how many of the transitions, the last ones, are differentiated.
         weight: coefficient of the part through ``q``: 1 for the gradient of the objective, 0 for "cd".
         num_neighbors: which neighbour's distance. None for the nearest in three dimensions and more, and the square root of
-            the number of rows below, where the nearest one's gradient has no finite variance.
+            the group's size below, where the nearest one's gradient has no finite variance.
 
     Raises:
         EnergyError: for counts below 1, more differentiated steps than steps, a negative weight, a kernel that rejects, rows
@@ -91,9 +92,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
                 f"{owner} needs weight >= 0; got {self.weight!r}. A negative one turns the gradient away from that of the "
                 "likelihood. Write weight=1.0."
             )
-        if self.kernel.is_exact:
+        if self.kernel.is_exact or "swap_rate" in self.kernel.statistics:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' rejects proposals, which cannot be differentiated. Write "
+                f"The kernel '{self.kernel.name}' accepts and rejects, which cannot be differentiated. Write "
                 "kernel=Langevin(step_size=0.01), or estimate(model, 'cd') with this kernel."
             )
 
@@ -153,19 +154,24 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     def _entropies(self, ends: Array, takes_part: Array) -> Array:
         """``d log |x_i - x_j|`` of each end and its neighbour j, among those that take part; 0 without a neighbour."""
-        num_rows, dim = ends.shape
-        wanted = self.num_neighbors or (1 if dim > 2 else math.ceil(math.sqrt(num_rows)))
-        wanted = min(wanted, num_rows - 1)
-        own = jnp.arange(num_rows)
+        num_rows = len(ends)
+        num_groups = -(-num_rows // GROUP)
+        # Shuffled, for rows may come in an order; a group's size is filled up with ends that take no part.
+        order = np.random.default_rng(0).permutation(num_rows)
+        places = np.resize(order, num_groups * -(-num_rows // num_groups)).reshape(num_groups, -1)
+        is_first = (np.arange(places.size) < num_rows).reshape(places.shape)
+        values = jax.vmap(self._group_entropies)(ends[places], takes_part[places] & is_first)
+        return values.reshape(-1)[np.argsort(order)]
+
+    def _group_entropies(self, ends: Array, takes_part: Array) -> Array:
+        size, dim = ends.shape
+        wanted = min(self.num_neighbors or (1 if dim > 2 else math.ceil(math.sqrt(size))), size - 1)
         fixed = jax.lax.stop_gradient(ends - jnp.mean(ends, axis=0))
         lengths = jnp.sum(fixed**2, axis=1)
-
-        def neighbour(i):
-            distances = lengths - 2 * fixed @ fixed[i]
-            near = jax.lax.top_k(-jnp.where(takes_part & (own != i), distances, jnp.inf), wanted)[1]
-            return near[jnp.clip(jnp.sum(takes_part) - 2, 0, wanted - 1)]
-
-        nearest = jax.lax.map(neighbour, own, batch_size=ROWS_AT_ONCE)
+        distances = lengths[:, None] + lengths - 2 * fixed @ fixed.T
+        distances = jnp.where(takes_part & ~jnp.eye(size, dtype=bool), distances, jnp.inf)
+        near = jax.lax.top_k(-distances, wanted)[1]
+        nearest = near[:, jnp.clip(jnp.sum(takes_part) - 2, 0, wanted - 1)]
         squares = jnp.sum((ends - ends[nearest]) ** 2, axis=1)
         apart = (squares > 0) & takes_part[nearest]
         return 0.5 * dim * jnp.where(apart, jnp.log(jnp.where(apart, squares, 1.0)), 0.0)

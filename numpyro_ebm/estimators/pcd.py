@@ -15,8 +15,8 @@ from numpyro_ebm.estimators._pool import PoolEstimator
 class PersistentContrastiveDivergence(PoolEstimator):
     r"""Persistent contrastive divergence (Tieleman): chains that go on from one update to the next.
 
-    Each update draws as many slots as there are rows (all of them where there are fewer chains), without replacement,
-    scores those chains anew, moves them by ``num_steps`` transitions and writes them back where they were drawn. The
+    Each update takes as many slots as there are rows (all of them where there are fewer chains), a run of them from a random
+    one on, scores those chains anew, moves them by ``num_steps`` transitions and writes them back where they were. The
     surrogate of a row is its log density minus the mean over the chains moved. No chain is ever lost or begun anew.
 
     Rows with a context or a base of their own have one chain each, which belongs to its row of the whole data set and is

@@ -15,9 +15,10 @@ from numpyro_ebm.estimators._pool import PoolEstimator
 class Replay(PoolEstimator):
     r"""Maximum likelihood with a replay buffer (Du and Mordatch): old chains go on, a few begin anew at each update.
 
-    Each update draws as many chains from the buffer as there are rows (all of them where it is smaller), lets each begin
-    anew with probability ``reinit_prob``, moves them by ``num_steps`` transitions and writes them back. The surrogate of a
-    row is its log density minus the mean over the chains moved. With ``reinit_prob=0`` it is "pcd".
+    Each update takes as many chains from the buffer as there are rows (all of them where it is smaller), a run of slots from
+    a random one on, lets each begin anew with probability ``reinit_prob``, moves them by ``num_steps`` transitions and
+    writes them back. The surrogate of a row is its log density minus the mean over the chains moved. With
+    ``reinit_prob=0`` it is "pcd".
 
     A chain keeps the context (and the base) of the row it began with, and is scored under it until it begins anew with
     another row's. What is kept is a value: for contexts that are themselves trained (the output of an encoder, a base with

@@ -146,6 +146,7 @@ class GHMC(AbstractKernel):
         # A vector is taken for an inverse scale, a matrix for an inverse mass.
         scale = jnp.sqrt(matrix) if matrix.ndim == 1 else matrix
         algorithm = blackjax.ghmc(log_density, self.step_size, scale, self.alpha, self.delta)
+        new: Any
         new, details = algorithm.step(rng_key, state)
         # A rejection leaves the variable where its drift has put it; BlackJAX makes it NaN where exp(-delta energy)
         # overflows, and would never accept again.
@@ -193,16 +194,17 @@ class NUTS(AbstractKernel):
         """One trajectory, sampled from by its weights."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.nuts(log_density, self.step_size, matrix, max_num_doublings=self.max_num_doublings)
+        new: Any
         details: Any
-        state, details = algorithm.step(rng_key, state)
+        new, details = algorithm.step(rng_key, state)
         ends = (details.trajectory_leftmost_state, details.trajectory_rightmost_state)
-        return state, info(
+        return new, info(
             details.acceptance_rate,
             details.is_divergent,
             details.num_integration_steps,
             details.energy,
             details.num_trajectory_expansions,
-            not_finite(state.logdensity, *((end.logdensity, end.logdensity_grad) for end in ends)),
+            not_finite(new.logdensity, *((end.logdensity, end.logdensity_grad) for end in ends)),
         )
 
 

@@ -137,12 +137,13 @@ class Barker(AbstractKernel):
         matrix = mass_matrix(self, state.position)
         # BlackJAX 1.7 scales the noise by the square root of the mass matrix, where the covariance has to stand.
         inverted = 1 / matrix if matrix.ndim == 1 else jnp.linalg.inv(matrix)
+        new: Any
         details: Any
-        state, details = blackjax.barker(log_density, self.step_size, inverted).step(rng_key, state)
-        return state, info(
+        new, details = blackjax.barker(log_density, self.step_size, inverted).step(rng_key, state)
+        return new, info(
             # Where the proposal's log density is NaN, so is BlackJAX's acceptance of it.
             jnp.nan_to_num(details.acceptance_rate, nan=0.0),
             is_divergent=False,
             num_gradients=1,
-            is_nonfinite=not_finite(details.proposal, state.logdensity),
+            is_nonfinite=not_finite(details.proposal, new.logdensity),
         )

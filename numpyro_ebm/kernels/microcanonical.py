@@ -113,13 +113,14 @@ class AdjustedMCLMC(AbstractKernel):
             inverse_mass_matrix=mass_matrix(self, state.position, may_be_dense=False),
             integration_steps_fn=uniform_steps(self.num_integration_steps),
         )
+        new: Any
         details: Any
-        state, details = algorithm.step(rng_key, state)
-        return state, info(
+        new, details = algorithm.step(rng_key, state)
+        return new, info(
             details.acceptance_rate,
             details.is_divergent,
             GRADIENTS_PER_STEP * details.num_integration_steps,
-            is_nonfinite=not_finite(details.proposal, state.logdensity),
+            is_nonfinite=not_finite(details.proposal, new.logdensity),
         )
 
 

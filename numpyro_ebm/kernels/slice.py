@@ -151,5 +151,6 @@ def _moments(base: Any) -> tuple[Array, Array]:
     mean = jnp.broadcast_to(inner.mean, one.shape()).reshape(-1)
     if isinstance(inner, dist.Normal):
         return mean, jnp.broadcast_to(inner.variance, one.shape()).reshape(-1)
-    covariance = jnp.broadcast_to(inner.covariance_matrix, (*one.shape(), one.shape()[-1]))
+    own: Any = inner.covariance_matrix
+    covariance = jnp.broadcast_to(own, (*one.shape(), one.shape()[-1]))
     return mean, block_diag(*covariance.reshape((-1, *covariance.shape[-2:])))

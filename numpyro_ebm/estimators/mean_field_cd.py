@@ -1,0 +1,210 @@
+"""Mean-field contrastive divergence."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from numpyro_ebm._autodiff import freeze
+from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete, nearest
+from numpyro_ebm._typing import Array
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+
+Update = Literal["parallel", "sequential"]
+
+UNITS_AT_ONCE = 64
+CURVATURE = 1e-4
+"""The second derivative along one unit that counts as none, relative to the largest one (at least ``FLAT``)."""
+FLAT = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanFieldContrastiveDivergence(AbstractEstimator):
+    r"""Mean-field contrastive divergence (Welling and Hinton): Boltzmann machines without sampling.
+
+    For binary events, 0 or 1, and an energy that is multilinear in its units (of degree one in each, such as
+    ``-b @ x - x @ W @ x / 2`` with a diagonal of zeros). From each data row ``x`` means ``m`` in [0, 1] go through
+    ``num_steps`` mean-field updates, of all units at once or one after the other, with damping ``alpha``:
+
+    .. math:: m_i \leftarrow \alpha m_i + (1 - \alpha)\, \sigma(-\partial E / \partial m_i)
+
+    The gradient of the surrogate of a row is ``-grad E(x) + grad E(m)``, the means cut off from differentiation. Units
+    independent given their means have no correlations, so that by itself this misses the couplings' own effect on them at
+    first order: couplings are driven far too high. `linear_response` adds what is missing (Kappen and Rodriguez):
+
+    .. math:: \tfrac12 \sum_{i \ne j} \chi_{ij} \frac{\partial^2 E}{\partial m_i \partial m_j}, \quad
+        \chi = \bigl(\operatorname{diag}(m (1 - m))^{-1} + \nabla^2 E(m)\bigr)^{-1}
+
+    the covariances ``chi``, cut off as well, being how the means answer to a change of the biases. It is exact for small
+    couplings, and no noise and no chain that has to mix is in it; strong couplings are underrated. As with "cd", modes away
+    from the data are not seen. The value is an energy gap and means nothing as an objective.
+
+    A trained ``W`` has to be kept off its diagonal inside the energy: ``W = W * (1 - jnp.eye(d))``. Energies that are not
+    multilinear where the training starts are refused; what they become later is not looked at.
+
+    Args:
+        num_steps: updates of each unit.
+        damping: share of the old mean that an update keeps, in [0, 1): without it, parallel updates of strongly
+            coupled units oscillate.
+        update: "parallel" (one gradient per update), or "sequential" (one per unit, each seeing those before it).
+        linear_response: whether the negatives have the correlations of linear response (kept within [-1, 1]): ``d`` second
+            derivatives and the inverse of a matrix ``(d, d)`` per row. False for plain mean field, whose couplings train
+            only as far as the means of different rows stay apart.
+
+    Raises:
+        EnergyError: for fewer than one step, a damping outside [0, 1), an unknown order; for another support than
+            binary, a base, values other than 0 and 1, an energy that is not multilinear in its units at the first rows
+            (looked at where data and parameters are concrete, as in ``svi.init``).
+
+    Example:
+        ``estimate(model, "mean_field_cd", num_steps=10)`` with
+        ``EnergyDistribution(energy, (d,), support=constraints.boolean)``
+
+    References:
+        Welling and Hinton, A new learning algorithm for mean field Boltzmann machines (2002); Kappen and Rodriguez,
+        Efficient learning in Boltzmann machines using linear response theory (1998).
+    """
+
+    name = "mean_field_cd"
+    role = "gradient"
+    is_deterministic = True
+    num_steps: int = 10
+    damping: float = 0.2
+    update: Update = "parallel"
+    linear_response: bool = True
+
+    def __post_init__(self):
+        owner = type(self).__name__
+        check_count(owner, "num_steps", self.num_steps)
+        if is_concrete(self.damping) and not (np.ndim(self.damping) == 0 and 0 <= self.damping < 1):
+            raise EnergyError(f"{owner} needs 0 <= damping < 1; got {self.damping!r}. Write damping=0.2.")
+        if self.update not in get_args(Update):
+            raise EnergyError(f"Unknown update={self.update!r}. {nearest(str(self.update), get_args(Update))}")
+
+    def notes(self):
+        """Mean field is an approximation, and starts at the data."""
+        order = "second" if self.linear_response else "first"
+        return (
+            f"the negative phase is mean field: its correlations are wrong from the {order} order of the couplings on",
+            "the means begin at the data: modes away from them are not seen, and the weights of far modes are not learned",
+        )
+
+    def check(self, site: Site) -> None:
+        """Refuse what is no Boltzmann machine on 0/1 units."""
+        _check_binary(site)
+        if site.distribution.base is not None:
+            raise EnergyError(
+                f"The estimator '{self.name}' takes the whole density from the energy; this one has a base "
+                f"{type(site.distribution.base).__name__}. Write its logits into the energy, -jnp.sum(logits * x), and "
+                "leave out base."
+            )
+        _check_multilinear(site)
+
+    def surrogate(self, rng_key, site: Site, state):
+        """Minus the energy of each row, plus that of its means."""
+        energy = _energy(site)
+        means = jax.lax.stop_gradient(self.means(site))
+        expected = _expected_energy if self.linear_response else (lambda energy, means: energy(means))
+        theirs = jax.vmap(lambda m, row: expected(lambda v: energy(v, row), m))(means, site.local)
+        return theirs - jax.vmap(energy)(site.value.astype(float), site.local), state
+
+    def means(self, site: Site) -> Array:
+        """The mean-field means of each row after the updates, ``(num_rows, *event_shape)``; no gradient flows."""
+        start, local = jax.lax.stop_gradient((site.value.astype(float), site.local))
+        first = jax.tree.map(lambda leaf: leaf[0], (start, local))
+        slope = jax.grad(freeze(_energy(site), *first))
+        sweep = self._parallel if self.update == "parallel" else self._sequential
+
+        @jax.jit
+        def run(means, local):
+            def step(means, _):
+                return jax.vmap(lambda m, row: sweep(lambda m: slope(m, row), m))(means, local), None
+
+            return jax.lax.scan(step, means, None, length=self.num_steps)[0]
+
+        return run(start, local)
+
+    def _parallel(self, slope, means: Array) -> Array:
+        return self.damping * means + (1 - self.damping) * jax.nn.sigmoid(-slope(means))
+
+    def _sequential(self, slope, means: Array) -> Array:
+        flat, unravel = ravel_pytree(means)
+
+        def update(i, flat):
+            return flat.at[i].set(self._parallel(slope, unravel(flat)).ravel()[i])
+
+        return unravel(jax.lax.fori_loop(0, flat.size, update, flat))
+
+
+def _energy(site: Site):
+    """The energy of one event, fractions between 0 and 1 included; the density itself is 0 there."""
+
+    def energy(event, local):
+        return jnp.asarray(site.distribution.evaluate_energy(event, None if local is None else local[0]), event.dtype)
+
+    return energy
+
+
+def _check_binary(site: Site) -> None:
+    distribution = site.distribution
+    if not (distribution.is_discrete and [_allows(distribution, v) for v in (-1, 0, 1, 2)] == [False, True, True, False]):
+        raise EnergyError(
+            f"The estimator 'mean_field_cd' trains binary units, 0 or 1; the support is {distribution.support}. Write "
+            "EnergyDistribution(..., support=numpyro.distributions.constraints.boolean), spins of +-1 as 2 * x - 1 in the "
+            "energy; for continuous events, estimate(model, 'cd')."
+        )
+    if not is_concrete(site.value):
+        return
+    with eager(site.value):
+        bad = jnp.flatnonzero(~((site.value == 0) | (site.value == 1)).reshape(site.num_rows, -1).all(axis=1))
+    if bad.size:
+        row = int(bad[0])
+        raise EnergyError(f"Row {row} of the data is not all 0 and 1: {site.value[row]} ({bad.size} such rows).")
+
+
+def _allows(distribution, value: int) -> bool:
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.all(distribution.support(jnp.full(distribution.event_shape, value))))
+
+
+def _check_multilinear(site: Site) -> None:
+    """Refuse an energy that curves along one unit, at the first row and half way to the centre of the cube."""
+    if not (is_concrete(site.value, site.local) and site.num_rows):
+        return
+    energy = _energy(site)
+    units, local = jax.tree.map(lambda leaf: leaf[0], (site.value.astype(float), site.local))
+    curved = [_largest_curvature(lambda m: energy(m, local), m) for m in (units, 0.25 + 0.5 * units)]
+    if is_concrete(curved) and max(float(value) for value in curved) > CURVATURE:
+        raise EnergyError(
+            "The energy is not multilinear in its units: its second derivative along one unit is not 0, so that the energy "
+            "of a mean is not the mean energy. Use 0/1 units without s_i^2 terms: W = W * (1 - jnp.eye(d)) in x @ W @ x. "
+            "Hidden units that were summed out (the free energy of an RBM) are not multilinear: keep them as units, or "
+            "write another estimator."
+        )
+
+
+def _largest_curvature(energy, event: Array) -> Array:
+    """The largest second derivative along one unit, relative to the largest of all (at least ``FLAT``)."""
+    hessian = jnp.abs(_hessian(energy, event))
+    return jnp.max(jnp.diag(hessian)) / jnp.maximum(jnp.max(hessian), FLAT)
+
+
+def _hessian(energy, event: Array) -> Array:
+    """Second derivatives of one event's energy, ``(d, d)``."""
+    flat, unravel = ravel_pytree(event)
+    _, push = jax.linearize(jax.grad(lambda v: energy(unravel(v))), flat)
+    return jax.lax.map(push, jnp.eye(flat.size, dtype=flat.dtype), batch_size=UNITS_AT_ONCE)
+
+
+def _expected_energy(energy, means: Array) -> Array:
+    """The energy at the means, and half the sum over pairs of its second derivatives times the pairs' covariances."""
+    hessian = _hessian(energy, means)
+    scale = jnp.sqrt(means * (1 - means)).ravel()
+    size = scale.size
+    response = jnp.linalg.inv(jnp.eye(size) + scale[:, None] * jax.lax.stop_gradient(hessian) * scale)
+    correlations = jnp.clip(response, -1.0, 1.0) * (1 - jnp.eye(size))
+    covariances = scale[:, None] * correlations * scale
+    return energy(means) + 0.5 * jnp.sum(covariances * hessian)
