@@ -24,6 +24,8 @@ STATISTICS = {
     "energy": "energy",
     "step_size": "step_size",
     "tree_depth": "tree_depth",
+    "is_nonfinite": "nonfinite",
+    "swap_rate": "swap_rate",
 }
 """The names of statistics here, and ArviZ's."""
 
@@ -53,7 +55,8 @@ def to_arviz(
 
     Returns:
         Groups ``posterior`` and, where known, ``sample_stats`` (``acceptance_rate``, ``diverging``, ``energy``, ``lp``,
-        ``n_steps``, ``step_size``, ``tree_depth``), ``observed_data``, ``prior``, ``posterior_predictive``.
+        ``n_steps``, ``nonfinite``, ``step_size``, ``swap_rate``, ``tree_depth``), ``observed_data``, ``prior``,
+        ``posterior_predictive``.
 
     Raises:
         EnergyError: (a ValueError) for arrays that are not led by chains and draws, or an MCMC that has not run.

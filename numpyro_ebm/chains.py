@@ -138,7 +138,7 @@ def run(
     Returns:
         The draws, their statistics and the adapted kernel of each chain.
     """
-    positions = as_float(positions)
+    positions = jax.vmap(kernel.lift)(as_float(positions))
     stages = adaptation.schedule(kernel, num_warmup)
     num_chains = num_chains_of(positions)
 
@@ -157,14 +157,16 @@ def run(
             adapt = jax.vmap(partial(adaptation.update_at, stages, i))
             warmups = adapt(warmups, states.position, info)
         kept = jnp.maximum(i - num_warmup, 0)
-        draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, (states.position, info))
+        new = (jax.vmap(kernel.lower)(states.position), info)
+        draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, new)
         return (states, warmups, draws), None
 
     key_init, key_steps = jax.random.split(rng_key)
     states, warmups = jax.vmap(start)(jax.random.split(key_init, num_chains), positions, local)
-    one = jax.eval_shape(lambda: jax.vmap(step_one)(jax.random.split(rng_key, num_chains), states, warmups, local))
+    _, info = jax.eval_shape(lambda: jax.vmap(step_one)(jax.random.split(rng_key, num_chains), states, warmups, local))
     draws = jax.tree.map(
-        lambda leaf: jnp.zeros((num_chains, num_samples, *leaf.shape[1:]), leaf.dtype), (one[0].position, one[1])
+        lambda leaf: jnp.zeros((num_chains, num_samples, *leaf.shape[1:]), leaf.dtype),
+        (jax.vmap(kernel.lower)(positions), info),
     )
     num_steps = num_warmup + num_samples
     inputs = (jnp.arange(num_steps), jax.random.split(key_steps, num_steps))

@@ -8,6 +8,7 @@ import numpy as np
 from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth
 from numpyro_ebm.handlers import estimate
 
@@ -21,7 +22,8 @@ class SiteReport:
     Attributes:
         site: its name.
         estimator: the estimator's name.
-        figures: those of `NegativePhaseHealth`, ``num_updates``, and for chains that are kept the mean and largest ``age``.
+        figures: those of `NegativePhaseHealth`; the numbers in the estimator's state, such as ``num_updates``; for chains
+            that are kept the mean and largest ``age``.
         conditions: of `NegativePhaseHealth`, those that held in the last update, in words.
         notes: what the estimator's settings mean for the energy that it trains.
     """
@@ -100,7 +102,9 @@ def _report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteReport:
     site, _, kind = name.rpartition("$")
     estimator = estimators if isinstance(estimators, AbstractEstimator) else estimators.get(site)
     health = state.get("health")
-    figures = {"num_updates": float(state["num_updates"])}
+    figures = {
+        key: float(value) for key, value in state.items() if isinstance(value, Array | np.ndarray) and value.ndim == 0
+    }
     conditions: tuple[str, ...] = ()
     if isinstance(health, NegativePhaseHealth):
         figures |= {name: float(getattr(health, name)) for name in FIGURES}

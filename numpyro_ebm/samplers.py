@@ -59,11 +59,10 @@ def _draw(rng_key: PRNGKey, distribution: Any, sampler: ChainSampler, sample_sha
         key_chains,
         kernel,
         distribution.unconstrained_log_density,
-        jax.vmap(lambda x: kernel.lift(distribution.unconstrain(x)))(rows.value),
+        jax.vmap(distribution.unconstrain)(rows.value),
         rows.local,
         num_warmup=sampler.num_warmup,
         num_samples=sampler.num_steps,
     )
-    last = jax.tree.map(lambda leaf: leaf[:, -1], run.positions)
-    last = jax.vmap(lambda moved: distribution.constrain(kernel.lower(moved)))(last)
+    last = jax.vmap(distribution.constrain)(run.positions[:, -1])
     return last.reshape(sample_shape + distribution.batch_shape + distribution.event_shape)

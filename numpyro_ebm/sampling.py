@@ -116,9 +116,8 @@ def _sample_distribution(rng_key, kernel, distribution, *, num_warmup, num_sampl
     position = jax.vmap(distribution.unconstrain)(rows.value)
     log_density = distribution.unconstrained_log_density
     finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)
-    lifted = jax.vmap(kernel.lift)(position)
-    run = chains.run(key_run, kernel, log_density, lifted, rows.local, num_warmup=num_warmup, num_samples=num_samples)
-    draws = jax.vmap(jax.vmap(lambda moved: distribution.constrain(kernel.lower(moved))))(run.positions)
+    run = chains.run(key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples)
+    draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)
     info = run.info
     if distribution.batch_shape:
         draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, batch_shape), (draws, info))
@@ -136,12 +135,11 @@ def _sample_model(rng_key, kernel, model, params, dynamic, static, *, num_warmup
         key_run,
         kernel,
         lambda z, _: log_density(z),
-        jax.vmap(kernel.lift)(target.position),
+        target.position,
         num_warmup=num_warmup,
         num_samples=num_samples,
     )
-    postprocess = target.postprocess(args, kwargs)
-    return jax.vmap(jax.vmap(lambda moved: postprocess(kernel.lower(moved))))(run.positions), run, finite
+    return jax.vmap(jax.vmap(target.postprocess(args, kwargs)))(run.positions), run, finite
 
 
 def _stats(run: chains.Run) -> dict[str, Array]:

@@ -19,6 +19,19 @@ def some_slow(fast, slow):
     return [*fast, *(pytest.param(value, marks=pytest.mark.slow) for value in slow)]
 
 
+BINARY = ("mean_field_cd",)
+
+
+def continuous_options(site="x", shape=()):
+    """By name, options under which each estimator of continuous events runs on a site of this name and event shape."""
+
+    def proposal():
+        numpyro.sample(site, dist.Normal(0, 1).expand(shape).to_event(len(shape)))
+
+    special = {"dsm": {"sigma": 0.3}, "cooperative": {"proposal": proposal}}
+    return {name: special.get(name, {}) for name in ebm.available_estimators() if name not in BINARY}
+
+
 def precision_model(x=None, *, num_rows=None, batch_size=None, start=1.0):
     """E = t x^2 / 2 with t a parameter, in a plate (subsampled on demand)."""
     t = numpyro.param("t", start)

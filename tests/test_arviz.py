@@ -49,7 +49,7 @@ def test_groups_shapes_and_statistics(kind, request):
     data = ebm.to_arviz(request.getfixturevalue(kind))
     assert groups_of(data) == {"posterior", "sample_stats"}
     assert dict(data["posterior"].sizes) == {"chain": 4, "draw": 100, "x_dim_0": 3}
-    expected = {"acceptance_rate", "diverging", "energy", "n_steps", "step_size", "tree_depth"}
+    expected = {"acceptance_rate", "diverging", "energy", "n_steps", "nonfinite", "step_size", "tree_depth"}
     assert variables(data, "sample_stats") == expected | ({"lp"} if kind == "mcmc" else set())
     assert data["sample_stats"]["diverging"].dtype == bool
     assert float(arviz.rhat(data)["x"].max()) < 1.1

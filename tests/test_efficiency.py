@@ -1,4 +1,4 @@
-"""Asymptotic variances of p(x) ~ exp(-t1 x^4 - t2 x^2): references.md, section 3, two columns."""
+"""Asymptotic variances of p(x) ~ exp(-t1 x^4 - t2 x^2): references.md, section 3."""
 
 from typing import NamedTuple
 
@@ -14,15 +14,15 @@ import numpyro_ebm as ebm
 from numpyro_ebm.kernels._base import info, kernel_class
 
 N, REPLICATES = 4000, 300
-TRUTHS = {"(1, 0)": (1.0, 0.0), "(.25, .5)": (0.25, 0.5)}
-SD = {"(1, 0)": 0.5814, "(.25, .5)": 0.6840}
+TRUTHS = {"(1, 0)": (1.0, 0.0), "(.25, .5)": (0.25, 0.5), "(1, -2)": (1.0, -2.0)}
+SD = {"(1, 0)": 0.5814, "(.25, .5)": 0.6840, "(1, -2)": 0.9125}
 VARIANCES = {  # n var(t1), n var(t2)
-    "sm": {"(1, 0)": (29.09, 54.90), "(.25, .5)": (4.078, 19.73)},
-    "nce": {"(1, 0)": (28.83, 54.90), "(.25, .5)": (4.259, 21.19)},
+    "sm": {"(1, 0)": (29.09, 54.90), "(.25, .5)": (4.078, 19.73), "(1, -2)": (6.381, 34.50)},
+    "nce": {"(1, 0)": (28.83, 54.90), "(.25, .5)": (4.259, 21.19), "(1, -2)": (5.316, 26.24)},
 }
-CRAMER_RAO = {"(1, 0)": (25.23, 46.45), "(.25, .5)": (3.742, 17.99)}
-CD_EFFICIENCY = {"(1, 0)": (0.989, 0.993), "(.25, .5)": (0.997, 0.997)}
-DSM_LIMIT = {"(1, 0)": (0.811, 0.176), "(.25, .5)": (0.220, 0.530)}
+CRAMER_RAO = {"(1, 0)": (25.23, 46.45), "(.25, .5)": (3.742, 17.99), "(1, -2)": (4.524, 21.95)}
+CD_EFFICIENCY = {"(1, 0)": (0.989, 0.993), "(.25, .5)": (0.997, 0.997), "(1, -2)": (0.977, 0.979)}
+DSM_LIMIT = {"(1, 0)": (0.811, 0.176), "(.25, .5)": (0.220, 0.530), "(1, -2)": (0.845, -1.679)}
 # The spread of a variance from 300 replicates is 8 %: one key in several lands within 12 % for both components.
 RTOL = 0.12
 
@@ -56,7 +56,7 @@ def over_replicates(estimate_one, seed=0):
     return np.asarray(jax.jit(lambda keys: jax.lax.map(estimate_one, keys, batch_size=50))(keys))
 
 
-@pytest.mark.parametrize("column", TRUTHS)
+@pytest.mark.parametrize("column", some_slow(["(1, 0)", "(.25, .5)"], ["(1, -2)"]))
 def test_score_matching(column):
     def estimate_one(key):
         x = draw(key, TRUTHS[column], (N,))
@@ -66,7 +66,7 @@ def test_score_matching(column):
     np.testing.assert_allclose(spread, VARIANCES["sm"][column], rtol=RTOL)
 
 
-@pytest.mark.parametrize("column", some_slow(["(1, 0)"], ["(.25, .5)"]))
+@pytest.mark.parametrize("column", some_slow(["(1, 0)"], ["(.25, .5)", "(1, -2)"]))
 def test_nce_with_five_noise_draws(column):
     nce = ebm.estimate(model, "nce", nu=5, noise=dist.Normal(0, SD[column]))
     grid = jnp.linspace(-4, 4, 8001)

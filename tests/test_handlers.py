@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import fit, precision_model, some_slow, surrogate
+from helpers import continuous_options, fit, precision_model, some_slow, surrogate
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
@@ -219,9 +219,9 @@ class TestPlates:
         assert np.isfinite(grads[0])
         np.testing.assert_allclose(*grads)
 
-    @pytest.mark.parametrize("name", ebm.available_estimators())
+    @pytest.mark.parametrize("name", continuous_options())
     def test_all_masked_gives_zero(self, name):
-        options = {"sigma": 0.5} if name == "dsm" else {}
+        options = continuous_options()[name]
 
         def model(x):
             t = numpyro.param("t", 1.0)
@@ -406,7 +406,7 @@ def as_raw(leaf):
 
 
 class TestTraces:
-    @pytest.mark.parametrize("name", ebm.available_estimators())
+    @pytest.mark.parametrize("name", continuous_options())
     def test_fifty_updates_compile_once(self, name, gaussian_data):
         traces = []
 
@@ -420,7 +420,7 @@ class TestTraces:
             with numpyro.plate("rows", len(x)):
                 numpyro.sample("x", ebm.EnergyDistribution(energy), obs=x)
 
-        options = {"sigma": 0.1} if name == "dsm" else {}
+        options = continuous_options()[name]
         svi = SVI(ebm.estimate(model, name, **options), ebm.empty_guide, ADAM, Trace_ELBO())
         x = jnp.asarray(gaussian_data[:50])
         state = svi.init(jax.random.key(0), x)

@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import check_moments, fit, some_slow, surrogate
+from helpers import check_moments, continuous_options, fit, some_slow, surrogate
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC
@@ -18,7 +18,7 @@ from numpyro_ebm._blocks import Product
 ROOT = np.array([[1.3, 0.4, -0.5, 0.2], [0.0, 1.1, 0.6, -0.3], [0.0, 0.0, 0.9, 0.5], [0.0, 0.0, 0.0, 1.2]])
 PRECISION = ROOT.T @ ROOT
 X = np.random.default_rng(0).normal(size=(60, 4)) @ np.linalg.inv(ROOT).T
-OPTIONS = {"dsm": {"sigma": 0.3}}
+OPTIONS = continuous_options("x,y", (2,))
 
 
 def improper(*shape, support=constraints.real):
@@ -70,7 +70,7 @@ class TestSameAsOneEvent:
     def test_value_and_gradient(self, name):
         # The same key gives both the same noise: the joint event is laid out as the stacked one.
         params = {"k": jnp.asarray(PRECISION)}
-        results = [gradient_of(m, name, params, X, **OPTIONS.get(name, {})) for m in (as_factors, as_one)]
+        results = [gradient_of(m, name, params, X, **OPTIONS[name]) for m in (as_factors, as_one)]
         np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
         np.testing.assert_allclose(*(g["k"] + g["k"].T for _, g in results), rtol=1e-6, atol=1e-6)
 
@@ -327,7 +327,7 @@ def pair(x, y, **settings):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", some_slow(["sm", "cd"], [n for n in ebm.available_estimators() if n not in ("sm", "cd")]))
+@pytest.mark.parametrize("name", some_slow(["sm", "cd"], [n for n in OPTIONS if n not in ("sm", "cd")]))
 def test_rows_masked_at_one_member_take_no_part(name):
     x, y = X[:8, 0].copy(), X[:8, 1].copy()
     mask_x, mask_y = np.arange(8) != 2, np.arange(8) % 4 != 3
@@ -336,7 +336,7 @@ def test_rows_masked_at_one_member_take_no_part(name):
     def result(fill, subset=slice(None)):
         left, right = np.where(mask_x, x, fill)[subset], np.where(mask_y, y, fill)[subset]
         masks = {"mask_x": jnp.asarray(mask_x[subset]), "mask_y": jnp.asarray(mask_y[subset])}
-        return gradient_of(lambda x, y: pair(x, y, **masks), name, {"t": 0.3}, left, right, **OPTIONS.get(name, {}))
+        return gradient_of(lambda x, y: pair(x, y, **masks), name, {"t": 0.3}, left, right, **OPTIONS[name])
 
     (value, gradient), (other_value, other) = result(np.nan), result(7.0)
     assert np.isfinite([value, gradient["t"]]).all()
@@ -346,9 +346,9 @@ def test_rows_masked_at_one_member_take_no_part(name):
         np.testing.assert_allclose([value, gradient["t"]], [alone[0], alone[1]["t"]], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", some_slow(["sm"], [n for n in ebm.available_estimators() if n != "sm"]))
+@pytest.mark.parametrize("name", some_slow(["sm"], [n for n in OPTIONS if n != "sm"]))
 def test_every_estimator(name):
-    model = ebm.estimate(pair, name, **OPTIONS.get(name, {}))
+    model = ebm.estimate(pair, name, **OPTIONS[name])
 
     @jax.jit
     def values(t, x, y):

@@ -79,12 +79,11 @@ def run_on_all_targets(name):
     which = jnp.repeat(jnp.arange(len(TARGETS)), NUM_CHAINS)
     log_density = lambda z, i: jnp.stack([target(z) for target, _, _ in TARGETS.values()])[i]  # noqa: E731
     starts = jnp.tile(jnp.array([1.0, 0.0, 0.0]), (len(which), 1))
-    positions = jax.vmap(kernel.lift)(starts)
-    run = chains.run(jax.random.key(1), kernel, log_density, positions, which, num_warmup=500, num_samples=2500)
-    draws = jax.vmap(jax.vmap(kernel.lower))(run.positions)
+    run = chains.run(jax.random.key(1), kernel, log_density, starts, which, num_warmup=500, num_samples=2500)
     by_target = lambda leaf, i: leaf[i * NUM_CHAINS : (i + 1) * NUM_CHAINS]  # noqa: E731
     return {
-        target: jax.tree.map(lambda leaf, i=i: by_target(leaf, i), (draws, run.info)) for i, target in enumerate(TARGETS)
+        target: jax.tree.map(lambda leaf, i=i: by_target(leaf, i), (run.positions, run.info))
+        for i, target in enumerate(TARGETS)
     }
 
 
@@ -346,14 +345,13 @@ def test_a_kernel_is_a_pytree_of_its_settings(kernel):
 @pytest.mark.parametrize("is_double", [False, True])
 def test_pytree_positions_in_single_and_double_precision(kernel, is_double):
     with jax.enable_x64(is_double):
-        start = jax.vmap(kernel.lift)({"a": jnp.zeros((5,)), "b": jnp.ones((5, 2))})
+        start = {"a": jnp.zeros((5,)), "b": jnp.ones((5, 2))}
         target = lambda z, _: -0.5 * (z["a"] ** 2 + jnp.sum(z["b"] ** 2))  # noqa: E731
         run = functools.partial(chains.run, log_density=target, positions=start, num_warmup=30, num_samples=7)
         traced = jax.eval_shape(lambda key: run(key, kernel), jax.random.key(0))
-        draws = jax.eval_shape(jax.vmap(jax.vmap(kernel.lower)), traced.positions)
-    assert jax.tree.map(jnp.shape, draws) == {"a": (5, 7), "b": (5, 7, 2)}
+    assert jax.tree.map(jnp.shape, traced.positions) == {"a": (5, 7), "b": (5, 7, 2)}
     expected = jnp.float64 if is_double else jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves((draws, traced.kernel))} == {jnp.dtype(expected)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((traced.positions, traced.kernel))} == {jnp.dtype(expected)}
 
 
 IN_MCMC = {  # with one that has no step size and moves replicas
@@ -467,8 +465,7 @@ class TestAdaptation:
     @pytest.mark.slow
     def test_under_tempering_it_learns_those_of_temperature_1(self):
         kernel = ebm.ParallelTempering(ebm.Barker(), temperatures=(1.0, 4.0))
-        start = jax.vmap(kernel.lift)(jnp.zeros((4, 3)))
-        run = chains.run(jax.random.key(0), kernel, gaussian, start, num_warmup=2000, num_samples=1)
+        run = chains.run(jax.random.key(0), kernel, gaussian, jnp.zeros((4, 3)), num_warmup=2000, num_samples=1)
         np.testing.assert_allclose(run.kernel.inverse_mass_matrix.mean(0), SCALES**2, rtol=0.25)
 
     def test_no_warmup_keeps_all(self, kernel):

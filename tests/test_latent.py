@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import some_slow
+from helpers import continuous_options, some_slow
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -20,7 +20,7 @@ NOISE = 0.5
 X = (np.random.default_rng(0).normal(0, np.sqrt(2.25 + NOISE), 400)).astype(np.float32)
 BEST = 1 / (np.mean(X**2) - NOISE)  # marginally x ~ N(0, 1 / t + NOISE)
 SAMPLER = ebm.ChainSampler(ebm.HMC(0.5, 3), num_warmup=50, num_steps=10)
-OPTIONS = {"dsm": {"sigma": 0.3}}
+OPTIONS = continuous_options("z")
 
 
 def precision():
@@ -108,11 +108,9 @@ class TestGradients:
             got = gradient(ebm.estimate(MODELS[kind], name))
             np.testing.assert_allclose([got["a"], got["scale"]], [exact["a"], exact["scale"]], rtol=1e-5)
 
-    @pytest.mark.parametrize(
-        "name", some_slow(["pcd"], [n for n in ebm.available_estimators() if n not in ("sm", "cd", "pcd")])
-    )
+    @pytest.mark.parametrize("name", some_slow(["pcd"], [n for n in OPTIONS if n not in ("sm", "cd", "pcd")]))
     def test_under_every_estimator(self, name):
-        exact, got = gradient(normal_prior), gradient(ebm.estimate(energy_prior, name, **OPTIONS.get(name, {})))
+        exact, got = gradient(normal_prior), gradient(ebm.estimate(energy_prior, name, **OPTIONS[name]))
         np.testing.assert_allclose([got["a"], got["scale"]], [exact["a"], exact["scale"]], rtol=1e-5)
         assert np.isfinite(got["t"])
         assert got["t"] != 0
