@@ -139,7 +139,7 @@ def coupled_step(
     return jax.tree.map(lambda leaf: leaf.at[1].set(jnp.where(is_met, leaf[0], leaf[1])), moved), rate
 
 
-def have_met(pair: MALAState) -> Array:
+def have_met(pair: Any) -> Array:
     """Whether the two positions are equal."""
     return jnp.all(pair.position[0] == pair.position[1])
 
@@ -148,7 +148,7 @@ def _common_hmc(rng_key, kernel, pair, log_density):
     identity = jnp.ones(pair.position[0].size, pair.position.dtype)
     transition = blackjax.hmc.build_kernel()
 
-    def move(state):
+    def move(state) -> Any:
         return transition(rng_key, HMCState(*state), log_density, kernel.step_size, identity, kernel.num_integration_steps)
 
     moved, info = jax.vmap(move)(pair)

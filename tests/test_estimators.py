@@ -37,7 +37,7 @@ CASES = {
     "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
     "cooperative": ({"num_steps": 5, "proposal": normal_proposal}, 0.15),
-    "unbiased": ({"burn_in": 5, "num_steps": 15, "kernel": ebm.MALA(step_size=0.25)}, 0.15),
+    "unbiased": ({"burn_in": 2, "num_steps": 5, "kernel": ebm.MALA(0.25), "num_chains": 200, "start": "data"}, 0.15),
 }
 
 
@@ -241,9 +241,7 @@ def test_runs_under_autoguides(name, guide_type):
     assert np.isfinite(result.losses).all()
 
 
-@pytest.mark.parametrize(
-    "name", some_slow(["sm", "cd", "nce", "pcd", "improved_cd"], ["ssm", "dsm", "replay", "mle", "unbiased"])
-)
+@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd", "improved_cd"], ["ssm", "dsm", "replay", "mle"]))
 def test_context_and_row_bases(name):
     # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
     rng = np.random.default_rng(0)

@@ -93,7 +93,8 @@ class TestCoupledNoise:
         difference = jnp.array([3.0, 0.0])
         across = {}
         for coupling in COUPLINGS:
-            other, is_met = jax.vmap(lambda k, n, c=coupling: couple_noise(k, n, difference, c))(keys, noise)
+            draw = jax.jit(jax.vmap(partial(couple_noise, difference=difference, coupling=coupling)))
+            other, is_met = draw(keys, noise)
             across[coupling] = np.corrcoef(np.asarray(noise[:, 1])[~is_met], np.asarray(other[:, 1])[~is_met])[0, 1]
         np.testing.assert_allclose(across["reflection"], 1.0, atol=1e-6)
         np.testing.assert_allclose(across["maximal"], 0.0, atol=0.06)
@@ -130,18 +131,18 @@ class TestCoupledStep:
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
         assert len(np.unique(np.asarray(ours)[:, 0])) > 100
 
-    @pytest.mark.parametrize("coupling", COUPLINGS)
+    @pytest.mark.parametrize("coupling", some_slow(["maximal"], ["reflection"]))
     def test_the_second_chain_has_the_law_of_the_first(self, kernel, coupling):
         # From the same point, whichever place it has in the pair: two samples of one law.
         point, elsewhere = [0.3, -1.0], [1.5, 0.4]
 
-        @partial(jax.jit, static_argnames="place")
-        def draws(key, place):
-            pair = start_pair(*((point, elsewhere) if place == 0 else (elsewhere, point)), banana)
-            keys = jax.random.split(key, 40_000)
-            return jax.vmap(lambda k: coupled_step(k, KERNELS[kernel], pair, banana, coupling)[0].position[place])(keys)
+        @jax.jit
+        def draws(key, points):
+            pair, keys = start_pair(*points, banana), jax.random.split(key, 40_000)
+            return jax.vmap(lambda k: coupled_step(k, KERNELS[kernel], pair, banana, coupling)[0].position)(keys)
 
-        first, second = (np.asarray(draws(jax.random.key(place), place), float) for place in (0, 1))
+        first = np.asarray(draws(jax.random.key(0), jnp.array([point, elsewhere])), float)[:, 0]
+        second = np.asarray(draws(jax.random.key(1), jnp.array([elsewhere, point])), float)[:, 1]
         for statistic in (
             lambda x: x,
             lambda x: x**2,
@@ -300,15 +301,21 @@ class TestGradient:
         estimator = ebm.UnbiasedMaximumLikelihood(KERNELS["mala"], **settings, num_chains=7, start=dist.Normal(2, 1))
         value = lambda t: row_values(estimator, site_of(lambda x: 0.5 * t * x**2, x))[0]  # noqa: E731
         key_start, key_chains = jax.random.split(jax.random.key(0))
-        starts = estimator._starts(key_start, site_of(lambda x: x**2, x))
+        starts = jax.jit(lambda key: estimator._starts(key, site_of(lambda x: x**2, x)))(key_start)
         assert starts.shape == (7, 2)
         log_density = lambda x, _: -(x**2)  # noqa: E731
         total, _ = unbiased_moments(key_chains, KERNELS["mala"], log_density, starts, tuple(settings.items()))
-        rows = jax.jacobian(value)(2.0)  # forward and reverse, the same
-        np.testing.assert_allclose(rows, -0.5 * x**2 + 0.5 * np.mean(total[:, 1]), rtol=1e-4)
-        np.testing.assert_allclose(jax.jit(jax.grad(lambda t: value(t) @ x))(2.0), rows @ x, rtol=1e-4)
-        np.testing.assert_allclose(jax.jvp(value, (2.0,), (1.0,))[1], rows, rtol=1e-4)
-        np.testing.assert_allclose(value(2.0), -(x**2) + np.mean(total[:, 1]), rtol=1e-4)
+
+        @jax.jit
+        def derivatives(t):
+            values, forward = jax.jvp(value, (t,), (1.0,))
+            return values, forward, jax.grad(lambda t: value(t) @ x)(t)
+
+        values, forward, reverse = derivatives(2.0)
+        rows = -0.5 * x**2 + 0.5 * np.mean(total[:, 1])
+        np.testing.assert_allclose(forward, rows, rtol=1e-4)
+        np.testing.assert_allclose(reverse, rows @ x, rtol=1e-4)
+        np.testing.assert_allclose(values, 2.0 * rows, rtol=1e-4)
 
     def test_of_rows_of_their_own_densities(self):
         # E = t exp(k_i) x^2 / 2 + label_i: each row's own chains, own weight, own derivative in k.
@@ -326,10 +333,15 @@ class TestGradient:
             return values @ weights, (values, state)
 
         key_start, key_chains = jax.random.split(jax.random.key(0))
-        starts = estimator._starts(key_start, site_of(lambda x, _: x**2, x, context=k, batch_shape=(3,)))
-        add = lambda total, pairs, w: total + jnp.sum(w * pairs.position**2, axis=1)  # noqa: E731
-        log_density = lambda x, k: -jnp.exp(k) * x**2  # noqa: E731
-        squares, meeting = unbiased_sum(key_chains, KERNELS["mala"], log_density, starts, k, add, jnp.zeros(3), **settings)
+
+        @jax.jit
+        def expected():
+            starts = estimator._starts(key_start, site_of(lambda x, _: x**2, x, context=k, batch_shape=(3,)))
+            add = lambda total, pairs, w: total + jnp.sum(w * pairs.position**2, axis=1)  # noqa: E731
+            log_density = lambda x, k: -jnp.exp(k) * x**2  # noqa: E731
+            return unbiased_sum(key_chains, KERNELS["mala"], log_density, starts, k, add, jnp.zeros(3), **settings)
+
+        squares, meeting = expected()
         gap = 0.5 * np.exp(k) * (squares - x**2)
         # Differentiated outside jit and inside.
         for gradient in (
@@ -347,7 +359,8 @@ class TestGradient:
         x = np.array([0.5, 2.0, 3.0])
         site = site_of(lambda x: x, x, support=constraints.positive, base=dist.Gamma(3.0, 1.0))
         for start in ("data", "base", dist.Exponential(2.0)):
-            starts = ebm.UnbiasedMaximumLikelihood(num_chains=num_chains, start=start)._starts(jax.random.key(0), site)
+            estimator = ebm.UnbiasedMaximumLikelihood(num_chains=num_chains, start=start)
+            starts = jax.jit(lambda key, estimator=estimator: estimator._starts(key, site))(jax.random.key(0))
             assert starts.shape == (num_chains or 3, 2)
             if isinstance(start, str) and start == "data":
                 assert set(np.round(np.exp(starts), 4).ravel()) <= {0.5, 2.0, 3.0}
@@ -370,7 +383,8 @@ class TestTraining:
         assert reports[1]["meeting_time"] < 0.5 * reports[0]["meeting_time"]
         assert 0.5 < reports[1]["acceptance_rate"] < reports[0]["acceptance_rate"] < 1
 
-    @pytest.mark.parametrize("coupling", some_slow(["maximal"], ["reflection"]))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("coupling", COUPLINGS)
     def test_hmc_on_a_positive_support(self, coupling):
         x = np.random.default_rng(0).exponential(0.5, 300)
 
@@ -401,7 +415,8 @@ class TestTraining:
             trace = numpyro.handlers.trace(numpyro.handlers.seed(wrapped, 0)).get_trace()
             return jnp.sum(trace["x"]["fn"].log_prob(x))
 
-        results = [jax.jit(jax.value_and_grad(value))(1.0, jnp.array([1.0, hole, 0.2])) for hole in (np.nan, 3.0)]
+        both = jax.jit(jax.value_and_grad(value))
+        results = [both(1.0, jnp.array([1.0, hole, 0.2])) for hole in (np.nan, 3.0)]
         np.testing.assert_array_equal(*results)
         assert np.isfinite(results).all()
 
