@@ -11,6 +11,7 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC
 from scipy.optimize import brentq
+from scipy.special import digamma
 
 import numpyro_ebm as ebm
 from numpyro_ebm._blocks import Product
@@ -196,12 +197,20 @@ class TestSupports:
             surrogate(ebm.estimate(self.model, "cd"), {}, x, self.y)
 
     @pytest.mark.slow
-    def test_chains_and_likelihood(self):
-        # Maximum likelihood: k - 1/2 and s from the gamma marginal of x, t from y given x.
-        model = ebm.estimate(self.model, "mle", num_steps=20, kernel=ebm.HMC(step_size=0.1, num_integration_steps=15))
-        theta = fit(model, self.x, self.y, steps=400)["theta"]
-        np.testing.assert_allclose(theta[0], 1 / np.mean(self.x * self.y**2), rtol=0.1)
-        np.testing.assert_allclose((theta[2] + 0.5) / theta[1], self.x.mean(), rtol=0.05)
+    def test_chains_are_those_of_the_joint_density(self):
+        # t = 2, s = 1.5, k = 2: y given x of precision 2 x, x a Gamma(2.5, 1.5); the gradient is model minus data.
+        rng = np.random.default_rng(3)
+        x = rng.gamma(2.5, 1 / 1.5, 2000)
+        y = rng.normal(0, 1 / np.sqrt(2 * x))
+        statistics = np.stack([0.5 * x * y**2, x, -np.log(x)])
+        options = {"num_steps": 30, "kernel": ebm.HMC(step_size=0.1, num_integration_steps=15), "adapt_step_size": False}
+        gradient = gradient_of(self.model, "mle", {"theta": jnp.array([2.0, 1.5, 2.0])}, x, y, **options)[1]["theta"]
+        expected = np.array([0.25, 2.5 / 1.5, np.log(1.5) - digamma(2.5)])
+        bound = 5 * statistics.std(1) / np.sqrt(2000)
+        assert np.all(np.abs(gradient / 2000 + statistics.mean(1) - expected) < bound)
+
+    @pytest.mark.slow
+    def test_nuts_on_both(self):
         draws = ebm.sample(jax.random.key(0), self.model, params={"theta": jnp.array([2.0, 1.5, 2.0])}, num_chains=2)
         check_moments(draws.samples["x"][..., 0], 2.5 / 1.5, 2.5 / 1.5**2)
 
