@@ -35,7 +35,7 @@ CASES = {
     "pcd": ({"num_steps": 5}, 0.15),
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
     "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
-    "mle": ({"num_steps": 6, "kernel": ebm.HMC(step_size=0.25, num_integration_steps=4)}, 0.15),
+    "mle": ({"num_steps": 6, "kernel": ebm.HMC(0.25, 4), "adapt_step_size": False}, 0.15),
     "cooperative": ({"num_steps": 5, "proposal": normal_proposal}, 0.15),
     "unbiased": ({"burn_in": 2, "num_steps": 5, "kernel": ebm.MALA(0.25), "num_chains": 200, "start": "data"}, 0.15),
 }
@@ -447,7 +447,7 @@ class TestSupports:
             with numpyro.plate("rows", len(x)):
                 numpyro.sample("x", d, obs=x)
 
-        options = {} if name == "sm" else {"num_steps": 3, "kernel": ebm.HMC(0.4, 4)}
+        options = {} if name == "sm" else {"num_steps": 3, "kernel": ebm.HMC(0.4, 4), "adapt_step_size": False}
         params = fit(ebm.estimate(model, name, **options), x, steps=400, rate=0.2)
         np.testing.assert_allclose(params["a"], [2.0081, 3.0162, 5.0932], atol=0.25)
 

@@ -217,7 +217,7 @@ class ChainEstimator(AbstractEstimator):
     def _temperatures(self) -> Array | None:
         if self.temperature is None:
             return None
-        schedule = self.temperature if callable(self.temperature) else lambda _: self.temperature
+        schedule: Any = self.temperature if callable(self.temperature) else lambda _: self.temperature
         with jax.ensure_compile_time_eval():
             values = np.asarray([float(schedule(i)) for i in range(self.num_steps)])
         if not (np.all(np.isfinite(values)) and np.all(values > 0)):
@@ -268,7 +268,7 @@ def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tup
         num_chains: how many.
     """
     key_rows, key_draws = jax.random.split(rng_key)
-    rows = jnp.resize(jax.random.permutation(key_rows, site.num_rows), num_chains)
+    rows = jnp.resize(jax.random.permutation(key_rows, site.num_rows), (num_chains,))
     repeats = -(-num_chains // max(site.num_rows, 1))
     draws = draw_rows(start, key_draws, site, repeats)[jnp.arange(num_chains) // site.num_rows, rows]
     return draws, jax.tree.map(lambda leaf: leaf[rows], site.local)

@@ -99,9 +99,10 @@ class Observed(NamedTuple):
 
 def unknown() -> NegativePhaseHealth:
     """Health before the first update."""
-    nothing = jnp.zeros(len(CONDITIONS), bool)
-    figures = (jnp.full((), jnp.nan, float),) * 9
-    return NegativePhaseHealth(*figures, jnp.ones((), float), jnp.ones((), float), nothing, nothing)
+    nothing, one = jnp.zeros(len(CONDITIONS), bool), jnp.ones((), float)
+    figures = {name: jnp.full((), jnp.nan, float) for name in NegativePhaseHealth._fields}
+    known = {"mean_acceptance": one, "mean_move": one, "conditions": nothing, "reported": nothing}
+    return NegativePhaseHealth(**{**figures, **known})
 
 
 def spread_of(data: Array) -> tuple[Array, Array]:

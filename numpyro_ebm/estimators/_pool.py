@@ -69,7 +69,8 @@ class PoolEstimator(ChainEstimator):
 
     def keep(self, state, site: Site, start: Start, ended, lost):
         """Chains go back to the slots they were drawn from."""
-        age = jnp.where(lost, 0, start.age + self.num_steps)
+        age: Any = start.age
+        age = jnp.where(lost, 0, age + self.num_steps)
 
         def write(pool, new):
             return pool.at[start.slots].set(new, unique_indices=True)

@@ -176,7 +176,7 @@ class Generator:
     def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Array:
         """Of one row's latents and event."""
         with handlers.block():
-            return log_density(self._model, context, {}, draws)[0]
+            return jnp.asarray(log_density(self._model, context, {}, draws)[0])
 
     @property
     def _model(self) -> Callable[..., Any]:
