@@ -27,6 +27,7 @@ def latent_generator():
     numpyro.sample("x", dist.Normal(w * z, 0.2))
 
 
+@pytest.mark.slow
 def test_short_chains_are_enough_once_the_generator_has_learnt(gaussian_data):
     options = {"num_steps": 4, "kernel": ebm.MALA(0.08), "adapt_step_size": False}
     model = ebm.estimate(precision_model, "cooperative", proposal=scale_generator, **options)
@@ -58,6 +59,7 @@ def test_the_generator_learns_from_the_chains_ends_alone(gaussian_data):
     assert np.std(grads) < 0.05
 
 
+@pytest.mark.slow
 def test_each_row_has_a_proposal_for_its_context():
     k = np.linspace(-1, 1, 400).astype(np.float32)
     y = (np.random.default_rng(0).normal(size=400) * np.exp(k)).astype(np.float32)

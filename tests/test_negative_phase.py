@@ -173,6 +173,7 @@ class TestStepSizes:
 
 
 class TestTemperature:
+    @pytest.mark.slow
     def test_a_constant_temperature_scales_the_energy(self, gaussian_data):
         # Negatives of p^(1/2) match the data: t / 2 is their precision.
         model = ebm.estimate(partial(precision_model, start=6.0), "pcd", num_steps=5, temperature=2.0)
@@ -212,11 +213,13 @@ class TestTempering:
         assert abs(share - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 1000)
         assert 0.1 < float(state["health"].swap_rate) < 0.95
 
+    @pytest.mark.slow
     def test_cd_and_mle_take_the_replica_at_temperature_one(self, gaussian_data):
         kernel = ebm.ParallelTempering("mala", temperatures=(1.0, 2.0))
         model = ebm.estimate(precision_model, "cd", num_steps=4, kernel=kernel)
         np.testing.assert_allclose(fit(model, gaussian_data, steps=500)["t"], MLE, atol=0.15)
 
+    @pytest.mark.slow
     def test_elliptical_slices_take_the_base(self, gaussian_data):
         def model(x):
             t = numpyro.param("t", 1.0)
@@ -378,6 +381,7 @@ def test_memory_does_not_grow_with_the_steps():
     assert memory(20) < 16 * 10_000 * 784 * 4
 
 
+@pytest.mark.slow
 def test_the_double_well_is_recovered():
     # E = a (x^2 - 1)^2 at a = 2.
     grid = np.linspace(-3, 3, 6001)
