@@ -107,8 +107,13 @@ def _remainder(rng_key: PRNGKey, half: Array) -> Array:
 
 
 def coupled_step(
-    rng_key: PRNGKey, kernel: AbstractKernel, pair: MALAState, log_density: Callable[[Array], Array], coupling: str
-) -> tuple[MALAState, Array]:
+    rng_key: PRNGKey,
+    kernel: AbstractKernel,
+    pair: MALAState,
+    is_met: Array,
+    log_density: Callable[[Array], Array],
+    coupling: str,
+) -> tuple[MALAState, Array, Array]:
     """Move two chains so that each follows the kernel and they tend to meet; once equal, they stay so.
 
     MALA couples its two proposals by `couple_noise` and accepts both by one uniform. HMC moves both chains by the same
@@ -119,11 +124,12 @@ def coupled_step(
         rng_key: random key.
         kernel: `MALA` or `HMC`.
         pair: the two states, leaves ``(2, ...)``.
+        is_met: whether they have met before; then both go where the first goes.
         log_density: log density of one position.
         coupling: as in `couple_noise`.
 
     Returns:
-        The two new states and the mean acceptance probability of the two.
+        The two new states, whether they have met by now, and the mean acceptance probability of the two.
 
     References:
         Heng and Jacob, Unbiased Hamiltonian Monte Carlo with couplings (2019).
@@ -131,17 +137,12 @@ def coupled_step(
     key_trajectory, key_mala = jax.random.split(rng_key)
     if isinstance(kernel, HMC):
         moved, rate = _common_hmc(key_trajectory, kernel, pair, log_density)
-        moved, _ = _coupled_mala(key_mala, 0.5 * kernel.step_size**2, moved, log_density, coupling)
+        moved, met_now, _ = _coupled_mala(key_mala, 0.5 * kernel.step_size**2, moved, log_density, coupling)
     else:
-        moved, rate = _coupled_mala(key_mala, kernel.step_size, pair, log_density, coupling)
-    is_met = have_met(pair) | have_met(moved)
-    # Rounding may differ between lanes: copied, the two cannot drift apart.
-    return jax.tree.map(lambda leaf: leaf.at[1].set(jnp.where(is_met, leaf[0], leaf[1])), moved), rate
-
-
-def have_met(pair: Any) -> Array:
-    """Whether the two positions are equal."""
-    return jnp.all(pair.position[0] == pair.position[1])
+        moved, met_now, rate = _coupled_mala(key_mala, kernel.step_size, pair, log_density, coupling)
+    # Said by a flag and kept by copying: a compiler may round what is equal in two ways.
+    is_met = is_met | met_now
+    return jax.tree.map(lambda leaf: leaf.at[1].set(jnp.where(is_met, leaf[0], leaf[1])), moved), is_met, rate
 
 
 def _common_hmc(rng_key, kernel, pair, log_density):
@@ -162,17 +163,17 @@ def _coupled_mala(rng_key, step_size, pair, log_density, coupling):
     means = pair.position + step_size * pair.logdensity_grad
     noise = jax.random.normal(key_noise, (pair.position[0].size,), pair.position.dtype)
     difference = (means[0] - means[1]).ravel() / scale
-    other, is_met = couple_noise(key_couple, noise, difference, coupling)
+    other, is_shared = couple_noise(key_couple, noise, difference, coupling)
     first = means[0] + scale * noise.reshape(event_shape)
-    second = jnp.where(is_met, first, means[1] + scale * other.reshape(event_shape))
+    second = jnp.where(is_shared, first, means[1] + scale * other.reshape(event_shape))
     proposed = jax.vmap(lambda x: blackjax.mala.init(x, log_density))(jnp.stack([first, second]))
 
     def accept(state, proposal):
         log_ratio = _log_acceptance(state, proposal, step_size=step_size)
         return static_binomial_sampling(key_accept, log_ratio, state, proposal)
 
-    moved, (_, rate, _) = jax.vmap(accept)(pair, proposed)
-    return moved, jnp.mean(rate)
+    moved, (is_accepted, rate, _) = jax.vmap(accept)(pair, proposed)
+    return moved, is_shared & jnp.all(is_accepted), jnp.mean(rate)
 
 
 def _transition_energy(state, new_state, step_size):
@@ -244,8 +245,8 @@ def unbiased_sum(
     def at(row):
         return lambda x: jnp.asarray(log_density(x, row), starts.dtype)
 
-    def step_one(key, pair, row):
-        return coupled_step(key, kernel, pair, at(row), coupling)
+    def step_one(key, pair, is_met, row):
+        return coupled_step(key, kernel, pair, is_met, at(row), coupling)
 
     def weights(run):
         length, after = num_steps - burn_in + 1, run.time - burn_in
@@ -256,12 +257,12 @@ def unbiased_sum(
     def body(run):
         total = jax.lax.cond(run.time >= burn_in, lambda: add(run.total, run.pairs, weights(run)), lambda: run.total)
         keys = jax.random.split(jax.random.fold_in(rng_key, run.time), num_pairs)
-        pairs, rate = jax.vmap(step_one)(keys, run.pairs, local)
-        # The lag: at the first step X moves and Y waits.
-        pairs = jax.tree.map(
-            lambda new, old: new.at[:, 1].set(jnp.where(run.time == 0, old[:, 1], new[:, 1])), pairs, run.pairs
-        )
-        is_met = jax.vmap(have_met)(pairs)
+        pairs, is_met, rate = jax.vmap(step_one)(keys, run.pairs, run.is_met, local)
+        # The lag: at the first step X moves and Y waits. They meet there where both began at one point and X stayed.
+        is_first = run.time == 0
+        pairs = jax.tree.map(lambda new, old: new.at[:, 1].set(jnp.where(is_first, old[:, 1], new[:, 1])), pairs, run.pairs)
+        stayed = jnp.all((pairs.position[:, 0] == pairs.position[:, 1]).reshape(num_pairs, -1), axis=1)
+        is_met = jnp.where(is_first, stayed, is_met)
         meeting_time = jnp.where(run.is_met, run.meeting_time, run.time + 1)
         return _Run(run.time + 1, pairs, is_met, meeting_time, run.acceptance + jnp.mean(rate), total)
 

@@ -17,7 +17,7 @@ from scipy.stats import kstest, norm
 
 import numpyro_ebm as ebm
 from numpyro_ebm import coupling as coupling_module
-from numpyro_ebm.coupling import COUPLINGS, couple_noise, coupled_step, have_met, unbiased_sum
+from numpyro_ebm.coupling import COUPLINGS, couple_noise, coupled_step, unbiased_sum
 from numpyro_ebm.estimators import Site
 
 KERNELS = {"mala": ebm.MALA(step_size=0.3), "hmc": ebm.HMC(step_size=0.4, num_integration_steps=3)}
@@ -116,7 +116,7 @@ class TestCoupledStep:
 
         @jax.jit
         def both(key):
-            moved, _ = coupled_step(key, kernel, pair, banana, "reflection")
+            moved, _, _ = coupled_step(key, kernel, pair, jnp.zeros((), bool), banana, "reflection")
             key_trajectory, key_mala = jax.random.split(key)
             key_chain, _ = jax.random.split(key_mala)
             state, step_size = jax.tree.map(lambda leaf: leaf[0], pair), kernel.step_size
@@ -139,7 +139,8 @@ class TestCoupledStep:
         @jax.jit
         def draws(key, points):
             pair, keys = start_pair(*points, banana), jax.random.split(key, 40_000)
-            return jax.vmap(lambda k: coupled_step(k, KERNELS[kernel], pair, banana, coupling)[0].position)(keys)
+            move = lambda k: coupled_step(k, KERNELS[kernel], pair, jnp.zeros((), bool), banana, coupling)  # noqa: E731
+            return jax.vmap(move)(keys)[0].position
 
         first = np.asarray(draws(jax.random.key(0), jnp.array([point, elsewhere])), float)[:, 0]
         second = np.asarray(draws(jax.random.key(1), jnp.array([elsewhere, point])), float)[:, 1]
@@ -163,20 +164,22 @@ class TestCoupledStep:
 
         @jax.jit
         def run(pairs):
-            def step(pairs, key):
-                move = lambda k, pair: coupled_step(k, KERNELS[kernel], pair, banana, coupling)[0]  # noqa: E731
-                pairs = jax.vmap(move)(jax.random.split(key, num), pairs)
-                return pairs, jax.vmap(have_met)(pairs)
+            def step(carry, key):
+                move = lambda k, pair, met: coupled_step(k, KERNELS[kernel], pair, met, banana, coupling)  # noqa: E731
+                pairs, is_met, _ = jax.vmap(move)(jax.random.split(key, num), *carry)
+                return (pairs, is_met), (is_met, jnp.max(jnp.where(is_met[:, None], jnp.ptp(pairs.position, 1), 0.0)))
 
-            return jax.lax.scan(step, pairs, jax.random.split(jax.random.key(1), 60))
+            carry = (pairs, jnp.zeros(num, bool))
+            return jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 60))
 
-        pairs, is_met = run(pairs)
+        (pairs, _), (is_met, widest) = run(pairs)
         is_met = np.asarray(is_met)
         assert np.all(is_met[1:] >= is_met[:-1])
         assert is_met[-1].mean() > 0.9
         together = jax.tree.map(lambda leaf: np.asarray(leaf)[is_met[-1]], pairs)
         for leaf in jax.tree.leaves(together):
-            np.testing.assert_array_equal(leaf[:, 0], leaf[:, 1])
+            np.testing.assert_allclose(leaf[:, 0], leaf[:, 1], rtol=1e-6)
+        assert np.max(widest) < 1e-5
         for x in (np.asarray(pairs.position[:, 0]), np.asarray(pairs.position[:, 1])):
             residual = x[:, 1] - 0.5 * x[:, 0] ** 2
             statistics = np.stack([x[:, 0], x[:, 0] ** 2, x[:, 1], residual, residual**2, x[:, 0] * residual], axis=1)
@@ -193,23 +196,24 @@ class TestUnbiasedSum:
         total, meeting = unbiased_moments(key, kernel, double_well, starts, tuple(settings.items()))
 
         @jax.jit
-        def step(key, pairs):
-            move = lambda k, pair: coupled_step(k, kernel, pair, double_well, "reflection")[0]  # noqa: E731
-            return jax.vmap(move)(jax.random.split(key, num), pairs)
+        def step(key, pairs, is_met):
+            move = lambda k, pair, met: coupled_step(k, kernel, pair, met, double_well, "reflection")  # noqa: E731
+            return jax.vmap(move)(jax.random.split(key, num), pairs, is_met)[:2]
 
         pairs = jax.vmap(lambda p: start_pair(*p, double_well))(starts)
         y_start, x = pairs.position[:, 1], [np.asarray(pairs.position[:, 0])]
-        y: list = [None]
+        y, is_met, tau = [x[0]], jnp.zeros(num, bool), np.zeros(num, int)
         longest = max(int(meeting.meeting_time.max()), num_steps)
         for t in range(longest + 1):
-            moved = step(jax.random.fold_in(key, t), pairs)
+            moved, is_met = step(jax.random.fold_in(key, t), pairs, is_met)
             if t == 0:
                 moved = jax.tree.map(lambda new, old: new.at[:, 1].set(old[:, 1]), moved, pairs)
                 np.testing.assert_array_equal(moved.position[:, 1], y_start)
+                is_met = jnp.zeros(num, bool)
+            tau[np.asarray(is_met) & (tau == 0)] = t + 1
             pairs = moved
             x.append(np.asarray(pairs.position[:, 0]))
             y.append(np.asarray(pairs.position[:, 1]))
-        tau = np.array([next(t for t in range(1, len(x)) if x[t][i] == y[t][i]) for i in range(num)])
         np.testing.assert_array_equal(meeting.meeting_time, tau)
         assert tau.max() > num_steps + 1
         length = num_steps - burn_in + 1
