@@ -161,7 +161,10 @@ class TestInvariantsOnTheirOwnModels:
 FAST = ["sm", "nce", "cd", "pcd"]
 
 
-@pytest.mark.parametrize("name", some_slow(FAST, [name for name in ALL if name not in FAST]))
+EVERY = some_slow(FAST, [name for name in ALL if name not in FAST])
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_recovers_the_precision(name, gaussian_data):
     params = fit(estimated(precision_model, name), gaussian_data)
     options, tolerance = CASES[name]
@@ -174,8 +177,8 @@ def test_recovers_the_precision(name, gaussian_data):
         np.testing.assert_allclose(params["x$log_normalizer"], -0.5 * np.log(MLE / (2 * np.pi)), atol=0.02)
 
 
-@pytest.mark.parametrize("name", ALL)
 class TestInvariants:
+    @pytest.mark.parametrize("name", EVERY)
     def test_low_energy_is_likely(self, name, gaussian_data):
         # At t = 0 the density is flat: every estimator wants more precision.
         options = dict(options_of(name))
@@ -185,6 +188,7 @@ class TestInvariants:
             options["kernel"] = ebm.MALA(step_size=500.0)  # of the scale of the flat density, where chains meet
         assert gradient(ebm.estimate(precision_model, name, **options), {"t": 1e-3}, gaussian_data) > 0
 
+    @pytest.mark.parametrize("name", ALL)
     def test_value_is_finite_and_of_batch_shape(self, name):
         x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
         options = {"nu": 3} if name == "nce" else options_of(name)
@@ -197,6 +201,7 @@ class TestInvariants:
         assert np.isfinite(value).all()
         assert site["fn"].event_shape == (2,)
 
+    @pytest.mark.parametrize("name", EVERY)
     def test_runs_jitted_and_state_keeps_its_shapes(self, name, gaussian_data):
         svi = SVI(estimated(precision_model, name), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
         state = svi.init(jax.random.key(0), gaussian_data[:64])
@@ -205,6 +210,7 @@ class TestInvariants:
         assert jax.tree.map(jnp.shape, state) == shapes
         assert np.isfinite(loss)
 
+    @pytest.mark.parametrize("name", EVERY)
     def test_a_constant_in_the_energy_does_not_move(self, name):
         def model(x):
             b = numpyro.param("b", 0.0)
@@ -217,6 +223,7 @@ class TestInvariants:
         value = jax.grad(lambda b: surrogate(estimated(model, name), {"b": b, "t": 1.0}, np.ones(8)))(0.3)
         np.testing.assert_allclose(value, 0.0, atol=1e-5)
 
+    @pytest.mark.parametrize("name", EVERY)
     def test_mixed_precision_under_x64(self, name, x64):
         for data, parameter in ((np.float32, np.float64), (np.float64, np.float32)):
             x = np.linspace(-1, 1, 16).astype(data)
@@ -224,6 +231,7 @@ class TestInvariants:
             assert value.dtype == parameter
             assert np.isfinite(value)
 
+    @pytest.mark.parametrize("name", EVERY)
     def test_integer_data_are_the_float_ones(self, name):
         x = np.array([-2, -1, 0, 1, 2, 3], np.int8)
         values = [surrogate(estimated(precision_model, name), {"t": 0.5}, v) for v in (x, x.astype(np.float32))]
@@ -298,7 +306,7 @@ def test_finite_differences_agree_with_the_gradient_of_an_objective(name, gaussi
     np.testing.assert_allclose(jax.grad(value)(2.0), numerical, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", some_slow(["cd", "improved_cd"], ["pcd", "replay", "mle"]))
 def test_a_converged_negative_phase_gives_the_likelihood_gradient(name, gaussian_data):
     # d/dt of log N(x; 0, 1/t) is 1/(2t) - x^2/2 a row; at t = 1, averaged over keys.
     x = gaussian_data
@@ -372,7 +380,8 @@ class TestIdentities:
         curvature = gradient(model, {"t": 1.0}, x) - g
         np.testing.assert_allclose(-g / curvature, {0.1: 3.8418, 0.5: 1.9988}[sigma], rtol=0.03)
 
-    @pytest.mark.parametrize("kernel", some_slow([ebm.MALA], [ebm.Langevin]))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kernel", [ebm.MALA, ebm.Langevin])
     @pytest.mark.usefixtures("x64")
     def test_cd_with_one_small_step_is_score_matching(self, kernel):
         # Hyvarinen (2007), Song and Kingma (4.3): d/dtheta of the CD surrogate over the step tends to that of SM.
@@ -392,8 +401,9 @@ class TestIdentities:
         assert abs(np.mean(grads) - sm) < 5 * error
         assert error < 0.1 * abs(sm)
 
-    @pytest.mark.parametrize("epsilon", some_slow([0.5], [0.1]))
-    @pytest.mark.parametrize("name", some_slow(["pcd"], ["cd"]))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("epsilon", [0.5, 0.1])
+    @pytest.mark.parametrize("name", ["pcd", "cd"])
     def test_unadjusted_langevin_has_its_known_bias(self, name, epsilon):
         # Drift eps/2, noise sqrt(eps): theta = (2/eps) (1 - sqrt(1 - eps/v)); v = 1: 1.0263 and 1.1716.
         x = np.random.default_rng(0).normal(size=4000)
@@ -442,7 +452,7 @@ def _nce_spread(n, nu, replicates):
 
 
 class TestSupports:
-    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["pcd"]))
+    @pytest.mark.parametrize("name", some_slow(["sm"], ["cd", "pcd"]))
     def test_dirichlet(self, name):
         x = np.random.default_rng(15).dirichlet([2, 3, 5], 3000)
 

@@ -19,6 +19,8 @@ import numpyro_ebm as ebm
 
 ADAM = optax.adam(0.05)
 
+FAST = ["sm", "cd", "nce", "pcd"]
+
 
 def bayesian(x):
     t = numpyro.sample("t", dist.Gamma(1.0, 1.0))
@@ -406,7 +408,7 @@ def as_raw(leaf):
 
 
 class TestTraces:
-    @pytest.mark.parametrize("name", continuous_options())
+    @pytest.mark.parametrize("name", some_slow(FAST, [name for name in continuous_options() if name not in FAST]))
     def test_fifty_updates_compile_once(self, name, gaussian_data):
         traces = []
 

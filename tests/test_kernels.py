@@ -33,6 +33,7 @@ KERNELS = {
 }
 UNADJUSTED = ["langevin", "mclmc"]
 ADJUSTED = [name for name in KERNELS if name not in UNADJUSTED]
+QUICK = ["mala", "barker", "dynamic_hmc", "adjusted_mclmc", "elliptical_slice"]
 ADAPTED = [name for name, kernel in KERNELS.items() if kernel.target_acceptance is not None]
 MASS = [name for name in ADAPTED if KERNELS[name].adapts_mass_matrix]
 FEW = ["mala", "barker", "ghmc"]
@@ -99,14 +100,14 @@ def test_the_table_holds_every_kernel():
 
 class TestTargets:
     @pytest.mark.parametrize("target", ["correlated", "bent"])
-    @pytest.mark.parametrize("name", ADJUSTED)
+    @pytest.mark.parametrize("name", some_slow(QUICK, [name for name in ADJUSTED if name not in QUICK]))
     def test_an_adjusted_kernel_leaves_its_target_invariant(self, name, target):
         draws, info = run_on_all_targets(name)[target]
         check_moments(draws, *TARGETS[target][1:])
         # On the bent target a step near the limit of stability may run off to infinity.
         assert target == "bent" or not info.is_nonfinite.any()
 
-    @pytest.mark.parametrize("name", ADJUSTED)
+    @pytest.mark.parametrize("name", some_slow(QUICK, [name for name in ADJUSTED if name not in QUICK]))
     def test_a_wall_of_nan_is_counted_and_not_entered(self, name):
         # The moments also say that a chain goes on after it has met the wall.
         draws, info = run_on_all_targets(name)["walled"]

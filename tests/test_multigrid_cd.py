@@ -70,6 +70,7 @@ def test_one_grid_is_cd():
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.slow
 def test_each_grid_recovers_its_own_precision():
     # Maximum likelihood is 4.18, 3.06 and 1.43 (within 1.1 % here): the pixels share a part, so they are not as 16, 4 and 1.
     wrapped = ebm.estimate(separate_model, "multigrid_cd", **EXACT, shared=False)
