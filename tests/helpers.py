@@ -64,7 +64,13 @@ def fit(model, *args, steps=900, rate=0.1, key=0, **kwargs):
     """Parameters after SVI with a decaying Adam."""
     optimiser = optax.adam(optax.exponential_decay(rate, steps // 3, 0.1))
     svi = SVI(model, ebm.empty_guide, optimiser, Trace_ELBO())
-    return svi.run(jax.random.key(key), steps, *args, progress_bar=False, **kwargs).params
+
+    @jax.jit  # svi.run would initialise op by op, which compiles for longer
+    def run(rng_key):
+        update = lambda state, _: svi.update(state, *args, **kwargs)  # noqa: E731
+        return svi.get_params(jax.lax.scan(update, svi.init(rng_key, *args, **kwargs), None, length=steps)[0])
+
+    return run(jax.random.key(key))
 
 
 def check_moments(draws, mean, variance, *, min_ess=200):

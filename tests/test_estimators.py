@@ -194,12 +194,18 @@ class TestInvariants:
         options = {"nu": 3} if name == "nce" else options_of(name)
         if name == "cooperative":
             options = continuous_options("x", (2,))[name]
-        model = numpyro.handlers.seed(ebm.estimate(vector_model, name, **options), 0)
-        site = numpyro.handlers.trace(model).get_trace(x)["x"]
-        value = site["fn"].log_prob(site["value"])
-        assert value.shape == (5,)
-        assert np.isfinite(value).all()
-        assert site["fn"].event_shape == (2,)
+        event_shapes = []
+
+        @jax.jit
+        def value(x):
+            model = numpyro.handlers.seed(ebm.estimate(vector_model, name, **options), 0)
+            fn = numpyro.handlers.trace(model).get_trace(x)["x"]["fn"]
+            event_shapes.append(fn.event_shape)
+            return fn.log_prob(x)
+
+        assert value(x).shape == (5,)
+        assert np.isfinite(value(x)).all()
+        assert set(event_shapes) == {(2,)}
 
     @pytest.mark.parametrize("name", EVERY)
     def test_runs_jitted_and_state_keeps_its_shapes(self, name, gaussian_data):
@@ -239,7 +245,7 @@ class TestInvariants:
 
 
 @pytest.mark.parametrize(
-    "name", some_slow(["sm", "nce", "pcd"], ["ssm", "dsm", "cd", "replay", "improved_cd", "mle", "unbiased"])
+    "name", some_slow(["sm", "pcd"], ["nce", "ssm", "dsm", "cd", "replay", "improved_cd", "mle", "unbiased"])
 )
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
 def test_runs_under_autoguides(name, guide_type):
@@ -306,7 +312,7 @@ def test_finite_differences_agree_with_the_gradient_of_an_objective(name, gaussi
     np.testing.assert_allclose(jax.grad(value)(2.0), numerical, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", some_slow(["cd", "improved_cd"], ["pcd", "replay", "mle"]))
+@pytest.mark.parametrize("name", some_slow(["improved_cd"], ["cd", "pcd", "replay", "mle"]))
 def test_a_converged_negative_phase_gives_the_likelihood_gradient(name, gaussian_data):
     # d/dt of log N(x; 0, 1/t) is 1/(2t) - x^2/2 a row; at t = 1, averaged over keys.
     x = gaussian_data
@@ -466,7 +472,7 @@ class TestSupports:
         params = fit(ebm.estimate(model, name, **options), x, steps=400, rate=0.2)
         np.testing.assert_allclose(params["a"], [2.0081, 3.0162, 5.0932], atol=0.25)
 
-    @pytest.mark.parametrize("name", some_slow(["sm", "cd"], ["nce", "dsm"]))
+    @pytest.mark.parametrize("name", some_slow(["sm"], ["cd", "nce", "dsm"]))
     def test_exponential(self, name):
         x = np.random.default_rng(0).exponential(0.5, 4000)
         options = {"cd": {"num_steps": 5}, "nce": {"nu": 5, "noise": dist.Exponential(1.0)}, "dsm": {"sigma": 0.15}}
