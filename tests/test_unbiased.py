@@ -80,7 +80,7 @@ class TestCoupledNoise:
             noise, other, is_met = map(np.asarray, draw(keys, jnp.asarray(distance * direction)))
             overlap = 2 * norm.cdf(-distance / 2)  # 1 - TV
             assert abs(is_met.mean() - overlap) < 5 * np.sqrt(overlap * (1 - overlap) / num)
-            np.testing.assert_array_equal(other[is_met], (noise + np.float32(distance * direction))[is_met])
+            np.testing.assert_allclose(other[is_met], (noise + np.float32(distance * direction))[is_met], atol=1e-6)
             # Standard normal along the difference and across it, and uncorrelated.
             along, across = other @ direction, other @ np.array([0.8, 0.6, 0.0])
             for values in (along, across, other[:, 2]):
