@@ -365,7 +365,7 @@ class TestState:
         assert surrogate(back, {"t": 2.0}, gaussian_data) == surrogate(model, {"t": 2.0}, gaussian_data)
 
     def test_scan_equals_the_loop(self, gaussian_data):
-        svi = self.svi()
+        svi = self.svi(kernel=ebm.Langevin(0.05))
         start = svi.init(jax.random.key(0), gaussian_data)
         looped, update = start, jax.jit(lambda s: svi.update(s, gaussian_data))
         for _ in range(8):
