@@ -43,5 +43,6 @@ from numpyro_ebm.reports import training_report as training_report
 from numpyro_ebm.samplers import ChainSampler as ChainSampler
 from numpyro_ebm.sampling import Draws as Draws
 from numpyro_ebm.sampling import sample as sample
+from numpyro_ebm.scores import ScoreDistribution as ScoreDistribution
 
 __version__ = _version("numpyro-ebm")

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
+from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PyTree
-from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators import Site
 
 
 class Unwrapped(NamedTuple):
-    """An `EnergyDistribution` under expand, mask and to_event."""
+    """An energy or a score under expand, mask and to_event."""
 
-    distribution: EnergyDistribution
+    distribution: EventDistribution
     batch_shape: tuple[int, ...]
     event_dims: int
     mask: Array | None
@@ -31,10 +31,10 @@ class Plate(NamedTuple):
 
 
 def unwrap(fn: Any) -> Unwrapped | None:
-    """The `EnergyDistribution` inside expand, mask and to_event, or None where there is none."""
+    """The energy or score inside expand, mask and to_event, or None where there is none."""
     batch_shape, event_dims, masks = tuple(fn.batch_shape), 0, []
     inner = fn
-    while not isinstance(inner, EnergyDistribution):
+    while not isinstance(inner, EventDistribution):
         if isinstance(inner, Independent):
             batch_shape += tuple(inner.event_shape[: inner.reinterpreted_batch_ndims])
             event_dims += inner.reinterpreted_batch_ndims
@@ -98,7 +98,7 @@ def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int
     return flat.reshape(-1), num_total
 
 
-def _harmless(value: Array, mask: Array | None, distribution: EnergyDistribution) -> Array:
+def _harmless(value: Array, mask: Array | None, distribution: EventDistribution) -> Array:
     """Masked rows replaced by the first row that takes part, so that what is in them cannot reach a gradient."""
     if mask is None:
         return value

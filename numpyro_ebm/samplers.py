@@ -58,7 +58,7 @@ def _draw(rng_key: PRNGKey, distribution: Any, sampler: ChainSampler, sample_sha
     run = chains.run(
         key_chains,
         kernel,
-        distribution.unconstrained_log_density,
+        distribution.target(kernel),
         jax.vmap(distribution.unconstrain)(rows.value),
         rows.local,
         num_warmup=sampler.num_warmup,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from numpyro_ebm import _models, chains
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 
 
@@ -41,7 +41,7 @@ class Draws:
 
 def sample(
     rng_key: PRNGKey,
-    model_or_dist: Callable | EnergyDistribution,
+    model_or_dist: Callable | EventDistribution,
     kernel: Any = "nuts",
     *,
     params: PyTree | None = None,
@@ -59,8 +59,8 @@ def sample(
 
     Args:
         rng_key: random key.
-        model_or_dist: a NumPyro model, or an `EnergyDistribution`; the site of the latter is called "x", and each row of
-            a batch shape has chains of its own.
+        model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`; the site of the latter two is
+            called "x", and each row of a batch shape has chains of its own.
         kernel: a name or a kernel.
         params: values of the model's ``numpyro.param`` sites.
         num_warmup: adapted transitions per chain, thrown away.
@@ -75,7 +75,7 @@ def sample(
     Raises:
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
             model whose parameters have no value, and a start where the log density is not finite.
-        TypeError: for something that is neither a model nor an `EnergyDistribution`, and for params beside the latter.
+        TypeError: for something that is neither a model nor such a distribution, and for params beside the latter.
 
     Example:
         >>> draws = sample(jax.random.key(0), EnergyDistribution(lambda x: 2.0 * x**2), num_samples=100)
@@ -85,9 +85,9 @@ def sample(
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
     for name, count in counts.items():
         check_count("sample", name, count, 0 if name == "num_warmup" else 1)
-    if isinstance(model_or_dist, EnergyDistribution):
+    if isinstance(model_or_dist, EventDistribution):
         if params is not None or model_args or model_kwargs:
-            raise TypeError("params and arguments belong to a model; an EnergyDistribution holds its own.")
+            raise TypeError("params and arguments belong to a model; a distribution holds its own.")
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
         samples, run, finite = _sample_distribution(rng_key, resolved, model_or_dist, **counts)
     elif callable(model_or_dist):
@@ -114,7 +114,7 @@ def _sample_distribution(rng_key, kernel, distribution, *, num_warmup, num_sampl
     batch_shape = (num_chains, *distribution.batch_shape)
     rows = distribution.rows(distribution.reference_sample(key_start, (num_chains,)), batch_shape)
     position = jax.vmap(distribution.unconstrain)(rows.value)
-    log_density = distribution.unconstrained_log_density
+    log_density = distribution.target(kernel)
     finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)
     run = chains.run(key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples)
     draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)

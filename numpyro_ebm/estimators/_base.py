@@ -3,13 +3,12 @@
 import abc
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 
 from numpyro_ebm._errors import EnergyError, eager
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.distributions import EnergyDistribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Site:
 
     Attributes:
         name: the site's name.
-        distribution: the energy with its support and base.
+        distribution: an `EnergyDistribution` (or `ScoreDistribution`), with its support and base.
         batch_shape: the rows' shape before they were laid out flat.
         value: ``(num_rows, *event_shape)``, constrained; masked rows hold a harmless value.
         local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``, or None.
@@ -29,7 +28,7 @@ class Site:
     """
 
     name: str
-    distribution: EnergyDistribution
+    distribution: Any
     batch_shape: tuple[int, ...]
     value: Array
     local: PyTree
@@ -54,7 +53,7 @@ class Site:
 
     def score(self, position: Array, local: PyTree = None) -> Array:
         """Gradient of `log_density` in the position."""
-        return jax.grad(self.log_density)(position, local)
+        return self.distribution.unconstrained_score(position, local)
 
 
 class AbstractEstimator(abc.ABC):
@@ -66,12 +65,14 @@ class AbstractEstimator(abc.ABC):
             something.
         is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior).
         is_persistent: whether state is carried from one update to the next.
+        needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
     """
 
     name: ClassVar[str]
     role: ClassVar[Literal["objective", "gradient"]]
     is_deterministic: ClassVar[bool] = False
     is_persistent: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = True
 
     @abc.abstractmethod
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
@@ -100,6 +101,12 @@ class AbstractEstimator(abc.ABC):
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
                 "discrete. For binary units write estimate(model, 'mean_field_cd')."
+            )
+        if self.needs_energy and not site.distribution.has_energy:
+            raise EnergyError(
+                f"The estimator '{self.name}' needs values of an energy, and a {type(site.distribution).__name__} has only "
+                "their gradient. Write estimate(model, 'dsm', sigma=0.1) or estimate(model, 'ssm_vr'), or declare an "
+                "EnergyDistribution."
             )
 
     def notes(self) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from numpyro.infer.util import log_density
 from numpyro_ebm import chains
 from numpyro_ebm._blocks import is_real
 from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._events import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.distributions import check_same_support
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._chains import ChainEstimator, Start, averaging_of, next_averaging
 from numpyro_ebm.kernels import MALA, resolve_kernel

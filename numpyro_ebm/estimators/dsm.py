@@ -45,6 +45,7 @@ class DenoisingScoreMatching(AbstractEstimator):
 
     name = "dsm"
     role = "objective"
+    needs_energy = False
     sigma: Any = None
 
     def __post_init__(self):

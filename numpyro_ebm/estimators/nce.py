@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete
-from numpyro_ebm.distributions import check_same_support
+from numpyro_ebm._events import check_same_support
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-
-DIRECTIONS_AT_ONCE = 64
+from numpyro_ebm.estimators._derivatives import over_coordinates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,7 @@ class ScoreMatching(AbstractEstimator):
 
     name = "sm"
     role = "objective"
+    needs_energy = False
     is_deterministic = True
 
     def surrogate(self, rng_key, site: Site, state):
@@ -41,10 +41,7 @@ class ScoreMatching(AbstractEstimator):
             flat, unravel = ravel_pytree(position)
             score, push = jax.linearize(lambda v: ravel_pytree(site.score(unravel(v), local))[0], flat)
 
-            def second_derivative(i):
-                return push(jnp.zeros_like(flat).at[i].set(1.0))[i]
-
-            trace = jnp.sum(jax.lax.map(second_derivative, jnp.arange(flat.size), batch_size=DIRECTIONS_AT_ONCE))
+            trace = jnp.sum(over_coordinates(push, flat, lambda i, column: column[i]))
             return 0.5 * jnp.sum(score**2) + trace
 
         return -jax.vmap(row_loss)(site.position, site.local), state

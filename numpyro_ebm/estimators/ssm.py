@@ -41,6 +41,7 @@ class SlicedScoreMatching(AbstractEstimator):
 
     name = "ssm"
     role = "objective"
+    needs_energy = False
     num_projections: int = 1
     projection: Projection = "rademacher"
     variance_reduced: bool = False

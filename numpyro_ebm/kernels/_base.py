@@ -53,6 +53,7 @@ class AbstractKernel(abc.ABC):
         adapts_mass_matrix: whether the warm-up also adapts ``inverse_mass_matrix``.
         is_exact: whether a transition leaves the density invariant; unadjusted kernels are off by their step's bias.
         is_discrete: whether the kernel moves on discrete supports.
+        needs_density: whether it uses values of the log density; without, the gradient of a `ScoreDistribution` will do.
         step_exponent: the step that fits ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 where the step is
             a length, 1 where it is a squared length.
         statistics: the fields of `TransitionInfo` that mean something for this kernel.
@@ -61,6 +62,7 @@ class AbstractKernel(abc.ABC):
     name: ClassVar[str]
     is_exact: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = None
     adapts_mass_matrix: ClassVar[bool] = False
     step_exponent: ClassVar[float] = 0.5

@@ -40,6 +40,7 @@ class Langevin(AbstractKernel):
 
     name: ClassVar[str] = "langevin"
     is_exact: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = False
     step_exponent: ClassVar[float] = 1.0
     statistics: ClassVar[tuple[str, ...]] = ("is_divergent", "num_gradients", "is_nonfinite")
     step_size: Any = 0.01

@@ -1,0 +1,304 @@
+"""What an energy and a score have in common: events in rows, their support, and how chains see them."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_ebm._bases import split_rows
+from numpyro_ebm._blocks import Blocks
+from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._errors import EnergyError, is_concrete
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
+
+
+class Rows(NamedTuple):
+    """Events laid out one per row.
+
+    Attributes:
+        value: ``(num_rows, *event_shape)``.
+        local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``.
+    """
+
+    value: Array
+    local: PyTree
+
+
+class EventDistribution(dist.Distribution):
+    """An unnormalised distribution of events laid out in rows, each with a context and a base of its own.
+
+    Attributes:
+        has_energy: whether its log density is known up to a constant, or the gradient of it only.
+    """
+
+    arg_constraints = {}
+    pytree_data_fields = ("context", "base", "_support", "_sampler_arrays")
+    pytree_aux_fields = ("_sampler_structure",)
+    has_energy: ClassVar[bool]
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        context: PyTree,
+        batch_shape: tuple[int, ...],
+        support: Any,
+        base: dist.Distribution | None,
+        sampler: Callable[..., Array],
+        *,
+        validate_args: bool | None,
+    ):
+        if not callable(sampler):
+            raise TypeError(f"{type(self).__name__} needs a callable sampler; got {type(sampler).__name__}.")
+        event_shape, batch_shape = _shape("event_shape", event_shape), _shape("batch_shape", batch_shape)
+        _check_context(context, batch_shape)
+        self._support = _event_support(support, event_shape)
+        if base is not None:
+            batch_shape = _check_base(base, event_shape, batch_shape, self._support)
+        self._sampler_arrays, self._sampler_structure = dismantle(sampler)
+        self.context, self.base = context, base
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    def unconstrained_log_density(self, position: Array, local: PyTree = None) -> Array:
+        """Log density of one row at an unconstrained position, up to a constant, with the log Jacobian of the transform."""
+        raise NotImplementedError
+
+    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
+        """Gradient of `unconstrained_log_density` in the position."""
+        raise NotImplementedError
+
+    def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
+        """The log density that this kernel moves under: ``target(position, local)``.
+
+        Raises:
+            EnergyError: for a kernel that asks for more than is known.
+        """
+        raise NotImplementedError
+
+    @property
+    def sampler(self) -> Callable[..., Array]:
+        """What ``sample`` calls."""
+        return assemble(self._sampler_arrays, self._sampler_structure)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The constraint of one event."""
+        return self._support  # pyright: ignore[reportReturnType]
+
+    @property
+    def has_rsample(self) -> bool:
+        """False: no gradient flows through a sampler."""
+        return False
+
+    def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw by the sampler; approximate, as MCMC is.
+
+        Args:
+            key: random key.
+            sample_shape: shape of independent draws.
+
+        Returns:
+            Draws of shape ``sample_shape + batch_shape + event_shape``.
+        """
+        if key is None:
+            raise EnergyError(
+                f"{type(self).__name__}.sample needs a random key. Inside a model, write numpyro.handlers.seed(model, 0)."
+            )
+        shape = self.shape(sample_shape)
+        if 0 in shape:
+            return jnp.zeros(shape)
+        return self.sampler(key, self, tuple(sample_shape))
+
+    def constrain(self, position: Array) -> Array:
+        """From unconstrained space to the support, one event."""
+        return self._transform(position)
+
+    def unconstrain(self, event: Array) -> Array:
+        """From the support to unconstrained space, one event."""
+        return self._transform.inv(event)
+
+    def rows(self, value: Array, batch_shape: tuple[int, ...]) -> Rows:
+        """Events broadcast to ``batch_shape`` and laid out one per row, with each row's context and base."""
+        flat = jnp.broadcast_to(value, batch_shape + self.event_shape).reshape((-1, *self.event_shape))
+        base_parameters = None if self.base is None else split_rows(self.base, self.batch_shape)[1]
+        own = (self.context, base_parameters)
+        if not jax.tree.leaves(own):
+            return Rows(flat, None)
+        return Rows(flat, jax.tree.map(lambda leaf: _repeat(leaf, len(self.batch_shape), batch_shape), own))
+
+    @property
+    def reference(self) -> dist.Distribution:
+        """The base, or a standard normal in unconstrained space where there is none.
+
+        Where chains start, and the noise of NCE, unless told otherwise.
+        """
+        if self.base is not None:
+            return self.base
+        shape = self.unconstrained_shape
+        normal = dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
+        return normal if self._is_real else dist.TransformedDistribution(normal, self._transform)
+
+    def reference_sample(self, rng_key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws of `reference`, of shape ``sample_shape + batch_shape + event_shape``."""
+        return self.as_events(self.reference.expand(self.batch_shape).sample(rng_key, sample_shape))
+
+    @property
+    def unconstrained_shape(self) -> tuple[int, ...]:
+        """Shape of one event in unconstrained space."""
+        return tuple(self._transform.inverse_shape(self.event_shape))
+
+    def as_events(self, value: Any) -> Array:
+        """Values as an array of the float type in use (discrete supports keep theirs), their shape checked.
+
+        Raises:
+            EnergyError: where the trailing shape is not ``event_shape`` or the leading one does not broadcast.
+            TypeError: for complex or non-numeric values.
+        """
+        value = jnp.asarray(value)
+        if not (jnp.isrealobj(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)):
+            raise TypeError(f"{type(self).__name__} needs real numbers; got dtype {value.dtype}.")
+        if not self.is_discrete:
+            value = value.astype(float)
+        self._broadcast(value)
+        return value
+
+    def _broadcast(self, value: Array) -> tuple[int, ...]:
+        """The rows' shape of a value."""
+        cut = value.ndim - len(self.event_shape)
+        problem = cut < 0 or value.shape[cut:] != self.event_shape
+        if not problem:
+            try:
+                return jnp.broadcast_shapes(value.shape[:cut], self.batch_shape)
+            except ValueError:
+                pass
+        raise EnergyError(
+            f"Data of shape {value.shape} do not match event_shape={self.event_shape} and "
+            f"batch_shape={self.batch_shape}: the data need shape (..., {', '.join(map(str, self.event_shape)) or 'rows'}). "
+            f"Write {type(self).__name__}(..., event_shape={value.shape[len(self.batch_shape) or 1 :]}) or reshape the data."
+        )
+
+    def _log_base(self, event: Array, parameters: PyTree) -> Any:
+        """Log density of one event under its row's base; 0 without one."""
+        return 0.0 if self.base is None else split_rows(self.base, self.batch_shape)[0](event, parameters)
+
+    def _log_jacobian(self, position: Array) -> Array:
+        """Log volume that the transform gives to one unconstrained position."""
+        return jnp.sum(self._transform.log_abs_det_jacobian(position, self.constrain(position)))
+
+    def _call(self, function: Any, event: Array, context: PyTree) -> Array:
+        """The user's function of one event, and of its row's context where there is one."""
+        return jnp.asarray(function(event) if self.context is None else function(event, context))
+
+    @property
+    def _transform(self) -> Any:
+        if self.is_discrete:
+            raise EnergyError(
+                f"The support {self.support} is discrete: gradient kernels and score-based estimators cannot work on it."
+            )
+        return dist.biject_to(self.support)
+
+    @property
+    def _is_real(self) -> bool:
+        return type(_elementary(self.support)) is type(constraints.real)
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+        raise EnergyError(f"{name} needs a tuple of sizes, e.g. {name}=(3,); got {shape!r}.")
+    return tuple(int(n) for n in shape)
+
+
+def _event_support(support: Any, event_shape: tuple[int, ...]) -> Any:
+    """The constraint of a whole event, from that of its elements."""
+    extra = len(event_shape) - support.event_dim
+    if extra < 0:
+        raise EnergyError(
+            f"The support {support} constrains events of {support.event_dim} dimensions; event_shape={event_shape} has "
+            f"{len(event_shape)}. Write event_shape=(n,)."
+        )
+    check_one_support(support, event_shape)
+    return constraints.independent(support, extra) if extra else support
+
+
+def check_one_support(support: Any, event_shape: tuple[int, ...]) -> None:
+    """Refuse bounds that differ from row to row.
+
+    Raises:
+        EnergyError: with their shape.
+    """
+    for bound in jax.tree.leaves(support):
+        if jnp.ndim(bound) > len(event_shape):
+            raise EnergyError(
+                f"The support {support} has bounds of shape {jnp.shape(bound)} for events of shape {event_shape}: all rows "
+                "share one support. Write bounds of one event, and move the rest into the energy."
+            )
+
+
+def _check_context(context: PyTree, batch_shape: tuple[int, ...]) -> None:
+    for leaf in jax.tree.leaves(context):
+        if jnp.shape(leaf)[: len(batch_shape)] != batch_shape:
+            raise EnergyError(
+                f"Each leaf of context leads with batch_shape={batch_shape}; got a leaf of shape {jnp.shape(leaf)}. "
+                f"Write context=context, batch_shape={jnp.shape(leaf)[:1]} in the distribution."
+            )
+
+
+def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int, ...], support: Any) -> tuple[int, ...]:
+    """The batch shape with the base's own, once the base is known to fit."""
+    if not isinstance(base, dist.Distribution):
+        raise TypeError(f"base needs a numpyro distribution; got {type(base).__name__}.")
+    if base.event_shape != event_shape:
+        raise EnergyError(
+            f"base has event_shape {base.event_shape}, the energy has {event_shape}. "
+            f"Write base=numpyro.distributions.Normal(0, 1).expand({list(event_shape)}).to_event({len(event_shape)})."
+        )
+    check_same_support("base", base, support)
+    try:
+        return jnp.broadcast_shapes(batch_shape, base.batch_shape)
+    except ValueError:
+        raise EnergyError(f"base has batch shape {base.batch_shape}, which does not broadcast to {batch_shape}.") from None
+
+
+def check_same_support(role: str, distribution: dist.Distribution, support: Any) -> None:
+    """Refuse a distribution that lives on another support than the energy's.
+
+    Raises:
+        EnergyError: naming both supports.
+    """
+    theirs, ours = _elementary(distribution.support), _elementary(support)
+    if _region(theirs) != _region(ours):
+        raise EnergyError(
+            f"The {role} {type(distribution).__name__} has support {theirs}, the energy has {ours}. Give both the "
+            f"same: write support={theirs} in the distribution, or another {role}."
+        )
+
+
+def _elementary(constraint: Any) -> Any:
+    while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
+        constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
+    return constraint
+
+
+def _region(constraint: Any) -> Any:
+    """The set a constraint stands for: intervals by their bounds (open or closed alike), others by their type."""
+    if isinstance(constraint, Blocks):
+        return tuple(
+            (_region(_elementary(part)), shape) for part, shape in zip(constraint.parts, constraint.shapes, strict=True)
+        )
+    has_bounds = hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound")
+    if constraint.is_discrete or not (has_bounds or type(constraint) is type(constraints.real)):
+        return type(constraint)
+    low, high = getattr(constraint, "lower_bound", -np.inf), getattr(constraint, "upper_bound", np.inf)
+    if not is_concrete(low, high):
+        return "an interval"
+    return float(np.min(np.asarray(low))), float(np.max(np.asarray(high)))
+
+
+def _repeat(leaf: Any, own_ndim: int, batch_shape: tuple[int, ...]) -> Array:
+    """A leaf that leads with the distribution's batch shape, broadcast to the rows and flattened over them."""
+    leaf = jnp.asarray(leaf)
+    event = leaf.shape[own_ndim:]
+    return jnp.broadcast_to(leaf, batch_shape + event).reshape((-1, *event))
