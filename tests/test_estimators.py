@@ -277,7 +277,8 @@ def test_context_and_row_bases(name):
         with pytest.raises(ValueError, match=r"site 'y'.*context"):
             surrogate(estimated(model, name), {"t": 0.1}, y)
         return
-    options = {**options_of(name), **({"sigma": 0.3} if name == "dsm" else {})}
+    special = {"dsm": {"sigma": 0.3}, "replay": {"start": "data"}}
+    options = {**options_of(name), **special.get(name, {})}
     value = fit(ebm.estimate(model, name, **options), y, steps=600)["t"]
     if name in OBJECTIVES:
         sigma = options.get("sigma", 0.0)

@@ -215,7 +215,6 @@ def test_an_adapted_step_resonates_too():
     for kernel in (ebm.HMC(num_integration_steps=5), ebm.DynamicHMC(num_integration_steps=5)):
         run = chains.run(jax.random.key(0), kernel, standard, jnp.zeros((4, 2)), num_warmup=500, num_samples=2000)
         ess[kernel.name] = float(effective_sample_size(run.positions**2).min())
-    assert ess["hmc"] < 200
     assert ess["dynamic_hmc"] > 10 * ess["hmc"]
 
 

@@ -15,6 +15,8 @@ from numpyro_ebm.chains import ChainHealth
 Policy = Literal["warn", "raise", "reset"]
 
 RUNAWAY_DISTANCE = 1e5
+RUNAWAY_GAP = 1e3  # nats per coordinate
+GAP_GROWTH = 10.0
 NONFINITE_RATE = 0.5
 COLLAPSED_ACCEPTANCE = 0.02
 FROZEN_MOVE = 1e-5
@@ -28,6 +30,8 @@ CONDITIONS = {
     "grows at infinity",
     "runaway": "chains are {distance:.3g} standard deviations of the data away from them. Give the EnergyDistribution a "
     "base, or use a smaller step_size, a kernel that rejects (mala, hmc) or on_unhealthy='reset'",
+    "gap": "the energies of data and chains have grown {energy_gap:.3g} nats apart: the chains do not follow the energy, "
+    "which runs away from them. Use more num_steps, a smaller learning rate, or chains that start nearer (start='data')",
     "nonfinite": "the log density is not finite at {nonfinite_rate:.0%} of the proposals, or where chains ended. Look at "
     "the energy there (overflow, a logarithm of 0), or use a smaller step_size",
     "collapse": "the acceptance has come down to {mean_acceptance:.2g}. Use a smaller step_size (it is {step_size:.2g}), or "
@@ -50,10 +54,11 @@ class NegativePhaseHealth(NamedTuple):
         energy_gap: mean energy (base included) of the data minus that of the negatives; near 0 for a model that fits.
         distance: distance from the data's mean to the farthest negative (root mean square over coordinates).
         move: root mean square move of the chains over the update.
+        early_gap: largest absolute ``energy_gap`` of the first 20 updates.
         mean_acceptance: moving average of ``acceptance_rate`` over about 20 updates.
         mean_move: moving average of ``move``.
-        conditions: ``(5,)``, which of unbounded, runaway, nonfinite, collapse, frozen hold.
-        reported: ``(5,)``, which of them a warning has been given for.
+        conditions: ``(6,)``, which of unbounded, runaway, gap, nonfinite, collapse, frozen hold.
+        reported: ``(6,)``, which of them a warning has been given for.
     """
 
     acceptance_rate: Array
@@ -65,6 +70,7 @@ class NegativePhaseHealth(NamedTuple):
     energy_gap: Array
     distance: Array
     move: Array
+    early_gap: Array
     mean_acceptance: Array
     mean_move: Array
     conditions: Array
@@ -101,7 +107,7 @@ def unknown() -> NegativePhaseHealth:
     """Health before the first update."""
     nothing, one = jnp.zeros(len(CONDITIONS), bool), jnp.ones((), float)
     figures = {name: jnp.full((), jnp.nan, float) for name in NegativePhaseHealth._fields}
-    known = {"mean_acceptance": one, "mean_move": one, "conditions": nothing, "reported": nothing}
+    known = {"early_gap": 0 * one, "mean_acceptance": one, "mean_move": one, "conditions": nothing, "reported": nothing}
     return NegativePhaseHealth(**{**figures, **known})
 
 
@@ -124,9 +130,12 @@ def examine(
         local: what each chain has of its own.
     """
     centre, spread = spread_of(seen.data)
+    size = max(centre.size, 1)
     distances = _length(seen.end - centre) / spread
     finite = jnp.isfinite(distances) & jnp.isfinite(seen.log_density_end)
     move = jnp.sqrt(jnp.mean(jnp.where(finite, _length(seen.end - seen.start) / spread, 0.0) ** 2))
+    gap = jnp.mean(seen.log_density_end) - jnp.mean(seen.log_density_data)
+    seasoned = seen.num_updates + 1 >= PATIENCE
     rate = 1.0 / jnp.minimum(seen.num_updates + 1.0, PATIENCE)
     health = before._replace(
         acceptance_rate=seen.chains.acceptance_rate,
@@ -135,18 +144,19 @@ def examine(
         swap_rate=seen.chains.swap_rate,
         num_gradients=seen.chains.num_gradients,
         step_size=jnp.asarray(jnp.nan if seen.step_size is None else seen.step_size, float),
-        energy_gap=jnp.mean(seen.log_density_end) - jnp.mean(seen.log_density_data),
+        energy_gap=gap,
         distance=jnp.max(distances),
         move=move,
+        early_gap=jnp.where(seasoned, before.early_gap, jnp.fmax(before.early_gap, jnp.abs(gap))),
         mean_acceptance=before.mean_acceptance + rate * (seen.chains.acceptance_rate - before.mean_acceptance),
         mean_move=before.mean_move + rate * (move - before.mean_move),
     )
-    seasoned = seen.num_updates + 1 >= PATIENCE
     conditions = {
         "unbounded": _is_unbounded(
             log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local
         ),
         "runaway": jnp.any(distances > RUNAWAY_DISTANCE),
+        "gap": seasoned & (jnp.abs(gap) > jnp.maximum(RUNAWAY_GAP * size, GAP_GROWTH * health.early_gap)),
         "nonfinite": jnp.any(~finite) | (health.nonfinite_rate > NONFINITE_RATE),
         "collapse": seasoned & seen.is_adjusted & (health.mean_acceptance < COLLAPSED_ACCEPTANCE),
         "frozen": seasoned & (health.mean_move < FROZEN_MOVE),

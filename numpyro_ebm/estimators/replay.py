@@ -24,6 +24,10 @@ class Replay(PoolEstimator):
     another row's. What is kept is a value: for contexts that are themselves trained (the output of an encoder, a base with
     parameters) write "cd", "mle" or "pcd", which read them afresh.
 
+    Chains that begin anew and that ``num_steps`` transitions do not take to the model bias the gradient, and the bias can
+    feed on itself (the condition "gap" of `NegativePhaseHealth`), above all where the scale differs from row to row: take
+    more steps, or ``start="data"``.
+
     State, in the mutable site ``"<site>$replay"``: ``position`` ``(buffer_size, ...)`` in unconstrained space, ``age``
     (transitions of each chain since it began), ``local`` (contexts), ``health`` (`NegativePhaseHealth`), ``num_updates``,
     and ``averaging`` where the step size adapts.
