@@ -1,0 +1,84 @@
+"""What a function's program says of its second derivatives: whether the forward Laplacian can run it, whether it bends at all."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from folx import forward_laplacian
+from folx.wrapped_functions import is_registered
+from jax.extend.core import Literal
+
+from numpyro_ebm._typing import Array
+
+# folx knows these by the name of their jitted function, which a user's own may share.
+BY_NAME = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "logaddexp": jnp.logaddexp}
+
+
+def value_gradient_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array, Array]:
+    """Value, gradient and Laplacian of a scalar function of ``(d,)``, in one pass forward (the package folx)."""
+    result: Any = forward_laplacian(fn)(flat)
+    return result.x, result.dense_jacobian.reshape(flat.shape), result.laplacian
+
+
+def beyond_forward_laplacian(fn: Callable[..., Any], *args: Any) -> tuple[str, ...]:
+    """Names of the operations on the arguments for which folx has no rule of its own, sorted."""
+    closed = jax.make_jaxpr(fn)(*args)
+    missing: set[str] = set()
+    _walk(closed.jaxpr, [True] * len(closed.jaxpr.invars), missing)
+    return tuple(sorted(missing))
+
+
+def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
+    """Whether a function's gradient changes with the point, and yet its second derivative is zero almost everywhere."""
+    slope = jax.grad(fn)
+    bend = jax.make_jaxpr(lambda x, v: jax.jvp(slope, (x,), (v,))[1])(point, point).jaxpr
+    if any(_walk(bend, [False, True])):
+        return False
+    program = jax.make_jaxpr(slope)(point).jaxpr
+    return any(_walk(program, [True] * len(program.invars), integers=True))
+
+
+def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *, integers: bool = False) -> list[bool]:
+    """Which outputs depend on the marked inputs; names of operations on the way that folx lacks go to ``missing``.
+
+    Args:
+        jaxpr: a program.
+        marked: one flag for each input.
+        missing: collects names, or None.
+        integers: whether what goes through integers and booleans counts as dependence; it has no derivative.
+    """
+    depends = dict(zip(jaxpr.invars, marked, strict=True))
+
+    def is_marked(atom):
+        return not isinstance(atom, Literal) and depends.get(atom, False)
+
+    for eqn in jaxpr.eqns:
+        inputs = [is_marked(atom) for atom in eqn.invars]
+        if not any(inputs):
+            continue
+        inner = eqn.params["jaxpr"].jaxpr if eqn.primitive.name in ("jit", "pjit") else None
+        if inner is not None and not (missing is not None and is_registered(str(eqn.params["name"]))):
+            outputs = _walk(inner, inputs, missing, integers=integers)
+        else:
+            if missing is not None and not _has_rule(eqn):
+                missing.add(str(eqn.params.get("name", eqn.primitive.name)))
+            outputs = [True] * len(eqn.outvars)
+        for var, flag in zip(eqn.outvars, outputs, strict=True):
+            depends[var] = flag and (integers or jnp.issubdtype(var.aval.dtype, jnp.inexact))
+    return [is_marked(atom) for atom in jaxpr.outvars]
+
+
+def _has_rule(eqn: Any) -> bool:
+    """Whether folx treats an operation itself; a jitted function that it knows by name has to be the one it means."""
+    if eqn.primitive.name not in ("jit", "pjit"):
+        has_derivative = any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
+        return is_registered(eqn.primitive) or not has_derivative
+    meant = BY_NAME.get(eqn.params["name"])
+    if meant is None:
+        return False
+    try:
+        known = jax.make_jaxpr(meant)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars))
+    except TypeError:
+        return False
+    return str(known.jaxpr.eqns[0].params.get("jaxpr")) == str(eqn.params["jaxpr"])
