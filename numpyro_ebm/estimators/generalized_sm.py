@@ -120,7 +120,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
             return square(event, ends)
         if self.weight == "distance":
             return distance(event, ends)
-        if self.weight == "capped":
+        if self.cap is not None:
             return jnp.where(ends.is_bounded, jnp.minimum(distance(event, ends), self.cap), 1.0)
         bounded = jnp.ravel(ends.is_bounded)
         flat = jnp.ravel(event)
