@@ -45,7 +45,7 @@ WIDE = dist.Normal(0, 2).expand([DIM]).to_event(1)  # reaches modes that the mod
 MALA = ebm.MALA(step_size=0.05)
 METHODS = {
     "sm": {},
-    "ssm": {"num_projections": 4, "variance_reduced": True},
+    "ssm_vr": {"num_projections": 4},
     "dsm": {"sigma": 0.3},
     "nce": {"nu": 10},
     # A fixed number of leapfrog steps may resonate at an adapted step size: this one stays.

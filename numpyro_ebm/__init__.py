@@ -8,6 +8,9 @@ from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
+from numpyro_ebm.estimators import GeneralizedScoreMatching as GeneralizedScoreMatching
+from numpyro_ebm.estimators import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
@@ -15,10 +18,12 @@ from numpyro_ebm.estimators import MultigridContrastiveDivergence as MultigridCo
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators import Replay as Replay
 from numpyro_ebm.estimators import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators import SlicedScoreMatching as SlicedScoreMatching
 from numpyro_ebm.estimators import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
+from numpyro_ebm.estimators import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching
 from numpyro_ebm.estimators import available_estimators as available_estimators
 from numpyro_ebm.factors import energy_factor as energy_factor
 from numpyro_ebm.handlers import empty_guide as empty_guide

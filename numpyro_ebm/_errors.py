@@ -52,13 +52,17 @@ def eager(*values: Any) -> AbstractContextManager:
     return jax.ensure_compile_time_eval() if is_concrete(*values) else nullcontext()
 
 
-def check_positive(owner: str, name: str, value: Any) -> None:
-    """Refuse a concrete value that is not positive and finite in every element.
+def check_positive(owner: str, name: str, value: Any, *, scalar: bool = False) -> None:
+    """Refuse a concrete value that is not positive and finite in every element, or is no scalar where one is needed.
 
     Raises:
         EnergyError: naming the owner, the option and the value.
     """
-    if value is None or not is_concrete(value):
+    if value is None:
+        return
+    if scalar and np.shape(value):
+        raise EnergyError(f"{owner} needs one number {name}; got shape {np.shape(value)}. Write {owner}({name}=0.1).")
+    if not is_concrete(value):
         return
     array = np.asarray(value)
     if not (np.issubdtype(array.dtype, np.number) and np.all(np.isfinite(array)) and np.all(array > 0)):

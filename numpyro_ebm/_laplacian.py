@@ -1,4 +1,4 @@
-"""What a function's program says of its second derivatives: whether the forward Laplacian can run it, whether it bends at all."""
+"""Second derivatives of a function by its program: the forward Laplacian, whether it applies, whether there are any."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from numpyro_ebm._typing import Array
 BY_NAME = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "logaddexp": jnp.logaddexp}
 
 
-def value_gradient_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array, Array]:
-    """Value, gradient and Laplacian of a scalar function of ``(d,)``, in one pass forward (the package folx)."""
+def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array]:
+    """Gradient and Laplacian of a scalar function of ``(d,)``, in one pass forward (the package folx)."""
     result: Any = forward_laplacian(fn)(flat)
-    return result.x, result.dense_jacobian.reshape(flat.shape), result.laplacian
+    return result.dense_jacobian.reshape(flat.shape), result.laplacian
 
 
 def beyond_forward_laplacian(fn: Callable[..., Any], *args: Any) -> tuple[str, ...]:

@@ -29,7 +29,12 @@ def normal_proposal():
 CASES = {
     "sm": ({}, 1e-3),
     "ssm": ({"num_projections": 2}, 0.1),
-    "dsm": ({"sigma": 0.2}, None),
+    "ssm_vr": ({"num_projections": 2}, 0.1),
+    "fd_ssm": ({"num_projections": 2}, 0.1),
+    "regularized_sm": ({"sigma": 0.2}, 1e-3),
+    "hsm": ({"weights": (1.0, 0.01)}, 0.1),
+    "generalized_sm": ({}, 1e-3),
+    "dsm": ({"sigma": 0.2}, 0.1),
     "nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
@@ -82,7 +87,7 @@ OTHERS = {
     ),
 }
 ALL = list(CASES)
-OBJECTIVES = ["sm", "ssm", "dsm", "nce"]
+OBJECTIVES = ["sm", "ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm", "nce"]
 GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
 MLE = 3.99528
 
@@ -168,11 +173,8 @@ EVERY = some_slow(FAST, [name for name in ALL if name not in FAST])
 def test_recovers_the_precision(name, gaussian_data):
     params = fit(estimated(precision_model, name), gaussian_data)
     options, tolerance = CASES[name]
-    if name == "dsm":
-        truth = 1 / (np.mean(gaussian_data**2) + options["sigma"] ** 2)
-        np.testing.assert_allclose(params["t"], truth, atol=0.1)
-    else:
-        np.testing.assert_allclose(params["t"], MLE, atol=tolerance)
+    truth = 1 / (1 / MLE + options.get("sigma", 0.0) ** 2)
+    np.testing.assert_allclose(params["t"], truth, atol=tolerance)
     if name == "nce":
         np.testing.assert_allclose(params["x$log_normalizer"], -0.5 * np.log(MLE / (2 * np.pi)), atol=0.02)
 
@@ -245,7 +247,12 @@ class TestInvariants:
 
 
 @pytest.mark.parametrize(
-    "name", some_slow(["sm", "pcd"], ["nce", "ssm", "dsm", "cd", "replay", "improved_cd", "mle", "unbiased"])
+    "name",
+    some_slow(
+        ["sm", "pcd"],
+        ["ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm"]
+        + ["nce", "cd", "replay", "improved_cd", "mle", "unbiased"],
+    ),
 )
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
 def test_runs_under_autoguides(name, guide_type):
@@ -260,7 +267,13 @@ def test_runs_under_autoguides(name, guide_type):
     assert np.isfinite(result.losses).all()
 
 
-@pytest.mark.parametrize("name", some_slow(["sm", "cd", "nce", "pcd", "improved_cd"], ["ssm", "dsm", "replay", "mle"]))
+@pytest.mark.parametrize(
+    "name",
+    some_slow(
+        ["sm", "cd", "nce", "pcd", "improved_cd"],
+        ["ssm", "ssm_vr", "fd_ssm", "regularized_sm", "generalized_sm", "dsm", "replay", "mle"],
+    ),
+)
 def test_context_and_row_bases(name):
     # E(y | k) = exp(k) y^2 / 2 in units of each row's own scale.
     rng = np.random.default_rng(0)
@@ -277,7 +290,7 @@ def test_context_and_row_bases(name):
         with pytest.raises(ValueError, match=r"site 'y'.*context"):
             surrogate(estimated(model, name), {"t": 0.1}, y)
         return
-    special = {"dsm": {"sigma": 0.3}, "replay": {"start": "data"}}
+    special = {"dsm": {"sigma": 0.3}, "regularized_sm": {"sigma": 0.3}, "replay": {"start": "data"}}
     options = {**options_of(name), **special.get(name, {})}
     value = fit(ebm.estimate(model, name, **options), y, steps=600)["t"]
     if name in OBJECTIVES:
@@ -359,12 +372,12 @@ class TestIdentities:
             numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), (4,)), obs=x)
 
         optimum = 4 / np.mean(np.sum(x**2, 1))
-        vr = ebm.estimate(model, "ssm", variance_reduced=True)
+        vr = ebm.estimate(model, "ssm_vr")
         np.testing.assert_allclose(gradient(vr, {"t": optimum}, x) / 300, 0, atol=1e-12)
 
     @pytest.mark.parametrize("projection", ["rademacher", "gaussian", "sphere"])
-    @pytest.mark.parametrize("variance_reduced", [False, True])
-    def test_ssm_is_sm_on_average(self, projection, variance_reduced):
+    @pytest.mark.parametrize("name", ["ssm", "ssm_vr"])
+    def test_ssm_is_sm_on_average(self, projection, name):
         x = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)
         energy = lambda x: 0.25 * jnp.sum(x**4) + x[0] * x[1]  # noqa: E731
 
@@ -372,8 +385,8 @@ class TestIdentities:
             numpyro.sample("x", ebm.EnergyDistribution(energy, (3,)), obs=x)
 
         exact = numpyro.handlers.trace(ebm.estimate(model, "sm")).get_trace(x)["x"]["fn"].log_prob(x)
-        options = {"num_projections": 8, "projection": projection, "variance_reduced": variance_reduced}
-        sliced = numpyro.handlers.trace(numpyro.handlers.seed(ebm.estimate(model, "ssm", **options), 0)).get_trace(x)
+        options = {"num_projections": 8, "projection": projection}
+        sliced = numpyro.handlers.trace(numpyro.handlers.seed(ebm.estimate(model, name, **options), 0)).get_trace(x)
         difference = np.asarray(sliced["x"]["fn"].log_prob(x) - exact)
         assert abs(difference.mean()) < 5 * difference.std() / np.sqrt(20_000)
         assert difference.std() > 0
@@ -535,7 +548,12 @@ class TestContainers:
         return lambda: eqx_module("net", module), ["net$params"], eqx.filter(module, eqx.is_inexact_array)
 
     @pytest.mark.parametrize(
-        "name", some_slow(["sm", "cd"], ["nce", "ssm", "dsm", "pcd", "replay", "improved_cd", "mle", "unbiased"])
+        "name",
+        some_slow(
+            ["sm", "cd"],
+            ["ssm", "ssm_vr", "regularized_sm", "hsm", "generalized_sm", "dsm"]
+            + ["nce", "pcd", "replay", "improved_cd", "mle", "unbiased"],
+        ),
     )
     def test_same_loss_and_gradient(self, name):
         results = {}

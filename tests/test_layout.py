@@ -20,6 +20,7 @@ FLOORS = {
     "_callables": 0,
     "_blocks": 0,
     "_bases": 0,
+    "_laplacian": 0,
     "_surrogates": 1,
     "_context": 0,
     "kernels": 1,

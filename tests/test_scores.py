@@ -12,7 +12,14 @@ from numpyro.distributions import constraints
 import numpyro_ebm as ebm
 
 PRECISION = jnp.array([[2.0, 0.6], [0.6, 1.0]])
-TRAINERS = {"sm": {}, "ssm": {"num_projections": 2}, "dsm": {"sigma": 0.3}}
+TRAINERS = {
+    "sm": {},
+    "ssm": {"num_projections": 2},
+    "ssm_vr": {},
+    "regularized_sm": {"sigma": 0.3},
+    "hsm": {},
+    "dsm": {"sigma": 0.3},
+}
 
 
 def score_model(x):
@@ -77,7 +84,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="site 'x'.*has no log density"):
             numpyro.infer.util.log_density(score_model, (data,), {}, {"k": PRECISION})
 
-    @pytest.mark.parametrize("name", ["cd", "nce", "pcd"])
+    @pytest.mark.parametrize("name", ["cd", "nce", "pcd", "fd_ssm", "generalized_sm"])
     def test_an_estimator_of_energies(self, name, data):
         with pytest.raises(ValueError, match=f"site 'x'.*'{name}' needs values of an energy.*ssm_vr"):
             surrogate(ebm.estimate(score_model, name), {"k": PRECISION}, data)

@@ -8,15 +8,20 @@ from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseH
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
+from numpyro_ebm.estimators.generalized_sm import GeneralizedScoreMatching as GeneralizedScoreMatching
+from numpyro_ebm.estimators.hsm import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators.regularized_sm import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators.replay import Replay as Replay
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
+from numpyro_ebm.estimators.ssm_vr import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching
 from numpyro_ebm.estimators.unbiased import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 
 ESTIMATORS: Registry[AbstractEstimator] = Registry(
@@ -27,16 +32,21 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             ContrastiveDivergence,
             CooperativeLearning,
             DenoisingScoreMatching,
+            FiniteDifferenceScoreMatching,
+            GeneralizedScoreMatching,
+            HigherOrderScoreMatching,
             ImprovedContrastiveDivergence,
             MaximumLikelihood,
             MeanFieldContrastiveDivergence,
             MultigridContrastiveDivergence,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
+            RegularizedScoreMatching,
             Replay,
             ScoreMatching,
             SlicedScoreMatching,
             UnbiasedMaximumLikelihood,
+            VarianceReducedSlicedScoreMatching,
         )
     },
 )
@@ -46,7 +56,8 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'improved_cd', 'mean_field_cd', 'mle',
-        'multigrid_cd', 'nce', 'pcd', 'replay', 'sm', 'ssm', 'unbiased')``.
+        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd',
+        'mean_field_cd', 'mle', 'multigrid_cd', 'nce', 'pcd', 'regularized_sm', 'replay', 'sm', 'ssm', 'ssm_vr',
+        'unbiased')``.
     """
     return ESTIMATORS.names()

@@ -1,13 +1,19 @@
-"""Second derivatives of a log density, a few directions at a time."""
+"""Second and higher derivatives of a log density, a few directions at a time."""
 
+import math
+import warnings
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._typing import Array
+from numpyro_ebm._laplacian import is_piecewise_linear
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._projections import Projection, directions
 
 DIRECTIONS_AT_ONCE = 64
+ELEMENTS_AT_ONCE = 2**22
 
 
 def over_coordinates(push: Callable[[Array], Array], flat: Array, read: Callable[[Array, Array], Array]) -> Array:
@@ -23,6 +29,91 @@ def over_coordinates(push: Callable[[Array], Array], flat: Array, read: Callable
     """
 
     def column(i):
-        return read(i, push(jnp.zeros_like(flat).at[i].set(1.0)))
+        return read(i, push(unit(flat, i)))
 
     return jax.lax.map(column, jnp.arange(flat.size), batch_size=DIRECTIONS_AT_ONCE)
+
+
+def unit(flat: Array, i: Array) -> Array:
+    """The direction of coordinate ``i``."""
+    return jnp.zeros_like(flat).at[i].set(1.0)
+
+
+def along(function: Callable[[Array], Array], direction: Array) -> Callable[[Array], Array]:
+    """The derivative of a function in one direction, as a function of the point."""
+    return lambda x: jax.jvp(function, (x,), (direction,))[1]
+
+
+def laplacian_of_curvature(score: Callable[[Array], Array], flat: Array) -> Array:
+    """Laplacian of ``(Laplacian q) / q = tr grad s + |s|^2`` for a density ``q`` of score ``s``.
+
+    Its ``d^2`` directional derivatives are taken at most 64 at a time.
+
+    Args:
+        score: the score at a point ``(d,)``; it need not be a gradient.
+        flat: the point, ``(d,)``.
+    """
+    value = score(flat)
+
+    def of_square(i):
+        direction = unit(flat, i)
+        first = along(score, direction)
+        return 2 * (jnp.sum(first(flat) ** 2) + jnp.sum(value * along(first, direction)(flat)))
+
+    def of_trace(pair):
+        i, j = jnp.divmod(pair, flat.size)
+        own = along(lambda x: score(x)[i], unit(flat, i))
+        return along(along(own, unit(flat, j)), unit(flat, j))(flat)
+
+    squares = jax.lax.map(of_square, jnp.arange(flat.size), batch_size=DIRECTIONS_AT_ONCE)
+    traces = jax.lax.map(of_trace, jnp.arange(flat.size**2), batch_size=DIRECTIONS_AT_ONCE)
+    return jnp.sum(squares) + jnp.sum(traces)
+
+
+def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Array:
+    """``row_loss(position, local, ...)`` for every row, as many rows at once as have Hessians of 4 million elements.
+
+    Where they do not all fit, what a row leaves for the gradient is computed again instead of kept.
+
+    Args:
+        row_loss: loss of one row.
+        site: the rows.
+        *each: more arguments, led by the rows.
+    """
+    rows = (site.position, site.local, *each)
+    size = math.prod(site.position.shape[1:])
+    at_once = max(1, ELEMENTS_AT_ONCE // max(size, 1) ** 2)
+    if at_once >= site.num_rows:
+        return jax.vmap(row_loss)(*rows)
+    return jax.lax.map(jax.checkpoint(lambda row: row_loss(*row)), rows, batch_size=at_once)
+
+
+def hutchinson(site: Site, law: Projection, num: int) -> Callable[[Array, PyTree, PRNGKey], Array]:
+    """The score matching loss of one row, the mean over random probes in the place of the trace."""
+
+    def row_loss(position, local, key):
+        score, push = jax.linearize(lambda z: site.score(z, local), position)
+        probes = directions(key, law, num, position)
+        return 0.5 * jnp.sum(score**2) + jnp.mean(jax.vmap(lambda v: jnp.sum(v * push(v)))(probes))
+
+    return row_loss
+
+
+def check_bends(site: Site, estimator: str) -> None:
+    """Warn of an energy that is linear piece by piece: its second derivatives, which the loss weighs, are all zero.
+
+    Warns:
+        UserWarning: with what to use instead.
+    """
+    distribution = site.distribution
+    if not distribution.has_energy:
+        return
+    position, local = jax.tree.map(lambda leaf: leaf[0], (site.position, site.local))
+    context = None if local is None else local[0]
+    if is_piecewise_linear(lambda z: distribution.evaluate_energy(distribution.constrain(z), context), position):
+        warnings.warn(
+            f"At site '{site.name}': the energy is linear piece by piece (ReLU, abs, max), so its second derivatives are "
+            f"zero almost everywhere and '{estimator}' learns a flat energy. Use a smooth activation (softplus, silu, tanh), or "
+            "estimate(model, 'dsm', sigma=0.1), which takes no second derivative.",
+            stacklevel=2,
+        )

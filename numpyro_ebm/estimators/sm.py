@@ -1,47 +1,123 @@
 """Exact score matching."""
 
 import dataclasses
+import warnings
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from numpyro_ebm._errors import EnergyError, check_count, nearest
+from numpyro_ebm._laplacian import beyond_forward_laplacian, gradient_and_laplacian
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._derivatives import over_coordinates
+from numpyro_ebm.estimators._derivatives import check_bends, hutchinson, over_coordinates, over_rows
+from numpyro_ebm.estimators._projections import Projection, check_projection
+
+Trace = Literal["auto", "forward", "columns"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreMatching(AbstractEstimator):
-    r"""Score matching with the exact trace (Hyvarinen).
+    r"""Score matching (Hyvarinen) with the exact trace, or with random probes of it.
 
     Loss of a row ``x`` with score ``s = -grad E`` (unconstrained space, Jacobian included):
 
     .. math:: \tfrac12 |s(x)|^2 + \operatorname{tr} \nabla s(x)
 
-    The surrogate is minus the loss. Free of log Z and of randomness; on a Gaussian it is maximum likelihood. Costs ``d``
-    forward derivatives of the score per row, at most 64 of them at a time, so the Hessian of a large event is never
-    built. Unbounded below for a flexible energy on finite data: stop early on held-out rows.
+    The surrogate is minus the loss. Free of log Z and, with the exact trace, of randomness; on a Gaussian it is maximum
+    likelihood. Rows of large events are taken a few at a time, and again for the gradient, so that their Hessians never
+    stand in memory together. Unbounded below for a flexible energy on finite data: stop early on held-out rows.
+
+    Args:
+        num_probes: Hutchinson probes per row, whose mean stands for the trace; None for the exact one. The loss is then that
+            of "ssm_vr", at one derivative of the score per probe.
+        projection: law of the probes, "rademacher", "gaussian" or "sphere".
+        trace: how the exact trace is found: "forward" is the forward Laplacian, one pass through the energy (the package
+            folx); "columns" takes the d columns of the score's Jacobian, 64 at a time; "auto" the first where folx has
+            rules for all of the energy's operations, the second elsewhere and for a `ScoreDistribution`.
+
+    Raises:
+        EnergyError: for an option that is none of these, and for ``trace="forward"`` where it cannot be.
+
+    Warns:
+        UserWarning: under "auto", where the energy has an operation without a rule in folx; and for an energy that is linear
+            piece by piece (ReLU), whose trace is zero almost everywhere.
 
     Example:
         ``estimate(model, "sm")``
 
     References:
-        Hyvarinen, Estimation of non-normalized statistical models by score matching (2005).
+        Hyvarinen, Estimation of non-normalized statistical models by score matching (2005); Li et al., A computational
+        framework for neural network-based variational Monte Carlo with forward Laplacian (2024).
     """
 
     name = "sm"
     role = "objective"
-    needs_energy = False
     is_deterministic = True
+    needs_energy = False
+    num_probes: int | None = None
+    projection: Projection = "rademacher"
+    trace: Trace = "auto"
+
+    def __post_init__(self):
+        if self.num_probes is not None:
+            check_count("ScoreMatching", "num_probes", self.num_probes)
+            # With probes there is noise, which NUTS would freeze.
+            object.__setattr__(self, "is_deterministic", False)
+        check_projection(self.projection)
+        if self.trace not in get_args(Trace):
+            raise EnergyError(f"Unknown trace '{self.trace}'. {nearest(str(self.trace), get_args(Trace))}")
+
+    def check(self, site: Site) -> None:
+        """Refuse a trace that cannot be; warn of an energy without curvature."""
+        super().check(site)
+        check_bends(site, self.name)
+        missing = _missing(site) if self.num_probes is None and self.trace == "forward" else ()
+        if missing:
+            raise EnergyError(f"The forward Laplacian (folx) has no rule for {list(missing)}. Write trace='columns'.")
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
+        if self.num_probes is not None:
+            keys = jax.random.split(rng_key, site.num_rows)
+            return -over_rows(hutchinson(site, self.projection, self.num_probes), site, keys), state
+        forward = self.trace == "forward" or (self.trace == "auto" and _is_forward(site))
+        return -over_rows(_forward(site) if forward else _columns(site), site), state
 
-        def row_loss(position, local):
-            flat, unravel = ravel_pytree(position)
-            score, push = jax.linearize(lambda v: ravel_pytree(site.score(unravel(v), local))[0], flat)
 
-            trace = jnp.sum(over_coordinates(push, flat, lambda i, column: column[i]))
-            return 0.5 * jnp.sum(score**2) + trace
+def _forward(site: Site):
+    def row_loss(position, local):
+        flat, unravel = ravel_pytree(position)
+        score, trace = gradient_and_laplacian(lambda v: site.log_density(unravel(v), local), flat)
+        return 0.5 * jnp.sum(score**2) + trace
 
-        return -jax.vmap(row_loss)(site.position, site.local), state
+    return row_loss
+
+
+def _columns(site: Site):
+    def row_loss(position, local):
+        flat, unravel = ravel_pytree(position)
+        score, push = jax.linearize(lambda v: ravel_pytree(site.score(unravel(v), local))[0], flat)
+        return 0.5 * jnp.sum(score**2) + jnp.sum(over_coordinates(push, flat, lambda i, column: column[i]))
+
+    return row_loss
+
+
+def _is_forward(site: Site) -> bool:
+    missing = _missing(site)
+    if missing and site.distribution.has_energy:
+        warnings.warn(
+            f"At site '{site.name}': the forward Laplacian (folx) has no rule for {list(missing)}, so the trace is taken "
+            "column by column, which is slower. Write estimate(model, 'sm', trace='columns') to have it so.",
+            stacklevel=2,
+        )
+    return not missing
+
+
+def _missing(site: Site) -> tuple[str, ...]:
+    """What in a site's energy the forward Laplacian cannot do."""
+    if not site.distribution.has_energy:
+        return ("a score without an energy",)
+    position, local = jax.tree.map(lambda leaf: leaf[0], (site.position, site.local))
+    return beyond_forward_laplacian(lambda z: site.log_density(z, local), position)

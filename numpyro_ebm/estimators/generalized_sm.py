@@ -1,0 +1,165 @@
+"""Generalised score matching for densities on intervals and half lines."""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from numpyro_ebm._errors import EnergyError, check_positive, eager, is_concrete, nearest
+from numpyro_ebm._typing import Array
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._derivatives import check_bends, over_coordinates
+from numpyro_ebm.estimators._ends import Ends, distance, ends_of, square
+
+Weight = Literal["square", "distance", "capped"] | Callable[[Array], Array]
+NAMES = ("square", "distance", "capped")
+# Where a weight is tried: shares of an interval, distances from the end of a half line.
+SHARES, STEPS = np.linspace(0.02, 0.98, 25), np.geomspace(0.01, 100, 25)
+NEGLIGIBLE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneralizedScoreMatching(AbstractEstimator):
+    r"""Score matching in the original coordinates of a bounded support (Hyvarinen; Yu, Drton and Shojaie).
+
+    Loss of a row, with ``s = grad log p`` in the constrained event and a weight ``h_i`` of each coordinate:
+
+    .. math:: \sum_i \tfrac12 h_i(x_i) s_i(x)^2 + h_i(x_i)\, \partial_i s_i(x) + h_i'(x_i)\, s_i(x)
+
+    It is half the weighted squared distance of the scores, ``sum_i h_i (s_i - grad_i log p_data)^2``, but for a constant and
+    for a boundary term ``h_i s_i p_data``, which vanishes where ``h_i`` does: at the finite ends of the support. A real
+    coordinate has weight 1, so that on the real line this is "sm"; "square" on the half line ``x > 0`` is Hyvarinen's loss
+    for non-negative data. At infinite ends the density has to fall off, as for "sm". Costs ``d`` forward derivatives of the
+    score per row.
+
+    "sm" itself trains a bounded density in unconstrained coordinates, to which the logistic or the exponential function
+    takes an interval or a half line: that is this loss under the weight ``(x - a)^2 (b - x)^2 / (b - a)^2`` or ``(x - a)^2``
+    and a term free of parameters. So "square" has the optimum of "sm" where all intervals are of one length; the other
+    weights differ.
+
+    Args:
+        weight: "square", the product of the squared distances to the finite ends: ``(x - a)^2 (b - x)^2`` on an interval,
+            ``(x - a)^2`` on a half line; "distance", the distance to the nearest end; "capped", the lesser of that and
+            ``cap``; or a function ``h(x)`` of one bounded coordinate, not negative and 0 at each finite end.
+        cap: the distance beyond which the weight of "capped" is constant, in data units.
+
+    Raises:
+        EnergyError: for an unknown weight, a cap that is missing or out of place; and at the first use for a support that is
+            no product of lines, half lines and intervals, for a function that is negative, not scalar or does not vanish at
+            an end, and for one where no coordinate is bounded.
+
+    Warns:
+        UserWarning: for an energy that is linear piece by piece (ReLU), whose second derivatives are zero.
+
+    Example:
+        ``estimate(model, "generalized_sm", weight="capped", cap=1.0)``
+
+    References:
+        Hyvarinen, Some extensions of score matching (2007); Yu, Drton and Shojaie, Generalized score matching for
+        non-negative data (2019); Liu, Kanamori and Williams, Estimating density models with truncation boundaries using
+        score matching (2022).
+    """
+
+    name = "generalized_sm"
+    role = "objective"
+    is_deterministic = True
+    weight: Weight = "square"
+    cap: float | None = None
+
+    def __post_init__(self):
+        if not callable(self.weight) and self.weight not in NAMES:
+            hint = nearest(str(self.weight), NAMES) if isinstance(self.weight, Hashable) else f"Known names: {NAMES}."
+            raise EnergyError(
+                f"GeneralizedScoreMatching needs a name or a function for weight; got {self.weight!r}. {hint} A constant "
+                "weight is refused on a bounded support, where it leaves a boundary term; without bounds write 'sm'."
+            )
+        if (self.cap is not None) != (self.weight == "capped"):
+            raise EnergyError(
+                f"The weight 'capped' has a cap and the others have none; got weight={self.weight!r}, cap={self.cap!r}. "
+                "Write estimate(model, 'generalized_sm', weight='capped', cap=1.0)."
+            )
+        check_positive("GeneralizedScoreMatching", "cap", self.cap, scalar=True)
+
+    def check(self, site: Site) -> None:
+        """Refuse supports that are no intervals, and a function that is no weight on them."""
+        super().check(site)
+        check_bends(site, self.name)
+        ends = self._ends(site)
+        if callable(self.weight) and is_concrete(ends):
+            intervals = {(float(low), float(high)) for low, high in zip(*map(np.ravel, ends), strict=True)}
+            intervals -= {(-np.inf, np.inf)}
+            for low, high in sorted(intervals):
+                check_weight(self.weight, low, high)
+            if not intervals:
+                raise EnergyError(
+                    f"The weight is a function of a bounded coordinate, and the support {site.distribution.support} has "
+                    "none. Write estimate(model, 'sm')."
+                )
+
+    def surrogate(self, rng_key, site: Site, state):
+        """Minus the loss, per row."""
+        ends = self._ends(site)
+
+        def row_loss(event, local):
+            flat, unravel = ravel_pytree(event)
+            log_density = lambda v: site.distribution.log_density(unravel(v), local)  # noqa: E731
+            score, push = jax.linearize(jax.grad(log_density), flat)
+            # Each weight depends on its own coordinate alone: one tangent gives all their slopes.
+            weights, slopes = jax.jvp(lambda e: self._weights(e, ends), (event,), (jnp.ones_like(event),))
+            curvature = over_coordinates(push, flat, lambda i, column: column[i])
+            return jnp.sum(weights.ravel() * (0.5 * score**2 + curvature) + slopes.ravel() * score)
+
+        return -jax.vmap(row_loss)(site.value, site.local), state
+
+    def _ends(self, site: Site) -> Ends:
+        with eager(site.distribution.support):
+            return ends_of(site.distribution.support, site.distribution.event_shape)
+
+    def _weights(self, event: Array, ends: Ends) -> Array:
+        if self.weight == "square":
+            return square(event, ends)
+        if self.weight == "distance":
+            return distance(event, ends)
+        if self.cap is not None:
+            return jnp.where(ends.is_bounded, jnp.minimum(distance(event, ends), self.cap), 1.0)
+        bounded = jnp.ravel(ends.is_bounded)
+        flat = jnp.ravel(event)
+        # An unbounded coordinate may lie where the function is not defined: it is shown a bounded one instead.
+        shown = jnp.where(bounded, flat, flat[jnp.argmax(bounded)])
+        weight: Any = self.weight
+        return jnp.where(bounded, jax.vmap(weight)(shown), 1.0).reshape(event.shape)
+
+
+def check_weight(weight: Callable[[Array], Array], low: float, high: float) -> None:
+    """Refuse a function that is no weight on an interval.
+
+    Raises:
+        EnergyError: where it is not scalar, is negative or not finite inside, or does not vanish at a finite end.
+    """
+    shape = jax.eval_shape(weight, jax.ShapeDtypeStruct((), float)).shape
+    if shape != ():
+        raise EnergyError(f"The weight returned shape {shape} for one coordinate; it has to return a scalar, shape ().")
+    ends = [end for end in (low, high) if np.isfinite(end)]
+    inside = low + (high - low) * SHARES if len(ends) == 2 else ends[0] + np.where(np.isfinite(low), STEPS, -STEPS)
+    with eager():
+        at_ends, values = (jax.vmap(weight)(jnp.asarray(x, float)) for x in (ends, inside))
+    if not is_concrete(at_ends, values):
+        return
+    at_ends, values = np.asarray(at_ends), np.asarray(values)
+    size = np.max(np.abs(values))
+    if not (np.all(np.isfinite(values)) and size > 0 and np.min(values) >= -NEGLIGIBLE * size):
+        raise EnergyError(
+            f"The weight is not finite and positive inside ({low:g}, {high:g}): it lies between {np.min(values):.3g} and "
+            f"{np.max(values):.3g} there. Write weight='square', or a function that is 0 at the ends alone."
+        )
+    for end, value in zip(ends, at_ends, strict=True):
+        if not abs(value) <= NEGLIGIBLE * size:
+            raise EnergyError(
+                f"The weight is {value:.3g} at {end:g}, an end of the support: there it leaves a boundary term, weight "
+                "times score times density, which depends on the parameters and is not in the loss. Write "
+                "weight='square', or a function that is 0 there."
+            )
