@@ -1,5 +1,6 @@
 """Second derivatives of a function by its program: the forward Laplacian, whether it applies, whether there are any."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from numpyro_ebm._typing import Array
 
 # folx knows these by the name of their jitted function, which a user's own may share.
 BY_NAME = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "logaddexp": jnp.logaddexp}
+
+SMALL = 32
 
 
 def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array]:
@@ -70,7 +73,14 @@ def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *
 
 
 def _has_rule(eqn: Any) -> bool:
-    """Whether folx treats an operation itself; a jitted function that it knows by name has to be the one it means."""
+    """Whether folx treats an operation itself; a jitted function that it knows by name has to be the one it means.
+
+    Of a function with a derivative of its own (``custom_jvp``) it takes the full Hessian, which is no loss for a small one;
+    it cannot if an argument is a literal.
+    """
+    if eqn.primitive.name == "custom_jvp_call":
+        has_literal = any(isinstance(atom, Literal) for atom in eqn.invars)
+        return not has_literal and sum(math.prod(v.aval.shape) for v in eqn.invars) <= SMALL
     if eqn.primitive.name not in ("jit", "pjit"):
         has_derivative = any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
         return is_registered(eqn.primitive) or not has_derivative

@@ -113,7 +113,7 @@ def check_bends(site: Site, estimator: str) -> None:
     if is_piecewise_linear(lambda z: distribution.evaluate_energy(distribution.constrain(z), context), position):
         warnings.warn(
             f"At site '{site.name}': the energy is linear piece by piece (ReLU, abs, max), so its second derivatives are "
-            f"zero almost everywhere and '{estimator}' learns a flat energy. Use a smooth activation (softplus, silu, tanh), or "
+            f"zero almost everywhere and '{estimator}' learns a flat energy. Use a smooth activation (softplus, silu), or "
             "estimate(model, 'dsm', sigma=0.1), which takes no second derivative.",
             stacklevel=2,
         )
