@@ -279,10 +279,32 @@ class TestGeneralized:
                 ebm.energy_factor("phi", energy, x=x, y=y, z=z)
 
         results = [
-            jax.grad(lambda t, name=name: surrogate(ebm.estimate(model, name), {"t": t}, *data.values()))(0.7)
-            for name in ("generalized_sm", "sm")
+            jax.grad(lambda t, est=est: surrogate(ebm.estimate(model, est), {"t": t}, *data.values()))(0.7)
+            for est in ("generalized_sm", ebm.ScoreMatching(trace="columns"))
         ]
         np.testing.assert_allclose(*results, rtol=1e-10)
+
+    @pytest.mark.parametrize("options", [{"weight": "distance"}, {"weight": jnp.sqrt}, {"weight": "capped", "cap": 0.5}])
+    def test_a_real_coordinate_beside_a_bounded_one_has_weight_one(self, options):
+        # sqrt(y) is not even defined where y < 0.
+        rng = np.random.default_rng(0)
+        x, y = rng.exponential(1.0, 30), rng.normal(size=30)
+
+        def model(x, y):
+            t = numpyro.param("t", 1.0)
+            with numpyro.plate("rows", 30):
+                x = numpyro.sample("x", dist.ImproperUniform(constraints.positive, (), ()), obs=x)
+                y = numpyro.sample("y", dist.ImproperUniform(constraints.real, (), ()), obs=y)
+                ebm.energy_factor("phi", lambda x, y: t * x * y + x + y**2, x=x, y=y)
+
+        weights = {"distance": (x, np.ones(30)), "capped": (np.minimum(x, 0.5), x < 0.5)}
+        h, slope = weights.get(options["weight"], (np.sqrt(x), 0.5 / np.sqrt(x)))
+        sx, sy = -0.7 * y - 1, -0.7 * x - 2 * y
+        loss = np.sum(0.5 * h * sx**2 + slope * sx + 0.5 * sy**2 - 2)
+        wrapped = ebm.estimate(model, "generalized_sm", **options)
+        value, gradient = jax.value_and_grad(lambda t: surrogate(wrapped, {"t": t}, x, y))(0.7)
+        np.testing.assert_allclose(value, -loss, rtol=1e-10)
+        np.testing.assert_allclose(gradient, np.sum(h * sx * y + slope * y + sy * x), rtol=1e-10)
 
     def test_bounds_of_each_coordinate(self):
         low, high = np.array([0.0, 1.0]), np.array([1.0, 3.0])

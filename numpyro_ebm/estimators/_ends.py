@@ -56,8 +56,8 @@ def square(x: Array, ends: Ends) -> Array:
 
 
 def distance(x: Array, ends: Ends) -> Array:
-    """The distance to the nearest end, 1 where there is none."""
-    return jnp.where(ends.is_bounded, jnp.minimum(*_distances(x, ends)), 1.0)
+    """The distance to the nearest end, infinite where there is none."""
+    return jnp.minimum(*_distances(x, ends))
 
 
 def _distances(x: Array, ends: Ends) -> tuple[Array, Array]:

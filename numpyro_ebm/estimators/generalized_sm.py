@@ -122,12 +122,11 @@ class GeneralizedScoreMatching(AbstractEstimator):
     def _weights(self, event: Array, ends: Ends) -> Array:
         if self.weight == "square":
             return square(event, ends)
-        if self.weight == "distance":
-            return distance(event, ends)
-        if self.cap is not None:
-            return jnp.where(ends.is_bounded, jnp.minimum(distance(event, ends), self.cap), 1.0)
-        bounded = jnp.ravel(ends.is_bounded)
-        flat = jnp.ravel(event)
+        if not callable(self.weight):
+            nearest_end = distance(event, ends)
+            lesser = nearest_end if self.cap is None else jnp.minimum(nearest_end, self.cap)
+            return jnp.where(ends.is_bounded, lesser, 1.0)
+        bounded, flat = jnp.ravel(ends.is_bounded), jnp.ravel(event)
         # An unbounded coordinate may lie where the function is not defined: it is shown a bounded one instead.
         shown = jnp.where(bounded, flat, flat[jnp.argmax(bounded)])
         weight: Any = self.weight
