@@ -291,6 +291,23 @@ def test_frozen_negatives_of_an_exact_autoregressive_kernel(num_negatives):
     np.testing.assert_allclose(spread, expected, rtol=5 * np.sqrt(2 / REPLICATES))
 
 
+@pytest.mark.parametrize("num_draws", [1, 5])
+def test_debiased_denoising_score_matching(num_draws):
+    # References section 2: r = sigma^2 / v, M draws: 1 / (1 + (1 / e1 - 1) / M) with e1 = 2 r / (1 + r)^2.
+    n, r = 1000, 0.25
+    dsm = ebm.estimate(precision_model, "dsm", sigma=r**0.5, num_draws=num_draws, control_variate=False)
+
+    def estimate_one(key):
+        key_data, key_noise = jax.random.split(key)
+        x = jax.random.normal(key_data, (n,))
+        loss = loss_of(dsm, x, key_noise, ("t",))
+        return 1 / newton(loss, [1 / (1 + r)], 1)[0] - r  # the variance of the data
+
+    efficiency = 2 / (n * over_replicates(estimate_one, num=4000).var())
+    first = 2 * r / (1 + r) ** 2
+    np.testing.assert_allclose(efficiency, 1 / (1 + (1 / first - 1) / num_draws), rtol=5 * np.sqrt(2 / 4000))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("column", TRUTHS)
 def test_the_limit_of_denoising_score_matching(column):
