@@ -266,7 +266,7 @@ def baselines(splits: Splits, seed: int, sizes=(2, 4, 6, 8, 12, 16)) -> list[dic
         density = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(m.weights_)), components)
 
         score_rows = ebm.EnergyDistribution(lambda x, density=density: -density.log_prob(x), (DIM,), normalized=True)
-        exact = ebm.estimate(lambda x, d=score_rows: numpyro.sample("x", d, obs=x), "sm")
+        exact = ebm.estimate(lambda x, d=score_rows: numpyro.sample("x", d, obs=x), "sm", trace="columns")
         loss = jax.jit(lambda x, m=exact: numpyro.infer.util.log_density(m, (x,), {}, {})[0])(splits.test)
         values = m.score_samples(splits.test)
         rows.append(

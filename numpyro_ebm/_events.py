@@ -31,6 +31,9 @@ class Rows(NamedTuple):
 class EventDistribution(dist.Distribution):
     """An unnormalised distribution of events laid out in rows, each with a context and a base of its own.
 
+    The two kinds of it give ``unconstrained_score(position, local)``, the gradient of one row's log density in unconstrained
+    space (Jacobian included), and ``target(kernel)``, the log density under which a kernel moves.
+
     Attributes:
         has_energy: whether its log density is known up to a constant, or the gradient of it only.
     """
@@ -61,22 +64,6 @@ class EventDistribution(dist.Distribution):
         self._sampler_arrays, self._sampler_structure = dismantle(sampler)
         self.context, self.base = context, base
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
-
-    def unconstrained_log_density(self, position: Array, local: PyTree = None) -> Array:
-        """Log density of one row at an unconstrained position, up to a constant, with the log Jacobian of the transform."""
-        raise NotImplementedError
-
-    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
-        """Gradient of `unconstrained_log_density` in the position."""
-        raise NotImplementedError
-
-    def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
-        """The log density that this kernel moves under: ``target(position, local)``.
-
-        Raises:
-            EnergyError: for a kernel that asks for more than is known.
-        """
-        raise NotImplementedError
 
     @property
     def sampler(self) -> Callable[..., Array]:
