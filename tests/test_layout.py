@@ -22,6 +22,8 @@ FLOORS = {
     "_bases": 0,
     "_surrogates": 1,
     "_context": 0,
+    "_levels": 0,
+    "noise": 0,
     "kernels": 1,
     "chains": 2,
     "coupling": 2,

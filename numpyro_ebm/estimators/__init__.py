@@ -12,6 +12,7 @@ from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as 
 from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
+from numpyro_ebm.estimators.multiscale_dsm import MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
 from numpyro_ebm.estimators.replay import Replay as Replay
@@ -31,6 +32,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             MaximumLikelihood,
             MeanFieldContrastiveDivergence,
             MultigridContrastiveDivergence,
+            MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
             Replay,
@@ -47,6 +49,6 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'improved_cd', 'mean_field_cd', 'mle',
-        'multigrid_cd', 'nce', 'pcd', 'replay', 'sm', 'ssm', 'unbiased')``.
+        'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd', 'replay', 'sm', 'ssm', 'unbiased')``.
     """
     return ESTIMATORS.names()
