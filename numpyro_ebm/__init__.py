@@ -45,7 +45,10 @@ from numpyro_ebm.noise import AbstractNoiseProcess as AbstractNoiseProcess
 from numpyro_ebm.noise import geometric_sigmas as geometric_sigmas
 from numpyro_ebm.reports import TrainingReport as TrainingReport
 from numpyro_ebm.reports import training_report as training_report
+from numpyro_ebm.samplers import AnnealedLangevin as AnnealedLangevin
 from numpyro_ebm.samplers import ChainSampler as ChainSampler
+from numpyro_ebm.samplers import ProbabilityFlow as ProbabilityFlow
+from numpyro_ebm.samplers import ReverseSDE as ReverseSDE
 from numpyro_ebm.sampling import Draws as Draws
 from numpyro_ebm.sampling import sample as sample
 from numpyro_ebm.scores import ScoreDistribution as ScoreDistribution

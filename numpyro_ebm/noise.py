@@ -239,7 +239,7 @@ def check_sigmas(owner: str, sigmas: Any) -> None:
     Raises:
         EnergyError: with what came.
     """
-    if not is_concrete(sigmas):
+    if not isinstance(sigmas, str) and not is_concrete(sigmas):
         return
     ladder = np.asarray(sigmas)
     is_list = ladder.ndim == 1 and ladder.size and np.issubdtype(ladder.dtype, np.number)

@@ -110,7 +110,7 @@ class ScoreDistribution(EventDistribution):
         if self._is_real:
             return self._total_score(position, local)
         event, pull_back = jax.vjp(self.constrain, position)
-        return pull_back(self._total_score(event, local))[0] + jax.grad(self._log_jacobian)(position)
+        return pull_back(self._total_score(event, local))[0] + jax.grad(self.log_jacobian)(position)
 
     def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
         """What stands for the log density under a kernel that uses the gradient alone: 0, with the score for a gradient.

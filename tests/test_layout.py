@@ -23,6 +23,7 @@ FLOORS = {
     "_surrogates": 1,
     "_context": 0,
     "_levels": 0,
+    "_derivatives": 0,
     "noise": 0,
     "kernels": 1,
     "chains": 2,
