@@ -32,9 +32,9 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
     The model takes the level through its context: ``context=jnp.asarray(sigma_min)`` (one scalar per row), or a dict with an
     entry "sigma" beside covariates. The estimator replaces it row by row; everywhere else the declared level holds.
 
-    On a support other than the real line the noise is added in unconstrained space, where large levels reach far: the event of
-    a position of 100 on the positive line is ``e^100``, more than float32 holds. There a `VP` process, which stays near 1, is
-    the safe choice.
+    On a support other than the real line the noise is added in unconstrained space, where large levels reach far: on the
+    positive line the event at a position of 100 is ``e^100``, more than float32 holds. There a `VP` process, whose positions
+    stay near 1, is the safe choice.
 
     Args:
         sigmas: the ladder, positive noise levels in any order, in data units (in unconstrained units where the support is
