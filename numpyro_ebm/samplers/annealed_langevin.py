@@ -31,7 +31,8 @@ class AnnealedLangevin:
     variance ``u / (1 - eps_i / (2 u))`` with ``u = v + sigma_i^2``. Where modes lie apart, their weights are settled at the
     levels that still join them, so that it takes enough steps there.
 
-    The model takes the level through its context (see `MultiscaleDenoisingScoreMatching`).
+    The model takes the level through its context (see `MultiscaleDenoisingScoreMatching`) and was trained with a ladder or
+    with `VE`; one trained with `VP` shrinks its data as the noise grows, and wants `ReverseSDE` or `ProbabilityFlow`.
 
     Args:
         sigmas: the noise levels, in any order; `geometric_sigmas`.
