@@ -9,7 +9,7 @@ variance-exploding process (Song and Ermon 2019; Song et al. 2021; Song and King
   beside a Gaussian and a Gaussian mixture fitted to the same digits. (With density p of digits in units of x, of which one
   level is WIDTH wide, a pixel costs at most -log2(p WIDTH^64) / 64 bits on average over the added noise.)
 
-    python examples/score_based.py                 the table and the picture, about four minutes
+    python examples/score_based.py                 the table and the picture, about three minutes
     python examples/score_based.py --quick         seconds, to see that it runs
 """
 
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--average", type=int, default=500, help="updates over which parameters are averaged")
     parser.add_argument("--hidden", type=int, default=256, help="width of the network")
     parser.add_argument("--blocks", type=int, default=3, help="residual blocks")
-    parser.add_argument("--levels", type=int, default=30, help="noise levels of annealed Langevin")
+    parser.add_argument("--levels", type=int, default=34, help="noise levels of annealed Langevin")
     parser.add_argument("--steps-per-level", type=int, default=30, help="its steps at each")
     parser.add_argument("--draws", type=int, default=100, help="digits drawn by each sampler (a square number)")
     parser.add_argument("--test-rows", type=int, default=360, help="held-out digits whose likelihood is computed")

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from flax import nnx
-from helpers import check_moments, fit, surrogate
+from helpers import check_moments, fit, some_slow, surrogate
 from numpyro.contrib.module import nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Predictive, Trace_ELBO
@@ -140,7 +140,7 @@ class TestTraining:
         assert abs(ladder.mean() - single.mean()) < 5 * error
         assert error < 0.01 * abs(single.mean())
 
-    @pytest.mark.parametrize("name", PROCESSES)
+    @pytest.mark.parametrize("name", some_slow(["vp"], ["ve"]))
     def test_a_process_has_its_optimum_at_the_precision_of_the_data(self, name, gaussian_data):
         # 1 / mean x^2 at each level.
         model, x = ebm.estimate(lambda x: level_model(x, name), "multiscale_dsm", process=PROCESSES[name]), gaussian_data
@@ -227,7 +227,9 @@ class TestTraining:
 class TestWeightsOfFarModes:
     """The tutorial's point: one level does not see the weights .2 and .8 of modes at -4 and 4; a ladder does."""
 
-    @pytest.mark.parametrize(("name", "options"), [("sm", {}), ("ssm", {"variance_reduced": True})])
+    @pytest.mark.parametrize(
+        ("name", "options"), [("sm", {}), pytest.param("ssm", {"variance_reduced": True}, marks=pytest.mark.slow)]
+    )
     def test_score_matching_is_blind_to_them(self, name, options):
         # The little that there is comes from the one datum nearest to the middle: any weight comes out, by data set.
         model = ebm.estimate(modes_model, name, **options)
@@ -301,6 +303,7 @@ class TestAnnealedLangevin:
             mean, variance = MEAN + kept * (mean - MEAN), variance * kept**2
         check_moments(draws.reshape(4, 5000, 3), mean, variance)
 
+    @pytest.mark.slow
     def test_many_steps_forget_the_start_up_to_the_known_bias(self):
         # Unadjusted Langevin of step eps on a Gaussian of variance u has variance u / (1 - eps / (2 u)).
         sampler = ebm.AnnealedLangevin((2.0, 1.0), 200, 0.1, denoise=False)
@@ -434,6 +437,7 @@ class TestReverseSDE:
         centre, u = law_at(process, t)
         return scale * mean - gain * (mean - centre) / u, variance * (scale - gain / u) ** 2 + noise
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", PROCESSES)
     def test_a_fine_grid_has_the_law_of_the_data(self, name):
         # Without a corrector; the discretisation is below the standard errors.
@@ -554,6 +558,7 @@ class TestChainsStartedByASampler:
         stuck = ebm.sample(jax.random.key(0), d, **options, num_chains=3000).samples["x"]
         assert abs(np.mean(np.asarray(stuck[:, -1]) < 0) - 0.5) < 0.05
 
+    @pytest.mark.slow
     def test_chain_sampler_keeps_them(self):
         sampler = ebm.ChainSampler(ebm.MALA(0.1), num_warmup=0, num_steps=10, start=self.start)
         d = ebm.EnergyDistribution(modes_energy, context=jnp.asarray(0.1), sampler=sampler)
