@@ -15,6 +15,7 @@ from numpyro_ebm.estimators import ImprovedContrastiveDivergence as ImprovedCont
 from numpyro_ebm.estimators import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators import MultigridContrastiveDivergence as MultigridContrastiveDivergence
+from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
@@ -43,9 +44,16 @@ from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
 from numpyro_ebm.kernels import available_kernels as available_kernels
 from numpyro_ebm.mcmc import BlackJAXKernel as BlackJAXKernel
+from numpyro_ebm.noise import VE as VE
+from numpyro_ebm.noise import VP as VP
+from numpyro_ebm.noise import AbstractNoiseProcess as AbstractNoiseProcess
+from numpyro_ebm.noise import geometric_sigmas as geometric_sigmas
 from numpyro_ebm.reports import TrainingReport as TrainingReport
 from numpyro_ebm.reports import training_report as training_report
+from numpyro_ebm.samplers import AnnealedLangevin as AnnealedLangevin
 from numpyro_ebm.samplers import ChainSampler as ChainSampler
+from numpyro_ebm.samplers import ProbabilityFlow as ProbabilityFlow
+from numpyro_ebm.samplers import ReverseSDE as ReverseSDE
 from numpyro_ebm.sampling import Draws as Draws
 from numpyro_ebm.sampling import sample as sample
 from numpyro_ebm.scores import ScoreDistribution as ScoreDistribution

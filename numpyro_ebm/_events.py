@@ -171,8 +171,10 @@ class EventDistribution(dist.Distribution):
         """Log density of one event under its row's base; 0 without one."""
         return 0.0 if self.base is None else split_rows(self.base, self.batch_shape)[0](event, parameters)
 
-    def _log_jacobian(self, position: Array) -> Array:
-        """Log volume that the transform gives to one unconstrained position."""
+    def log_jacobian(self, position: Array) -> Array:
+        """Log volume that the transform gives to one unconstrained position; 0 on the real line."""
+        if self._is_real:
+            return jnp.zeros((), position.dtype)
         return jnp.sum(self._transform.log_abs_det_jacobian(position, self.constrain(position)))
 
     def _call(self, function: Any, event: Array, context: PyTree) -> Array:

@@ -143,7 +143,7 @@ class EnergyDistribution(EventDistribution):
         if self._is_real:
             return self.log_density(position, local)
         # Inside the transform's range by construction; rounding to the wall must not read as -inf.
-        return self._tilted(self.constrain(position), local) + self._log_jacobian(position)
+        return self._tilted(self.constrain(position), local) + self.log_jacobian(position)
 
     def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
         """Gradient of `unconstrained_log_density` in the position."""

@@ -14,6 +14,7 @@ from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
+from numpyro_ebm.samplers import check_start, draw_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ def sample(
     num_warmup: int = 500,
     num_samples: int = 1000,
     num_chains: int = 4,
+    start: Callable[..., Array] | None = None,
     model_args: tuple = (),
     model_kwargs: dict[str, Any] | None = None,
 ) -> Draws:
@@ -66,6 +68,8 @@ def sample(
         num_warmup: adapted transitions per chain, thrown away.
         num_samples: draws per chain.
         num_chains: chains.
+        start: for a distribution, a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are where the
+            chains start (`AnnealedLangevin`, say); None for the base, or a standard normal in unconstrained space.
         model_args: arguments of the model.
         model_kwargs: keyword arguments of the model.
 
@@ -75,7 +79,8 @@ def sample(
     Raises:
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
             model whose parameters have no value, and a start where the log density is not finite.
-        TypeError: for something that is neither a model nor such a distribution, and for params beside the latter.
+        TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
+            start that is no sampler or is beside a model.
 
     Example:
         >>> draws = sample(jax.random.key(0), EnergyDistribution(lambda x: 2.0 * x**2), num_samples=100)
@@ -88,9 +93,14 @@ def sample(
     if isinstance(model_or_dist, EventDistribution):
         if params is not None or model_args or model_kwargs:
             raise TypeError("params and arguments belong to a model; a distribution holds its own.")
+        check_start("sample", start)
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
-        samples, run, finite = _sample_distribution(rng_key, resolved, model_or_dist, **counts)
+        key_start, key_run = jax.random.split(rng_key)
+        starts = draw_start(start, key_start, model_or_dist, (num_chains,))
+        samples, run, finite = _sample_distribution(key_start, key_run, resolved, model_or_dist, starts, **counts)
     elif callable(model_or_dist):
+        if start is not None:
+            raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
         arguments = (tuple(model_args), dict(model_kwargs or {}))
         _models.check_params(model_or_dist, params, *arguments)
         dynamic, static = dismantle(arguments)
@@ -108,11 +118,11 @@ def sample(
 
 
 @partial(jax.jit, static_argnames=("num_warmup", "num_samples", "num_chains"))
-def _sample_distribution(rng_key, kernel, distribution, *, num_warmup, num_samples, num_chains):
-    key_start, key_run = jax.random.split(rng_key)
+def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, num_warmup, num_samples, num_chains):
+    starts = distribution.reference_sample(key_start, (num_chains,)) if starts is None else starts
     kernel = kernel.bind(distribution)
     batch_shape = (num_chains, *distribution.batch_shape)
-    rows = distribution.rows(distribution.reference_sample(key_start, (num_chains,)), batch_shape)
+    rows = distribution.rows(starts, batch_shape)
     position = jax.vmap(distribution.unconstrain)(rows.value)
     log_density = distribution.target(kernel)
     finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)

@@ -39,7 +39,8 @@ class ScoreDistribution(EventDistribution):
         support: constraint of one event.
         base: a normalised distribution whose score is added; None for none.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; by default 1000 steps of
-            ``langevin`` (step size 0.01), which suit a density of unit scale.
+            ``langevin`` (step size 0.01), which suit a density of unit scale. For a score conditioned on the noise level:
+            `AnnealedLangevin`, `ReverseSDE`, `ProbabilityFlow`.
 
     Raises:
         EnergyError: (a ValueError) from ``log_prob``; for a base or a context that does not fit, a score of another shape
@@ -110,7 +111,7 @@ class ScoreDistribution(EventDistribution):
         if self._is_real:
             return self._total_score(position, local)
         event, pull_back = jax.vjp(self.constrain, position)
-        return pull_back(self._total_score(event, local))[0] + jax.grad(self._log_jacobian)(position)
+        return pull_back(self._total_score(event, local))[0] + jax.grad(self.log_jacobian)(position)
 
     def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
         """What stands for the log density under a kernel that uses the gradient alone: 0, with the score for a gradient.

@@ -13,8 +13,8 @@ from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 
-OWN_MODELS = ("mean_field_cd", "multigrid_cd")
-"""Estimators for binary units and images: the cases in test_estimators.py give each of them a model of its own."""
+OWN_MODELS = ("mean_field_cd", "multigrid_cd", "multiscale_dsm")
+"""Estimators for binary units, images and noise levels: test_estimators.py gives each of them a model of its own."""
 
 
 def some_slow(fast, slow):

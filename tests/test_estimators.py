@@ -55,6 +55,8 @@ class Other(NamedTuple):
     truth: float
     tolerance: float
     refusal: str
+    role: str = "gradient"
+    context: Any = None
 
 
 def units_model(x):
@@ -72,8 +74,18 @@ def field_model(x):
         numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), x.shape[1:]), obs=x)
 
 
+def level_model(x):
+    """A Gaussian of precision t plus noise of scale sigma."""
+    t = numpyro.param("t", 1.0)
+    energy = lambda x, sigma: 0.5 * x**2 / (1 / t + sigma**2)  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, context=SMALLEST), obs=x)
+
+
+SMALLEST = jnp.asarray(0.1)
 UNITS = np.random.default_rng(0).random((200, 3)) < 0.7
 FIELDS = np.random.default_rng(0).normal(0, 0.5, (300, 2, 2)).astype(np.float32)
+NUMBERS = np.random.default_rng(0).normal(0, 0.5, 2000).astype(np.float32)
 OTHERS = {
     "mean_field_cd": Other({}, units_model, UNITS, np.log(UNITS.mean() / (1 - UNITS.mean())), 1e-3, "binary units"),
     "multigrid_cd": Other(
@@ -84,6 +96,16 @@ OTHERS = {
         5 / (np.mean(np.sum(FIELDS**2, (1, 2))) + 4 * np.mean(FIELDS.mean((1, 2)) ** 2)),
         0.2,
         r"needs images, event_shape=\(H, W\)",
+    ),
+    "multiscale_dsm": Other(
+        {"sigmas": (0.8, 0.3, 0.1)},
+        level_model,
+        NUMBERS,
+        1 / np.mean(NUMBERS**2),  # the optimum at every level
+        0.1,
+        "needs a model conditioned on the noise level",
+        "objective",
+        SMALLEST,
     ),
 }
 ALL = list(CASES)
@@ -119,7 +141,7 @@ def test_the_table_holds_every_estimator():
 class TestInvariantsOnTheirOwnModels:
     def test_the_gaussian_is_refused(self, name, gaussian_data):
         other = OTHERS[name]
-        assert ebm.estimate(precision_model, name, **other.options).estimators.role == "gradient"
+        assert ebm.estimate(precision_model, name, **other.options).estimators.role == other.role
         with pytest.raises(ValueError, match=f"site 'x'.*{other.refusal}"):
             surrogate(ebm.estimate(precision_model, name, **other.options), {"t": 1.0}, gaussian_data)
 
@@ -146,9 +168,10 @@ class TestInvariantsOnTheirOwnModels:
         def model(x):
             b = numpyro.param("b", 0.0)
             support, power = (constraints.boolean, 1) if x.dtype == bool else (constraints.real, 2)
-            energy = lambda x: 0.3 * jnp.sum(x**power) + b  # noqa: E731
+            energy = lambda x, *_: 0.3 * jnp.sum(x**power) + b  # noqa: E731
             with numpyro.plate("rows", len(x)):
-                numpyro.sample("x", ebm.EnergyDistribution(energy, x.shape[1:], support=support), obs=x)
+                d = ebm.EnergyDistribution(energy, x.shape[1:], support=support, context=other.context)
+                numpyro.sample("x", d, obs=x)
 
         wrapped = ebm.estimate(model, name, **other.options)
         value = jax.grad(lambda b: surrogate(wrapped, {"b": b}, other.data[:8]))(0.3)

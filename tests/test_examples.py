@@ -70,6 +70,19 @@ def test_mixture2d(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_score_based(tmp_path, capsys):
+    rows = load("score_based").main(["--quick", "--out", str(tmp_path)])
+    assert "bits per pixel of 17 grey levels" in capsys.readouterr().out
+    assert [row["model"].split(" ")[0] for row in rows] == ["gaussian", "mixture", "score"]
+    assert np.isfinite([[row["bits"], row["se"]] for row in rows]).all()
+    # The least possible is above 0; a network of 200 updates is near the uniform's log2 17.
+    gaussian, mixture, score = (row["bits"] for row in rows)
+    assert 2.3 < mixture < gaussian < 3.2
+    assert 2.3 < score < 4.6
+    assert (tmp_path / "score_based.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
 def test_mixture2d_against_the_truth(tmp_path):
     methods = ["pcd", "replay", "mle"]
     rows = {row["method"]: row for row in load("mixture2d").main(["--methods", *methods, "--out", str(tmp_path)])}

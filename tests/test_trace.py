@@ -119,7 +119,7 @@ class TestMemory:
 
     def test_rows_in_chunks_are_rows_at_once(self, monkeypatch):
         whole = gradient_of(model_of(smooth), "sm")
-        monkeypatch.setattr("numpyro_ebm.estimators._derivatives.ELEMENTS_AT_ONCE", 2 * 25)
+        monkeypatch.setattr("numpyro_ebm.estimators._second_order.ELEMENTS_AT_ONCE", 2 * 25)
         for ours, theirs in zip(gradient_of(model_of(smooth), "sm"), whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 

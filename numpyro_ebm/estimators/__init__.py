@@ -15,6 +15,7 @@ from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as 
 from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
+from numpyro_ebm.estimators.multiscale_dsm import MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
 from numpyro_ebm.estimators.regularized_sm import RegularizedScoreMatching as RegularizedScoreMatching
@@ -39,6 +40,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             MaximumLikelihood,
             MeanFieldContrastiveDivergence,
             MultigridContrastiveDivergence,
+            MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
             RegularizedScoreMatching,
@@ -57,7 +59,7 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd',
-        'mean_field_cd', 'mle', 'multigrid_cd', 'nce', 'pcd', 'regularized_sm', 'replay', 'sm', 'ssm', 'ssm_vr',
-        'unbiased')``.
+        'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd', 'regularized_sm', 'replay', 'sm', 'ssm',
+        'ssm_vr', 'unbiased')``.
     """
     return ESTIMATORS.names()

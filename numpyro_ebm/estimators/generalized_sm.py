@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_positive, eager, is_concrete, nearest
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._derivatives import check_bends, over_coordinates
 from numpyro_ebm.estimators._ends import Ends, distance, ends_of, square
+from numpyro_ebm.estimators._second_order import check_bends
 
 Weight = Literal["square", "distance", "capped"] | Callable[[Array], Array]
 NAMES = ("square", "distance", "capped")

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from numpyro_ebm._derivatives import laplacian_of_curvature, over_coordinates
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._derivatives import check_bends, laplacian_of_curvature, over_coordinates
+from numpyro_ebm.estimators._second_order import check_bends
 
 
 @dataclasses.dataclass(frozen=True)

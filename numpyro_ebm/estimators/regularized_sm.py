@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_positive, nearest
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._derivatives import check_bends, over_coordinates, over_rows
+from numpyro_ebm.estimators._second_order import check_bends, over_rows
 
 Curvature = Literal["full", "diagonal"]
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm._laplacian import beyond_forward_laplacian, gradient_and_laplacian
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._derivatives import check_bends, hutchinson, over_coordinates, over_rows
 from numpyro_ebm.estimators._projections import Projection, check_projection
+from numpyro_ebm.estimators._second_order import check_bends, hutchinson, over_rows
 
 Trace = Literal["auto", "forward", "columns"]
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from numpyro_ebm._errors import check_count
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._derivatives import check_bends
 from numpyro_ebm.estimators._projections import Projection, check_projection, directions
+from numpyro_ebm.estimators._second_order import check_bends
 
 
 @dataclasses.dataclass(frozen=True)

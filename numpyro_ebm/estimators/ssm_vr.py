@@ -6,8 +6,8 @@ import jax
 
 from numpyro_ebm._errors import check_count
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._derivatives import check_bends, hutchinson, over_rows
 from numpyro_ebm.estimators._projections import Projection, check_projection
+from numpyro_ebm.estimators._second_order import check_bends, hutchinson, over_rows
 
 
 @dataclasses.dataclass(frozen=True)

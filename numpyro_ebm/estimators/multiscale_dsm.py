@@ -1,0 +1,134 @@
+"""Denoising score matching over many noise levels at once."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._errors import EnergyError, eager, is_concrete
+from numpyro_ebm._levels import check_level, score_at_level
+from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.noise import AbstractNoiseProcess, check_process, check_sigmas
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiscaleDenoisingScoreMatching(AbstractEstimator):
+    r"""Denoising score matching of a model conditioned on the noise level, at all levels together.
+
+    Each row draws a level afresh at each update (uniformly from the ladder, or a time uniformly from the process's range),
+    and with ``e ~ N(0, I)`` its loss is that of "dsm" at this level times ``sigma^2``, which puts all levels on one scale:
+
+    .. math:: \tfrac{\sigma^2}{2} | s(\alpha x + \sigma e, \sigma) + e / \sigma |^2
+
+    One score per row. Levels are stratified over the rows (row ``i`` takes the quantile ``(perm_i + u) / n``): each row's is
+    uniform still, and the loss of a batch varies less. Where the modes of the data lie apart, a score learned at one small
+    level does not know their weights, since little noise comes between them; at large levels they are joined, and a sampler
+    that comes down the ladder (`AnnealedLangevin`, `ReverseSDE`, `ProbabilityFlow`) brings the weights along.
+
+    The model takes the level through its context: ``context=jnp.asarray(sigma_min)`` (one scalar per row), or a dict with an
+    entry "sigma" beside covariates. The estimator replaces it row by row; everywhere else the declared level holds.
+
+    On a support other than the real line the noise is added in unconstrained space, where large levels reach far: on the
+    positive line the event at a position of 100 is ``e^100``, more than float32 holds. There a `VP` process, whose positions
+    stay near 1, is the safe choice.
+
+    Args:
+        sigmas: the ladder, positive noise levels in any order, in data units (in unconstrained units where the support is
+            not the real line); see `geometric_sigmas`.
+        process: a continuum of levels instead, `VE` or `VP`.
+
+    Raises:
+        EnergyError: for neither or both of ``sigmas`` and ``process``, levels that are not positive, and a model whose
+            context has no noise level.
+
+    Warns:
+        UserWarning: where the largest level is below the data's standard deviation (the modes are not joined); checked where
+            the data are concrete, as in ``svi.init``.
+
+    Example:
+        ``estimate(model, "multiscale_dsm", sigmas=geometric_sigmas(10.0, 0.01, 10))``
+
+    References:
+        Song and Kingma, How to train your energy-based models (2021), section 4.3; Song and Ermon, Generative modeling by
+        estimating gradients of the data distribution (2019); Song et al., Score-based generative modeling through stochastic
+        differential equations (2021).
+    """
+
+    name = "multiscale_dsm"
+    role = "objective"
+    needs_energy = False
+    sigmas: Any = None
+    process: AbstractNoiseProcess | None = None
+
+    def __post_init__(self):
+        if (self.sigmas is None) == (self.process is None):
+            came = "neither" if self.sigmas is None else "both"
+            raise EnergyError(
+                f"{type(self).__name__} needs either sigmas or a process; got {came}. "
+                "Write estimate(model, 'multiscale_dsm', sigmas=geometric_sigmas(10.0, 0.01, 10)) or "
+                "estimate(model, 'multiscale_dsm', process=VE(0.01, 10.0))."
+            )
+        if self.process is not None:
+            check_process(type(self).__name__, self.process)
+        else:
+            check_sigmas(type(self).__name__, self.sigmas)
+
+    def check(self, site: Site) -> None:
+        """Refuse a model without a noise level; warn of levels that do not reach from mode to mode."""
+        super().check(site)
+        check_level(f"The estimator '{self.name}'", site.distribution)
+        if site.num_rows > 1 and is_concrete(site.value, site.mask, self.sigmas, self.process):
+            self._warn_of_scale(site)
+
+    def surrogate(self, rng_key, site: Site, state):
+        """Minus the loss, per row."""
+        key_level, key_noise = jax.random.split(rng_key)
+        alpha, sigma = self.levels(_stratified(key_level, site.num_rows))
+        noise = jax.random.normal(key_noise, site.position.shape, site.position.dtype)
+        alpha, sigma = alpha.astype(noise.dtype), sigma.astype(noise.dtype)
+        wide = (-1,) + (1,) * (noise.ndim - 1)
+        noisy = alpha.reshape(wide) * site.position + sigma.reshape(wide) * noise
+        score = jax.vmap(score_at_level(site.distribution))(noisy, sigma, site.local)
+        squares = (sigma.reshape(wide) * score + noise) ** 2
+        return -0.5 * jnp.sum(squares.reshape(site.num_rows, -1), axis=1), state
+
+    def levels(self, quantile: Any) -> tuple[Array, Array]:
+        """``(alpha, sigma)`` of the level at each quantile, in [0, 1), of the law that levels are drawn from."""
+        quantile = jnp.asarray(quantile, float)
+        if self.process is not None:
+            t = self.process.t_min + (1 - self.process.t_min) * quantile
+            return self.process.alpha(t), self.process.sigma(t)
+        ladder = jnp.asarray(self.sigmas, float)
+        index = jnp.minimum(jnp.floor(quantile * ladder.size).astype(int), ladder.size - 1)
+        return jnp.ones_like(quantile), ladder[index]
+
+    def _largest_level(self) -> Any:
+        """In units of the data."""
+        if self.process is None:
+            return np.max(np.asarray(self.sigmas))
+        return self.process.sigma(1.0) / self.process.alpha(1.0)
+
+    def _warn_of_scale(self, site: Site) -> None:
+        position = np.asarray(site.position)
+        position = position if site.mask is None else position[np.asarray(site.mask)]
+        spread = float(position.std(axis=0).max(initial=0.0)) if len(position) else 0.0
+        with eager(self.sigmas, self.process):
+            largest = float(self._largest_level())
+        if largest < spread:
+            warnings.warn(
+                f"At site '{site.name}': the largest noise level is {largest:.3g}, the data's standard deviation "
+                f"{spread:.3g}; noise that small does not join modes that lie apart, so their weights are not learned. Give "
+                "larger levels.",
+                stacklevel=2,
+            )
+
+
+def _stratified(rng_key: PRNGKey, num: int) -> Array:
+    """A uniform number per row, one in each of ``num`` equal parts of [0, 1)."""
+    key_order, key_shift = jax.random.split(rng_key)
+    order = jax.random.permutation(key_order, num)
+    return (order + jax.random.uniform(key_shift)) / num

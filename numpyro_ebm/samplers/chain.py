@@ -1,0 +1,75 @@
+"""A chain per draw."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from numpyro_ebm import chains
+from numpyro_ebm._errors import check_count
+from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm.kernels import NUTS, AbstractKernel, resolve_kernel
+from numpyro_ebm.samplers._layout import check_start, draw_start, rows_local, to_draws, to_positions
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainSampler:
+    """One MCMC chain per draw: draws are independent of each other, and each is approximate.
+
+    A chain starts from the distribution's base (standard normal in unconstrained space where there is none) or from a draw
+    of another sampler, adapts its kernel, moves on with the adapted kernel, and its last position is the draw.
+
+    Args:
+        kernel: a name or a kernel.
+        num_warmup: transitions with adaptation.
+        num_steps: transitions after it.
+        start: a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are where the chains start. Chains
+            seldom cross between modes: started by `AnnealedLangevin` they keep the weights that it found.
+
+    Raises:
+        EnergyError: for counts that are not counts, or an unknown kernel.
+        TypeError: for a start that is no sampler.
+
+    Example:
+        ``EnergyDistribution(energy, sampler=ChainSampler("mala", num_warmup=500))``
+    """
+
+    kernel: Any = NUTS()
+    num_warmup: int = 200
+    num_steps: int = 20
+    start: Any = None
+
+    def __post_init__(self):
+        # A pytree is also rebuilt around tracers and placeholders; only what a user wrote is resolved.
+        if isinstance(self.kernel, str | AbstractKernel):
+            object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
+        check_count("ChainSampler", "num_warmup", self.num_warmup, 0)
+        check_count("ChainSampler", "num_steps", self.num_steps)
+        check_start("ChainSampler", self.start)
+
+    def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
+        """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        key_start, key_chains = jax.random.split(rng_key)
+        starts = draw_start(self.start, key_start, distribution, sample_shape)
+        counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}
+        return _draw(key_start, key_chains, distribution, self.kernel, starts, sample_shape=sample_shape, **counts)
+
+
+jax.tree_util.register_dataclass(ChainSampler, data_fields=["kernel", "start"], meta_fields=["num_warmup", "num_steps"])
+
+
+@jax.jit(static_argnames=("sample_shape", "num_warmup", "num_steps"))
+def _draw(key_start, key_chains, distribution, kernel, starts, *, sample_shape, num_warmup, num_steps):
+    shape = sample_shape + distribution.batch_shape
+    starts = distribution.reference_sample(key_start, sample_shape) if starts is None else starts
+    kernel = kernel.bind(distribution)
+    run = chains.run(
+        key_chains,
+        kernel,
+        distribution.target(kernel),
+        to_positions(distribution, starts),
+        rows_local(distribution, shape),
+        num_warmup=num_warmup,
+        num_samples=num_steps,
+    )
+    return to_draws(distribution, run.positions[:, -1], shape)
