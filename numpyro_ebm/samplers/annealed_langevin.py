@@ -29,7 +29,8 @@ class AnnealedLangevin:
     (NCSN writes ``alpha_i = 2 eps_i``), and at the end the noise of the last level is taken out in the mean,
     ``x + sigma_L^2 s(x, sigma_L)``. The steps never reject: on a Gaussian of variance ``v`` the law at a level has the
     variance ``u / (1 - eps_i / (2 u))`` with ``u = v + sigma_i^2``. Where modes lie apart, their weights are settled at the
-    levels that still join them, so that it takes enough steps there.
+    levels that still join them, so that it takes levels and steps enough there: of modes at -4 and 4 (deviation .5),
+    one of weight .2 has .211 of the draws with 24 levels of 60 steps from 16 to .1, and .205 with 48.
 
     The model takes the level through its context (see `MultiscaleDenoisingScoreMatching`) and was trained with a ladder or
     with `VE`; one trained with `VP` shrinks its data as the noise grows, and wants `ReverseSDE` or `ProbabilityFlow`.
