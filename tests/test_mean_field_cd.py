@@ -199,7 +199,7 @@ def test_refused_options(case):
 
 
 def test_nuts_is_offered_objectives_only():
-    with pytest.raises(ebm.EnergyError, match=r"'mean_field_cd' cannot be the target.*\['sm'\]"):
+    with pytest.raises(ebm.EnergyError, match=r"'mean_field_cd' cannot be the target.*'sm'\]"):
         numpyro.infer.util.initialize_model(
             jax.random.key(0), ebm.estimate(prior_model, "mean_field_cd"), model_args=(STATES,)
         )

@@ -12,11 +12,11 @@ from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._projections import Projection, directions
 
-ELEMENTS_AT_ONCE = 2**22
+ELEMENTS_AT_ONCE = 2**20
 
 
 def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Array:
-    """``row_loss(position, local, ...)`` for every row, as many rows at once as have Hessians of 4 million elements.
+    """``row_loss(position, local, ...)`` for every row, as many rows at once as have Hessians of a million elements.
 
     Where they do not all fit, what a row leaves for the gradient is computed again instead of kept.
 
