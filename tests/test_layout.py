@@ -21,6 +21,7 @@ FLOORS = {
     "_blocks": 0,
     "_bases": 0,
     "_laplacian": 0,
+    "_overfitting": 0,
     "_surrogates": 1,
     "_context": 0,
     "kernels": 1,
@@ -40,6 +41,7 @@ FLOORS = {
     "sampling": 5,
     "arviz": 6,
     "reports": 6,
+    "training": 6,
     "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
