@@ -1,11 +1,14 @@
 """What loss curves say of a training that went too far. Plain NumPy, on curves that are already on the host."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 TAIL = 5  # checks that stand for the end
 MIN_TAIL = 3
 PART_OF_FALL = 0.1
 PART_OF_LOSS = 0.05
+STANDARD_ERRORS = 3.5
 RUNAWAY_GROWTH = 100.0
 MIN_UPDATES = 60
 
@@ -30,8 +33,8 @@ def held_out_rise(held_out: np.ndarray, check_steps: np.ndarray, losses: np.ndar
     rise, spread = (np.median(tail) - held_out[best], _spread(tail)) if is_finite else (np.inf, 0.0)
     fall = np.max(held_out[: best + 1]) - held_out[best]
     needed = max(spread, PART_OF_FALL * fall, PART_OF_LOSS * abs(held_out[best]))
-    at_best = losses[check_steps[best - 1] : check_steps[best]].mean() if best else losses[0]
-    at_end = losses[check_steps[-len(tail) - 1] :].mean()
+    at_best = losses[check_steps[best - 1] : check_steps[best]].mean(dtype=float) if best else losses[0]
+    at_end = losses[check_steps[-len(tail) - 1] :].mean(dtype=float)
     if not (rise > needed and at_end < at_best):
         return None
     return (
@@ -45,6 +48,19 @@ def _spread(values: np.ndarray) -> float:
     return np.ptp(values - np.polyval(np.polyfit(at, values, 1), at))
 
 
+def is_significant(differences: Sequence[np.ndarray]) -> bool:
+    """Whether rows lost more, all in all, than three standard errors of the sum of their differences.
+
+    Few held-out rows have an optimum of their own far from that of the training rows, without any fault of the energy.
+
+    Args:
+        differences: arrays of differences; those of one array are of one kind.
+    """
+    variance = sum(each.size * np.var(each.astype(float)) for each in differences)
+    lost = sum(each.astype(float).sum() for each in differences)
+    return not lost < STANDARD_ERRORS * np.sqrt(variance)  # NaN is lost
+
+
 def runaway(losses: np.ndarray) -> str | None:
     """Words where the training loss falls ever faster, to a hundred times the size that it had at first; None elsewhere.
 
@@ -54,7 +70,9 @@ def runaway(losses: np.ndarray) -> str | None:
     if size < MIN_UPDATES or not np.isfinite(losses).all():
         return None
     width = size // 20
-    start, first, second, end = (losses[i : i + width].mean() for i in np.linspace(0, size - width, 4).astype(int))
+    start, first, second, end = (
+        losses[i : i + width].mean(dtype=float) for i in np.linspace(0, size - width, 4).astype(int)
+    )
     scale = np.abs(losses[: size // 10]).max()
     if not (0 < start - first < first - second < second - end and -end > RUNAWAY_GROWTH * scale):
         return None

@@ -3,18 +3,19 @@
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
-from numpyro_ebm._overfitting import held_out_rise, runaway
+from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.handlers import estimate
@@ -144,7 +145,7 @@ def fit(
     except KeyboardInterrupt:
         run = run._replace(stopped="interrupted")
     result = _result(run, svi)
-    _warn(result, svi)
+    _warn(result, task)
     return result
 
 
@@ -167,8 +168,8 @@ def _check_settings(svi: Any, num_steps: Any, check_every: Any, patience: Any, *
     if is_held_out and gradient:
         raise EnergyError(
             f"Held-out rows cannot be compared under the estimator '{gradient[0]}': only the gradient of its surrogate "
-            "means something, its value is no measure of fit. Train without held_out and look at training_report, at draws, or at "
-            "estimates of log Z; or take an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
+            "means something, its value is no measure of fit. Train without held_out and look at training_report, at draws, "
+            "or at estimates of log Z; or take an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
         )
 
 
@@ -289,7 +290,7 @@ def _held_out_loss(svi: SVI, args: tuple, kwargs: dict, rng_key: PRNGKey, state:
 
 
 def _progress(run: _Run) -> str:
-    text = f"loss {run.losses[-1].mean():.4g}"
+    text = f"loss {run.losses[-1].mean(dtype=float):.4g}"
     return f"{text}, held-out {run.held_out_losses[-1]:.4g}" if run.held_out_losses else text
 
 
@@ -307,7 +308,7 @@ def _result(run: _Run, svi: SVI) -> FitResult:
     )
 
 
-def _warn(result: FitResult, svi: SVI) -> None:
+def _warn(result: FitResult, task: _Task) -> None:
     if result.stopped == "nonfinite":
         bad = np.flatnonzero(~np.isfinite(result.losses))
         what = f"The loss is {result.losses[bad[0]]} at update {bad[0] + 1}" if bad.size else "Parameters are not finite"
@@ -319,23 +320,49 @@ def _warn(result: FitResult, svi: SVI) -> None:
             stacklevel=3,
         )
     elif result.stopped != "patience":
-        words = _overfitting(result, svi)
+        words = _overfitting(result, task)
         if words:
             warnings.warn(words, OverfittingWarning, stacklevel=3)
 
 
-def _overfitting(result: FitResult, svi: SVI) -> str | None:
-    remedies = "estimators whose loss has a lower bound, 'dsm' and 'regularized_sm', or a smaller net"
+def _overfitting(result: FitResult, task: _Task) -> str | None:
+    remedies = "more rows, a smaller net, or an estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'"
     if result.check_steps.size > 1:
         curves = result.held_out_losses, result.check_steps, result.losses[: result.check_steps[-1]]
         rise = held_out_rise(*curves)
-        if rise:
+        if rise and is_significant(_row_differences(result, task)):
             return (
                 f"Overfitting: {rise}. The parameters returned are those after {result.best_step}. Stop there by "
                 f"fit(..., patience=5), or use {remedies}."
             )
-    estimators = _estimators(svi)
+    estimators = _estimators(task.svi)
     if not estimators or any(estimator.role == "gradient" for estimator in estimators):
         return None
     fall = runaway(result.losses)
     return f"Overfitting: {fall}. Write fit(..., held_out=(x_test,), patience=5), or use {remedies}." if fall else None
+
+
+def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
+    """By shape of the sites, what each held-out row lost from the best check to the end, under one key."""
+    svi, mutable = task.svi, result.state.mutable_state or {}
+    arrays, structure = cast(tuple, task.held_out)
+    best, last = (
+        _row_losses(svi, structure, params | mutable, arrays, task.key_held_out)
+        for params in (result.params, svi.get_params(result.state))
+    )
+    return [np.asarray(last[shape] - best[shape]) for shape in best]
+
+
+@partial(jax.jit, static_argnames=("svi", "structure"))
+def _row_losses(svi: SVI, structure: Any, params: dict[str, Any], arrays: list[Any], rng_key: PRNGKey) -> dict[str, Array]:
+    args, kwargs = assemble(arrays, structure)
+    kwargs = kwargs | svi.static_kwargs
+    key_model, key_guide = jax.random.split(rng_key)  # as Trace_ELBO does, so that the noise is that of the checks
+    guide = handlers.trace(handlers.substitute(handlers.seed(svi.guide, key_guide), params)).get_trace(*args, **kwargs)
+    model = handlers.replay(handlers.substitute(handlers.seed(svi.model, key_model), params), guide)
+    losses: dict[str, Array] = {}
+    for site in handlers.trace(model).get_trace(*args, **kwargs).values():
+        if site["type"] == "sample" and site["is_observed"]:
+            loss = -site["fn"].log_prob(site["value"]) * (1.0 if site["scale"] is None else site["scale"])
+            losses[str(loss.shape)] = losses.get(str(loss.shape), 0.0) + loss
+    return losses
