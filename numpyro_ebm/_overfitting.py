@@ -45,7 +45,7 @@ def held_out_rise(held_out: np.ndarray, check_steps: np.ndarray, losses: np.ndar
 
 def _spread(values: np.ndarray) -> float:
     at = np.arange(len(values))
-    return np.ptp(values - np.polyval(np.polyfit(at, values, 1), at))
+    return float(np.ptp(values - np.polyval(np.polyfit(at, values, 1), at)))
 
 
 def is_significant(differences: Sequence[np.ndarray]) -> bool:

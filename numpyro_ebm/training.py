@@ -13,7 +13,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
-from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._callables import Structure, assemble, dismantle
 from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
 from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
 from numpyro_ebm._typing import Array, PRNGKey
@@ -46,12 +46,19 @@ class FitResult(NamedTuple):
     stopped: Stop
 
 
+class _Arguments(NamedTuple):
+    """Arguments of the model as jit takes them: what is traced, and what is not."""
+
+    arrays: list[Any]
+    structure: Structure
+
+
 class _Task(NamedTuple):
-    """The model's arguments taken apart for jit, in training and for the held-out rows."""
+    """What to train on, and what to look at on the way."""
 
     svi: SVI
-    train: tuple[list[Any], Any]
-    held_out: tuple[list[Any], Any] | None
+    train: _Arguments
+    held_out: _Arguments | None
     key_held_out: PRNGKey
 
 
@@ -187,23 +194,22 @@ def _make_task(
     rng_key: PRNGKey, svi: SVI, args: tuple, kwargs: dict, held_out: Any, held_out_kwargs: dict[str, Any] | None
 ) -> _Task:
     key = jax.random.fold_in(rng_key, 1)
-    train = dismantle((args, kwargs))
+    train = _take_apart(args, kwargs)
     if held_out is None and held_out_kwargs is None:
-        return _Task(svi, _on_device(train), None, key)
+        return _Task(svi, train, None, key)
     if held_out is not None and (not isinstance(held_out, tuple) or len(held_out) != len(args)):
         what = f"a tuple of {len(held_out)}" if isinstance(held_out, tuple) else type(held_out).__name__
         raise TypeError(
             f"held_out takes the place of the model's {len(args)} positional arguments, as a tuple; got {what}. Write "
             "fit(rng_key, svi, num_steps, x_train, held_out=(x_test,)); for keyword arguments held_out_kwargs={'x': x_test}."
         )
-    rows = dismantle((args if held_out is None else held_out, kwargs | (held_out_kwargs or {})))
-    return _Task(svi, _on_device(train), _on_device(rows), key)
+    rows = _take_apart(args if held_out is None else held_out, kwargs | (held_out_kwargs or {}))
+    return _Task(svi, train, rows, key)
 
 
-def _on_device(arguments: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
-    """Arrays copied once, not at each chunk."""
-    arrays, structure = arguments
-    return [jnp.asarray(array) for array in arrays], structure
+def _take_apart(args: tuple, kwargs: dict[str, Any]) -> _Arguments:
+    arrays, structure = dismantle((args, kwargs))
+    return _Arguments([jnp.asarray(array) for array in arrays], structure)  # copied to the device once, not at each chunk
 
 
 def _start(
@@ -216,7 +222,7 @@ def _start(
     run = _Run(jax.tree.map(_strong, state), None)
     if task.held_out is None:
         return run
-    _check_held_out(run.state, task)
+    _check_held_out(run.state, task.svi, task.held_out, task.key_held_out)
     run = _check(run, task, None)
     if not np.isfinite(run.held_out_losses[0]):
         raise EnergyError(
@@ -232,10 +238,13 @@ def _strong(leaf: Any) -> Any:
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
-def _check_held_out(state: SVIState, task: _Task) -> None:
+def _check_held_out(state: SVIState, svi: SVI, held_out: _Arguments, rng_key: PRNGKey) -> None:
     """Trace the held-out loss once with its rows in sight, where data that do not fit are seen."""
+    arguments = assemble(*held_out)
     try:
-        jax.eval_shape(lambda state: _held_out_loss(task.svi, *assemble(*task.held_out), task.key_held_out, state), state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # svi.init said it of the training rows
+            jax.eval_shape(lambda state: _held_out_loss(svi, arguments, rng_key, state), state)
     except (AssertionError, TypeError, ValueError) as error:
         raise EnergyError(
             f"The model or the guide does not take the held-out rows: {error} The number of rows has to come from the "
@@ -250,7 +259,7 @@ def _chunks(num_steps: int, check_every: int) -> Iterator[int]:
 
 
 def _advance(run: _Run, task: _Task, length: int) -> _Run:
-    state, losses, is_finite = _updates(task.svi, task.train[1], length, run.state, task.train[0])
+    state, losses, is_finite = _updates(task.svi, task.train.structure, length, run.state, task.train.arrays)
     losses = (*run.losses, np.asarray(losses))
     if not is_finite:
         return run._replace(losses=losses, stopped="nonfinite")
@@ -258,7 +267,7 @@ def _advance(run: _Run, task: _Task, length: int) -> _Run:
 
 
 @partial(jax.jit, static_argnames=("svi", "structure", "length"))
-def _updates(svi: SVI, structure: Any, length: int, state: SVIState, arrays: list[Any]):
+def _updates(svi: SVI, structure: Structure, length: int, state: SVIState, arrays: list[Any]):
     args, kwargs = assemble(arrays, structure)
     state, losses = jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), state, None, length=length)
     leaves = [losses[-1], *jax.tree.leaves(svi.optim.get_params(state.optim_state))]
@@ -269,7 +278,7 @@ def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
     """The loss of the held-out rows, and whether to wait for a better one."""
     if task.held_out is None or run.stopped:
         return run
-    loss, params = _look(task.svi, task.held_out[1], run.state, task.held_out[0], task.key_held_out)
+    loss, params = _look(task.svi, task.held_out.structure, run.state, task.held_out.arrays, task.key_held_out)
     step, loss = run.num_updates, float(loss)
     is_better = run.params is None or loss < np.nanmin(run.held_out_losses)
     run = run._replace(held_out_losses=(*run.held_out_losses, loss), check_steps=(*run.check_steps, step))
@@ -280,11 +289,12 @@ def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
 
 
 @partial(jax.jit, static_argnames=("svi", "structure"))
-def _look(svi: SVI, structure: Any, state: SVIState, arrays: list[Any], rng_key: PRNGKey):
-    return _held_out_loss(svi, *assemble(arrays, structure), rng_key, state), svi.get_params(state)
+def _look(svi: SVI, structure: Structure, state: SVIState, arrays: list[Any], rng_key: PRNGKey):
+    return _held_out_loss(svi, assemble(arrays, structure), rng_key, state), svi.get_params(state)
 
 
-def _held_out_loss(svi: SVI, args: tuple, kwargs: dict, rng_key: PRNGKey, state: SVIState) -> Array:
+def _held_out_loss(svi: SVI, arguments: tuple[tuple, dict[str, Any]], rng_key: PRNGKey, state: SVIState) -> Array:
+    args, kwargs = arguments
     params = svi.get_params(state) | (state.mutable_state or {})  # which svi.evaluate would start anew
     return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
 
@@ -345,7 +355,7 @@ def _overfitting(result: FitResult, task: _Task) -> str | None:
 def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
     """By shape of the sites, what each held-out row lost from the best check to the end, under one key."""
     svi, mutable = task.svi, result.state.mutable_state or {}
-    arrays, structure = cast(tuple, task.held_out)
+    arrays, structure = cast(_Arguments, task.held_out)
     best, last = (
         _row_losses(svi, structure, params | mutable, arrays, task.key_held_out)
         for params in (result.params, svi.get_params(result.state))
@@ -354,7 +364,9 @@ def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
 
 
 @partial(jax.jit, static_argnames=("svi", "structure"))
-def _row_losses(svi: SVI, structure: Any, params: dict[str, Any], arrays: list[Any], rng_key: PRNGKey) -> dict[str, Array]:
+def _row_losses(
+    svi: SVI, structure: Structure, params: dict[str, Any], arrays: list[Any], rng_key: PRNGKey
+) -> dict[str, Array]:
     args, kwargs = assemble(arrays, structure)
     kwargs = kwargs | svi.static_kwargs
     key_model, key_guide = jax.random.split(rng_key)  # as Trace_ELBO does, so that the noise is that of the checks
