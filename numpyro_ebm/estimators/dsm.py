@@ -10,6 +10,7 @@ import numpy as np
 
 from numpyro_ebm._errors import EnergyError, check_positive, is_concrete
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import smoothing_figures
 
 SMOOTHING_BOUNDS = (0.05, 1.0)
 
@@ -90,3 +91,7 @@ class DenoisingScoreMatching(AbstractEstimator):
                 f"below {low} the loss is very noisy, above {high} the density is smoothed away.",
                 stacklevel=2,
             )
+
+    def figures(self, rng_key, site: Site):
+        """The noise beside the data's own spread."""
+        return smoothing_figures(self.sigma, site)

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._derivatives import check_bends, laplacian_of_curvature, over_coordinates
+from numpyro_ebm.estimators._figures import score_figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +87,7 @@ class HigherOrderScoreMatching(AbstractEstimator):
             return loss
 
         return -jax.vmap(row_loss)(site.position, site.local), state
+
+    def figures(self, rng_key, site: Site):
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)
