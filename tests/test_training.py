@@ -186,6 +186,10 @@ class TestOverfitting:
         assert (stopped.stopped, stopped.best_step) == ("patience", result.best_step)
         with pytest.warns(ebm.OverfittingWarning, match="falls ever faster.*held_out"):
             fit(KEY, svi, 2000, x)
+        last = svi.get_params(result.state)
+        learned, other = (ebm.training_report(svi.model, last, data).sites[0].figures for data in (x, *held_out))
+        assert learned["score_norm"] ** 2 + learned["trace_per_dim"] < 0 < other["score_norm"] ** 2 + other["trace_per_dim"]
+        assert other["score_norm"] > 10 * learned["score_norm"]
 
     def test_whether_rows_lost_enough(self):
         draws = np.random.default_rng(0).normal(size=400)
