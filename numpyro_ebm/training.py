@@ -8,15 +8,15 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
-from numpyro_ebm._callables import Structure, assemble, dismantle
+from numpyro_ebm._callables import Structure, assemble
 from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
+from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
 from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._typing import PRNGKey
 from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.handlers import estimate
 
@@ -46,19 +46,12 @@ class FitResult(NamedTuple):
     stopped: Stop
 
 
-class _Arguments(NamedTuple):
-    """Arguments of the model as jit takes them: what is traced, and what is not."""
-
-    arrays: list[Any]
-    structure: Structure
-
-
 class _Task(NamedTuple):
     """What to train on, and what to look at on the way."""
 
     svi: SVI
-    train: _Arguments
-    held_out: _Arguments | None
+    train: Arguments
+    held_out: Arguments | None
     key_held_out: PRNGKey
 
 
@@ -194,7 +187,7 @@ def _make_task(
     rng_key: PRNGKey, svi: SVI, args: tuple, kwargs: dict, held_out: Any, held_out_kwargs: dict[str, Any] | None
 ) -> _Task:
     key = jax.random.fold_in(rng_key, 1)
-    train = _take_apart(args, kwargs)
+    train = take_apart(args, kwargs)
     if held_out is None and held_out_kwargs is None:
         return _Task(svi, train, None, key)
     if held_out is not None and (not isinstance(held_out, tuple) or len(held_out) != len(args)):
@@ -203,13 +196,8 @@ def _make_task(
             f"held_out takes the place of the model's {len(args)} positional arguments, as a tuple; got {what}. Write "
             "fit(rng_key, svi, num_steps, x_train, held_out=(x_test,)); for keyword arguments held_out_kwargs={'x': x_test}."
         )
-    rows = _take_apart(args if held_out is None else held_out, kwargs | (held_out_kwargs or {}))
+    rows = take_apart(args if held_out is None else held_out, kwargs | (held_out_kwargs or {}))
     return _Task(svi, train, rows, key)
-
-
-def _take_apart(args: tuple, kwargs: dict[str, Any]) -> _Arguments:
-    arrays, structure = dismantle((args, kwargs))
-    return _Arguments([jnp.asarray(array) for array in arrays], structure)  # copied to the device once, not at each chunk
 
 
 def _start(
@@ -222,7 +210,7 @@ def _start(
     run = _Run(jax.tree.map(_strong, state), None)
     if task.held_out is None:
         return run
-    _check_held_out(run.state, task.svi, task.held_out, task.key_held_out)
+    check_taken(task.svi, task.held_out, task.key_held_out, run.state)
     run = _check(run, task, None)
     if not np.isfinite(run.held_out_losses[0]):
         raise EnergyError(
@@ -236,21 +224,6 @@ def _strong(leaf: Any) -> Any:
     """Without weak types, which the first update would turn into strong ones, and so into a second program."""
     leaf = jnp.asarray(leaf)
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, leaf.dtype)
-
-
-def _check_held_out(state: SVIState, svi: SVI, held_out: _Arguments, rng_key: PRNGKey) -> None:
-    """Trace the held-out loss once with its rows in sight, where data that do not fit are seen."""
-    arguments = assemble(*held_out)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # svi.init said it of the training rows
-            jax.eval_shape(lambda state: _held_out_loss(svi, arguments, rng_key, state), state)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise EnergyError(
-            f"The model or the guide does not take the held-out rows: {error} The number of rows has to come from the "
-            "arguments, so that it may differ from that in training: numpyro.plate('rows', len(x)), and no local latents "
-            "of the guide."
-        ) from error
 
 
 def _chunks(num_steps: int, check_every: int) -> Iterator[int]:
@@ -278,7 +251,8 @@ def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
     """The loss of the held-out rows, and whether to wait for a better one."""
     if task.held_out is None or run.stopped:
         return run
-    loss, params = _look(task.svi, task.held_out.structure, run.state, task.held_out.arrays, task.key_held_out)
+    rows = task.held_out
+    loss, params = loss_and_params(task.svi, rows.structure, rows.arrays, task.key_held_out, run.state)
     step, loss = run.num_updates, float(loss)
     is_better = run.params is None or loss < np.nanmin(run.held_out_losses)
     run = run._replace(held_out_losses=(*run.held_out_losses, loss), check_steps=(*run.check_steps, step))
@@ -286,17 +260,6 @@ def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
         return run._replace(params=params, best_step=step)
     waited = sum(step > run.best_step for step in run.check_steps)
     return run._replace(stopped="patience") if patience is not None and waited >= patience else run
-
-
-@partial(jax.jit, static_argnames=("svi", "structure"))
-def _look(svi: SVI, structure: Structure, state: SVIState, arrays: list[Any], rng_key: PRNGKey):
-    return _held_out_loss(svi, assemble(arrays, structure), rng_key, state), svi.get_params(state)
-
-
-def _held_out_loss(svi: SVI, arguments: tuple[tuple, dict[str, Any]], rng_key: PRNGKey, state: SVIState) -> Array:
-    args, kwargs = arguments
-    params = svi.get_params(state) | (state.mutable_state or {})  # which svi.evaluate would start anew
-    return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
 
 
 def _progress(run: _Run) -> str:
@@ -353,28 +316,9 @@ def _overfitting(result: FitResult, task: _Task) -> str | None:
 
 
 def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
-    """By shape of the sites, what each held-out row lost from the best check to the end, under one key."""
-    svi, mutable = task.svi, result.state.mutable_state or {}
-    arrays, structure = cast(_Arguments, task.held_out)
-    best, last = (
-        _row_losses(svi, structure, params | mutable, arrays, task.key_held_out)
-        for params in (result.params, svi.get_params(result.state))
-    )
-    return [np.asarray(last[shape] - best[shape]) for shape in best]
-
-
-@partial(jax.jit, static_argnames=("svi", "structure"))
-def _row_losses(
-    svi: SVI, structure: Structure, params: dict[str, Any], arrays: list[Any], rng_key: PRNGKey
-) -> dict[str, Array]:
-    args, kwargs = assemble(arrays, structure)
-    kwargs = kwargs | svi.static_kwargs
-    key_model, key_guide = jax.random.split(rng_key)  # as Trace_ELBO does, so that the noise is that of the checks
-    guide = handlers.trace(handlers.substitute(handlers.seed(svi.guide, key_guide), params)).get_trace(*args, **kwargs)
-    model = handlers.replay(handlers.substitute(handlers.seed(svi.model, key_model), params), guide)
-    losses: dict[str, Array] = {}
-    for site in handlers.trace(model).get_trace(*args, **kwargs).values():
-        if site["type"] == "sample" and site["is_observed"]:
-            loss = -site["fn"].log_prob(site["value"]) * (1.0 if site["scale"] is None else site["scale"])
-            losses[str(loss.shape)] = losses.get(str(loss.shape), 0.0) + loss
-    return losses
+    """What each held-out row lost from the best check to the end; nothing is known of them where a guide draws many times."""
+    if getattr(task.svi.loss, "multi_sample_guide", False):
+        return []
+    mutable = result.state.mutable_state or {}
+    before, after = (params | mutable for params in (result.params, task.svi.get_params(result.state)))
+    return row_differences(task.svi, cast(Arguments, task.held_out), task.key_held_out, before, after)

@@ -22,6 +22,7 @@ FLOORS = {
     "_bases": 0,
     "_laplacian": 0,
     "_overfitting": 0,
+    "_held_out": 1,
     "_surrogates": 1,
     "_context": 0,
     "kernels": 1,

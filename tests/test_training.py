@@ -13,6 +13,7 @@ import pytest
 from helpers import precision_model
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from numpyro.primitives import mutable
 
 import numpyro_ebm as ebm
 from numpyro_ebm import training
@@ -77,12 +78,12 @@ class TestUpdates:
 
     def test_two_programs_and_none_for_a_second_call(self):
         svi, x, y = svi_of(), rows(30), rows(20, 1)
-        before = training._updates._cache_size(), training._look._cache_size()
+        before = training._updates._cache_size(), training.loss_and_params._cache_size()
         fit(KEY, svi, 25, x, held_out=(y,), check_every=10)
-        after = training._updates._cache_size(), training._look._cache_size()
+        after = training._updates._cache_size(), training.loss_and_params._cache_size()
         assert (after[0] - before[0], after[1] - before[1]) == (2, 1)
         fit(jax.random.key(1), svi, 25, x + 1, held_out=(y,), check_every=10)
-        assert (training._updates._cache_size(), training._look._cache_size()) == after
+        assert (training._updates._cache_size(), training.loss_and_params._cache_size()) == after
 
     def test_numbers_among_the_arguments_stay_numbers(self):
         result = fit(KEY, svi_of(), 3, rows(50), num_rows=50, batch_size=8, check_every=10)
@@ -146,6 +147,19 @@ class TestHeldOut:
         result = fit(KEY, svi, 200, rows(200), held_out=(rows(100, 1),), check_every=50)
         assert result.held_out_losses[-1] < result.held_out_losses[0]
         assert set(result.params) == {"scale_auto_loc", "scale_auto_scale"}
+
+    def test_state_of_layers_is_that_of_training(self):
+        def model(x):
+            count = mutable("count", {"updates": jnp.zeros(())})
+            count["updates"] = count["updates"] + 1
+            numpyro.factor("counted", -count["updates"])
+            precision_model(x)
+
+        svi = svi_of(model=model, optimiser=optax.sgd(0.0))
+        result = fit(KEY, svi, 4, rows(30), held_out=(rows(20, 1),), check_every=2)
+        counts = result.held_out_losses - result.held_out_losses[0]
+        np.testing.assert_allclose(counts, [0, 2, 4], atol=1e-4)
+        assert result.state.mutable_state["count"]["updates"] == 5  # svi.init counts one
 
     def test_rows_that_the_model_does_not_take(self):
         def model(x):
