@@ -316,7 +316,7 @@ def _overfitting(result: FitResult, task: _Task) -> str | None:
 
 
 def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
-    """What each held-out row lost from the best check to the end; nothing is known of them where a guide draws many times."""
+    """What each held-out row lost from the best check to the end; not known where a guide draws many times."""
     if getattr(task.svi.loss, "multi_sample_guide", False):
         return []
     mutable = result.state.mutable_state or {}
