@@ -117,7 +117,8 @@ def fit(
 
     Raises:
         EnergyError: (a ValueError) for counts that are none, ``patience`` without held-out rows, held-out rows under a
-            "gradient" estimator, whose surrogate has no meaningful value, and held-out rows that the model does not take.
+            "gradient" estimator, whose surrogate has no meaningful value, held-out rows that the model does not take, and
+            ``init_params`` beside ``init_state``.
         TypeError: for an ``svi`` that is none, and for ``held_out`` that is not a tuple.
 
     Warns:
@@ -203,6 +204,8 @@ def _make_task(
 def _start(
     rng_key: PRNGKey, task: _Task, args: tuple, kwargs: dict, init_state: SVIState | None, init_params: dict | None
 ) -> _Run:
+    if init_state is not None and init_params is not None:
+        raise EnergyError("init_state holds parameters already, so that init_params would do nothing. Pass one of the two.")
     state = init_state
     if state is None or task.svi.constrain_fn is None:  # which init sets
         started = task.svi.init(rng_key, *args, init_params=init_params, **kwargs)

@@ -303,6 +303,7 @@ class TestRefusals:
             ({"num_steps": 0}, "num_steps >= 1"),
             ({"check_every": 2.5}, "check_every >= 1"),
             ({"patience": 0, "held_out": (rows(5),)}, "patience >= 1"),
+            ({"init_state": (), "init_params": {"t": 1.0}}, "one of the two"),
             ({"patience": 3}, r"there are none.*held_out=\(x_test,\), patience=3"),
         ],
     )
