@@ -1,6 +1,8 @@
 from importlib.metadata import version as _version
 
 from numpyro_ebm._errors import EnergyError as EnergyError
+from numpyro_ebm._errors import NonFiniteLossWarning as NonFiniteLossWarning
+from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm.arviz import to_arviz as to_arviz
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
@@ -57,5 +59,7 @@ from numpyro_ebm.samplers import ReverseSDE as ReverseSDE
 from numpyro_ebm.sampling import Draws as Draws
 from numpyro_ebm.sampling import sample as sample
 from numpyro_ebm.scores import ScoreDistribution as ScoreDistribution
+from numpyro_ebm.training import FitResult as FitResult
+from numpyro_ebm.training import fit as fit
 
 __version__ = _version("numpyro-ebm")

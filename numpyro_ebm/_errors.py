@@ -20,6 +20,14 @@ class UnhealthyChainsWarning(UserWarning):
     """The chains that train an energy are not what they should be; the message says how and what to try."""
 
 
+class OverfittingWarning(UserWarning):
+    """Training went on past the best fit of held-out rows, or its loss runs away; the message has the numbers."""
+
+
+class NonFiniteLossWarning(UserWarning):
+    """A loss or parameters became infinite or NaN in training; the message says what is returned and what to try."""
+
+
 @contextmanager
 def at_site(name: str | None) -> Iterator[None]:
     """Put the site's name, where there is one, in front of the message of any fault found inside."""

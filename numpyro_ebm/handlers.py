@@ -74,7 +74,23 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             }
         else:
             self._estimators = ESTIMATORS.resolve(estimator, **options)
+        self._collected: list[tuple[AbstractEstimator, Site]] | None = None
         super().__init__(fn)
+
+    def sites(self, *args: Any, **kwargs: Any) -> list[tuple[AbstractEstimator, Site]]:
+        """Each energy site's estimator and what it is given when the model runs; no surrogate is computed.
+
+        Parameters, values of latent sites and a random key come from handlers around it, as in a run of the model.
+
+        Example:
+            ``with handlers.seed(rng_seed=0), handlers.substitute(data=params): pairs = estimated.sites(x)``
+        """
+        self._collected = []
+        try:
+            self(*args, **kwargs)
+            return self._collected
+        finally:
+            self._collected = None
 
     @property
     def estimators(self) -> Any:
@@ -154,13 +170,20 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             site = lay_out(name, unwrapped, value, plates)
             # A latent value is the guide's: the estimator may not move it, the log density alone does.
             given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
-            estimator.check(given)
-            with _unchanged(list(self._holders)):
-                values = run(estimator, given)
-                values = values if msg["is_observed"] else values + gradient_in_value(site)
+            if self._collected is None:
+                values = self._run(estimator, given, site)
+            else:
+                self._collected.append((estimator, given))
+                values = jnp.zeros(site.num_rows)
         values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
         values = values.reshape(site.batch_shape)
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
+
+    def _run(self, estimator: AbstractEstimator, given: Site, site: Site) -> Array:
+        estimator.check(given)
+        with _unchanged(list(self._holders)):
+            values = run(estimator, given)
+            return values if given is site else values + gradient_in_value(site)
 
     def _estimator_of(self, name: str, members: Sequence[str]) -> AbstractEstimator:
         self._seen |= {name, *members}

@@ -1,16 +1,20 @@
-"""`training_report`: what the chains that trained an energy did, in words and figures."""
+"""`training_report`: what trained an energy and how it went, in words and figures."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+import jax
 import numpy as np
+from numpyro import handlers
 from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth
 from numpyro_ebm.handlers import estimate
+from numpyro_ebm.training import FitResult
 
 FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported"))
 
@@ -22,8 +26,8 @@ class SiteReport:
     Attributes:
         site: its name.
         estimator: the estimator's name.
-        figures: those of `NegativePhaseHealth`; the numbers in the estimator's state, such as ``num_updates``; for chains
-            that are kept the mean and largest ``age``.
+        figures: of chains those of `NegativePhaseHealth`, the numbers in the estimator's state, such as ``num_updates``, and
+            for chains that are kept the mean and largest ``age``; of other estimators what their ``figures`` give.
         conditions: of `NegativePhaseHealth`, those that held in the last update, in words.
         notes: what the estimator's settings mean for the energy that it trains.
     """
@@ -38,13 +42,14 @@ class SiteReport:
         """A few lines of text."""
         lines = [f"{self.site}: {self.estimator}"]
         lines += [f"  {name:<16} {value:.4g}" for name, value in self.figures.items() if np.isfinite(value)]
-        lines += [f"  ! {text}" for text in self.conditions] or ["  chains: nothing unusual"]
+        if "acceptance_rate" in self.figures:
+            lines += [f"  ! {text}" for text in self.conditions] or ["  chains: nothing unusual"]
         return "\n".join(lines + [f"  note: {text}" for text in self.notes])
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingReport:
-    """One `SiteReport` per energy site whose estimator keeps a state; ``str`` gives text.
+    """One `SiteReport` per energy site of which something is known; ``str`` gives text.
 
     Attributes:
         sites: the reports.
@@ -61,37 +66,117 @@ class TrainingReport:
         return "\n".join(map(str, self.sites))
 
 
-def training_report(model: estimate, state: SVIState | SVIRunResult | Mapping[str, Any]) -> TrainingReport:
-    """Figures of the chains that gave the last gradient, conditions that hold, and what the settings imply.
+def training_report(
+    model: estimate, state: SVIState | SVIRunResult | FitResult | Mapping[str, Any], *args: Any, **kwargs: Any
+) -> TrainingReport:
+    """Figures of the chains that gave the last gradient and of the data under the energy, and what the settings imply.
+
+    Estimators with chains (cd, pcd, replay, mle, ...) left their figures in the state. Others have figures of the rows under
+    the trained energy, for which the model runs once more, on the arguments given here: those of training, or with held-out
+    rows in their place, where both should say the same. A model that subsamples shows one subset.
+
+    - sm, ssm, ssm_vr, regularized_sm, hsm: ``score_norm`` and ``trace_per_dim``, root mean square of the score and mean of
+      its divergence, per dimension.
+    - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
+    - nce: ``accuracy`` of telling data from noise, and ``overlap`` of the two, 0 where nothing more can be learned.
 
     Args:
         model: the model that was trained, as `estimate` returned it.
-        state: the state of SVI, the result of ``svi.run``, or a mutable state.
+        state: the result of `fit` or of ``svi.run``, the state of SVI, or a dict of parameters, of mutable state or of both
+            (``svi.get_params(state) | state.mutable_state``); values of latent sites belong beside the parameters.
+        *args: arguments of the model.
+        **kwargs: keyword arguments of the model.
 
     Raises:
-        EnergyError: (a ValueError) where the state holds nothing of an estimator with chains.
+        EnergyError: (a ValueError) where there is nothing to report; for arguments beside a bare state of SVI, which has the
+            parameters in another form; for parameters or latent sites without a value.
         TypeError: for a model that does not come from `estimate`.
 
     Example:
-        ``print(training_report(estimated, svi.run(key, 1000, x)))``
+        ``print(training_report(estimated, fit(key, svi, 1000, x), x))``
     """
     if not isinstance(model, estimate):
         raise TypeError(f"training_report needs the model as estimate returned it; got {type(model).__name__}.")
     mutable = _mutable_state(state)
     found = [_report(name, value["state"], model.estimators) for name, value in mutable.items() if _is_ours(name, value)]
+    has_arguments = bool(args or kwargs) or not inspect.signature(model.fn).parameters  # pyright: ignore[reportArgumentType]
+    if has_arguments and _have_figures(model):
+        found += _data_reports(model, _values(state), args, kwargs)
     if not found:
-        raise EnergyError(
-            "The state holds no chains. Estimators that sample from the model have some: cd, pcd, replay, mle and others."
-        )
+        _refuse(model)
     return TrainingReport(tuple(found))
 
 
+def _have_figures(model: estimate) -> bool:
+    estimators = model.estimators.values() if isinstance(model.estimators, dict) else (model.estimators,)
+    return any(type(each).figures is not AbstractEstimator.figures for each in estimators)
+
+
+def _refuse(model: estimate) -> NoReturn:
+    chains = "The state holds no chains, which cd, pcd, replay, mle and others have"
+    if not _have_figures(model):
+        raise EnergyError(f"{chains}, and the estimator has no figures of the data, so that there is nothing to report.")
+    raise EnergyError(
+        f"{chains}. For figures of the data under the trained energy pass the result and the model's arguments: "
+        "training_report(model, result, x)."
+    )
+
+
 def _mutable_state(state: Any) -> Mapping[str, Any]:
-    if isinstance(state, SVIRunResult):
+    if isinstance(state, SVIRunResult | FitResult):
         state = state.state
     if isinstance(state, SVIState):
         state = state.mutable_state
     return state or {}
+
+
+def _values(state: Any) -> dict[str, Any]:
+    """Parameters, and mutable state of layers."""
+    if isinstance(state, SVIState):
+        raise EnergyError(
+            "A state of SVI alone holds parameters in unconstrained form, and the model cannot run on it. Write "
+            "training_report(model, svi.get_params(state), x), or pass the result of fit or svi.run."
+        )
+    if isinstance(state, SVIRunResult | FitResult):
+        return {**state.params, **_mutable_state(state)}
+    return dict(state)
+
+
+def _data_reports(model: estimate, values: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> list[SiteReport]:
+    """Reports of the sites whose estimators have figures of the data."""
+    given = {name: value for name, value in values.items() if not _is_ours(name, value)}
+    notes: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+    @jax.jit
+    def run(given):
+        with handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=given):
+            pairs = model.sites(*args, **kwargs)
+            keys = jax.random.split(jax.random.key(1), len(pairs) + 1)
+            figures = {site.name: each.figures(key, site) for key, (each, site) in zip(keys, pairs, strict=False)}
+        notes.update({site.name: (each.name, each.notes()) for each, site in pairs})
+        _check_values_given(trace, given)
+        return figures
+
+    return [
+        SiteReport(site, notes[site][0], {name: float(value) for name, value in figures.items()}, (), notes[site][1])
+        for site, figures in run(given).items()
+        if figures
+    ]
+
+
+def _check_values_given(trace: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    params = [name for name, site in trace.items() if site["type"] == "param" and name not in given]
+    if params:
+        raise EnergyError(
+            f"The parameters {params} have no value, and figures would be those of their initial ones. Pass the result of "
+            "fit or svi.run, or svi.get_params(state)."
+        )
+    latents = [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and n not in given]
+    if latents:
+        raise EnergyError(
+            f"The sites {latents} are latent, and their values are the guide's. Pass them beside the parameters: "
+            "training_report(model, params | guide.median(params), x)."
+        )
 
 
 def _is_ours(name: str, value: Any) -> bool:

@@ -21,6 +21,8 @@ FLOORS = {
     "_blocks": 0,
     "_bases": 0,
     "_laplacian": 0,
+    "_overfitting": 0,
+    "_held_out": 1,
     "_surrogates": 1,
     "_context": 0,
     "_levels": 0,
@@ -43,6 +45,7 @@ FLOORS = {
     "sampling": 5,
     "arviz": 6,
     "reports": 6,
+    "training": 6,
     "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -109,6 +109,15 @@ class AbstractEstimator(abc.ABC):
                 "EnergyDistribution."
             )
 
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+        """Figures of the rows under the energy as it is, for `training_report`; scalars by name.
+
+        Args:
+            rng_key: random key.
+            site: the rows, the energy's parameters being those that were trained.
+        """
+        return {}
+
     def notes(self) -> tuple[str, ...]:
         """What the settings mean for the energy that is trained, for reports: penalties, biases."""
         return ()

@@ -163,6 +163,11 @@ class DenoisingScoreMatching(AbstractEstimator):
                 stacklevel=2,
             )
 
+    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+        """`smoothing` where it is smallest and where it is largest."""
+        ratio = self.smoothing(site)
+        return {"smoothing_min": jnp.min(ratio), "smoothing_max": jnp.max(ratio)}
+
 
 def _choose(flag: Any, yes: Any, no: Any) -> Array:
     """One of two computations; only the chosen one runs, where the flag is known as well as where it is traced."""

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro_ebm._derivatives import laplacian_of_curvature, over_coordinates
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import score_figures
 from numpyro_ebm.estimators._second_order import check_bends
 
 
@@ -87,3 +88,7 @@ class HigherOrderScoreMatching(AbstractEstimator):
             return loss
 
         return -jax.vmap(row_loss)(site.position, site.local), state
+
+    def figures(self, rng_key, site: Site):
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)

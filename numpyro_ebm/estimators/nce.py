@@ -12,7 +12,9 @@ import numpyro.distributions as dist
 
 from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete
 from numpyro_ebm._events import check_same_support
+from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import mean_over_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +76,46 @@ class NoiseContrastiveEstimation(AbstractEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the classification loss, per row."""
+        at_data, at_noise, inside = self._log_ratios(rng_key, site)
+        at_data, at_noise = at_data - jnp.log(self.nu), at_noise - jnp.log(self.nu)
+        return -jax.nn.softplus(-at_data) - jnp.sum(jnp.where(inside, jax.nn.softplus(at_noise), 0.0), axis=1), state
+
+    def figures(self, rng_key, site: Site):
+        r"""How well data and noise are told apart, both taken as equally frequent.
+
+        With ``r = p / p_n`` the ``accuracy`` is that of guessing data where ``r > 1``, half over the rows and half over
+        noise: 1/2 where nothing is told apart. The ``overlap`` is the mean of ``2 min(P, 1 - P)`` with ``P = r / (1 + r)``,
+        which estimates :math:`\int \min(p, p_n)`: 1 for noise like the data, 0 where the classifier is saturated and nothing
+        more is learned. Where the energy fits, ``accuracy = 1 - overlap / 2``.
+        """
+        at_data, at_noise, inside = self._log_ratios(rng_key, site)
+
+        def balanced(data, noise):
+            return 0.5 * (mean_over_rows(data, site.mask) + mean_over_rows(noise.reshape(-1), inside.reshape(-1)))
+
+        return {
+            "accuracy": balanced((1 + jnp.sign(at_data)) / 2, (1 - jnp.sign(at_noise)) / 2),
+            "overlap": 2 * balanced(jax.nn.sigmoid(-jnp.abs(at_data)), jax.nn.sigmoid(-jnp.abs(at_noise))),
+        }
+
+    def _log_ratios(self, rng_key: PRNGKey, site: Site) -> tuple[Array, Array, Array]:
+        """``log p - log p_n`` at the rows and at noise, and which noise draws lie inside the support.
+
+        A draw rounded to the wall has no density there: a row stands in for it, to be left out, without a gradient.
+        """
         noise = self._noise(site)
         log_normalizer: Any = numpyro.param(f"{site.name}$log_normalizer", jnp.zeros(()))
 
-        def log_odds(event):
-            return site.distribution.log_density(event) - log_normalizer - noise.log_prob(event) - jnp.log(self.nu)
+        def log_ratio(event):
+            return site.distribution.log_density(event) - log_normalizer - noise.log_prob(event)
 
-        def fake_loss(fake, row):
-            # A draw rounded to the wall of the support has no density there: it costs nothing, and no gradient.
+        def at_fake(fake, row):
             inside = jnp.all(jnp.isfinite(site.distribution.unconstrain(fake)))
-            return jnp.where(inside, jax.nn.softplus(log_odds(jnp.where(inside, fake, row))), 0.0)
+            return log_ratio(jnp.where(inside, fake, row)), inside
 
         fakes = site.distribution.as_events(jax.lax.stop_gradient(noise.sample(rng_key, (site.num_rows, self.nu))))
-        loss = jax.nn.softplus(-jax.vmap(log_odds)(site.value))
-        loss += jnp.sum(jax.vmap(jax.vmap(fake_loss, in_axes=(0, None)))(fakes, site.value), axis=1)
-        return -loss, state
+        at_noise, inside = jax.vmap(jax.vmap(at_fake, in_axes=(0, None)))(fakes, site.value)
+        return jax.vmap(log_ratio)(site.value), at_noise, inside
 
     def _noise(self, site: Site) -> Any:
         return self.noise if self.noise is not None else site.distribution.reference

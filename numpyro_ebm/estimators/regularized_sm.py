@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_positive, nearest
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import score_figures
 from numpyro_ebm.estimators._second_order import check_bends, over_rows
 
 Curvature = Literal["full", "diagonal"]
@@ -85,3 +86,7 @@ class RegularizedScoreMatching(AbstractEstimator):
             return 0.5 * jnp.sum(score**2) + jnp.sum(over_coordinates(push, flat, read))
 
         return -over_rows(row_loss, site), state
+
+    def figures(self, rng_key, site: Site):
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)

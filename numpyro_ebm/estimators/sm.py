@@ -12,6 +12,7 @@ from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm._laplacian import beyond_forward_laplacian, gradient_and_laplacian
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import score_figures
 from numpyro_ebm.estimators._projections import Projection, check_projection
 from numpyro_ebm.estimators._second_order import check_bends, hutchinson, over_rows
 
@@ -85,6 +86,10 @@ class ScoreMatching(AbstractEstimator):
             return -over_rows(hutchinson(site, self.projection, self.num_probes), site, keys), state
         forward = self.trace == "forward" or (self.trace == "auto" and _is_forward(site))
         return -over_rows(_forward(site) if forward else _columns(site), site), state
+
+    def figures(self, rng_key, site: Site):
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)
 
 
 def _forward(site: Site):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._errors import check_count
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import score_figures
 from numpyro_ebm.estimators._projections import Projection, check_projection, directions
 from numpyro_ebm.estimators._second_order import check_bends
 
@@ -68,3 +69,7 @@ class SlicedScoreMatching(AbstractEstimator):
 
         keys = jax.random.split(rng_key, site.num_rows)
         return -jax.vmap(row_loss)(keys, site.position, site.local), state
+
+    def figures(self, rng_key, site: Site):
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)

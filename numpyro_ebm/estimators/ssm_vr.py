@@ -6,6 +6,7 @@ import jax
 
 from numpyro_ebm._errors import check_count
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import score_figures
 from numpyro_ebm.estimators._projections import Projection, check_projection
 from numpyro_ebm.estimators._second_order import check_bends, hutchinson, over_rows
 
@@ -58,3 +59,7 @@ class VarianceReducedSlicedScoreMatching(AbstractEstimator):
         """Minus the loss, per row."""
         keys = jax.random.split(rng_key, site.num_rows)
         return -over_rows(hutchinson(site, self.projection, self.num_projections), site, keys), state
+
+    def figures(self, rng_key, site: Site):
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)

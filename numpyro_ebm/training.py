@@ -1,0 +1,327 @@
+"""`fit`: SVI with held-out rows, early stopping, and an end that keeps what was trained."""
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+from tqdm import tqdm
+
+from numpyro_ebm._callables import Structure, assemble
+from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
+from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
+from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
+from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm.estimators import AbstractEstimator
+from numpyro_ebm.handlers import estimate
+
+Stop = Literal["end", "patience", "nonfinite", "interrupted"]
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+        params: values of the ``numpyro.param`` sites: those of the best check where rows were held out, the last finite ones
+            elsewhere.
+        state: the last finite state of SVI; `fit` goes on from it by ``init_state``.
+        losses: ``(num_updates,)``, the loss of each update that was made, non-finite ones included.
+        held_out_losses: loss of the held-out rows at each check, the first before any update; empty without such rows.
+        check_steps: how many updates had been made at each of these checks.
+        best_step: how many updates ``params`` have seen.
+        stopped: why it stopped: "end" (all updates were made), "patience", "nonfinite" or "interrupted" (from the keyboard).
+    """
+
+    params: dict[str, Any]
+    state: SVIState
+    losses: np.ndarray
+    held_out_losses: np.ndarray
+    check_steps: np.ndarray
+    best_step: int
+    stopped: Stop
+
+
+class _Task(NamedTuple):
+    """What to train on, and what to look at on the way."""
+
+    svi: SVI
+    train: Arguments
+    held_out: Arguments | None
+    key_held_out: PRNGKey
+
+
+class _Run(NamedTuple):
+    """A run so far; `fit` replaces it as a whole, so that an interruption leaves one that is consistent."""
+
+    state: SVIState
+    params: dict[str, Any] | None
+    losses: tuple[np.ndarray, ...] = ()
+    held_out_losses: tuple[float, ...] = ()
+    check_steps: tuple[int, ...] = ()
+    best_step: int = 0
+    stopped: Stop | None = None
+
+    @property
+    def num_updates(self) -> int:
+        return sum(map(len, self.losses))
+
+
+def fit(
+    rng_key: PRNGKey,
+    svi: SVI,
+    num_steps: int,
+    *args: Any,
+    held_out: tuple | None = None,
+    held_out_kwargs: dict[str, Any] | None = None,
+    check_every: int = 100,
+    patience: int | None = None,
+    init_state: SVIState | None = None,
+    init_params: dict[str, Any] | None = None,
+    progress_bar: bool = True,
+    **kwargs: Any,
+) -> FitResult:
+    r"""Run SVI as ``svi.run`` does, look at held-out rows on the way, and keep what was trained whatever happens.
+
+    The updates between two checks are one compiled ``lax.scan``; a second call with the same ``svi`` and shapes compiles
+    nothing. Arrays among the arguments are traced, as in ``jax.jit(svi.update)``; numbers and strings stay as they are.
+
+    Held-out rows take the place of the training rows in the same model and guide, and their loss is found at each check
+    under one fixed key: random losses (dsm, ssm, nce) then change with the parameters alone. Losses are sums over rows, as
+    NumPyro's are, so those of training and of held-out rows differ by their numbers too; a model that subsamples looks at
+    one fixed subset. The number of rows has to come from the arguments: ``numpyro.plate("rows", len(x))``.
+
+    Args:
+        rng_key: random key; the updates are those of ``svi.run`` under it.
+        svi: the SVI object, its model usually one of `estimate`.
+        num_steps: updates.
+        *args: arguments of the model and the guide.
+        held_out: the positional arguments with held-out rows in their place, a tuple as long as ``args``; None for no
+            held-out rows.
+        held_out_kwargs: keyword arguments that differ for the held-out rows; the others are those of training.
+        check_every: updates between checks.
+        patience: stop when the held-out loss has not improved for this many checks in a row; None for never.
+        init_state: state to go on from, as ``FitResult.state``; ``rng_key`` then serves the held-out loss alone.
+        init_params: values of parameters to start from, as in ``svi.run``.
+        progress_bar: whether to show progress, with the mean loss since the last check and the held-out loss.
+        **kwargs: keyword arguments of the model and the guide.
+
+    Returns:
+        `FitResult`. With held-out rows ``params`` are those of the check with the smallest held-out loss, whether or not
+        there was ``patience``, and ``state`` is the last one. A loss or parameters that are not finite stop the run at the
+        next check, and an interruption from the keyboard at once; both return what there was.
+
+    Raises:
+        EnergyError: (a ValueError) for counts that are none, ``patience`` without held-out rows, held-out rows under a
+            "gradient" estimator, whose surrogate has no meaningful value, held-out rows that the model does not take, and
+            ``init_params`` beside ``init_state``.
+        TypeError: for an ``svi`` that is none, and for ``held_out`` that is not a tuple.
+
+    Warns:
+        OverfittingWarning: where the held-out loss has risen well above its best while the training loss fell, or the
+            loss of an "objective" estimator runs away downwards, as score matching's can: it has no lower bound.
+        NonFiniteLossWarning: where a loss or parameters are not finite any more.
+
+    Example:
+        ``result = fit(key, svi, 5000, x_train, held_out=(x_test,), patience=5)``
+
+    References:
+        Prechelt, Early stopping, but when? (1998).
+    """
+    _check_settings(svi, num_steps, check_every, patience, is_held_out=held_out is not None or held_out_kwargs is not None)
+    task = _make_task(rng_key, svi, args, kwargs, held_out, held_out_kwargs)
+    run = _start(rng_key, task, args, kwargs, init_state, init_params)
+    try:
+        with tqdm(total=num_steps, disable=not progress_bar) as bar:
+            for length in _chunks(num_steps, check_every):
+                run = _check(_advance(run, task, length), task, patience)
+                bar.set_postfix_str(_progress(run), refresh=False)
+                bar.update(length)
+                if run.stopped:
+                    break
+    except KeyboardInterrupt:
+        run = run._replace(stopped="interrupted")
+    result = _result(run, svi)
+    _warn(result, task)
+    return result
+
+
+def _check_settings(svi: Any, num_steps: Any, check_every: Any, patience: Any, *, is_held_out: bool) -> None:
+    if not isinstance(svi, SVI):
+        raise TypeError(
+            f"fit needs a numpyro.infer.SVI; got {type(svi).__name__}. Write fit(rng_key, SVI(estimate(model, 'dsm', "
+            "sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO()), num_steps, x)."
+        )
+    check_count("fit", "num_steps", num_steps)
+    check_count("fit", "check_every", check_every)
+    if patience is not None:
+        check_count("fit", "patience", patience)
+        if not is_held_out:
+            raise EnergyError(
+                f"patience={patience} waits for the loss of held-out rows, and there are none. Write fit(rng_key, svi, "
+                f"num_steps, x_train, held_out=(x_test,), patience={patience})."
+            )
+    gradient = [estimator.name for estimator in _estimators(svi) if estimator.role == "gradient"]
+    if is_held_out and gradient:
+        raise EnergyError(
+            f"Held-out rows cannot be compared under the estimator '{gradient[0]}': only the gradient of its surrogate "
+            "means something, its value is no measure of fit. Train without held_out and look at training_report, at draws, "
+            "or at estimates of log Z; or take an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
+        )
+
+
+def _estimators(svi: SVI) -> list[AbstractEstimator]:
+    """The estimators of the model; none where it does not come from `estimate`."""
+    model: Any = svi.model
+    while model is not None and not isinstance(model, estimate):
+        model = getattr(model, "fn", None) or getattr(model, "func", None)
+    if model is None:
+        return []
+    return list(model.estimators.values()) if isinstance(model.estimators, dict) else [model.estimators]
+
+
+def _make_task(
+    rng_key: PRNGKey, svi: SVI, args: tuple, kwargs: dict, held_out: Any, held_out_kwargs: dict[str, Any] | None
+) -> _Task:
+    key = jax.random.fold_in(rng_key, 1)
+    train = take_apart(args, kwargs)
+    if held_out is None and held_out_kwargs is None:
+        return _Task(svi, train, None, key)
+    if held_out is not None and (not isinstance(held_out, tuple) or len(held_out) != len(args)):
+        what = f"a tuple of {len(held_out)}" if isinstance(held_out, tuple) else type(held_out).__name__
+        raise TypeError(
+            f"held_out takes the place of the model's {len(args)} positional arguments, as a tuple; got {what}. Write "
+            "fit(rng_key, svi, num_steps, x_train, held_out=(x_test,)); for keyword arguments held_out_kwargs={'x': x_test}."
+        )
+    rows = take_apart(args if held_out is None else held_out, kwargs | (held_out_kwargs or {}))
+    return _Task(svi, train, rows, key)
+
+
+def _start(
+    rng_key: PRNGKey, task: _Task, args: tuple, kwargs: dict, init_state: SVIState | None, init_params: dict | None
+) -> _Run:
+    if init_state is not None and init_params is not None:
+        raise EnergyError("init_state holds parameters already, so that init_params would do nothing. Pass one of the two.")
+    state = init_state
+    if state is None or task.svi.constrain_fn is None:  # which init sets
+        started = task.svi.init(rng_key, *args, init_params=init_params, **kwargs)
+        state = started if state is None else state
+    run = _Run(jax.tree.map(_strong, state), None)
+    if task.held_out is None:
+        return run
+    check_taken(task.svi, task.held_out, task.key_held_out, run.state)
+    run = _check(run, task, None)
+    if not np.isfinite(run.held_out_losses[0]):
+        raise EnergyError(
+            f"The loss of the held-out rows is {run.held_out_losses[0]} before the first update. Look at these rows (NaN, "
+            "values outside the support or where the energy overflows), and at the initial parameters."
+        )
+    return run
+
+
+def _strong(leaf: Any) -> Any:
+    """Without weak types, which the first update would turn into strong ones, and so into a second program."""
+    leaf = jnp.asarray(leaf)
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, leaf.dtype)
+
+
+def _chunks(num_steps: int, check_every: int) -> Iterator[int]:
+    for start in range(0, num_steps, check_every):
+        yield min(check_every, num_steps - start)
+
+
+def _advance(run: _Run, task: _Task, length: int) -> _Run:
+    state, losses, is_finite = _updates(task.svi, task.train.structure, length, run.state, task.train.arrays)
+    losses = (*run.losses, np.asarray(losses))
+    if not is_finite:
+        return run._replace(losses=losses, stopped="nonfinite")
+    return run._replace(state=state, losses=losses)
+
+
+@partial(jax.jit, static_argnames=("svi", "structure", "length"))
+def _updates(svi: SVI, structure: Structure, length: int, state: SVIState, arrays: list[Any]):
+    args, kwargs = assemble(arrays, structure)
+    state, losses = jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), state, None, length=length)
+    leaves = [losses[-1], *jax.tree.leaves(svi.optim.get_params(state.optim_state))]
+    return state, losses, jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
+
+
+def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
+    """The loss of the held-out rows, and whether to wait for a better one."""
+    if task.held_out is None or run.stopped:
+        return run
+    rows = task.held_out
+    loss, params = loss_and_params(task.svi, rows.structure, rows.arrays, task.key_held_out, run.state)
+    step, loss = run.num_updates, float(loss)
+    is_better = run.params is None or loss < np.nanmin(run.held_out_losses)
+    run = run._replace(held_out_losses=(*run.held_out_losses, loss), check_steps=(*run.check_steps, step))
+    if is_better:
+        return run._replace(params=params, best_step=step)
+    waited = sum(step > run.best_step for step in run.check_steps)
+    return run._replace(stopped="patience") if patience is not None and waited >= patience else run
+
+
+def _progress(run: _Run) -> str:
+    text = f"loss {run.losses[-1].mean(dtype=float):.4g}"
+    return f"{text}, held-out {run.held_out_losses[-1]:.4g}" if run.held_out_losses else text
+
+
+def _result(run: _Run, svi: SVI) -> FitResult:
+    num_checked = run.num_updates - (len(run.losses[-1]) if run.stopped == "nonfinite" else 0)
+    params = svi.get_params(run.state) if run.params is None else run.params
+    return FitResult(
+        params,
+        run.state,
+        np.concatenate(run.losses) if run.losses else np.zeros(0),
+        np.asarray(run.held_out_losses),
+        np.asarray(run.check_steps, int),
+        num_checked if run.params is None else run.best_step,
+        run.stopped or "end",
+    )
+
+
+def _warn(result: FitResult, task: _Task) -> None:
+    if result.stopped == "nonfinite":
+        bad = np.flatnonzero(~np.isfinite(result.losses))
+        what = f"The loss is {result.losses[bad[0]]} at update {bad[0] + 1}" if bad.size else "Parameters are not finite"
+        warnings.warn(
+            f"{what}, and training stopped after {len(result.losses)} updates. The parameters returned are those after "
+            f"{result.best_step}. Use a smaller learning rate, optax.chain(optax.clip_by_global_norm(1.0), ...), or look at "
+            "where the energy overflows.",
+            NonFiniteLossWarning,
+            stacklevel=3,
+        )
+    elif result.stopped != "patience":
+        words = _overfitting(result, task)
+        if words:
+            warnings.warn(words, OverfittingWarning, stacklevel=3)
+
+
+def _overfitting(result: FitResult, task: _Task) -> str | None:
+    remedies = "more rows, a smaller net, or an estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'"
+    if result.check_steps.size > 1:
+        curves = result.held_out_losses, result.check_steps, result.losses[: result.check_steps[-1]]
+        rise = held_out_rise(*curves)
+        if rise and is_significant(_row_differences(result, task)):
+            return (
+                f"Overfitting: {rise}. The parameters returned are those after {result.best_step}. Stop there by "
+                f"fit(..., patience=5), or use {remedies}."
+            )
+    estimators = _estimators(task.svi)
+    if not estimators or any(estimator.role == "gradient" for estimator in estimators):
+        return None
+    fall = runaway(result.losses)
+    return f"Overfitting: {fall}. Write fit(..., held_out=(x_test,), patience=5), or use {remedies}." if fall else None
+
+
+def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
+    """What each held-out row lost from the best check to the end; not known where a guide draws many times."""
+    if getattr(task.svi.loss, "multi_sample_guide", False):
+        return []
+    mutable = result.state.mutable_state or {}
+    before, after = (params | mutable for params in (result.params, task.svi.get_params(result.state)))
+    return row_differences(task.svi, cast(Arguments, task.held_out), task.key_held_out, before, after)

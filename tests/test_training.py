@@ -1,0 +1,329 @@
+"""`fit`: held-out rows, early stopping, what it says of overfitting, and that nothing of a run is lost."""
+
+import pickle
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from helpers import precision_model
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+from numpyro.primitives import mutable
+
+import numpyro_ebm as ebm
+from numpyro_ebm import training
+from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
+
+KEY = jax.random.key(0)
+HEALTHY = {
+    "sm": {},
+    "dsm": {"sigma": 0.3},
+    "ssm_vr": {"projection": "gaussian"},
+    "nce": {"noise": dist.Normal(0, 0.8)},
+}
+
+fit = partial(ebm.fit, progress_bar=False)
+
+
+def rows(num, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.5, num)
+
+
+def svi_of(name="sm", model=precision_model, optimiser=None, **options):
+    estimated = ebm.estimate(model, name, **options)
+    return SVI(estimated, ebm.empty_guide, optimiser or optax.adam(0.05), Trace_ELBO())
+
+
+def ring(num, seed):
+    draws = np.random.default_rng(seed)
+    angle = draws.uniform(0, 2 * np.pi, num)
+    return 2 * np.c_[np.cos(angle), np.sin(angle)] + draws.normal(0, 0.3, (num, 2))
+
+
+def wide_net(x):
+    """A net of 128 units over a base: flexible enough to learn 60 rows by heart."""
+    inner = numpyro.param("inner", lambda key: jax.random.normal(key, (2, 128)))
+    shift = numpyro.param("shift", lambda key: jax.random.normal(key, (128,)))
+    outer = numpyro.param("outer", lambda key: jax.random.normal(key, (128,)) / 128)
+    base = dist.Normal(0, 3).expand([2]).to_event(1)
+    with numpyro.plate("rows", len(x)):
+        energy = ebm.EnergyDistribution(lambda v: jax.nn.silu(v @ inner + shift) @ outer, (2,), base=base)
+        numpyro.sample("x", energy, obs=x)
+
+
+class TestUpdates:
+    @pytest.mark.parametrize("name", ["sm", "pcd"])
+    def test_they_are_those_of_svi_run(self, name):
+        svi = svi_of(name)
+        expected = svi.run(KEY, 25, rows(40), progress_bar=False)
+        result = fit(KEY, svi, 25, rows(40), check_every=10)
+        np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result.params["t"], expected.params["t"], rtol=1e-5)
+        assert jax.tree.structure(result.state) == jax.tree.structure(expected.state)
+        assert (result.best_step, result.stopped, result.check_steps.size) == (25, "end", 0)
+
+    def test_a_run_goes_on_from_its_state(self):
+        svi, x = svi_of("dsm", sigma=0.1), rows(40)
+        whole = fit(KEY, svi, 30, x, check_every=10)
+        half = pickle.loads(pickle.dumps(fit(KEY, svi_of("dsm", sigma=0.1), 20, x, check_every=10)))
+        rest = fit(jax.random.key(9), svi_of("dsm", sigma=0.1), 10, x, init_state=half.state, check_every=10)
+        np.testing.assert_array_equal(np.r_[half.losses, rest.losses], whole.losses)
+        started = fit(KEY, svi, 10, x, init_params={"t": jnp.asarray(3.0)}, check_every=10)
+        assert abs(started.params["t"] - 3) < 0.6
+
+    def test_two_programs_and_none_for_a_second_call(self):
+        svi, x, y = svi_of(), rows(30), rows(20, 1)
+        before = training._updates._cache_size(), training.loss_and_params._cache_size()
+        fit(KEY, svi, 25, x, held_out=(y,), check_every=10)
+        after = training._updates._cache_size(), training.loss_and_params._cache_size()
+        assert (after[0] - before[0], after[1] - before[1]) == (2, 1)
+        fit(jax.random.key(1), svi, 25, x + 1, held_out=(y,), check_every=10)
+        assert (training._updates._cache_size(), training.loss_and_params._cache_size()) == after
+
+    def test_numbers_among_the_arguments_stay_numbers(self):
+        result = fit(KEY, svi_of(), 3, rows(50), num_rows=50, batch_size=8, check_every=10)
+        assert result.losses.shape == (3,)
+
+    def test_progress(self, capsys):
+        ebm.fit(KEY, svi_of(), 20, rows(30), held_out=(rows(30, 1),), check_every=10)
+        shown = capsys.readouterr().err
+        assert "20/20" in shown
+        assert "held-out" in shown
+        fit(KEY, svi_of(), 10, rows(30))
+        assert not capsys.readouterr().err
+
+
+class TestHeldOut:
+    def test_the_best_parameters_come_back(self):
+        # From above: the rows for training have the optimum 1 / mean(x^2), which the held-out rows pass on the way.
+        x, y = rows(200), 0.95 * rows(200)
+        svi = svi_of(optimiser=optax.sgd(2e-3), model=partial(precision_model, start=9.0))
+        result = fit(KEY, svi, 300, x, held_out=(y,), check_every=10)
+        np.testing.assert_array_equal(result.check_steps, np.arange(0, 301, 10))
+        assert 0 < result.best_step < 300
+        best = float(result.params["t"])
+        losses = 0.5 * best**2 * np.sum(y**2) - best * len(y)
+        np.testing.assert_allclose(losses, result.held_out_losses.min(), rtol=1e-5)
+        last = svi.get_params(result.state)["t"]
+        assert abs(last - 1 / np.mean(x**2)) < abs(best - 1 / np.mean(x**2))
+
+    def test_patience(self):
+        svi = svi_of(optimiser=optax.sgd(2e-3), model=partial(precision_model, start=9.0))
+        settings = {"held_out": (0.95 * rows(200),), "check_every": 10}
+        whole = fit(KEY, svi, 300, rows(200), **settings)
+        result = fit(KEY, svi, 300, rows(200), patience=3, **settings)
+        assert result.stopped == "patience"
+        assert result.best_step == whole.best_step
+        assert len(result.losses) == result.check_steps[-1] == whole.best_step + 30
+        np.testing.assert_array_equal(result.losses, whole.losses[: len(result.losses)])
+        assert result.params["t"] == whole.params["t"]
+
+    @pytest.mark.parametrize("name", ["dsm", "ssm_vr", "nce"])
+    def test_noise_of_the_loss_is_the_same_at_each_check(self, name):
+        svi = svi_of(name, optimiser=optax.sgd(0.0), **HEALTHY[name])
+        result = fit(KEY, svi, 6, rows(30), held_out=(rows(20, 1),), check_every=2)
+        assert len(set(result.losses)) == 6
+        assert len(set(result.held_out_losses)) == 1
+
+    def test_keyword_arguments(self):
+        x, y = rows(30), rows(20, 1)
+        positional = fit(KEY, svi_of(), 4, x, held_out=(y,), check_every=2)
+        for held_out in ((), None):
+            named = fit(KEY, svi_of(), 4, x=x, held_out=held_out, held_out_kwargs={"x": y}, check_every=2)
+            np.testing.assert_allclose(named.held_out_losses, positional.held_out_losses, rtol=1e-6)
+
+    def test_any_svi(self):
+        def model(x):
+            scale = numpyro.sample("scale", dist.LogNormal(0, 1))
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", dist.Normal(0, scale), obs=x)
+
+        svi = SVI(model, AutoNormal(model), optax.adam(0.05), Trace_ELBO(num_particles=2))
+        result = fit(KEY, svi, 200, rows(200), held_out=(rows(100, 1),), check_every=50)
+        assert result.held_out_losses[-1] < result.held_out_losses[0]
+        assert set(result.params) == {"scale_auto_loc", "scale_auto_scale"}
+
+    def test_state_of_layers_is_that_of_training(self):
+        def model(x):
+            count = mutable("count", {"updates": jnp.zeros(())})
+            count["updates"] = count["updates"] + 1
+            numpyro.factor("counted", -count["updates"])
+            precision_model(x)
+
+        svi = svi_of(model=model, optimiser=optax.sgd(0.0))
+        result = fit(KEY, svi, 4, rows(30), held_out=(rows(20, 1),), check_every=2)
+        counts = result.held_out_losses - result.held_out_losses[0]
+        np.testing.assert_allclose(counts, [0, 2, 4], atol=1e-4)
+        assert result.state.mutable_state["count"]["updates"] == 5  # svi.init counts one
+
+    def test_rows_that_the_model_does_not_take(self):
+        def model(x):
+            with numpyro.plate("rows", 30):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda x: numpyro.param("t", 1.0) * x**2), obs=x)
+
+        with pytest.raises(ValueError, match=r"does not take the held-out rows.*plate\('rows', len\(x\)\)"):
+            fit(KEY, svi_of(model=model), 4, rows(30), held_out=(rows(20),))
+        with pytest.raises(ValueError, match="held-out rows: At site 'x': Row 3 of the data is not finite"):
+            fit(KEY, svi_of(), 4, rows(30), held_out=(np.where(np.arange(20) == 3, np.nan, rows(20)),))
+
+        def overflowing(x):
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda x: numpyro.param("t", 1.0) * jnp.exp(x**2)), obs=x)
+
+        with pytest.raises(ValueError, match="held-out rows is (nan|inf) before the first update"):
+            fit(KEY, svi_of(model=overflowing), 4, rows(30), held_out=(np.full(3, 1e3),))
+
+
+class TestOverfitting:
+    @pytest.mark.parametrize("name", HEALTHY)
+    @pytest.mark.parametrize("start", [1.0, 4.0])
+    def test_healthy_runs_do_not_warn(self, name, start):
+        svi = svi_of(name, model=partial(precision_model, start=start), **HEALTHY[name])
+        for seed in range(4):
+            data = rows(150, 10 + seed), rows(100, 20 + seed)
+            result = fit(jax.random.key(seed), svi, 1000, data[0], held_out=(data[1],), check_every=50)
+            assert result.stopped == "end"
+            fit(jax.random.key(seed), svi, 1000, data[0], check_every=50)
+
+    def test_a_net_that_learns_its_rows_by_heart(self):
+        svi = svi_of(model=wide_net, optimiser=optax.adam(0.01))
+        x, held_out = ring(60, 0), (ring(300, 1),)
+        with pytest.warns(ebm.OverfittingWarning, match=r"held-out rows was .* after \d+ updates and is .*patience=5"):
+            result = fit(KEY, svi, 2000, x, held_out=held_out)
+        assert result.best_step < 1000
+        stopped = fit(KEY, svi, 2000, x, held_out=held_out, patience=5)
+        assert (stopped.stopped, stopped.best_step) == ("patience", result.best_step)
+        with pytest.warns(ebm.OverfittingWarning, match="falls ever faster.*held_out"):
+            fit(KEY, svi, 2000, x)
+        last = svi.get_params(result.state)
+        learned, other = (ebm.training_report(svi.model, last, data).sites[0].figures for data in (x, *held_out))
+        assert learned["score_norm"] ** 2 + learned["trace_per_dim"] < 0 < other["score_norm"] ** 2 + other["trace_per_dim"]
+        assert other["score_norm"] > 10 * learned["score_norm"]
+
+    def test_whether_rows_lost_enough(self):
+        draws = np.random.default_rng(0).normal(size=400)
+        draws = (draws - draws.mean()) / draws.std()
+        assert is_significant([draws[:, None] + 3.6 / 20])
+        assert not is_significant([draws + 3.4 / 20])
+        assert not is_significant([draws + 3.6 / 20, 3 * draws[:100]])
+        assert is_significant([np.full(3, np.nan)])
+
+    def test_rows_are_compared_under_the_noise_of_the_checks(self, monkeypatch):
+        seen = []
+        monkeypatch.setattr(training, "held_out_rise", lambda *_: "it rose")
+        monkeypatch.setattr(training, "is_significant", lambda differences: seen.append(differences))
+        svi = svi_of("dsm", sigma=0.1, optimiser=optax.sgd(2e-3))
+        result = fit(KEY, svi, 10, rows(50), held_out=(rows(30, 1),), check_every=10)
+        fall = result.held_out_losses[0] - result.held_out_losses[1]
+        best = result._replace(params={"t": jnp.ones(())})
+        task = training._make_task(KEY, svi, (rows(50),), {}, (rows(30, 1),), None)
+        assert [each.shape for each in seen[0]] == [(30,)]
+        (differences,) = training._row_differences(best, task)
+        np.testing.assert_allclose(differences.sum(), -fall, rtol=1e-4)
+
+    def test_the_rise_of_a_curve(self):
+        steps, losses = np.arange(0, 1100, 100), np.linspace(10, 1, 1000)
+        valley = np.array([10, 5, 2, 1, 1.5, 2, 3, 4, 5, 6, 7.0])
+        assert "was 1 after 300 updates and is 7 after 1000" in held_out_rise(valley, steps, losses)
+        assert held_out_rise(valley, steps, losses[::-1]) is None  # training got worse as well: it diverges
+        assert held_out_rise(np.sort(valley)[::-1], steps, losses) is None
+        assert held_out_rise(valley[:6], steps[:6], losses) is None  # two checks after the best
+        small = np.where(valley < 2, valley, 1 + 0.04 * np.arange(11) / 10)
+        assert held_out_rise(np.r_[10, small[1:]], steps, losses) is None
+        jitter = np.array([3, 1, 2.0, 1.1, 2, 1.2, 2, 1.1, 1.9, 1.1, 2])
+        assert held_out_rise(jitter, steps, losses) is None
+        assert "is nan" in held_out_rise(np.r_[valley[:5], np.full(6, np.nan)], steps, losses)
+
+    def test_a_loss_that_runs_away(self):
+        time = np.linspace(0, 1, 600)
+        noise = np.random.default_rng(0).normal(size=600)
+        assert "ever faster" in runaway(-np.exp(12 * time) + noise)
+        for curve in (-1e6 * (1 - np.exp(-5 * time)), -np.exp(3 * time), 1e6 - np.exp(12 * time), -1e4 * time):
+            assert runaway(curve + noise) is None
+        assert runaway(-np.exp(12 * time[:50])) is None
+
+    def test_a_surrogate_that_is_no_objective_is_not_judged(self):
+        def falling(x):
+            t = numpyro.param("t", 0.0)
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * (1 + 0 * t) * x**2), obs=x)
+            numpyro.factor("outside", jnp.exp(t))
+
+        run = partial(fit, KEY, num_steps=100, check_every=100)
+        run(svi=svi_of("cd", model=falling, num_steps=1, optimiser=optax.adam(0.15)), x=rows(10))
+        with pytest.warns(ebm.OverfittingWarning, match="ever faster"):
+            run(svi=svi_of("sm", model=falling, optimiser=optax.adam(0.15)), x=rows(10))
+
+
+class TestEnds:
+    def test_losses_that_are_not_finite(self):
+        svi = svi_of(optimiser=optax.sgd(0.05))  # above 2 / sum(x^2), where it diverges
+        x = rows(400)
+        with pytest.warns(ebm.NonFiniteLossWarning, match=r"at update \d+.*returned are those after 30\."):
+            result = fit(KEY, svi, 5000, x, check_every=10)
+        assert (result.stopped, result.best_step, len(result.losses)) == ("nonfinite", 30, 40)
+        assert np.isfinite(result.params["t"])
+        assert not np.isfinite(result.losses[-1])
+        assert np.isfinite(svi.get_params(result.state)["t"])
+        slower = fit(KEY, svi_of(optimiser=optax.sgd(1e-4)), 5, x, init_state=result.state, check_every=5)
+        assert np.isfinite(slower.losses).all()
+        with pytest.warns(ebm.NonFiniteLossWarning, match="those after 0"):
+            result = fit(KEY, svi, 5000, x, held_out=(x,), check_every=10)
+        assert result.params["t"] == 1.0
+
+    def test_an_interruption_leaves_what_there_is(self, monkeypatch):
+        svi, x = svi_of(), rows(30)
+        whole = fit(KEY, svi, 20, x, held_out=(x,), check_every=10)
+        updates, calls = training._updates, []
+
+        def interrupted(*args):
+            calls.append(args)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return updates(*args)
+
+        monkeypatch.setattr(training, "_updates", interrupted)
+        result = fit(KEY, svi, 50, x, held_out=(x,), check_every=10)
+        assert result.stopped == "interrupted"
+        np.testing.assert_array_equal(result.losses, whole.losses)
+        assert result.params["t"] == whole.params["t"]
+        calls[:] = [None, None]
+        assert fit(KEY, svi, 50, x, check_every=10).losses.shape == (0,)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"num_steps": 0}, "num_steps >= 1"),
+            ({"check_every": 2.5}, "check_every >= 1"),
+            ({"patience": 0, "held_out": (rows(5),)}, "patience >= 1"),
+            ({"init_state": (), "init_params": {"t": 1.0}}, "one of the two"),
+            ({"patience": 3}, r"there are none.*held_out=\(x_test,\), patience=3"),
+        ],
+    )
+    def test_settings(self, settings, words):
+        with pytest.raises(ebm.EnergyError, match=words):
+            fit(KEY, svi_of(), **({"num_steps": 10} | settings), x=rows(5))
+
+    @pytest.mark.parametrize("name", ["cd", "pcd", "mle"])
+    def test_held_out_rows_of_a_surrogate_that_is_no_objective(self, name):
+        for spec in (name, {"x": name}):
+            with pytest.raises(ebm.EnergyError, match=f"'{name}'.*no measure of fit"):
+                fit(KEY, svi_of(spec), 10, rows(5), held_out=(rows(5),))
+        wrapped = numpyro.handlers.scale(ebm.estimate(precision_model, name), 0.1)
+        svi = SVI(wrapped, ebm.empty_guide, optax.sgd(0.1), Trace_ELBO())
+        with pytest.raises(ebm.EnergyError, match=f"'{name}'.*no measure of fit"):
+            fit(KEY, svi, 10, rows(5), held_out=(rows(5),))
+
+    def test_types(self):
+        with pytest.raises(TypeError, match="needs a numpyro.infer.SVI; got estimate"):
+            fit(KEY, ebm.estimate(precision_model, "sm"), 10, rows(5))
+        for held_out in (rows(5), [rows(5)], (rows(5), 1)):
+            with pytest.raises(TypeError, match=r"1 positional arguments, as a tuple; got.*held_out=\(x_test,\)"):
+                fit(KEY, svi_of(), 10, rows(5), held_out=held_out)
