@@ -116,7 +116,8 @@ def scalar_model(x):
     numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), x.shape[1:]), obs=x)
 
 
-@pytest.mark.parametrize("directions", some_slow([(1, "rademacher")], [(5, "rademacher"), (1, "gaussian")]))
+@pytest.mark.slow
+@pytest.mark.parametrize("directions", [(1, "rademacher"), (5, "rademacher"), (1, "gaussian")])
 def test_sliced_score_matching_of_a_scalar_precision(directions):
     d, n, num = 5, 1000, 4000
     num_projections, projection = directions
@@ -189,7 +190,8 @@ def test_score_matching_of_linear_ica(d, expected):
     np.testing.assert_allclose(errors.mean(), expected, atol=error)
 
 
-@pytest.mark.parametrize("column", some_slow(["(1, 0)"], ["(.25, .5)", "(1, -2)"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("column", TRUTHS)
 def test_nce_with_five_noise_draws(column):
     nce = ebm.estimate(model, "nce", nu=5, noise=dist.Normal(0, SD[column]))
     grid = jnp.linspace(-4, 4, 8001)
@@ -291,7 +293,7 @@ def test_frozen_negatives_of_an_exact_autoregressive_kernel(num_negatives):
     np.testing.assert_allclose(spread, expected, rtol=5 * np.sqrt(2 / REPLICATES))
 
 
-@pytest.mark.parametrize("num_draws", [1, 5])
+@pytest.mark.parametrize("num_draws", some_slow([1], [5]))
 def test_debiased_denoising_score_matching(num_draws):
     # References section 2: r = sigma^2 / v, M draws: 1 / (1 + (1 / e1 - 1) / M) with e1 = 2 r / (1 + r)^2.
     n, r = 1000, 0.25

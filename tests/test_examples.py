@@ -7,11 +7,11 @@ import arviz
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(name, folder="examples"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -92,3 +92,10 @@ def test_mixture2d_against_the_truth(tmp_path):
     # Short runs from the base: chains near the data, the energy wrong.
     assert rows["mle"]["kl"] > 0.1
     assert rows["mle"]["chain_sd"] < 0.25
+
+
+@pytest.mark.slow
+def test_score_matching_of_red_wine_beats_the_gaussian_and_reaches_the_mixture():
+    table = load("uci_score_matching", "benchmarks").main(["--splits", "1"])
+    for name in ("sm", "ssm_vr", "dsm"):
+        assert table[name][0] < table["mixture"][0] < table["gaussian"][0]
