@@ -9,10 +9,27 @@ import jax.numpy as jnp
 
 from numpyro_ebm._laplacian import is_piecewise_linear
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import score_figures
 from numpyro_ebm.estimators._projections import Projection, directions
 
 ELEMENTS_AT_ONCE = 2**20
+
+
+class SecondOrderEstimator(AbstractEstimator):
+    """An objective that weighs second derivatives of the log density."""
+
+    role = "objective"
+    needs_energy = False
+
+    def check(self, site: Site) -> None:
+        """Warn of an energy without curvature."""
+        super().check(site)
+        check_bends(site, self.name)
+
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)
 
 
 def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Array:

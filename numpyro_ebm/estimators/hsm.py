@@ -10,13 +10,12 @@ from jax.flatten_util import ravel_pytree
 
 from numpyro_ebm._derivatives import laplacian_of_curvature, over_coordinates
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._figures import score_figures
-from numpyro_ebm.estimators._second_order import check_bends
+from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._second_order import SecondOrderEstimator
 
 
 @dataclasses.dataclass(frozen=True)
-class HigherOrderScoreMatching(AbstractEstimator):
+class HigherOrderScoreMatching(SecondOrderEstimator):
     r"""Score matching beside a local proper scoring rule of order four (Parry, Dawid and Lauritzen).
 
     With the score ``s`` of the density ``q`` (unconstrained space) and ``u = (Laplacian q) / q``, which is free of log Z:
@@ -48,8 +47,6 @@ class HigherOrderScoreMatching(AbstractEstimator):
     """
 
     name = "hsm"
-    role = "objective"
-    needs_energy = False
     is_deterministic = True
     weights: tuple[float, float] = (1.0, 1.0)
 
@@ -63,11 +60,6 @@ class HigherOrderScoreMatching(AbstractEstimator):
                 f"of order four; got weights={weights!r}. Write estimate(model, 'hsm', weights=(1.0, 1.0))."
             )
         object.__setattr__(self, "weights", (float(weights[0]), float(weights[1])))  # a list has no hash
-
-    def check(self, site: Site) -> None:
-        """Warn of an energy without curvature."""
-        super().check(site)
-        check_bends(site, self.name)
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
@@ -88,7 +80,3 @@ class HigherOrderScoreMatching(AbstractEstimator):
             return loss
 
         return -jax.vmap(row_loss)(site.position, site.local), state
-
-    def figures(self, rng_key, site: Site):
-        """Size of the score and of its divergence."""
-        return score_figures(rng_key, site)

@@ -9,15 +9,14 @@ from jax.flatten_util import ravel_pytree
 
 from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_positive, nearest
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._figures import score_figures
-from numpyro_ebm.estimators._second_order import check_bends, over_rows
+from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._second_order import SecondOrderEstimator, over_rows
 
 Curvature = Literal["full", "diagonal"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RegularizedScoreMatching(AbstractEstimator):
+class RegularizedScoreMatching(SecondOrderEstimator):
     r"""Score matching with a penalty on curvature (Kingma and LeCun): the loss under small noise, without the noise.
 
     Loss of a row with score ``s`` and its Jacobian ``J = grad s`` (unconstrained space):
@@ -51,8 +50,6 @@ class RegularizedScoreMatching(AbstractEstimator):
     """
 
     name = "regularized_sm"
-    role = "objective"
-    needs_energy = False
     is_deterministic = True
     sigma: Any = None
     curvature: Curvature = "full"
@@ -66,11 +63,6 @@ class RegularizedScoreMatching(AbstractEstimator):
         check_positive("RegularizedScoreMatching", "sigma", self.sigma, scalar=True)
         if self.curvature not in get_args(Curvature):
             raise EnergyError(f"Unknown curvature '{self.curvature}'. {nearest(str(self.curvature), get_args(Curvature))}")
-
-    def check(self, site: Site) -> None:
-        """Warn of an energy without curvature."""
-        super().check(site)
-        check_bends(site, self.name)
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
@@ -86,7 +78,3 @@ class RegularizedScoreMatching(AbstractEstimator):
             return 0.5 * jnp.sum(score**2) + jnp.sum(over_coordinates(push, flat, read))
 
         return -over_rows(row_loss, site), state
-
-    def figures(self, rng_key, site: Site):
-        """Size of the score and of its divergence."""
-        return score_figures(rng_key, site)

@@ -11,16 +11,15 @@ from jax.flatten_util import ravel_pytree
 from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm._laplacian import beyond_forward_laplacian, gradient_and_laplacian
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._figures import score_figures
+from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._projections import Projection, check_projection
-from numpyro_ebm.estimators._second_order import check_bends, hutchinson, over_rows
+from numpyro_ebm.estimators._second_order import SecondOrderEstimator, hutchinson, over_rows
 
 Trace = Literal["auto", "forward", "columns"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreMatching(AbstractEstimator):
+class ScoreMatching(SecondOrderEstimator):
     r"""Score matching (Hyvarinen) with the exact trace, or with random probes of it.
 
     Loss of a row ``x`` with score ``s = -grad E`` (unconstrained space, Jacobian included):
@@ -55,9 +54,7 @@ class ScoreMatching(AbstractEstimator):
     """
 
     name = "sm"
-    role = "objective"
     is_deterministic = True
-    needs_energy = False
     num_probes: int | None = None
     projection: Projection = "rademacher"
     trace: Trace = "auto"
@@ -74,7 +71,6 @@ class ScoreMatching(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Refuse a trace that cannot be; warn of an energy without curvature."""
         super().check(site)
-        check_bends(site, self.name)
         missing = _missing(site) if self.num_probes is None and self.trace == "forward" else ()
         if missing:
             raise EnergyError(f"The forward Laplacian (folx) has no rule for {list(missing)}. Write trace='columns'.")
@@ -86,10 +82,6 @@ class ScoreMatching(AbstractEstimator):
             return -over_rows(hutchinson(site, self.projection, self.num_probes), site, keys), state
         forward = self.trace == "forward" or (self.trace == "auto" and _is_forward(site))
         return -over_rows(_forward(site) if forward else _columns(site), site), state
-
-    def figures(self, rng_key, site: Site):
-        """Size of the score and of its divergence."""
-        return score_figures(rng_key, site)
 
 
 def _forward(site: Site):

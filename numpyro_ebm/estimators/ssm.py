@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import check_count
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._figures import score_figures
+from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._projections import Projection, check_projection, directions
-from numpyro_ebm.estimators._second_order import check_bends
+from numpyro_ebm.estimators._second_order import SecondOrderEstimator
 
 
 @dataclasses.dataclass(frozen=True)
-class SlicedScoreMatching(AbstractEstimator):
+class SlicedScoreMatching(SecondOrderEstimator):
     r"""Sliced score matching (Song et al.): the trace by random directions instead of all coordinates.
 
     Loss of a row, averaged over directions ``v`` with ``E[v v^T] = I``, drawn afresh at each update:
@@ -42,19 +41,12 @@ class SlicedScoreMatching(AbstractEstimator):
     """
 
     name = "ssm"
-    role = "objective"
-    needs_energy = False
     num_projections: int = 1
     projection: Projection = "rademacher"
 
     def __post_init__(self):
         check_count("SlicedScoreMatching", "num_projections", self.num_projections)
         check_projection(self.projection)
-
-    def check(self, site: Site) -> None:
-        """Warn of an energy without curvature."""
-        super().check(site)
-        check_bends(site, self.name)
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
@@ -69,7 +61,3 @@ class SlicedScoreMatching(AbstractEstimator):
 
         keys = jax.random.split(rng_key, site.num_rows)
         return -jax.vmap(row_loss)(keys, site.position, site.local), state
-
-    def figures(self, rng_key, site: Site):
-        """Size of the score and of its divergence."""
-        return score_figures(rng_key, site)

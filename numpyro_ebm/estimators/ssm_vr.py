@@ -5,14 +5,13 @@ import dataclasses
 import jax
 
 from numpyro_ebm._errors import check_count
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._figures import score_figures
+from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._projections import Projection, check_projection
-from numpyro_ebm.estimators._second_order import check_bends, hutchinson, over_rows
+from numpyro_ebm.estimators._second_order import SecondOrderEstimator, hutchinson, over_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class VarianceReducedSlicedScoreMatching(AbstractEstimator):
+class VarianceReducedSlicedScoreMatching(SecondOrderEstimator):
     r"""Sliced score matching with reduced variance (Song et al.): random directions for the trace alone.
 
     Loss of a row, averaged over directions ``v`` with ``E[v v^T] = I``, drawn afresh at each update:
@@ -41,8 +40,6 @@ class VarianceReducedSlicedScoreMatching(AbstractEstimator):
     """
 
     name = "ssm_vr"
-    role = "objective"
-    needs_energy = False
     num_projections: int = 1
     projection: Projection = "rademacher"
 
@@ -50,16 +47,7 @@ class VarianceReducedSlicedScoreMatching(AbstractEstimator):
         check_count("VarianceReducedSlicedScoreMatching", "num_projections", self.num_projections)
         check_projection(self.projection)
 
-    def check(self, site: Site) -> None:
-        """Warn of an energy without curvature."""
-        super().check(site)
-        check_bends(site, self.name)
-
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
         keys = jax.random.split(rng_key, site.num_rows)
         return -over_rows(hutchinson(site, self.projection, self.num_projections), site, keys), state
-
-    def figures(self, rng_key, site: Site):
-        """Size of the score and of its divergence."""
-        return score_figures(rng_key, site)
