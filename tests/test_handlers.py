@@ -119,6 +119,7 @@ class TestPlates:
         cd = fit(ebm.estimate(model, "cd", num_steps=5), gaussian_data)["t"]
         np.testing.assert_allclose(cd, 4.05582, atol=0.15)
 
+    @pytest.mark.slow
     def test_a_scaled_run_has_the_same_optimum(self, gaussian_data):
         scaled = handlers.scale(precision_model, scale=10.0)
         np.testing.assert_allclose(fit(ebm.estimate(scaled, "cd", num_steps=5), gaussian_data)["t"], 3.99528, atol=0.15)

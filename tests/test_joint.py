@@ -84,6 +84,7 @@ class TestSameAsOneEvent:
         k = fit(ebm.estimate(as_factors, "sm"), X, steps=400)["k"]
         np.testing.assert_allclose(0.5 * (k + k.T), np.linalg.inv(X.T @ X / len(X)), rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.slow
     def test_the_first_site_gives_the_order_and_the_name(self):
         trace = handlers.trace(handlers.seed(ebm.estimate(as_factors, "pcd"), 0)).get_trace(X)
         assert trace["a,b,c$pcd"]["value"]["state"]["position"].shape == (60, 4)

@@ -606,6 +606,7 @@ class TestParallelTempering:
         modes = jnp.stack([jnp.log(0.2) - 0.5 * ((x + 4) / 0.5) ** 2, jnp.log(0.8) - 0.5 * ((x - 4) / 0.5) ** 2])
         return -jax.nn.logsumexp(modes)
 
+    @pytest.mark.slow
     def test_finds_the_weights_of_two_modes(self):
         # The base only says where chains start; it is all but flat.
         d = ebm.EnergyDistribution(self.two_modes)

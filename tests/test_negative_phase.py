@@ -224,6 +224,7 @@ class TestTemperature:
 
 
 class TestTempering:
+    @pytest.mark.slow
     def test_a_ladder_carries_chains_between_modes_and_reports_its_swaps(self):
         # Modes of weights .2 and .8, chains begun in the first: their share has to become .2.
         logits = jnp.log(jnp.array([0.2, 0.8]))
@@ -323,6 +324,7 @@ class TestPools:
             spread = np.asarray(state["position"])[np.isclose(context, value)].std()
             assert 0.7 < spread / value < 1.3
 
+    @pytest.mark.slow
     def test_persistent_chains_of_rows_with_a_context(self):
         # Subsampled rows: each chain belongs to its row of the whole data, and k = .8 is recovered.
         rng = np.random.default_rng(0)
@@ -366,6 +368,7 @@ class Spectral(nnx.Module):
 
 
 class TestOptimisers:
+    @pytest.mark.slow
     def test_spectral_normalisation_bounds_the_slope_of_the_energy(self):
         layers = nnx.Sequential(Spectral(2, 16, nnx.Rngs(0)), jnp.tanh, Spectral(16, 1, nnx.Rngs(1)))
         x = 0.1 * np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)

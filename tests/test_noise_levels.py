@@ -327,6 +327,7 @@ class TestAnnealedLangevin:
         assert path.shape == (len(LADDER), 5, 3)
         np.testing.assert_allclose(path[-1], d.sample(jax.random.key(3), (5,)), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_it_keeps_the_weights_of_far_modes(self):
         # It has a bias of .005 with these levels and steps (by 40,000 draws), below the standard error of .0063 here.
         d = ebm.EnergyDistribution(modes_energy, context=SMALLEST, sampler=FINE)
@@ -551,6 +552,7 @@ class TestProbabilityFlow:
 
 
 class TestChainsStartedByASampler:
+    @pytest.mark.slow
     def test_sample_keeps_the_weights(self):
         d = ebm.EnergyDistribution(modes_energy, context=jnp.asarray(0.1))
         options = {"kernel": ebm.MALA(0.1), "num_warmup": 0, "num_samples": 20}
