@@ -90,8 +90,8 @@ def _moments(flat: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _log_mixture(centres: Array, scale_tril: Array, flat: Array) -> Array:
-    whiten = lambda points: jax.scipy.linalg.solve_triangular(scale_tril, points.T, lower=True).T  # noqa: E731
-    points, kernels = whiten(flat - centres.mean(axis=0)), whiten(centres - centres.mean(axis=0))
+    inverse = jax.scipy.linalg.solve_triangular(scale_tril, jnp.eye(len(scale_tril), dtype=flat.dtype), lower=True)
+    points, kernels = ((p - centres.mean(axis=0)) @ inverse.T for p in (flat, centres))
     squares = jnp.sum(points**2, 1)[:, None] + jnp.sum(kernels**2, 1) - 2 * points @ kernels.T
     constant = 0.5 * flat.shape[1] * math.log(2 * math.pi) + jnp.sum(jnp.log(jnp.diag(scale_tril))) + math.log(len(centres))
     return jax.nn.logsumexp(-0.5 * squares, axis=1) - constant
