@@ -371,3 +371,23 @@ def test_ranking_under_wide_noise(nu, nce):
     efficiency = efficiency_of_scalar_precision("ranking_nce", 1, np.sqrt(2), nu=nu)
     np.testing.assert_allclose(efficiency, 2 * information, rtol=RTOL)
     np.testing.assert_allclose(efficiency, nce, rtol=0.2)
+
+
+@pytest.mark.parametrize("sd", some_slow([0.5], [1.0]))
+def test_a_pair_of_conditional_noise_draws(sd):
+    # Against the variance of the minimiser of log(1 + p(x + sd e) / p(x)) + log(1 + p(x - sd e) / p(x)), by quadrature.
+    points, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = np.outer(weights, weights) / (2 * np.pi)
+    x, e = points[:, None], points[None]
+    squares = np.stack([(x + sign * sd * e) ** 2 - x**2 for sign in (1, -1)])
+    chance = 1 / (1 + np.exp(0.5 * squares))
+    slope = np.sum(weights * np.sum(-0.5 * squares * chance, axis=0) ** 2)
+    curvature = np.sum(weights * np.sum(0.25 * squares**2 * chance * (1 - chance), axis=0))
+    wrapped = ebm.estimate(scalar_model, "conditional_nce", sd=sd, kappa=2)
+
+    def estimate_one(key):
+        key_data, key_noise = jax.random.split(key)
+        return newton(loss_of(wrapped, jax.random.normal(key_data, (1000, 1)), key_noise, ("t",)), (1.0,), 2)[0]
+
+    spread = 1000 * over_replicates(estimate_one, num=MANY).var()
+    np.testing.assert_allclose(spread, slope / curvature**2, rtol=RTOL)

@@ -154,18 +154,18 @@ def warn_where_saturated(site: Site, factors: Array, fault: str, fix: str) -> No
     takes_part = jnp.ones(site.num_rows, bool) if site.mask is None else site.mask
     factor = jax.lax.stop_gradient(jnp.mean(factors, where=takes_part))
 
-    def report(_, factor):
+    def report(*_):
+        # The same words at every update, which Python shows once.
         warnings.warn(
-            f"At site '{site.name}': {fault} (mean derivative of the loss in the log ratios {float(factor):.2g}): "
-            f"nothing is learned. {fix}",
+            f"At site '{site.name}': {fault} (mean derivative of the loss in the log ratios below {SATURATED}): nothing "
+            f"is learned. {fix}",
             stacklevel=2,
         )
 
-    if is_concrete(factor):
-        if factor < SATURATED:
-            report(None, factor)
-    else:
-        _call_where_any(report, (factor < SATURATED)[None], factor)
+    if not is_concrete(factor):
+        _call_where_any(report, (factor < SATURATED)[None], ())
+    elif factor < SATURATED:
+        report()
 
 
 def slope(fn: Callable[[Array], Array], at: Array) -> Array:

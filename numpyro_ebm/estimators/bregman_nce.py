@@ -51,8 +51,9 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
     "importance" is maximum likelihood with Z by importance sampling from the noise. Only "logistic" has bounded derivatives
     in ``log r``: the others need noise with tails as heavy as the model's at every step of the training ("exponential": at
     both the data and the noise), and overflow from starts that are far off. "exponential" keeps a gradient where noise and
-    data lie far apart, too large rather than too small: train it with the gradient's direction only
-    (``optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate))``).
+    data lie far apart, too large rather than too small: give the optimiser its direction only
+    (``optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate))``). That does not replace noise near the data: from
+    N(0, 1) to a mean of 16, it comes to 6.6 in 50 000 steps and "logistic" to 3.6 (benchmarks/flat_landscape.py).
 
     Args:
         nu: this, ``noise`` and ``log_normalizer`` are those of "nce".

@@ -25,8 +25,9 @@ class ConditionalNoiseContrastiveEstimation(AbstractEstimator):
 
     Consistent for every ``sd``. As ``sd`` vanishes it is ``2 log 2 + sd^2 / 2`` times the loss of "sm", in expectation, at
     no derivative in x: ``1 + kappa`` energies per row. Draws come in pairs ``+e, -e``, which takes out a term of the size of
-    ``sd`` that averages to zero; with odd kappa the last draw has no partner. Below ``sd`` of about 0.01 standard deviations
-    of the data the differences of energies drown in float32.
+    ``sd`` that averages to zero; with odd kappa the last draw has no partner. On a Gaussian in one dimension with the draws
+    frozen and ``sd`` half the data's, the efficiency is 0.09, 0.45 and 0.85 at kappa 1, 2 and 10. Below ``sd`` of about 0.01
+    standard deviations of the data the differences of energies drown in float32.
 
     Args:
         sd: standard deviation of the noise in data units (in unconstrained units where the support is not the real line), a
