@@ -7,6 +7,8 @@ from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm.arviz import to_arviz as to_arviz
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
+from numpyro_ebm.estimators import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation
+from numpyro_ebm.estimators import ConditionalNoiseContrastiveEstimation as ConditionalNoiseContrastiveEstimation
 from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
@@ -21,9 +23,11 @@ from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as Multiscal
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
 from numpyro_ebm.estimators import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators import Replay as Replay
 from numpyro_ebm.estimators import ScoreMatching as ScoreMatching
+from numpyro_ebm.estimators import ShiftedNoiseContrastiveEstimation as ShiftedNoiseContrastiveEstimation
 from numpyro_ebm.estimators import SlicedScoreMatching as SlicedScoreMatching
 from numpyro_ebm.estimators import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 from numpyro_ebm.estimators import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching

@@ -144,9 +144,9 @@ CASES = {
         r"site 'x'.*noise has event shape \(\).*to_event",
     ),
     "noise with a batch shape": (
-        lambda: run("nce", options={"noise": dist.Normal(np.zeros((5, 3)), 1).to_event(1)}),
+        lambda: run("nce", options={"noise": dist.Normal(np.zeros((4, 3)), 1).to_event(1)}),
         ValueError,
-        r"site 'x'.*batch shape \(5,\)",
+        r"site 'x'.*batch shape \(4,\).*rows \(5,\)",
     ),
     "noise of another support": (
         lambda: run("nce", options={"noise": dist.Gamma(1.0, 1.0).expand([3]).to_event(1)}),

@@ -325,3 +325,71 @@ def test_the_limit_of_denoising_score_matching(column):
     # Published to three decimals.
     np.testing.assert_array_less(np.abs(estimates.mean(axis=0) - DSM_LIMIT[column]), error + 5e-4)
     assert np.all(error < 0.12 * np.abs(np.subtract(DSM_LIMIT[column], TRUTHS[column])) + 0.01)
+
+
+def efficiency_of_scalar_precision(name, d, noise_scale, *, n=1000, num=MANY, **options):
+    """Variance of maximum likelihood over that of an estimator, for the precision of N(0, I) in d dimensions."""
+    noise = dist.Normal(0, noise_scale).expand([d]).to_event(1)
+    wrapped = ebm.estimate(scalar_model, name, noise=noise, **options)
+    names, truth = ("t", "x$log_normalizer"), (1.0, 0.5 * d * np.log(2 * np.pi))
+    size = 1 if name == "ranking_nce" else 2
+
+    def estimate_one(key):
+        key_data, key_noise = jax.random.split(key)
+        x = jax.random.normal(key_data, (n, d))
+        return newton(loss_of(wrapped, x, key_noise, names[:size]), truth[:size], 2)[0]
+
+    return 2 / (d * n) / over_replicates(estimate_one, num=num).var()
+
+
+WIDE_NOISE = {(1, 1): 0.666, (1, 5): 0.900, (5, 1): 0.508, (5, 5): 0.798}
+
+
+@pytest.mark.parametrize("case", some_slow([(1, 1)], [(1, 5), (5, 1), (5, 5)]))
+def test_nce_of_a_scalar_precision_under_wide_noise(case):
+    d, nu = case
+    efficiency = efficiency_of_scalar_precision("nce", d, np.sqrt(2), nu=nu)
+    np.testing.assert_allclose(efficiency, WIDE_NOISE[case], rtol=RTOL)
+
+
+@pytest.mark.parametrize("name", some_slow(["ranking_nce"], ["bregman_nce"]))
+def test_noise_equal_to_the_data(name):
+    # "exponential": E[(s(x) + s(y))^2] and E[s^2] at w = 1 give 1 / (1 + 1 / nu) as well.
+    options = {"divergence": "exponential"} if name == "bregman_nce" else {}
+    efficiency = efficiency_of_scalar_precision(name, 3, 1.0, nu=2, **options)
+    np.testing.assert_allclose(efficiency, 2 / 3, rtol=RTOL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nu", "nce"), [(1, 0.666), (5, 0.900)])
+def test_ranking_under_wide_noise(nu, nce):
+    # A choice among 1 + nu events: its information is the mean variance of the score under the chances of being picked.
+    rng = np.random.default_rng(0)
+    events = np.concatenate([rng.normal(size=(1, 1_000_000)), rng.normal(0, np.sqrt(2), (nu, 1_000_000))])
+    chances = np.exp(-0.25 * events**2)
+    chances /= chances.sum(axis=0)
+    mean = np.sum(chances * events**2, axis=0)
+    information = np.mean(np.sum(chances * (events**2 - mean) ** 2, axis=0)) / 4
+    efficiency = efficiency_of_scalar_precision("ranking_nce", 1, np.sqrt(2), nu=nu)
+    np.testing.assert_allclose(efficiency, 2 * information, rtol=RTOL)
+    np.testing.assert_allclose(efficiency, nce, rtol=0.2)
+
+
+@pytest.mark.parametrize("sd", some_slow([0.5], [1.0]))
+def test_a_pair_of_conditional_noise_draws(sd):
+    # Against the variance of the minimiser of log(1 + p(x + sd e) / p(x)) + log(1 + p(x - sd e) / p(x)), by quadrature.
+    points, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = np.outer(weights, weights) / (2 * np.pi)
+    x, e = points[:, None], points[None]
+    squares = np.stack([(x + sign * sd * e) ** 2 - x**2 for sign in (1, -1)])
+    chance = 1 / (1 + np.exp(0.5 * squares))
+    slope = np.sum(weights * np.sum(-0.5 * squares * chance, axis=0) ** 2)
+    curvature = np.sum(weights * np.sum(0.25 * squares**2 * chance * (1 - chance), axis=0))
+    wrapped = ebm.estimate(scalar_model, "conditional_nce", sd=sd, kappa=2)
+
+    def estimate_one(key):
+        key_data, key_noise = jax.random.split(key)
+        return newton(loss_of(wrapped, jax.random.normal(key_data, (1000, 1)), key_noise, ("t",)), (1.0,), 2)[0]
+
+    spread = 1000 * over_replicates(estimate_one, num=MANY).var()
+    np.testing.assert_allclose(spread, slope / curvature**2, rtol=RTOL)

@@ -36,6 +36,10 @@ CASES = {
     "generalized_sm": ({}, 1e-3),
     "dsm": ({"sigma": 0.2}, 0.1),
     "nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
+    "ranking_nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
+    "bregman_nce": ({"nu": 5, "noise": dist.Normal(0, 1), "divergence": "exponential"}, 0.1),
+    "conditional_nce": ({"kappa": 4}, 0.1),
+    "shifted_nce": ({"length": 0.3}, 0.1),
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
@@ -110,6 +114,8 @@ OTHERS = {
 }
 ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm", "nce"]
+OBJECTIVES += ["ranking_nce", "bregman_nce", "conditional_nce", "shifted_nce"]
+LEARN_LOG_Z = ("nce", "bregman_nce")
 GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
 MLE = 3.99528
 
@@ -198,7 +204,7 @@ def test_recovers_the_precision(name, gaussian_data):
     options, tolerance = CASES[name]
     truth = 1 / (1 / MLE + options.get("sigma", 0.0) ** 2)
     np.testing.assert_allclose(params["t"], truth, atol=tolerance)
-    if name == "nce":
+    if name in LEARN_LOG_Z:
         np.testing.assert_allclose(params["x$log_normalizer"], -0.5 * np.log(MLE / (2 * np.pi)), atol=0.02)
 
 
@@ -216,7 +222,7 @@ class TestInvariants:
     @pytest.mark.parametrize("name", ALL)
     def test_value_is_finite_and_of_batch_shape(self, name):
         x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-        options = {"nu": 3} if name == "nce" else options_of(name)
+        options = {"nu": 3} if "noise" in options_of(name) else options_of(name)
         if name == "cooperative":
             options = continuous_options("x", (2,))[name]
         event_shapes = []
@@ -249,7 +255,7 @@ class TestInvariants:
             with numpyro.plate("rows", len(x)):
                 numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2 + b), obs=x)
 
-        if name == "nce":  # there it trades places with log Z, which is what is learned
+        if name in LEARN_LOG_Z:  # there it trades places with log Z, which is what is learned
             return
         value = jax.grad(lambda b: surrogate(estimated(model, name), {"b": b, "t": 1.0}, np.ones(8)))(0.3)
         np.testing.assert_allclose(value, 0.0, atol=1e-5)

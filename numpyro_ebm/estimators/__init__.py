@@ -5,7 +5,11 @@ from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
 from numpyro_ebm.estimators._health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
+from numpyro_ebm.estimators.bregman_nce import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
+from numpyro_ebm.estimators.conditional_nce import (
+    ConditionalNoiseContrastiveEstimation as ConditionalNoiseContrastiveEstimation,
+)
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
@@ -18,8 +22,10 @@ from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence a
 from numpyro_ebm.estimators.multiscale_dsm import MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators.ranking_nce import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
 from numpyro_ebm.estimators.regularized_sm import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators.replay import Replay as Replay
+from numpyro_ebm.estimators.shifted_nce import ShiftedNoiseContrastiveEstimation as ShiftedNoiseContrastiveEstimation
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
 from numpyro_ebm.estimators.ssm_vr import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching
@@ -30,6 +36,8 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
     {
         cls.name: cls
         for cls in (
+            BregmanNoiseContrastiveEstimation,
+            ConditionalNoiseContrastiveEstimation,
             ContrastiveDivergence,
             CooperativeLearning,
             DenoisingScoreMatching,
@@ -43,9 +51,11 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
+            RankingNoiseContrastiveEstimation,
             RegularizedScoreMatching,
             Replay,
             ScoreMatching,
+            ShiftedNoiseContrastiveEstimation,
             SlicedScoreMatching,
             UnbiasedMaximumLikelihood,
             VarianceReducedSlicedScoreMatching,
@@ -58,8 +68,8 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('cd', 'cooperative', 'dsm', 'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd',
-        'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd', 'regularized_sm', 'replay', 'sm', 'ssm',
-        'ssm_vr', 'unbiased')``.
+        ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm', 'fd_ssm',
+        'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd',
+        'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'unbiased')``.
     """
     return ESTIMATORS.names()

@@ -6,16 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro import handlers
-from numpyro.infer.util import log_density
 
 from numpyro_ebm import chains
-from numpyro_ebm._blocks import is_real
 from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._events import check_same_support
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._chains import ChainEstimator, Start, averaging_of, next_averaging
+from numpyro_ebm.estimators._generator import Generator, context_of
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 
@@ -101,7 +98,7 @@ class CooperativeLearning(ChainEstimator):
         events = jax.lax.stop_gradient(jax.vmap(site.distribution.constrain)(negatives))
         draws, state = self._infer(key_latents, site, state, generator, {**draws, site.name: events})
         values = self.contrast(site, negatives, site.local, paired=True)
-        return values + jax.vmap(generator.log_density)(draws, _context_of(site)), state
+        return values + jax.vmap(generator.log_density)(draws, context_of(site)), state
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """At draws of the proposal."""
@@ -128,86 +125,10 @@ class CooperativeLearning(ChainEstimator):
 
             return chains.advance(rng_key, kernel, log_density, latents, (events, context), num_steps=self.num_latent_steps)
 
-        moved, health = jax.lax.stop_gradient(run(rng_key, kernel, latents, draws[site.name], _context_of(site)))
+        moved, health = jax.lax.stop_gradient(run(rng_key, kernel, latents, draws[site.name], context_of(site)))
         averaging = next_averaging(state["latent_averaging"], kernel, health.acceptance_rate)
         state = {**state, "latent_acceptance_rate": health.acceptance_rate, "latent_averaging": averaging}
         return {**draws, **moved}, state
 
     def _start(self, draws: dict[str, Array], site: Site, kernel) -> Start:
         return Start(jax.vmap(kernel.lift)(jax.vmap(site.distribution.unconstrain)(draws[site.name])), site.local)
-
-
-@dataclasses.dataclass(frozen=True)
-class Generator:
-    """The proposal of one event, and its parameters."""
-
-    proposal: Callable[..., Any]
-    params: dict[str, PyTree]
-
-    @classmethod
-    def of(cls, proposal: Any, site: Site, rng_key: PRNGKey) -> "Generator":
-        """The proposal with its parameters' values, which the handlers around get to see.
-
-        Raises:
-            EnergyError: where it does not sample the site, gives it another shape, or has latents that are not real.
-        """
-        first = jax.tree.map(lambda leaf: leaf[0], _context_of(site))
-        only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
-        with only_params, handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
-            proposal(*first)
-        _check(trace, site)
-        return cls(proposal, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"})
-
-    def frozen(self) -> "Generator":
-        """The same, its parameters cut off from differentiation."""
-        return Generator(self.proposal, jax.lax.stop_gradient(self.params))
-
-    def draw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
-        """Latents and event of one draw per row, cut off from differentiation."""
-
-        def draw_one(key, context):
-            with handlers.block():
-                trace = handlers.trace(handlers.seed(self._model, key)).get_trace(*context)
-            return {name: msg["value"] for name, msg in trace.items() if _is_drawn(msg)}
-
-        keys = jax.random.split(rng_key, site.num_rows)
-        return jax.lax.stop_gradient(jax.vmap(draw_one)(keys, _context_of(site)))
-
-    def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Array:
-        """Of one row's latents and event."""
-        with handlers.block():
-            return jnp.asarray(log_density(self._model, context, {}, draws)[0])
-
-    @property
-    def _model(self) -> Callable[..., Any]:
-        return handlers.substitute(self.proposal, data=self.params)
-
-
-def _is_drawn(msg: Any) -> bool:
-    return msg["type"] == "sample" and not msg["is_observed"]
-
-
-def _check(trace: Any, site: Site) -> None:
-    """Refuse a proposal that does not propose events of this site, or whose latents are not real."""
-    sampled = trace.get(site.name)
-    if sampled is None or not _is_drawn(sampled):
-        raise EnergyError(
-            f"The proposal does not sample '{site.name}'. Write numpyro.sample('{site.name}', ...) in it, for one event."
-        )
-    if jnp.shape(sampled["value"]) != site.distribution.event_shape:
-        raise EnergyError(
-            f"The proposal samples '{site.name}' with shape {jnp.shape(sampled['value'])}; one event has shape "
-            f"{site.distribution.event_shape}. The library vectorises it over rows."
-        )
-    check_same_support("proposal's", sampled["fn"], site.distribution.support)
-    for name, msg in trace.items():
-        if _is_drawn(msg) and name != site.name and not is_real(msg["fn"].support):
-            raise EnergyError(
-                f"The proposal's latent '{name}' has support {msg['fn'].support}; its chains move on the real line. Write a "
-                "normal latent and transform it inside the proposal."
-            )
-
-
-def _context_of(site: Site) -> tuple[PyTree, ...]:
-    """The proposal's arguments, led by the rows."""
-    return () if site.local is None or site.local[0] is None else (site.local[0],)

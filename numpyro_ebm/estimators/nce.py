@@ -1,24 +1,26 @@
 """Noise contrastive estimation."""
 
 import dataclasses
-import warnings
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro
-import numpyro.distributions as dist
 
-from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete
-from numpyro_ebm._events import check_same_support
-from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm._typing import Array
+from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._figures import mean_over_rows
+from numpyro_ebm.estimators._noise import (
+    NEARER,
+    LogNormalizer,
+    NoiseEstimator,
+    check_normalizer,
+    learned_normalizer,
+    slope,
+    warn_where_saturated,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseContrastiveEstimation(AbstractEstimator):
+class NoiseContrastiveEstimation(NoiseEstimator):
     r"""Noise contrastive estimation (Gutmann and Hyvarinen): tell data from noise; log Z is learned as a parameter.
 
     With ``G(x) = log p(x) - log p_n(x) - log nu`` and ``log p = log base - E - c``, the loss of a row is
@@ -29,58 +31,59 @@ class NoiseContrastiveEstimation(AbstractEstimator):
     converges to log Z. ``1 + nu`` energies per row, no derivative of the energy in x. With noise equal to the data the
     efficiency is ``nu / (1 + nu)``; noise far from the data learns nothing.
 
+    Each row may have noise of its own: any ``p_n`` that does not depend on the row's event will do. Where rows have a
+    context (or a base) of their own, log Z is a function of it, and one number stands for it only where it is the same in
+    every context. ``log_normalizer`` says what is meant; "ranking_nce" needs none.
+
     Args:
         nu: noise draws per row.
-        noise: a normalised NumPyro distribution of the energy's event shape and support; None for the energy's own base,
-            or a standard normal in unconstrained space where it has none.
+        noise: what data are told from. A normalised NumPyro distribution of the energy's event shape and support, one law
+            for all rows or, with a batch shape, one for each. "gaussian" or "mixture": fitted to each batch in unconstrained
+            space, every row's to the half of the batch that the row is not in; the first by mean and covariance (shrunk
+            towards the diagonal), the second as up to 64 Gaussian kernels of Silverman's width around rows, for data in
+            several modes and few dimensions. A NumPyro model ``noise()`` or ``noise(context)`` that samples the site's name
+            for one event and nothing else: its ``numpyro.param`` sites are fitted to the data by maximum likelihood along
+            the way. None for the energy's own base, or a standard normal in unconstrained space where it has none. The noise
+            counts as fixed in the loss: no gradient of it passes through the noise.
+        log_normalizer: "learned", one number ``c``; "fixed", ``c = 0``, for an energy with a term that can become log Z
+            (self-normalised); None for "learned" where log Z is one number, and an error where it is not.
 
     Raises:
-        EnergyError: for nu that is not a whole number above 0; for noise of another event shape, support, or with a
-            batch shape; for noise of density zero at a datum (the row is named); for rows with a context of their own,
-            whose log Z is not one number.
+        EnergyError: for nu that is not a whole number above 0; for noise of another event shape or support, or of a batch
+            shape that is not the rows'; for noise of density zero at a datum (the row is named); for rows with a context or
+            a base of their own without a choice of ``log_normalizer``.
+        TypeError: for noise that is none of these.
 
     Warns:
-        UserWarning: where the noise does not overlap the data; checked where the data are concrete, as in ``svi.init``.
+        UserWarning: where the noise does not overlap the data, checked where the data are concrete, as in ``svi.init``; and
+            in training, where the loss no longer feels the energy (mean derivative in G below 1e-6).
 
     Example:
-        ``estimate(model, "nce", nu=5, noise=dist.Normal(0, 2).expand([11]).to_event(1))``
+        ``estimate(model, "nce", nu=5, noise="gaussian")``
 
     References:
-        Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012).
+        Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012); Ma and Collins, Noise
+        contrastive estimation and negative sampling for conditional models (2018).
     """
 
     name = "nce"
-    role = "objective"
-    nu: int = 1
-    noise: Any = None
+    log_normalizer: LogNormalizer | None = None
 
     def __post_init__(self):
-        check_count("NoiseContrastiveEstimation", "nu", self.nu)
-        if self.noise is not None and not isinstance(self.noise, dist.Distribution):
-            raise TypeError(f"NCE needs noise as a numpyro distribution; got {type(self.noise).__name__}.")
-
-    def check(self, site: Site) -> None:
-        """Refuse noise that does not fit, and warn of noise that cannot teach."""
-        super().check(site)
-        self.refuse_local(site, "its log Z is one number per row, and one number is learned.")
-        noise = self._noise(site)
-        if noise.event_shape != site.distribution.event_shape or noise.batch_shape != ():
-            raise EnergyError(
-                f"The noise has event shape {noise.event_shape} and batch shape {noise.batch_shape}; the energy has event "
-                f"shape {site.distribution.event_shape}. Write noise={type(noise).__name__}(...).to_event(1)."
-            )
-        check_same_support("noise", noise, site.distribution.support)
-        if is_concrete(site.value, site.mask, noise):
-            with eager():
-                _check_overlap(noise, site)
+        super().__post_init__()
+        check_normalizer(type(self).__name__, self.log_normalizer)
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the classification loss, per row."""
-        at_data, at_noise, inside = self._log_ratios(rng_key, site)
-        at_data, at_noise = at_data - jnp.log(self.nu), at_noise - jnp.log(self.nu)
-        return -jax.nn.softplus(-at_data) - jnp.sum(jnp.where(inside, jax.nn.softplus(at_noise), 0.0), axis=1), state
+        log_normalizer = learned_normalizer(site, self.log_normalizer)
+        ratios = self.log_ratios(rng_key, site)
+        at_data, at_noise = (r - log_normalizer - jnp.log(self.nu) for r in (ratios.data, ratios.noise))
+        slopes = slope(self.data_loss, at_data) + self._over_noise(slope(self.noise_loss, at_noise), ratios.is_inside)
+        warn_where_saturated(site, slopes, "the noise does not overlap the data", NEARER)
+        loss = self.data_loss(at_data) + self._over_noise(self.noise_loss(at_noise), ratios.is_inside)
+        return ratios.learning - loss, state
 
-    def figures(self, rng_key, site: Site):
+    def figures(self, rng_key, site: Site) -> dict[str, Array]:
         r"""How well data and noise are told apart, both taken as equally frequent.
 
         With ``r = p / p_n`` the ``accuracy`` is that of guessing data where ``r > 1``, half over the rows and half over
@@ -88,54 +91,26 @@ class NoiseContrastiveEstimation(AbstractEstimator):
         which estimates :math:`\int \min(p, p_n)`: 1 for noise like the data, 0 where the classifier is saturated and nothing
         more is learned. Where the energy fits, ``accuracy = 1 - overlap / 2``.
         """
-        at_data, at_noise, inside = self._log_ratios(rng_key, site)
+        log_normalizer = learned_normalizer(site, self.log_normalizer)
+        ratios = self.log_ratios(rng_key, site)
+        at_data, at_noise = ratios.data - log_normalizer, ratios.noise - log_normalizer
+        counts = ratios.is_inside if site.mask is None else ratios.is_inside & site.mask
 
         def balanced(data, noise):
-            return 0.5 * (mean_over_rows(data, site.mask) + mean_over_rows(noise.reshape(-1), inside.reshape(-1)))
+            return 0.5 * (mean_over_rows(data, site.mask) + mean_over_rows(noise.reshape(-1), counts.reshape(-1)))
 
         return {
             "accuracy": balanced((1 + jnp.sign(at_data)) / 2, (1 - jnp.sign(at_noise)) / 2),
             "overlap": 2 * balanced(jax.nn.sigmoid(-jnp.abs(at_data)), jax.nn.sigmoid(-jnp.abs(at_noise))),
         }
 
-    def _log_ratios(self, rng_key: PRNGKey, site: Site) -> tuple[Array, Array, Array]:
-        """``log p - log p_n`` at the rows and at noise, and which noise draws lie inside the support.
+    def data_loss(self, log_odds: Array) -> Array:
+        """What a datum costs at log odds ``G``."""
+        return jax.nn.softplus(-log_odds)
 
-        A draw rounded to the wall has no density there: a row stands in for it, to be left out, without a gradient.
-        """
-        noise = self._noise(site)
-        log_normalizer: Any = numpyro.param(f"{site.name}$log_normalizer", jnp.zeros(()))
+    def noise_loss(self, log_odds: Array) -> Array:
+        """What a noise draw costs at log odds ``G``."""
+        return jax.nn.softplus(log_odds)
 
-        def log_ratio(event):
-            return site.distribution.log_density(event) - log_normalizer - noise.log_prob(event)
-
-        def at_fake(fake, row):
-            inside = jnp.all(jnp.isfinite(site.distribution.unconstrain(fake)))
-            return log_ratio(jnp.where(inside, fake, row)), inside
-
-        fakes = site.distribution.as_events(jax.lax.stop_gradient(noise.sample(rng_key, (site.num_rows, self.nu))))
-        at_noise, inside = jax.vmap(jax.vmap(at_fake, in_axes=(0, None)))(fakes, site.value)
-        return jax.vmap(log_ratio)(site.value), at_noise, inside
-
-    def _noise(self, site: Site) -> Any:
-        return self.noise if self.noise is not None else site.distribution.reference
-
-
-def _check_overlap(noise: Any, site: Site) -> None:
-    keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
-    at_data = np.asarray(noise.log_prob(site.value))
-    outside = np.flatnonzero(keep & ~np.isfinite(at_data))
-    if outside.size:
-        raise EnergyError(
-            f"The noise has log density {at_data[outside[0]]} at row {outside[0]}: its density has to be positive wherever "
-            "the data are. Write wider noise, e.g. noise=numpyro.distributions.Normal(mean, 2 * sd)."
-        )
-    # Typical values of the noise's own log density; where every datum lies below them all, the classes separate.
-    typical = np.asarray(noise.log_prob(noise.sample(jax.random.key(0), (1000,))))
-    if keep.any() and at_data[keep].max() < typical.min():
-        warnings.warn(
-            f"At site '{site.name}': the noise does not overlap the data (largest noise log density at the data "
-            f"{at_data[keep].max():.3g}, smallest of 1000 noise draws {typical.min():.3g}): NCE will not learn. Write noise "
-            "around the data, e.g. numpyro.distributions.Normal(data.mean(0), data.std(0)).to_event(1).",
-            stacklevel=2,
-        )
+    def _over_noise(self, values: Array, is_inside: Array) -> Array:
+        return jnp.sum(jnp.where(is_inside, values, 0.0), axis=0)

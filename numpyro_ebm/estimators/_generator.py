@@ -1,0 +1,106 @@
+"""A NumPyro model of one event, run once per row: the proposal of "cooperative", the noise of the contrastive estimators."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.infer.util import log_density
+
+from numpyro_ebm._blocks import is_real
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._events import check_same_support
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.estimators._base import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """The model of one event, and its parameters."""
+
+    model: Callable[..., Any]
+    params: dict[str, PyTree]
+
+    @classmethod
+    def of(cls, model: Any, site: Site, rng_key: PRNGKey, role: str = "proposal", *, latents: bool = True) -> "Generator":
+        """The model with its parameters' values, which the handlers around get to see.
+
+        Args:
+            model: ``model()``, or ``model(context)`` where rows have a context.
+            site: the rows.
+            rng_key: random key.
+            role: what messages call it.
+            latents: whether it may have latents before the event.
+
+        Raises:
+            EnergyError: where it does not sample the site, gives it another shape, or has latents that may not be.
+        """
+        first = jax.tree.map(lambda leaf: leaf[0], context_of(site))
+        only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
+        with only_params, handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
+            model(*first)
+        _check(trace, site, role, latents=latents)
+        return cls(model, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"})
+
+    def frozen(self) -> "Generator":
+        """The same, its parameters cut off from differentiation."""
+        return Generator(self.model, jax.lax.stop_gradient(self.params))
+
+    def draw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+        """Latents and event of one draw per row, cut off from differentiation."""
+
+        def draw_one(key, context):
+            with handlers.block():
+                trace = handlers.trace(handlers.seed(self._model, key)).get_trace(*context)
+            return {name: msg["value"] for name, msg in trace.items() if _is_drawn(msg)}
+
+        keys = jax.random.split(rng_key, site.num_rows)
+        return jax.lax.stop_gradient(jax.vmap(draw_one)(keys, context_of(site)))
+
+    def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Array:
+        """Of one row's latents and event."""
+        with handlers.block():
+            return jnp.asarray(log_density(self._model, context, {}, draws)[0])
+
+    @property
+    def _model(self) -> Callable[..., Any]:
+        return handlers.substitute(self.model, data=self.params)
+
+
+def context_of(site: Site) -> tuple[PyTree, ...]:
+    """The model's arguments, led by the rows."""
+    return () if site.local is None or site.local[0] is None else (site.local[0],)
+
+
+def _is_drawn(msg: Any) -> bool:
+    return msg["type"] == "sample" and not msg["is_observed"]
+
+
+def _check(trace: Any, site: Site, role: str, *, latents: bool) -> None:
+    """Refuse a model that does not draw events of this site, or whose latents may not be."""
+    sampled = trace.get(site.name)
+    if sampled is None or not _is_drawn(sampled):
+        raise EnergyError(
+            f"The {role} does not sample '{site.name}'. Write numpyro.sample('{site.name}', ...) in it, for one event."
+        )
+    if jnp.shape(sampled["value"]) != site.distribution.event_shape:
+        raise EnergyError(
+            f"The {role} samples '{site.name}' with shape {jnp.shape(sampled['value'])}; one event has shape "
+            f"{site.distribution.event_shape}. The library vectorises it over rows."
+        )
+    check_same_support(f"{role}'s", sampled["fn"], site.distribution.support)
+    for name, msg in trace.items():
+        if not _is_drawn(msg) or name == site.name:
+            continue
+        if not latents:
+            raise EnergyError(
+                f"The {role} has a latent '{name}', and its density of '{site.name}' alone has to be known. Write a model "
+                f"that samples '{site.name}' and nothing else."
+            )
+        if not is_real(msg["fn"].support):
+            raise EnergyError(
+                f"The {role}'s latent '{name}' has support {msg['fn'].support}; its chains move on the real line. Write a "
+                f"normal latent and transform it inside the {role}."
+            )

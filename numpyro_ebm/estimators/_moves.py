@@ -1,0 +1,28 @@
+"""What the estimators that tell a row from itself moved a little share."""
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._typing import Array
+from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._noise import warn_where_saturated
+
+
+def loss_of_moves(site: Site, moves: Array) -> Array:
+    """``2 mean_j log(1 + p(x + v_j) / p(x))`` per row, in unconstrained space with the Jacobian.
+
+    Args:
+        site: the rows.
+        moves: ``v_j``, of a law that is symmetric about zero, ``(num, num_rows, *unconstrained_shape)``.
+    """
+    log_density = jax.vmap(site.log_density)
+    at_rows = log_density(site.position, site.local)
+    rises = jax.vmap(lambda move: log_density(site.position + move, site.local))(moves) - at_rows
+    fault, fix = "the moves lead out of the density", "Make them shorter: some standard deviations of the data at most."
+    warn_where_saturated(site, jnp.mean(jax.nn.sigmoid(rises), axis=0), fault, fix)
+    return 2 * jnp.mean(jax.nn.softplus(rises), axis=0)
+
+
+def in_pairs(draws: Array, num: int) -> Array:
+    """Draws and their negatives, cut to ``num``."""
+    return jnp.concatenate([draws, -draws])[:num]

@@ -1,0 +1,242 @@
+"""What the estimators that tell data from noise share: the noise of each row, its draws, and log ratios to it."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete, nearest
+from numpyro_ebm._events import check_same_support
+from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._fitted_noise import fit_noise
+from numpyro_ebm.estimators._generator import Generator, context_of
+from numpyro_ebm.estimators._health import _call_where_any
+
+Fitted = Literal["gaussian", "mixture"]
+LogNormalizer = Literal["learned", "fixed"]
+
+SATURATED = 1e-6
+NUM_TYPICAL = 1000
+WIDER = "Write wider noise, e.g. noise=numpyro.distributions.Normal(mean, 2 * sd)."
+NEARER = (
+    "Write noise around the data, noise='gaussian' (fitted to the batch) or numpyro.distributions.Normal(data.mean(0), "
+    "data.std(0)).to_event(1)."
+)
+
+
+class LogRatios(NamedTuple):
+    """Log of unnormalised model density over noise density, ``log w = log p~ - log q``.
+
+    Attributes:
+        data: at the rows, ``(num_rows,)``.
+        noise: at each row's noise draws, ``(nu, num_rows)``.
+        is_inside: which draws count, ``(nu, num_rows)``: one rounded to the wall of the support has no density there.
+        learning: ``(num_rows,)``, zero, with the gradient that fits a noise model's parameters to the data.
+    """
+
+    data: Array
+    noise: Array
+    is_inside: Array
+    learning: Array
+
+
+class Noise(NamedTuple):
+    """The noise of a site: draws ``(num, num_rows, *event_shape)``, and their log densities, each under its row's law."""
+
+    sample: Callable[[PRNGKey, int], Array]
+    log_prob: Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseEstimator(AbstractEstimator):
+    """An estimator that compares each row with ``nu`` draws of noise."""
+
+    role = "objective"
+    nu: int = 1
+    noise: Any = None
+
+    def __post_init__(self):
+        check_count(type(self).__name__, "nu", self.nu)
+        if isinstance(self.noise, str) and self.noise not in get_args(Fitted):
+            raise EnergyError(f"Unknown noise '{self.noise}'. {nearest(self.noise, get_args(Fitted))}")
+        if self.noise is not None and not isinstance(self.noise, str | dist.Distribution) and not callable(self.noise):
+            raise TypeError(
+                f"{type(self).__name__} needs noise as a numpyro distribution, 'gaussian', 'mixture' or a NumPyro model of "
+                f"one event; got {type(self.noise).__name__}."
+            )
+
+    def check(self, site: Site) -> None:
+        """Refuse noise that does not fit, and warn of noise that cannot teach."""
+        super().check(site)
+        noise = self.noise if self.noise is not None else site.distribution.reference
+        if not isinstance(noise, dist.Distribution):
+            return
+        _check_fits(noise, site)
+        if is_concrete(site.value, site.mask, noise):
+            with eager():
+                _check_overlap(_of_distribution(noise, site), site)
+
+    def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
+        """The rows and their fresh noise, under the model and under the noise."""
+        noise, learning = self._resolve(rng_key, site)
+        draws = jax.lax.stop_gradient(noise.sample(rng_key, self.nu)).astype(site.value.dtype)
+        inside = jax.vmap(jax.vmap(lambda event: jnp.all(jnp.isfinite(site.distribution.unconstrain(event)))))(draws)
+        takes_part = inside if site.mask is None else inside & site.mask
+        wide = (...,) + (None,) * (site.value.ndim - 1)
+        events = jnp.concatenate([site.value[None], jnp.where(takes_part[wide], draws, site.value)])
+        # The noise is what it is: where its parameters are the model's own (its base), no gradient goes through it.
+        at_noise = jax.lax.stop_gradient(noise.log_prob(events))
+        at_noise = at_noise if site.mask is None else jnp.where(site.mask, at_noise, 0.0)
+        _check_positive_density(at_noise[0], site)
+        ratios = jax.vmap(jax.vmap(site.distribution.log_density), in_axes=(0, None))(events, site.local) - at_noise
+        return LogRatios(ratios[0], ratios[1:], inside, learning)
+
+    def _resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+        key = jax.random.fold_in(rng_key, 1)
+        still = jnp.zeros(site.num_rows, site.value.dtype)
+        if isinstance(self.noise, str):
+            fitted = fit_noise(key, site, self.noise)
+            return Noise(lambda key, num: fitted.sample(key, site, num), lambda events: fitted.log_prob(events, site)), still
+        if self.noise is None or isinstance(self.noise, dist.Distribution):
+            return _of_distribution(self.noise if self.noise is not None else site.distribution.reference, site), still
+        return _of_model(Generator.of(self.noise, site, key, "noise", latents=False), site)
+
+
+def learned_normalizer(site: Site, choice: LogNormalizer | None) -> Array:
+    """``log Z``: one parameter of the site, or 0 where the energy holds it.
+
+    Raises:
+        EnergyError: where the rows have a context or a base of their own and nothing is chosen.
+    """
+    if choice is None and site.local is not None and math.prod(site.distribution.batch_shape) > 1:
+        raise EnergyError(
+            "Each row has a context or a base of its own, so log Z is a function of the row, and one number would be "
+            "learned in its place. Write estimate(model, 'ranking_nce') or estimate(model, 'cd'), which do not need log Z; "
+            "or put a term b(context) into the energy that can become log Z and write log_normalizer='fixed'; or, only "
+            "where log Z is the same for every row (a context that shifts the density), log_normalizer='learned'."
+        )
+    if choice == "fixed":
+        return jnp.zeros(())
+    value: Any = numpyro.param(f"{site.name}$log_normalizer", jnp.zeros(()))
+    return value
+
+
+def check_normalizer(owner: str, choice: Any) -> None:
+    """Refuse what is no choice of `learned_normalizer`.
+
+    Raises:
+        EnergyError: with the known ones.
+    """
+    if choice is not None and choice not in get_args(LogNormalizer):
+        raise EnergyError(f"{owner} has no log_normalizer {choice!r}. {nearest(str(choice), get_args(LogNormalizer))}")
+
+
+def warn_where_saturated(site: Site, factors: Array, fault: str, fix: str) -> None:
+    """Warn where the loss does not feel the energy: its mean derivative in the log ratios is below 1e-6.
+
+    Args:
+        site: the rows.
+        factors: sizes of these derivatives, ``(num_rows,)``.
+        fault: what is wrong with what the rows are compared with.
+        fix: what to write.
+
+    Warns:
+        UserWarning: at once where the values are known, from inside a compiled program elsewhere.
+    """
+    takes_part = jnp.ones(site.num_rows, bool) if site.mask is None else site.mask
+    factor = jax.lax.stop_gradient(jnp.mean(factors, where=takes_part))
+
+    def report(*_):
+        # The same words at every update, which Python shows once.
+        warnings.warn(
+            f"At site '{site.name}': {fault} (mean derivative of the loss in the log ratios below {SATURATED}): nothing "
+            f"is learned. {fix}",
+            stacklevel=2,
+        )
+
+    if not is_concrete(factor):
+        _call_where_any(report, (factor < SATURATED)[None], ())
+    elif factor < SATURATED:
+        report()
+
+
+def slope(fn: Callable[[Array], Array], at: Array) -> Array:
+    """Size of an elementwise function's derivative."""
+    return jnp.abs(jax.jvp(fn, (at,), (jnp.ones_like(at),))[1])
+
+
+def _of_distribution(noise: dist.Distribution, site: Site) -> Noise:
+    rows, event_shape = site.batch_shape, site.distribution.event_shape
+    if noise.batch_shape == ():
+        return Noise(lambda key, num: noise.sample(key, (num, site.num_rows)), noise.log_prob)  # pyright: ignore
+    wide = noise.expand(rows)
+    flat = lambda values, event: values.reshape(-1, site.num_rows, *event)  # noqa: E731
+    return Noise(
+        lambda key, num: flat(wide.sample(key, (num,)), event_shape),
+        lambda events: flat(wide.log_prob(events.reshape(-1, *rows, *event_shape)), ()),
+    )
+
+
+def _of_model(model: Generator, site: Site) -> tuple[Noise, Array]:
+    """The noise of a model, and what fits its parameters to the data by maximum likelihood."""
+    frozen = model.frozen()
+
+    def log_prob(model, events):
+        return jax.vmap(lambda event, context: model.log_density({site.name: event}, context))(events, context_of(site))
+
+    own = log_prob(model, site.value)
+    own = own if site.mask is None else jnp.where(site.mask, own, 0.0)
+    noise = Noise(
+        lambda key, num: jax.vmap(lambda k: frozen.draw(k, site)[site.name])(jax.random.split(key, num)),
+        jax.vmap(lambda events: log_prob(frozen, events)),
+    )
+    return noise, own - jax.lax.stop_gradient(own)
+
+
+def _check_fits(noise: dist.Distribution, site: Site) -> None:
+    try:
+        fits = jnp.broadcast_shapes(noise.batch_shape, site.batch_shape) == site.batch_shape
+    except ValueError:
+        fits = False
+    if noise.event_shape != site.distribution.event_shape or not fits:
+        raise EnergyError(
+            f"The noise has event shape {noise.event_shape} and batch shape {noise.batch_shape}; the energy has event shape "
+            f"{site.distribution.event_shape} in rows {site.batch_shape}. Write noise={type(noise).__name__}(...)"
+            ".to_event(1), one law for all rows or one for each; under a subsampling plate, a NumPyro model noise(context)."
+        )
+    check_same_support("noise", noise, site.distribution.support)
+
+
+def _check_positive_density(at_data: Array, site: Site) -> None:
+    if not is_concrete(at_data):
+        return
+    outside = np.flatnonzero(~np.isfinite(np.asarray(at_data)))
+    if outside.size:
+        raise EnergyError(
+            f"The noise has log density {at_data[outside[0]]} at row {outside[0]}: its density has to be positive wherever "
+            f"the data are. {WIDER}"
+        )
+
+
+def _check_overlap(noise: Noise, site: Site) -> None:
+    keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
+    at_data = np.where(keep, np.asarray(noise.log_prob(site.value[None]))[0], 0.0)
+    _check_positive_density(at_data, site)  # pyright: ignore[reportArgumentType]
+    # Typical values of the noise's own log density; where every datum lies below them all, the classes separate.
+    num = -(-NUM_TYPICAL // max(site.num_rows, 1))
+    typical = np.asarray(noise.log_prob(noise.sample(jax.random.key(0), num)))[:, keep]
+    if keep.any() and at_data[keep].max() < typical.min():
+        warnings.warn(
+            f"At site '{site.name}': the noise does not overlap the data (largest noise log density at the data "
+            f"{at_data[keep].max():.3g}, smallest of {typical.size} noise draws {typical.min():.3g}): nothing will be "
+            f"learned. {NEARER}",
+            stacklevel=2,
+        )

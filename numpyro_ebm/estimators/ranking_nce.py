@@ -1,0 +1,52 @@
+"""Ranking noise contrastive estimation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._noise import NEARER, NoiseEstimator, warn_where_saturated
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingNoiseContrastiveEstimation(NoiseEstimator):
+    r"""Ranking NCE (Ma and Collins; the form of InfoNCE): which of ``1 + nu`` events is the datum; log Z is not needed.
+
+    With ``w(x) = p~(x) / p_n(x)`` for the unnormalised density ``p~``, the loss of a row is
+
+    .. math:: -\log \frac{w(x)}{w(x) + \sum_{j=1}^{\nu} w(y_j)}, \qquad y_j \sim p_n
+
+    with noise drawn afresh at each update. A constant in the energy cancels, and with a context so does log Z of each row's
+    own: nothing is learned beside the energy. As ``nu`` grows this is maximum likelihood with log Z by importance sampling;
+    with noise equal to the data the efficiency is ``nu / (1 + nu)``, as for "nce". ``1 + nu`` energies per row.
+
+    Args:
+        nu: noise draws per row.
+        noise: as for "nce": a distribution (one law, or one for each row), "gaussian", "mixture", a NumPyro model, or None
+            for the energy's own base (a standard normal in unconstrained space where it has none).
+
+    Raises:
+        EnergyError: for nu that is not a whole number above 0, and for noise that does not fit, see "nce".
+        TypeError: for noise that is none of these.
+
+    Warns:
+        UserWarning: where the noise does not overlap the data, see "nce".
+
+    Example:
+        ``estimate(model, "ranking_nce", nu=10, noise="gaussian")``
+
+    References:
+        Ma and Collins, Noise contrastive estimation and negative sampling for conditional models (2018); van den Oord, Li
+        and Vinyals, Representation learning with contrastive predictive coding (2018).
+    """
+
+    name = "ranking_nce"
+
+    def surrogate(self, rng_key, site: Site, state):
+        """Log probability that the datum is picked, per row."""
+        ratios = self.log_ratios(rng_key, site)
+        noise = jnp.where(ratios.is_inside, ratios.noise, -jnp.inf)
+        log_pick = jax.nn.log_softmax(jnp.concatenate([ratios.data[None], noise]), axis=0)[0]
+        warn_where_saturated(site, -jnp.expm1(log_pick), "the noise does not overlap the data", NEARER)
+        return ratios.learning + log_pick, state
