@@ -29,6 +29,7 @@ from numpyro_ebm.estimators import Replay as Replay
 from numpyro_ebm.estimators import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators import ShiftedNoiseContrastiveEstimation as ShiftedNoiseContrastiveEstimation
 from numpyro_ebm.estimators import SlicedScoreMatching as SlicedScoreMatching
+from numpyro_ebm.estimators import TelescopingRatioEstimation as TelescopingRatioEstimation
 from numpyro_ebm.estimators import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 from numpyro_ebm.estimators import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching
 from numpyro_ebm.estimators import available_estimators as available_estimators

@@ -14,6 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO
 import numpyro_ebm as ebm
 from numpyro_ebm.estimators import Site
 from numpyro_ebm.estimators._fitted_noise import fit_noise
+from numpyro_ebm.estimators._noise import _of_fitted
 
 NOISE_NAMES = ["nce", "ranking_nce", "bregman_nce"]
 
@@ -156,11 +157,9 @@ class TestNoise:
 
         @jax.jit
         def law(x):
-            fitted = fit_noise(jax.random.key(0), Site("x", d, (9,), x, None, mask), kind)
-            site = Site("x", d, (9,), jnp.ones(9), None, mask)
-            return fitted.log_prob(jnp.broadcast_to(grid[:, None], (4001, 9)), site), fitted.sample(
-                jax.random.key(1), site, 50_000
-            )
+            site = Site("x", d, (9,), x, None, mask)
+            fitted = _of_fitted(fit_noise(jax.random.key(0), site.position, mask, kind), site)
+            return fitted.log_prob(jnp.broadcast_to(grid[:, None], (4001, 9))), fitted.sample(jax.random.key(1), 50_000)
 
         log_prob, draws = law(jnp.asarray(x))
         volume = jnp.gradient(jnp.log(grid)) * grid
@@ -236,7 +235,7 @@ class TestNoise:
             surrogate(ebm.estimate(precision_model, "ranking_nce", **options), {"t": 1.0}, np.linspace(-1, 1, 4))
 
     def test_fitted_noise_needs_two_rows(self):
-        with pytest.raises(ValueError, match="site 'x': noise='mixture'.*one row"):
+        with pytest.raises(ValueError, match="site 'x': The mixture noise.*one row"):
             surrogate(ebm.estimate(precision_model, "nce", noise="mixture"), {"t": 1.0}, np.zeros(1))
 
     @pytest.mark.parametrize(
@@ -375,3 +374,57 @@ class TestSaturation:
 
     def test_good_noise_is_silent_in_training(self, gaussian_data):
         fit(ebm.estimate(precision_model, "nce", noise=dist.Normal(0, 1)), gaussian_data, steps=50)
+
+
+class TestTelescoping:
+    """Data 100 times narrower than the widest level."""
+
+    x = np.random.default_rng(0).normal(0, 0.01, 1000).astype(np.float32)
+    sigmas = ebm.geometric_sigmas(1.0, 0.005, 6)
+
+    @staticmethod
+    def model(x, *, sigma=0.005, covariate=None):
+        u = numpyro.param("u", 0.0)
+        energy = lambda x, c: 0.5 * x**2 / (jnp.exp(2 * u) + (c["sigma"] if isinstance(c, dict) else c) ** 2)  # noqa: E731
+        rows = () if covariate is None else (len(x),)
+        context = jnp.asarray(sigma) if covariate is None else {"sigma": jnp.full(rows, sigma), "k": covariate}
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(energy, context=context, batch_shape=rows), obs=x)
+
+    def test_scale_and_log_z_at_every_level(self):
+        params = fit(ebm.estimate(self.model, "tre", sigmas=self.sigmas), self.x)
+        variance = np.mean(self.x**2)
+        np.testing.assert_allclose(params["u"], 0.5 * np.log(variance), atol=0.05)
+        exact = 0.5 * np.log(2 * np.pi * (variance + np.sort(self.sigmas) ** 2))
+        np.testing.assert_allclose(params["x$log_normalizer"], exact, atol=0.1)
+
+    def test_one_bridge_is_nce_under_fitted_noise(self):
+        # Rows that are far more spread than the level: its noise does not matter.
+        x = 1000 * self.x
+        params = {"u": jnp.log(10.0), "x$log_normalizer": jnp.array([3.0])}
+        keys = jax.random.split(jax.random.key(0), 20)
+
+        def values_of(model, **params):
+            return jax.jit(lambda keys: jax.lax.map(lambda key: surrogate(model, params, x, key=key), keys))(keys)
+
+        one_level = ebm.estimate(self.model, "tre", sigmas=[1e-5])
+        values = values_of(one_level, **params)
+        nce = values_of(ebm.estimate(self.model, "nce", noise="gaussian"), **{**params, "x$log_normalizer": 3.0})
+        error = np.hypot(np.std(values), np.std(nce)) / np.sqrt(20)
+        assert 0 < error < 0.01 * abs(np.mean(nce))
+        assert abs(np.mean(values) - np.mean(nce)) < 5 * error
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="needs levels.*geometric_sigmas"):
+            ebm.estimate(self.model, "tre")
+        model = ebm.estimate(self.model, "tre", sigmas=self.sigmas)
+        with pytest.raises(ValueError, match="(?s)site 'x'.*log_normalizer='fixed'"):
+            surrogate(model, {"u": 0.0}, self.x, covariate=jnp.ones(1000))
+
+    def test_a_bridge_too_long(self):
+        model = ebm.estimate(lambda x: self.model(x, sigma=1e-9), "tre", sigmas=[1e-9, 1e9])
+        log_z = jnp.log(jnp.array([1e-9, 1e9]))
+        params = {"u": jnp.array(-20.0), "x$log_normalizer": log_z}
+        model = numpyro.handlers.substitute(numpyro.handlers.seed(model, 0), params)
+        with pytest.warns(UserWarning, match="site 'x': the ends of a bridge do not overlap.*Give more levels"):
+            numpyro.handlers.trace(model).get_trace(1e-9 * self.x)

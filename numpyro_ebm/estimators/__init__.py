@@ -29,6 +29,7 @@ from numpyro_ebm.estimators.shifted_nce import ShiftedNoiseContrastiveEstimation
 from numpyro_ebm.estimators.sm import ScoreMatching as ScoreMatching
 from numpyro_ebm.estimators.ssm import SlicedScoreMatching as SlicedScoreMatching
 from numpyro_ebm.estimators.ssm_vr import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching
+from numpyro_ebm.estimators.tre import TelescopingRatioEstimation as TelescopingRatioEstimation
 from numpyro_ebm.estimators.unbiased import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 
 ESTIMATORS: Registry[AbstractEstimator] = Registry(
@@ -57,6 +58,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             ScoreMatching,
             ShiftedNoiseContrastiveEstimation,
             SlicedScoreMatching,
+            TelescopingRatioEstimation,
             UnbiasedMaximumLikelihood,
             VarianceReducedSlicedScoreMatching,
         )
@@ -70,6 +72,6 @@ def available_estimators() -> tuple[str, ...]:
     Example:
         ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm', 'fd_ssm',
         'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd',
-        'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'unbiased')``.
+        'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.estimators._base import Site
 
 MAX_KERNELS = 64
 
@@ -22,59 +21,60 @@ class FittedNoise(NamedTuple):
     Attributes:
         centres: ``(2, num_kernels, d)``.
         scale_tril: Cholesky factors of the covariances, ``(2, d, d)``.
+        half: which mixture is each row's, ``(num_rows,)``.
     """
 
     centres: Array
     scale_tril: Array
+    half: Array
 
-    def sample(self, rng_key: PRNGKey, site: Site, num: int) -> Array:
-        """``(num, num_rows, *event_shape)``."""
+    def sample(self, rng_key: PRNGKey, num: int) -> Array:
+        """Flat positions ``(num, num_rows, d)``."""
         key_kernel, key_normal = jax.random.split(rng_key)
-        which = jax.random.randint(key_kernel, (num, site.num_rows), 0, self.centres.shape[1])
-        normal = jax.random.normal(key_normal, (num, site.num_rows, self.centres.shape[2]), self.centres.dtype)
-        both = jnp.einsum("hij,nrj->hnri", self.scale_tril, normal)
-        flat = self.centres[_half(site), which] + jnp.where(_half(site)[:, None] == 0, both[0], both[1])
-        position = flat.reshape(num, *site.position.shape)
-        return jax.vmap(jax.vmap(site.distribution.constrain))(position)
+        shape = num, len(self.half)
+        which = jax.random.randint(key_kernel, shape, 0, self.centres.shape[1])
+        normal = jax.random.normal(key_normal, (*shape, self.centres.shape[2]), self.centres.dtype)
+        first, second = jnp.einsum("hij,nrj->hnri", self.scale_tril, normal)
+        return self.centres[self.half, which] + jnp.where(self.half[:, None] == 0, first, second)
 
-    def log_prob(self, events: Array, site: Site) -> Array:
-        """Of events ``(num, num_rows, *event_shape)``, each under its row's mixture, in the support's own measure."""
-        position = jax.vmap(jax.vmap(site.distribution.unconstrain))(events)
-        flat = position.reshape(-1, self.centres.shape[2])
-        both = jax.vmap(_log_mixture, in_axes=(0, 0, None))(self.centres, self.scale_tril, flat).reshape(
-            2, *events.shape[:2]
-        )
-        volume = jax.vmap(jax.vmap(site.distribution.log_jacobian))(position)
-        return jnp.where(_half(site) == 0, both[0], both[1]) - volume
+    def log_prob(self, positions: Array) -> Array:
+        """Of positions ``(num, num_rows, ...)``, each under its row's mixture."""
+        flat = positions.reshape(-1, self.centres.shape[2])
+        both = jax.vmap(_log_mixture, in_axes=(0, 0, None))(self.centres, self.scale_tril, flat)
+        first, second = both.reshape(2, *positions.shape[:2])
+        return jnp.where(self.half == 0, first, second)
 
 
-def fit_noise(rng_key: PRNGKey, site: Site, kind: str) -> FittedNoise:
+def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str) -> FittedNoise:
     """The "gaussian" (moments, shrunk towards the diagonal) or the "mixture" (kernels of Silverman's width) of a batch.
+
+    Args:
+        rng_key: random key; "mixture" chooses its kernels' rows by it.
+        positions: the rows in unconstrained space.
+        mask: rows that take part, or None for all.
+        kind: "gaussian" or "mixture".
 
     Raises:
         EnergyError: for a batch of one row.
     """
-    if site.num_rows < 2:
+    num_rows = len(positions)
+    if num_rows < 2:
         raise EnergyError(
-            f"noise='{kind}' is fitted to the batch, and this one has one row. Give a larger batch, or a noise distribution."
+            f"The {kind} noise is fitted to the batch, and this one has one row. Give a larger batch, or write the noise as "
+            "a distribution."
         )
-    flat = jax.lax.stop_gradient(site.position).reshape(site.num_rows, -1)
-    takes_part = jnp.ones(site.num_rows, bool) if site.mask is None else site.mask
-    others = takes_part & (_half(site) != jnp.arange(2)[:, None])
+    flat = jax.lax.stop_gradient(positions).reshape(num_rows, -1)
+    half = jnp.arange(num_rows) % 2
+    others = (True if mask is None else mask) & (half != jnp.arange(2)[:, None])
     mean, covariance = jax.vmap(_moments, in_axes=(None, 0))(flat, others.astype(flat.dtype))
+    scale_tril = jnp.linalg.cholesky(covariance)
     if kind == "gaussian":
-        return FittedNoise(mean[:, None], jnp.linalg.cholesky(covariance))
-    num, d = min(MAX_KERNELS, site.num_rows // 2), flat.shape[1]
+        return FittedNoise(mean[:, None], scale_tril, half)
+    num, d = min(MAX_KERNELS, num_rows // 2), flat.shape[1]
     # A uniform draw of rows without replacement, those of the other half first.
     order = jnp.where(others, jax.random.uniform(rng_key, others.shape), -1.0)
-    centres = flat[jax.lax.top_k(order, num)[1]]
     width = (4 / (d + 2) / num) ** (1 / (d + 4))
-    return FittedNoise(centres, width * jnp.linalg.cholesky(covariance))
-
-
-def _half(site: Site) -> Array:
-    """``(num_rows,)``, 0 or 1."""
-    return jnp.arange(site.num_rows) % 2
+    return FittedNoise(flat[jax.lax.top_k(order, num)[1]], width * scale_tril, half)
 
 
 def _moments(flat: Array, weights: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete, ne
 from numpyro_ebm._events import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._fitted_noise import fit_noise
+from numpyro_ebm.estimators._fitted_noise import FittedNoise, fit_noise
 from numpyro_ebm.estimators._generator import Generator, context_of
 from numpyro_ebm.estimators._health import _call_where_any
 
@@ -103,15 +103,19 @@ class NoiseEstimator(AbstractEstimator):
         key = jax.random.fold_in(rng_key, 1)
         still = jnp.zeros(site.num_rows, site.value.dtype)
         if isinstance(self.noise, str):
-            fitted = fit_noise(key, site, self.noise)
-            return Noise(lambda key, num: fitted.sample(key, site, num), lambda events: fitted.log_prob(events, site)), still
+            return _of_fitted(fit_noise(key, site.position, site.mask, self.noise), site), still
         if self.noise is None or isinstance(self.noise, dist.Distribution):
             return _of_distribution(self.noise if self.noise is not None else site.distribution.reference, site), still
         return _of_model(Generator.of(self.noise, site, key, "noise", latents=False), site)
 
 
-def learned_normalizer(site: Site, choice: LogNormalizer | None) -> Array:
+def learned_normalizer(site: Site, choice: LogNormalizer | None, shape: tuple[int, ...] = ()) -> Array:
     """``log Z``: one parameter of the site, or 0 where the energy holds it.
+
+    Args:
+        site: the rows.
+        choice: what the user says.
+        shape: of the parameter, where there are several densities.
 
     Raises:
         EnergyError: where the rows have a context or a base of their own and nothing is chosen.
@@ -124,8 +128,8 @@ def learned_normalizer(site: Site, choice: LogNormalizer | None) -> Array:
             "where log Z is the same for every row (a context that shifts the density), log_normalizer='learned'."
         )
     if choice == "fixed":
-        return jnp.zeros(())
-    value: Any = numpyro.param(f"{site.name}$log_normalizer", jnp.zeros(()))
+        return jnp.zeros(shape)
+    value: Any = numpyro.param(f"{site.name}$log_normalizer", jnp.zeros(shape))
     return value
 
 
@@ -183,6 +187,20 @@ def _of_distribution(noise: dist.Distribution, site: Site) -> Noise:
         lambda key, num: flat(wide.sample(key, (num,)), event_shape),
         lambda events: flat(wide.log_prob(events.reshape(-1, *rows, *event_shape)), ()),
     )
+
+
+def _of_fitted(fitted: FittedNoise, site: Site) -> Noise:
+    over_all = lambda function: jax.vmap(jax.vmap(function))  # noqa: E731
+
+    def log_prob(events):
+        positions = over_all(site.distribution.unconstrain)(events)
+        return fitted.log_prob(positions) - over_all(site.distribution.log_jacobian)(positions)
+
+    def sample(rng_key, num):
+        positions = fitted.sample(rng_key, num).reshape(num, *site.position.shape)
+        return over_all(site.distribution.constrain)(positions)
+
+    return Noise(sample, log_prob)
 
 
 def _of_model(model: Generator, site: Site) -> tuple[Noise, Array]:
