@@ -228,12 +228,10 @@ class TestTraining:
 class TestWeightsOfFarModes:
     """The tutorial's point: one level does not see the weights .2 and .8 of modes at -4 and 4; a ladder does."""
 
-    @pytest.mark.parametrize(
-        ("name", "options"), [("sm", {}), pytest.param("ssm", {"variance_reduced": True}, marks=pytest.mark.slow)]
-    )
-    def test_score_matching_is_blind_to_them(self, name, options):
+    @pytest.mark.parametrize("name", some_slow(["sm"], ["ssm_vr"]))
+    def test_score_matching_is_blind_to_them(self, name):
         # The little that there is comes from the one datum nearest to the middle: any weight comes out, by data set.
-        model = ebm.estimate(modes_model, name, **options)
+        model = ebm.estimate(modes_model, name)
         values = [float(surrogate(model, {"logit": logit}, MODES[0])) for logit in (LOGIT, 0.0, 2.0)]
         np.testing.assert_allclose(values, values[0], rtol=1e-5)
         assert abs(self.slope(model)) < 1e-7
