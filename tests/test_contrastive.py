@@ -289,6 +289,7 @@ class TestContext:
         if noise == "model":
             np.testing.assert_allclose(params["s"], -self.best() / 2, atol=1e-3)
 
+    @pytest.mark.slow
     def test_a_self_normalised_energy(self):
         options = {"nu": 10, "noise": self.row_noise, "log_normalizer": "fixed"}
         params = fit(ebm.estimate(self.model, "nce", **options), self.y, steps=600)
@@ -310,6 +311,7 @@ class TestContext:
         grid = np.linspace(0.5, 1.2, 701)
         np.testing.assert_allclose(t, grid[np.argmin([loss(g) for g in grid])], atol=0.03)
 
+    @pytest.mark.slow
     def test_one_constant_where_the_context_shifts_the_density(self):
         y = (0.7 * self.k + np.random.default_rng(1).normal(size=1500)).astype(np.float32)
 
@@ -421,6 +423,7 @@ class TestTelescoping:
         with pytest.raises(ValueError, match="(?s)site 'x'.*log_normalizer='fixed'"):
             surrogate(model, {"u": 0.0}, self.x, covariate=jnp.ones(1000))
 
+    @pytest.mark.slow
     def test_a_bridge_too_long(self):
         model = ebm.estimate(lambda x: self.model(x, sigma=1e-9), "tre", sigmas=[1e-9, 1e9])
         log_z = jnp.log(jnp.array([1e-9, 1e9]))

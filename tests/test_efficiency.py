@@ -88,6 +88,7 @@ def sandwich(row_loss, truth):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("column", TRUTHS)
+@pytest.mark.slow
 def test_the_rule_of_order_four_is_consistent(column):
     variance, slope = jax.jit(sandwich, static_argnums=0)(rule_of_order_four, TRUTHS[column])
     np.testing.assert_allclose(slope, 0, atol=1e-8)
@@ -346,6 +347,7 @@ WIDE_NOISE = {(1, 1): 0.666, (1, 5): 0.900, (5, 1): 0.508, (5, 5): 0.798}
 
 
 @pytest.mark.parametrize("case", some_slow([(1, 1)], [(1, 5), (5, 1), (5, 5)]))
+@pytest.mark.slow
 def test_nce_of_a_scalar_precision_under_wide_noise(case):
     d, nu = case
     efficiency = efficiency_of_scalar_precision("nce", d, np.sqrt(2), nu=nu)
@@ -353,6 +355,7 @@ def test_nce_of_a_scalar_precision_under_wide_noise(case):
 
 
 @pytest.mark.parametrize("name", some_slow(["ranking_nce"], ["bregman_nce"]))
+@pytest.mark.slow
 def test_noise_equal_to_the_data(name):
     # "exponential": E[(s(x) + s(y))^2] and E[s^2] at w = 1 give 1 / (1 + 1 / nu) as well.
     options = {"divergence": "exponential"} if name == "bregman_nce" else {}
