@@ -131,7 +131,8 @@ class DenoisingScoreMatching(AbstractEstimator):
     def _is_controlled(self, site: Site) -> Any:
         if self.control_variate != "auto":
             return self.control_variate
-        return jnp.min(self.smoothing(site), initial=jnp.inf) < SMALL_NOISE
+        with eager(site.position, site.mask, self.sigma, self.covariance_matrix, self.noise):
+            return jnp.min(self.smoothing(site), initial=jnp.inf) < SMALL_NOISE
 
     def _check_fits(self, shape: tuple[int, ...]) -> None:
         if self.sigma is not None:
@@ -173,7 +174,8 @@ def _choose(flag: Any, yes: Any, no: Any) -> Array:
     """One of two computations; only the chosen one runs, where the flag is known as well as where it is traced."""
     if is_concrete(flag) or isinstance(flag, bool):
         return yes() if flag else no()
-    return jax.lax.cond(flag, yes, no)
+    # Without checkpoints the branch not taken would fill what the other leaves for its gradient with zeros.
+    return jax.lax.cond(flag, jax.checkpoint(yes), jax.checkpoint(no))
 
 
 def _dot(a: Array, b: Array) -> Array:
