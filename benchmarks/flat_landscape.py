@@ -1,9 +1,9 @@
 """A mean 16 standard deviations from the noise: which contrastive loss, under which optimiser, gets there.
 
 The model is N(m, 1) with its mean m and log Z learned, the data N(16, 1), the noise N(0, 1), as in Liu, Rosenfeld, Ravikumar
-and Risteski, Analyzing and improving the optimization landscape of noise-contrastive estimation (2022). With exact
-expectations the exponential loss under normalised gradient descent gets there. From draws of noise that never reach the data
-it goes farther than the logistic loss, and stops early too; 50 000 steps, 500 rows a step:
+and Risteski, Analyzing and improving the optimization landscape of noise-contrastive estimation (2022), who show that with
+exact expectations the exponential loss under normalised gradient descent gets there. From draws of noise that never reach
+the data it goes farther than the logistic loss, and stops early too; 50 000 steps, 500 rows a step:
 
     logistic      gradient descent 1.20   adam 4.08   normalised 3.59
     exponential   gradient descent 2.03   adam 7.50   normalised 6.61

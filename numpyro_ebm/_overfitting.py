@@ -49,7 +49,7 @@ def _spread(values: np.ndarray) -> float:
 
 
 def is_significant(differences: Sequence[np.ndarray]) -> bool:
-    """Whether rows lost more, all in all, than three standard errors of the sum of their differences.
+    """Whether rows lost more, all in all, than 3.5 standard errors of the sum of their differences.
 
     Few held-out rows have an optimum of their own far from that of the training rows, without any fault of the energy.
 

@@ -6,6 +6,7 @@ import functools
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError, eager
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
@@ -46,6 +47,12 @@ class Site:
         """The rows in unconstrained space."""
         with eager(self.value):
             return jax.vmap(self.distribution.unconstrain)(self.value)
+
+    @property
+    def spread(self) -> Array:
+        """Standard deviation of the rows that take part, per dimension of unconstrained space."""
+        mask = None if self.mask is None else self.mask.reshape((-1,) + (1,) * (self.position.ndim - 1))
+        return jax.lax.stop_gradient(jnp.std(self.position, axis=0, where=mask))
 
     def log_density(self, position: Array, local: PyTree = None) -> Array:
         """Unnormalised log density of one row in unconstrained space, Jacobian included."""

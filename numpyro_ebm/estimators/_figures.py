@@ -30,11 +30,12 @@ def score_figures(rng_key: PRNGKey, site: Site) -> dict[str, Array]:
         Hyvarinen, Estimation of non-normalized statistical models by score matching (2005).
     """
 
-    def row(key, position, local):
+    def row(position, local, probes):
         score, push = jax.linearize(lambda z: site.score(z, local), position)
-        traces = jax.vmap(lambda v: jnp.sum(v * push(v)))(directions(key, "rademacher", PROBES, position))
+        traces = jax.vmap(lambda v: jnp.sum(v * push(v)))(probes)
         return jnp.stack([jnp.sum(score**2), jnp.mean(traces)]) / max(position.size, 1)
 
-    rows = jax.vmap(row)(jax.random.split(rng_key, site.num_rows), site.position, site.local)
+    probes = directions(rng_key, "rademacher", PROBES, site.position)
+    rows = jax.vmap(row)(site.position, site.local, probes)
     square, trace = mean_over_rows(rows, site.mask)
     return {"score_norm": jnp.sqrt(square), "trace_per_dim": trace}

@@ -178,11 +178,11 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
             if is_new:
                 _report(f"{owner}: {name}: {CONDITIONS[name].format(**health._asdict())}.", policy)
 
-    _call_where_any(report, news, health)
+    call_where_any(report, news, health)
     return health._replace(reported=health.reported | health.conditions)
 
 
-def _call_where_any(report: Callable[..., None], flags: Array, values: PyTree) -> None:
+def call_where_any(report: Callable[..., None], flags: Array, values: PyTree) -> None:
     """Call the host where a flag is up, and leave it alone elsewhere; under vmap, once for the first that has one."""
 
     @custom_vmap

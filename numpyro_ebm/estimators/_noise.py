@@ -18,7 +18,7 @@ from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._fitted_noise import FittedNoise, fit_noise
 from numpyro_ebm.estimators._generator import Generator, context_of
-from numpyro_ebm.estimators._health import _call_where_any
+from numpyro_ebm.estimators._health import call_where_any
 
 Fitted = Literal["gaussian", "mixture"]
 LogNormalizer = Literal["learned", "fixed"]
@@ -167,7 +167,7 @@ def warn_where_saturated(site: Site, factors: Array, fault: str, fix: str) -> No
         )
 
     if not is_concrete(factor):
-        _call_where_any(report, (factor < SATURATED)[None], ())
+        call_where_any(report, (factor < SATURATED)[None], ())
     elif factor < SATURATED:
         report()
 

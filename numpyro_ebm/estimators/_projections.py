@@ -21,23 +21,24 @@ def check_projection(law: str) -> None:
         raise EnergyError(f"Unknown projection '{law}'. {nearest(str(law), get_args(Projection))}")
 
 
-def directions(rng_key: PRNGKey, law: Projection, num: int, like: Array) -> Array:
-    """``num`` independent directions ``v`` with ``E[v v^T] = I``, of the shape and dtype of ``like``.
+def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Array:
+    """``num`` independent directions ``v`` with ``E[v v^T] = I`` for each row, drawn all at once.
 
     Args:
         rng_key: random key.
         law: "rademacher" (signs), "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
         num: how many.
-        like: one event.
+        rows: events, ``(num_rows, ...)``; the directions have their shape and dtype.
 
     Returns:
-        ``(num, *like.shape)``.
+        ``(num_rows, num, ...)``.
     """
-    shape = (num, *like.shape)
+    shape = (rows.shape[0], num, *rows.shape[1:])
     if law == "rademacher":
-        return jax.random.rademacher(rng_key, shape, like.dtype)
-    normal = jax.random.normal(rng_key, shape, like.dtype)
+        return jax.random.rademacher(rng_key, shape, rows.dtype)
+    normal = jax.random.normal(rng_key, shape, rows.dtype)
     if law == "gaussian":
         return normal
-    length = jnp.sqrt(jnp.sum(normal.reshape(num, -1) ** 2, axis=1) / max(like.size, 1))
-    return normal / length.reshape((-1,) + (1,) * like.ndim)
+    flat = normal.reshape(*shape[:2], -1)
+    length = jnp.sqrt(jnp.sum(flat**2, axis=2, keepdims=True) / max(flat.shape[2], 1))
+    return (flat / length).reshape(shape)

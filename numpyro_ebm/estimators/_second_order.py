@@ -50,15 +50,14 @@ def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Arra
     return jax.lax.map(jax.checkpoint(lambda row: row_loss(*row)), rows, batch_size=at_once)
 
 
-def hutchinson(site: Site, law: Projection, num: int) -> Callable[[Array, PyTree, PRNGKey], Array]:
-    """The score matching loss of one row, the mean over random probes in the place of the trace."""
+def probed_loss(rng_key: PRNGKey, site: Site, law: Projection, num: int) -> Array:
+    """The score matching loss of each row, the mean over random probes (Hutchinson) in the place of the trace."""
 
-    def row_loss(position, local, key):
+    def row_loss(position, local, probes):
         score, push = jax.linearize(lambda z: site.score(z, local), position)
-        probes = directions(key, law, num, position)
         return 0.5 * jnp.sum(score**2) + jnp.mean(jax.vmap(lambda v: jnp.sum(v * push(v)))(probes))
 
-    return row_loss
+    return over_rows(row_loss, site, directions(rng_key, law, num, site.position))
 
 
 def check_bends(site: Site, estimator: str) -> None:

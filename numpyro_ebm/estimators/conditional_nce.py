@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -65,14 +64,10 @@ class ConditionalNoiseContrastiveEstimation(AbstractEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
-        keys = jax.random.split(rng_key, site.num_rows)
-        draw = lambda key, z: in_pairs(directions(key, "gaussian", -(-self.kappa // 2), z), self.kappa)  # noqa: E731
-        noise = jax.vmap(draw, out_axes=1)(keys, site.position)
-        return -loss_of_moves(site, self._scale(site) * noise), state
+        noise = directions(rng_key, "gaussian", -(-self.kappa // 2), site.position)
+        return -loss_of_moves(site, in_pairs(self._scale(site) * noise, self.kappa)), state
 
     def _scale(self, site: Site) -> Array:
         if self.sd is not None:
             return jnp.asarray(self.sd, site.position.dtype)
-        mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (site.position.ndim - 1))
-        spread = jax.lax.stop_gradient(jnp.std(site.position, axis=0, where=mask))
-        return 0.5 * jnp.where(spread > 0, spread, 1.0)
+        return 0.5 * jnp.where(site.spread > 0, site.spread, 1.0)

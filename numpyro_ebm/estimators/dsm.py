@@ -124,9 +124,7 @@ class DenoisingScoreMatching(AbstractEstimator):
 
     def smoothing(self, site: Site) -> Array:
         """The noise's standard deviation over that of the rows, per dimension; infinite where all rows are the same."""
-        mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (site.position.ndim - 1))
-        spread = jnp.std(site.position, axis=0, where=mask)
-        return jnp.sqrt(jnp.asarray(self.noise_of(site).variance)) / jnp.where(spread > 0, spread, 0.0)
+        return jnp.sqrt(jnp.asarray(self.noise_of(site).variance)) / site.spread
 
     def _is_controlled(self, site: Site) -> Any:
         if self.control_variate != "auto":

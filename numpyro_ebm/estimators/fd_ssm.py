@@ -58,7 +58,7 @@ class FiniteDifferenceScoreMatching(AbstractEstimator):
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
 
-        def row_loss(key, position, local):
+        def row_loss(position, local, projections):
             here = site.log_density(position, local)
 
             def along(v):
@@ -67,7 +67,7 @@ class FiniteDifferenceScoreMatching(AbstractEstimator):
                 slope = (ahead - behind) / (2 * self.epsilon)
                 return 0.5 * slope**2 + ((ahead - here) - (here - behind)) / self.epsilon**2
 
-            return jnp.mean(jax.vmap(along)(directions(key, self.projection, self.num_projections, position)))
+            return jnp.mean(jax.vmap(along)(projections))
 
-        keys = jax.random.split(rng_key, site.num_rows)
-        return -jax.vmap(row_loss)(keys, site.position, site.local), state
+        projections = directions(rng_key, self.projection, self.num_projections, site.position)
+        return -jax.vmap(row_loss)(site.position, site.local, projections), state

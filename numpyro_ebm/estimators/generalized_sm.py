@@ -14,7 +14,7 @@ from numpyro_ebm._errors import EnergyError, check_positive, eager, is_concrete,
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._ends import Ends, distance, ends_of, square
-from numpyro_ebm.estimators._second_order import check_bends
+from numpyro_ebm.estimators._second_order import check_bends, over_rows
 
 Weight = Literal["square", "distance", "capped"] | Callable[[Array], Array]
 NAMES = ("square", "distance", "capped")
@@ -105,7 +105,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
         """Minus the loss, per row."""
         ends = self._ends(site)
 
-        def row_loss(event, local):
+        def row_loss(_, local, event):
             flat, unravel = ravel_pytree(event)
             log_density = lambda v: site.distribution.log_density(unravel(v), local)  # noqa: E731
             score, push = jax.linearize(jax.grad(log_density), flat)
@@ -114,7 +114,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
             curvature = over_coordinates(push, flat, lambda i, column: column[i])
             return jnp.sum(weights.ravel() * (0.5 * score**2 + curvature) + slopes.ravel() * score)
 
-        return -jax.vmap(row_loss)(site.value, site.local), state
+        return -over_rows(row_loss, site, site.value), state
 
     def _ends(self, site: Site) -> Ends:
         with eager(site.distribution.support):

@@ -113,10 +113,8 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
         return self.process.sigma(1.0) / self.process.alpha(1.0)
 
     def _warn_of_scale(self, site: Site) -> None:
-        position = np.asarray(site.position)
-        position = position if site.mask is None else position[np.asarray(site.mask)]
-        spread = float(position.std(axis=0).max(initial=0.0)) if len(position) else 0.0
-        with eager(self.sigmas, self.process):
+        with eager():
+            spread = float(jnp.max(site.spread, initial=0.0))
             largest = float(self._largest_level())
         if largest < spread:
             warnings.warn(

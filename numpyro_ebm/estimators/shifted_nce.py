@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from numpyro_ebm._errors import check_count, check_positive
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._moves import in_pairs, loss_of_moves
@@ -56,7 +54,5 @@ class ShiftedNoiseContrastiveEstimation(AbstractEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
-        keys = jax.random.split(rng_key, site.num_rows)
-        draw = lambda key, z: directions(key, self.projection, self.num_projections, z)  # noqa: E731
-        shifts = self.length * jax.vmap(draw, out_axes=1)(keys, site.position)
+        shifts = self.length * directions(rng_key, self.projection, self.num_projections, site.position)
         return -loss_of_moves(site, in_pairs(shifts, 2 * self.num_projections)), state

@@ -13,7 +13,7 @@ from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm._laplacian import beyond_forward_laplacian, gradient_and_laplacian
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._projections import Projection, check_projection
-from numpyro_ebm.estimators._second_order import SecondOrderEstimator, hutchinson, over_rows
+from numpyro_ebm.estimators._second_order import SecondOrderEstimator, over_rows, probed_loss
 
 Trace = Literal["auto", "forward", "columns"]
 
@@ -78,8 +78,7 @@ class ScoreMatching(SecondOrderEstimator):
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
         if self.num_probes is not None:
-            keys = jax.random.split(rng_key, site.num_rows)
-            return -over_rows(hutchinson(site, self.projection, self.num_probes), site, keys), state
+            return -probed_loss(rng_key, site, self.projection, self.num_probes), state
         forward = self.trace == "forward" or (self.trace == "auto" and _is_forward(site))
         return -over_rows(_forward(site) if forward else _columns(site), site), state
 

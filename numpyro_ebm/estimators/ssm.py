@@ -51,13 +51,13 @@ class SlicedScoreMatching(SecondOrderEstimator):
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
 
-        def row_loss(key, position, local):
+        def row_loss(position, local, projections):
             score, push = jax.linearize(lambda z: site.score(z, local), position)
 
             def along(v):
                 return 0.5 * jnp.sum(v * score) ** 2 + jnp.sum(v * push(v))
 
-            return jnp.mean(jax.vmap(along)(directions(key, self.projection, self.num_projections, position)))
+            return jnp.mean(jax.vmap(along)(projections))
 
-        keys = jax.random.split(rng_key, site.num_rows)
-        return -jax.vmap(row_loss)(keys, site.position, site.local), state
+        projections = directions(rng_key, self.projection, self.num_projections, site.position)
+        return -jax.vmap(row_loss)(site.position, site.local, projections), state

@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import jax
-
 from numpyro_ebm._errors import check_count
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._projections import Projection, check_projection
-from numpyro_ebm.estimators._second_order import SecondOrderEstimator, hutchinson, over_rows
+from numpyro_ebm.estimators._second_order import SecondOrderEstimator, probed_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,5 +47,4 @@ class VarianceReducedSlicedScoreMatching(SecondOrderEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
-        keys = jax.random.split(rng_key, site.num_rows)
-        return -over_rows(hutchinson(site, self.projection, self.num_projections), site, keys), state
+        return -probed_loss(rng_key, site, self.projection, self.num_projections), state

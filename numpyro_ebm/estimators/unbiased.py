@@ -12,7 +12,7 @@ from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
-from numpyro_ebm.estimators._health import _call_where_any
+from numpyro_ebm.estimators._health import call_where_any
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 
@@ -167,7 +167,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         is_any = ~jnp.all(is_met)
         figures = (jnp.sum(~is_met), acceptance_rate)
         if not is_concrete(is_any, figures):
-            _call_where_any(complain, is_any[None], figures)
+            call_where_any(complain, is_any[None], figures)
         elif is_any:
             complain(is_any, figures)
 
