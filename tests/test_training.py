@@ -77,13 +77,37 @@ class TestUpdates:
         assert abs(started.params["t"] - 3) < 0.6
 
     def test_two_programs_and_none_for_a_second_call(self):
-        svi, x, y = svi_of(), rows(30), rows(20, 1)
-        before = training._updates._cache_size(), training.loss_and_params._cache_size()
-        fit(KEY, svi, 25, x, held_out=(y,), check_every=10)
-        after = training._updates._cache_size(), training.loss_and_params._cache_size()
-        assert (after[0] - before[0], after[1] - before[1]) == (2, 1)
-        fit(jax.random.key(1), svi, 25, x + 1, held_out=(y,), check_every=10)
-        assert (training._updates._cache_size(), training.loss_and_params._cache_size()) == after
+        # The model runs in Python where it is traced, and nowhere else once there is a state to go on from.
+        runs = []
+
+        def model(x):
+            runs.append(len(x))
+            precision_model(x)
+
+        svi, x = svi_of(model=model), rows(30)
+        state = fit(KEY, svi, 25, x, check_every=10).state
+        runs.clear()
+        for num_steps in (25, 5, 40):  # in tens and fives
+            fit(jax.random.key(1), svi, num_steps, x + 1, check_every=10, init_state=state)
+        assert not runs
+        fit(KEY, svi, 3, x, check_every=10, init_state=state)
+        assert runs
+
+    def test_held_out_rows_take_one_program(self):
+        runs = []
+
+        def model(x):
+            runs.append(len(x))
+            precision_model(x)
+
+        svi, x, y = svi_of(model=model), rows(30), rows(20, 1)
+        state = fit(KEY, svi, 20, x, check_every=10, held_out=(y,)).state
+        traced = runs.count(20)
+        runs.clear()
+        fit(jax.random.key(1), svi, 20, x + 1, check_every=10, held_out=(y + 1,), init_state=state)
+        # Looked at once more before training, to see that they fit, and compiled no more.
+        assert runs.count(20) < traced
+        assert runs.count(30) == 0
 
     def test_numbers_among_the_arguments_stay_numbers(self):
         result = fit(KEY, svi_of(), 3, rows(50), num_rows=50, batch_size=8, check_every=10)
