@@ -53,7 +53,7 @@ class TestDirections:
     def test_their_second_moment_is_the_identity(self, law):
         num = 40_000
         v = directions(jax.random.key(0), law, num // 4, jnp.zeros((4, 2, 2), jnp.float32))
-        assert v.shape == (4, num // 4, 2, 2)
+        assert v.shape == (num // 4, 4, 2, 2)
         assert v.dtype == jnp.float32
         v = v.reshape(num, 2, 2)
         products = np.asarray(jnp.einsum("ni,nj->nij", v.reshape(num, 4), v.reshape(num, 4)))

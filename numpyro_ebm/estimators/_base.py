@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -53,6 +54,15 @@ class Site:
         """Standard deviation of the rows that take part, per dimension of unconstrained space."""
         mask = None if self.mask is None else self.mask.reshape((-1,) + (1,) * (self.position.ndim - 1))
         return jax.lax.stop_gradient(jnp.std(self.position, axis=0, where=mask))
+
+    def over_draws(self, fn: Callable[[Array, PyTree], Array], draws: Array) -> Array:
+        """``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.
+
+        Laid out flat: with two batch dimensions the products of a network run at half their speed on CPU.
+        """
+        local = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(draws)), self.local)
+        values = jax.vmap(fn)(draws.reshape(-1, *draws.shape[2:]), local)
+        return values.reshape(*draws.shape[:2], *values.shape[1:])
 
     def log_density(self, position: Array, local: PyTree = None) -> Array:
         """Unnormalised log density of one row in unconstrained space, Jacobian included."""

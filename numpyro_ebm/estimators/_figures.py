@@ -1,11 +1,10 @@
 """What reports say of the data under a trained energy, for estimators that keep no chains."""
 
-import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._projections import directions
+from numpyro_ebm.estimators._projections import directions, inner, score_and_curvatures
 
 PROBES = 8
 
@@ -29,13 +28,7 @@ def score_figures(rng_key: PRNGKey, site: Site) -> dict[str, Array]:
     References:
         Hyvarinen, Estimation of non-normalized statistical models by score matching (2005).
     """
-
-    def row(position, local, probes):
-        score, push = jax.linearize(lambda z: site.score(z, local), position)
-        traces = jax.vmap(lambda v: jnp.sum(v * push(v)))(probes)
-        return jnp.stack([jnp.sum(score**2), jnp.mean(traces)]) / max(position.size, 1)
-
-    probes = directions(rng_key, "rademacher", PROBES, site.position)
-    rows = jax.vmap(row)(site.position, site.local, probes)
-    square, trace = mean_over_rows(rows, site.mask)
-    return {"score_norm": jnp.sqrt(square), "trace_per_dim": trace}
+    size = max(site.position[0].size, 1)
+    score, traces = score_and_curvatures(site, directions(rng_key, "rademacher", PROBES, site.position))
+    square = mean_over_rows(inner(score, score), site.mask) / size
+    return {"score_norm": jnp.sqrt(square), "trace_per_dim": mean_over_rows(jnp.mean(traces, axis=0), site.mask) / size}

@@ -13,17 +13,16 @@ def loss_of_moves(site: Site, moves: Array) -> Array:
 
     Args:
         site: the rows.
-        moves: ``v_j``, of a law that is symmetric about zero, ``(num_rows, num, *unconstrained_shape)``.
+        moves: ``v_j``, of a law that is symmetric about zero, ``(num, num_rows, *unconstrained_shape)``.
     """
-    log_density = jax.vmap(site.log_density)
-    at_rows = log_density(site.position, site.local)
-    rises = jax.vmap(lambda move: log_density(site.position + move, site.local))(jnp.swapaxes(moves, 0, 1))
-    rises -= at_rows
+    stays = jnp.zeros_like(moves[:1])
+    values = site.over_draws(site.log_density, site.position + jnp.concatenate([stays, moves]))
+    rises = values[1:] - values[0]
     fault, fix = "the moves lead out of the density", "Make them shorter: some standard deviations of the data at most."
     warn_where_saturated(site, jnp.mean(jax.nn.sigmoid(rises), axis=0), fault, fix)
     return 2 * jnp.mean(jax.nn.softplus(rises), axis=0)
 
 
 def in_pairs(draws: Array, num: int) -> Array:
-    """Draws of each row and their negatives, cut to ``num``."""
-    return jnp.concatenate([draws, -draws], axis=1)[:, :num]
+    """Draws and their negatives, cut to ``num``."""
+    return jnp.concatenate([draws, -draws])[:num]

@@ -96,7 +96,7 @@ class NoiseEstimator(AbstractEstimator):
         at_noise = jax.lax.stop_gradient(noise.log_prob(events))
         at_noise = at_noise if site.mask is None else jnp.where(site.mask, at_noise, 0.0)
         _check_positive_density(at_noise[0], site)
-        ratios = jax.vmap(jax.vmap(site.distribution.log_density), in_axes=(0, None))(events, site.local) - at_noise
+        ratios = site.over_draws(site.distribution.log_density, events) - at_noise
         return LogRatios(ratios[0], ratios[1:], inside, learning)
 
     def _resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:

@@ -1,4 +1,4 @@
-"""Random directions whose second moment is the identity."""
+"""Random directions whose second moment is the identity, and derivatives along them."""
 
 from typing import Literal, get_args
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError, nearest
 from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm.estimators._base import Site
 
 Projection = Literal["rademacher", "gaussian", "sphere"]
 
@@ -31,9 +32,9 @@ def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Arra
         rows: events, ``(num_rows, ...)``; the directions have their shape and dtype.
 
     Returns:
-        ``(num_rows, num, ...)``.
+        ``(num, num_rows, ...)``.
     """
-    shape = (rows.shape[0], num, *rows.shape[1:])
+    shape = (num, *rows.shape)
     if law == "rademacher":
         return jax.random.rademacher(rng_key, shape, rows.dtype)
     normal = jax.random.normal(rng_key, shape, rows.dtype)
@@ -42,3 +43,22 @@ def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Arra
     flat = normal.reshape(*shape[:2], -1)
     length = jnp.sqrt(jnp.sum(flat**2, axis=2, keepdims=True) / max(flat.shape[2], 1))
     return (flat / length).reshape(shape)
+
+
+def score_and_curvatures(site: Site, directions: Array) -> tuple[Array, Array]:
+    """The score ``s`` of each row, and ``v^T grad s v`` along its directions ``v``, one direction at a time.
+
+    Args:
+        site: the rows.
+        directions: ``(num, num_rows, ...)``.
+
+    Returns:
+        ``(num_rows, ...)`` and ``(num, num_rows)``.
+    """
+    score, push = jax.linearize(lambda z: jax.vmap(site.score)(z, site.local), site.position)
+    return score, jax.lax.map(lambda v: inner(v, push(v)), directions)
+
+
+def inner(a: Array, b: Array) -> Array:
+    """Inner products of events led by the rows."""
+    return jnp.sum((a * b).reshape(len(a), -1), axis=1)

@@ -11,7 +11,7 @@ from numpyro_ebm._laplacian import is_piecewise_linear
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._figures import score_figures
-from numpyro_ebm.estimators._projections import Projection, directions
+from numpyro_ebm.estimators._projections import Projection, directions, inner, score_and_curvatures
 
 ELEMENTS_AT_ONCE = 2**20
 
@@ -52,12 +52,8 @@ def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Arra
 
 def probed_loss(rng_key: PRNGKey, site: Site, law: Projection, num: int) -> Array:
     """The score matching loss of each row, the mean over random probes (Hutchinson) in the place of the trace."""
-
-    def row_loss(position, local, probes):
-        score, push = jax.linearize(lambda z: site.score(z, local), position)
-        return 0.5 * jnp.sum(score**2) + jnp.mean(jax.vmap(lambda v: jnp.sum(v * push(v)))(probes))
-
-    return over_rows(row_loss, site, directions(rng_key, law, num, site.position))
+    score, curvatures = score_and_curvatures(site, directions(rng_key, law, num, site.position))
+    return 0.5 * inner(score, score) + jnp.mean(curvatures, axis=0)
 
 
 def check_bends(site: Site, estimator: str) -> None:

@@ -99,7 +99,7 @@ class DenoisingScoreMatching(AbstractEstimator):
         noise = self.noise_of(site)
         draws = noise.sample(rng_key, (self.num_draws, site.num_rows)).astype(site.position.dtype)  # pyright: ignore
         pull = jax.vmap(jax.vmap(jax.grad(lambda e: jnp.sum(noise.log_prob(e)))))(draws)
-        score = _over_draws(site, site.position + draws)
+        score = site.over_draws(site.score, site.position + draws)
 
         def plain():
             return 0.5 * _square(score - pull)
@@ -166,13 +166,6 @@ class DenoisingScoreMatching(AbstractEstimator):
         """`smoothing` where it is smallest and where it is largest."""
         ratio = self.smoothing(site)
         return {"smoothing_min": jnp.min(ratio), "smoothing_max": jnp.max(ratio)}
-
-
-def _over_draws(site: Site, positions: Array) -> Array:
-    """The score at ``(num_draws, num_rows, ...)``, laid out flat: a network's products have one batch dimension then."""
-    num = len(positions)
-    local = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * num), site.local)
-    return jax.vmap(site.score)(positions.reshape(-1, *positions.shape[2:]), local).reshape(positions.shape)
 
 
 def _choose(flag: Any, yes: Any, no: Any) -> Array:

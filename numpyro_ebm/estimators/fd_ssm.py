@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import check_count, check_positive
@@ -57,17 +56,9 @@ class FiniteDifferenceScoreMatching(AbstractEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
-
-        def row_loss(position, local, projections):
-            here = site.log_density(position, local)
-
-            def along(v):
-                ahead = site.log_density(position + self.epsilon * v, local)
-                behind = site.log_density(position - self.epsilon * v, local)
-                slope = (ahead - behind) / (2 * self.epsilon)
-                return 0.5 * slope**2 + ((ahead - here) - (here - behind)) / self.epsilon**2
-
-            return jnp.mean(jax.vmap(along)(projections))
-
-        projections = directions(rng_key, self.projection, self.num_projections, site.position)
-        return -jax.vmap(row_loss)(site.position, site.local, projections), state
+        steps = self.epsilon * directions(rng_key, self.projection, self.num_projections, site.position)
+        moves = jnp.concatenate([jnp.zeros_like(steps[:1]), steps, -steps])
+        values = site.over_draws(site.log_density, site.position + moves)
+        here, ahead, behind = jnp.split(values, [1, 1 + len(steps)])
+        slope = (ahead - behind) / (2 * self.epsilon)
+        return -jnp.mean(0.5 * slope**2 + ((ahead - here) - (here - behind)) / self.epsilon**2, axis=0), state

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._errors import check_count
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._projections import Projection, check_projection, directions
+from numpyro_ebm.estimators._projections import Projection, check_projection, directions, inner, score_and_curvatures
 from numpyro_ebm.estimators._second_order import SecondOrderEstimator
 
 
@@ -50,14 +50,7 @@ class SlicedScoreMatching(SecondOrderEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
-
-        def row_loss(position, local, projections):
-            score, push = jax.linearize(lambda z: site.score(z, local), position)
-
-            def along(v):
-                return 0.5 * jnp.sum(v * score) ** 2 + jnp.sum(v * push(v))
-
-            return jnp.mean(jax.vmap(along)(projections))
-
         projections = directions(rng_key, self.projection, self.num_projections, site.position)
-        return -jax.vmap(row_loss)(site.position, site.local, projections), state
+        score, curvatures = score_and_curvatures(site, projections)
+        along = jax.vmap(lambda v: inner(v, score))(projections)
+        return -jnp.mean(0.5 * along**2 + curvatures, axis=0), state
