@@ -1,4 +1,4 @@
-"""Two ways to cut derivatives: silently (no gradient through samplers) and with an error (the guard)."""
+"""Derivatives cut silently (no gradient through samplers), cut with an error (the guard), and turned round (adversaries)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +22,18 @@ def freeze(fn: Callable, *example: Any) -> Callable:
     converted, constants = jax.closure_convert(fn, *example)
     constants = jax.lax.stop_gradient(constants)
     return lambda *args: converted(*args, *constants)
+
+
+def reverse_gradient(tree: Any) -> Any:
+    """The same values, their derivatives times -1: one optimiser that descends in all the rest ascends in these.
+
+    Args:
+        tree: a pytree of arrays, such as an adversary's parameters.
+
+    References:
+        Ganin et al., Domain-adversarial training of neural networks (2016).
+    """
+    return jax.tree.map(lambda leaf: 2 * jax.lax.stop_gradient(leaf) - leaf, tree)
 
 
 def guard(fn: Callable, value: Any, message: str) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
+from numpyro_ebm._autodiff import reverse_gradient
 from numpyro_ebm._blocks import is_real
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import check_same_support
@@ -48,8 +49,16 @@ class Generator:
         """The same, its parameters cut off from differentiation."""
         return Generator(self.model, jax.lax.stop_gradient(self.params))
 
+    def adversary(self) -> "Generator":
+        """The same, its parameters' derivatives times -1: it ascends where the energy descends."""
+        return Generator(self.model, reverse_gradient(self.params))
+
     def draw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
         """Latents and event of one draw per row, cut off from differentiation."""
+        return jax.lax.stop_gradient(self.frozen().rdraw(rng_key, site))
+
+    def rdraw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+        """The same as functions of the parameters, where its distributions allow that (reparameterisation)."""
 
         def draw_one(key, context):
             with handlers.block():
@@ -57,7 +66,7 @@ class Generator:
             return {name: msg["value"] for name, msg in trace.items() if _is_drawn(msg)}
 
         keys = jax.random.split(rng_key, site.num_rows)
-        return jax.lax.stop_gradient(jax.vmap(draw_one)(keys, context_of(site)))
+        return jax.vmap(draw_one)(keys, context_of(site))
 
     def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Array:
         """Of one row's latents and event."""
