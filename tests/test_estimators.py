@@ -38,6 +38,8 @@ CASES = {
     "nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
     "ranking_nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
     "bregman_nce": ({"nu": 5, "noise": dist.Normal(0, 1), "divergence": "exponential"}, 0.1),
+    "flow_nce": ({"nu": 5, "noise": normal_proposal}, 0.1),
+    "adversarial_nce": ({"nu": 5, "noise": dist.Normal(0, 1), "proposal": normal_proposal}, 0.1),
     "conditional_nce": ({"kappa": 4}, 0.1),
     "shifted_nce": ({"length": 0.3}, 0.1),
     "cd": ({"num_steps": 5}, 0.15),
@@ -125,7 +127,7 @@ OTHERS = {
 ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm", "nce"]
 OBJECTIVES += ["ranking_nce", "bregman_nce", "conditional_nce", "shifted_nce"]
-LEARN_LOG_Z = ("nce", "bregman_nce", "tre")
+LEARN_LOG_Z = ("nce", "adversarial_nce", "bregman_nce", "flow_nce", "tre")
 GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
 MLE = 3.99528
 
@@ -235,7 +237,7 @@ class TestInvariants:
     def test_value_is_finite_and_of_batch_shape(self, name):
         x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
         options = {"nu": 3} if "noise" in options_of(name) else options_of(name)
-        if name == "cooperative":
+        if normal_proposal in options_of(name).values():
             options = continuous_options("x", (2,))[name]
         event_shapes = []
 

@@ -5,6 +5,7 @@ from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
 from numpyro_ebm.estimators._health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
+from numpyro_ebm.estimators.adversarial_nce import AdversarialContrastiveEstimation as AdversarialContrastiveEstimation
 from numpyro_ebm.estimators.bregman_nce import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators.conditional_nce import (
@@ -13,6 +14,7 @@ from numpyro_ebm.estimators.conditional_nce import (
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
+from numpyro_ebm.estimators.flow_nce import FlowContrastiveEstimation as FlowContrastiveEstimation
 from numpyro_ebm.estimators.generalized_sm import GeneralizedScoreMatching as GeneralizedScoreMatching
 from numpyro_ebm.estimators.hsm import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
@@ -37,12 +39,14 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
     {
         cls.name: cls
         for cls in (
+            AdversarialContrastiveEstimation,
             BregmanNoiseContrastiveEstimation,
             ConditionalNoiseContrastiveEstimation,
             ContrastiveDivergence,
             CooperativeLearning,
             DenoisingScoreMatching,
             FiniteDifferenceScoreMatching,
+            FlowContrastiveEstimation,
             GeneralizedScoreMatching,
             HigherOrderScoreMatching,
             ImprovedContrastiveDivergence,
@@ -70,8 +74,9 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm', 'fd_ssm',
-        'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd',
-        'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
+        ``available_estimators()`` gives ``('adversarial_nce', 'bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm',
+        'fd_ssm', 'flow_nce', 'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'multigrid_cd',
+        'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr',
+        'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()

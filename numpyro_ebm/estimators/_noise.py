@@ -12,6 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete, nearest
 from numpyro_ebm._events import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey
@@ -86,27 +87,34 @@ class NoiseEstimator(AbstractEstimator):
 
     def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
         """The rows and their fresh noise, under the model and under the noise."""
-        noise, learning = self._resolve(rng_key, site)
-        draws = jax.lax.stop_gradient(noise.sample(rng_key, self.nu)).astype(site.value.dtype)
+        noise, learning = self.resolve(rng_key, site)
+        draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
         inside = jax.vmap(jax.vmap(lambda event: jnp.all(jnp.isfinite(site.distribution.unconstrain(event)))))(draws)
         takes_part = inside if site.mask is None else inside & site.mask
         wide = (...,) + (None,) * (site.value.ndim - 1)
         events = jnp.concatenate([site.value[None], jnp.where(takes_part[wide], draws, site.value)])
-        # The noise is what it is: where its parameters are the model's own (its base), no gradient goes through it.
-        at_noise = jax.lax.stop_gradient(noise.log_prob(events))
+        at_noise = noise.log_prob(events)
         at_noise = at_noise if site.mask is None else jnp.where(site.mask, at_noise, 0.0)
         _check_positive_density(at_noise[0], site)
         ratios = site.over_draws(site.distribution.log_density, events) - at_noise
         return LogRatios(ratios[0], ratios[1:], inside, learning)
 
-    def _resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
-        key = jax.random.fold_in(rng_key, 1)
-        still = jnp.zeros(site.num_rows, site.value.dtype)
-        if isinstance(self.noise, str):
-            return _of_fitted(fit_noise(key, site.position, site.mask, self.noise), site), still
-        if self.noise is None or isinstance(self.noise, dist.Distribution):
-            return _of_distribution(self.noise if self.noise is not None else site.distribution.reference, site), still
-        return _of_model(Generator.of(self.noise, site, key, "noise", latents=False), site)
+    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+        """The noise, and what fits its parameters to the data (`LogRatios.learning`)."""
+        return noise_of(self.noise, jax.random.fold_in(rng_key, 1), site)
+
+
+def noise_of(noise: Any, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+    """Noise as the user names it, and what fits its parameters to the data.
+
+    It is what it is: where its parameters are the model's own (its base), no gradient goes through it.
+    """
+    still = jnp.zeros(site.num_rows, site.value.dtype)
+    if isinstance(noise, str):
+        return _still(_of_fitted(fit_noise(rng_key, site.position, site.mask, noise), site)), still
+    if noise is None or isinstance(noise, dist.Distribution):
+        return _still(_of_distribution(noise if noise is not None else site.distribution.reference, site)), still
+    return _of_model(Generator.of(noise, site, rng_key, "noise", latents=False), site)
 
 
 def learned_normalizer(site: Site, choice: LogNormalizer | None, shape: tuple[int, ...] = ()) -> Array:
@@ -205,18 +213,31 @@ def _of_fitted(fitted: FittedNoise, site: Site) -> Noise:
 
 def _of_model(model: Generator, site: Site) -> tuple[Noise, Array]:
     """The noise of a model, and what fits its parameters to the data by maximum likelihood."""
-    frozen = model.frozen()
-
-    def log_prob(model, events):
-        return jax.vmap(lambda event, context: model.log_density({site.name: event}, context))(events, context_of(site))
-
-    own = log_prob(model, site.value)
+    own = log_prob_of_model(model, site, site.value[None])[0]
     own = own if site.mask is None else jnp.where(site.mask, own, 0.0)
-    noise = Noise(
-        lambda key, num: jax.vmap(lambda k: frozen.draw(k, site)[site.name])(jax.random.split(key, num)),
-        jax.vmap(lambda events: log_prob(frozen, events)),
+    return _still(noise_of_model(model.frozen(), site)), own - jax.lax.stop_gradient(own)
+
+
+def noise_of_model(model: Generator, site: Site) -> Noise:
+    """Draws and densities as functions of the model's parameters."""
+    return Noise(
+        lambda key, num: jax.vmap(lambda k: model.rdraw(k, site)[site.name])(jax.random.split(key, num)),
+        lambda events: log_prob_of_model(model, site, events),
     )
-    return noise, own - jax.lax.stop_gradient(own)
+
+
+def log_prob_of_model(model: Generator, site: Site, events: Array) -> Array:
+    """Of events ``(num, num_rows, *event_shape)``."""
+    log_prob = jax.vmap(lambda event, context: model.log_density({site.name: event}, context))
+    return jax.vmap(lambda events: log_prob(events, context_of(site)))(events)
+
+
+def _still(noise: Noise) -> Noise:
+    """The same, without gradients in its parameters; in events that learn its density has one."""
+    return Noise(
+        lambda key, num: jax.lax.stop_gradient(noise.sample(key, num)),
+        lambda events: freeze(noise.log_prob, events)(events),
+    )
 
 
 def _check_fits(noise: dist.Distribution, site: Site) -> None:

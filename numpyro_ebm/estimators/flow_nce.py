@@ -1,0 +1,94 @@
+"""Flow contrastive estimation."""
+
+import dataclasses
+
+import jax
+import numpyro.distributions as dist
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._generator import Generator
+from numpyro_ebm.estimators._noise import Noise, noise_of_model
+from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowContrastiveEstimation(NoiseContrastiveEstimation):
+    r"""NCE whose noise is a normalising flow trained against the energy (Gao et al.).
+
+    The loss of "nce", which the energy and ``c`` minimise and the parameters of the noise ``q`` maximise, through the draws
+    ``y = g(z)`` (reparameterisation) and through ``log q``:
+
+    .. math:: \min_{E, c} \max_{q} \; -\log \sigma(G(x)) - \sum_{j=1}^{\nu} \log \sigma(-G(y_j)), \quad
+        G = \log p - \log q - \log \nu
+
+    The noise comes as close to the data as the flow can, which keeps the classification hard: for it, the game is least
+    Jensen-Shannon divergence where nu is 1. At a fixed ``q`` the energy's minimum is at the data's density, whatever ``q``.
+    One SVI trains both, the flow's ``numpyro.param`` sites with their gradient reversed; `alternate` gives them an optimiser
+    of their own. The value means nothing as an objective. A flow that starts far from the data saturates the classifier:
+    train it first by maximum likelihood along with the energy, ``estimate(model, "nce", noise=flow)``, and go on from these
+    parameters.
+
+    Args:
+        nu: noise draws per row.
+        noise: the flow, a NumPyro model of one event, ``noise()``, or ``noise(context)`` where rows have a context, that
+            samples the site's name and nothing else, from a distribution with a density and differentiable draws: a NumPyro
+            transformed distribution, or a flow of flowjax by ``flowjax.experimental.numpyro``.
+        log_normalizer: as for "nce".
+
+    Raises:
+        EnergyError: without a flow, for one that does not sample the site, gives it another shape or support, has latents or
+            draws without a gradient; and for what "nce" refuses.
+        TypeError: for a flow that cannot be called.
+
+    Warns:
+        UserWarning: where the loss no longer feels the energy, see "nce".
+
+    Example:
+        ::
+
+            flow = coupling_flow(key, base_dist=Normal(jnp.zeros(11)), transformer=RationalQuadraticSpline(knots=8, interval=4))
+
+            def noise():
+                flowjax.experimental.numpyro.sample("x", register_params("flow", flow))
+
+            estimate(model, "flow_nce", noise=noise)
+
+    References:
+        Gao, Nijkamp, Kingma, Xu, Dai and Wu, Flow contrastive estimation of energy-based models (2020).
+    """
+
+    name = "flow_nce"
+    role = "gradient"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_is_model(type(self).__name__, "noise", self.noise, self.name)
+
+    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+        """The flow, its gradients reversed; nothing else trains it."""
+        return adversary(self.noise, rng_key, site, "noise"), jax.numpy.zeros(site.num_rows, site.value.dtype)
+
+
+def adversary(model, rng_key: PRNGKey, site: Site, role: str) -> Noise:
+    """The noise of a NumPyro model that ascends where the energy descends."""
+    generator = Generator.of(model, site, jax.random.fold_in(rng_key, 1), role, latents=False)
+    generator.check_rsample(site, role)
+    return noise_of_model(generator.adversary(), site)
+
+
+def check_is_model(owner: str, option: str, model, name: str) -> None:
+    """Refuse what is no NumPyro model.
+
+    Raises:
+        EnergyError: where there is none.
+        TypeError: where it cannot be called.
+    """
+    if model is None:
+        raise EnergyError(f"{owner} needs a {option}. Write estimate(model, '{name}', {option}=flow), flow a NumPyro model.")
+    if not callable(model) or isinstance(model, dist.Distribution):
+        raise TypeError(
+            f"{option} needs a NumPyro model of one event, whose numpyro.param sites are trained; got "
+            f"{type(model).__name__}."
+        )
