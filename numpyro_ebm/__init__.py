@@ -66,6 +66,8 @@ from numpyro_ebm.samplers import ReverseSDE as ReverseSDE
 from numpyro_ebm.sampling import Draws as Draws
 from numpyro_ebm.sampling import sample as sample
 from numpyro_ebm.scores import ScoreDistribution as ScoreDistribution
+from numpyro_ebm.standard_errors import StandardErrors as StandardErrors
+from numpyro_ebm.standard_errors import standard_errors as standard_errors
 from numpyro_ebm.training import FitResult as FitResult
 from numpyro_ebm.training import fit as fit
 

@@ -2,20 +2,22 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from numpyro import handlers
-from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._results import Result, check_values_given, is_ours, mutable_state, values_of
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth
 from numpyro_ebm.handlers import estimate
-from numpyro_ebm.training import FitResult
+from numpyro_ebm.standard_errors import standard_errors
 
+MAX_PARAMETERS = 200
 FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported"))
 
 
@@ -66,9 +68,7 @@ class TrainingReport:
         return "\n".join(map(str, self.sites))
 
 
-def training_report(
-    model: estimate, state: SVIState | SVIRunResult | FitResult | Mapping[str, Any], *args: Any, **kwargs: Any
-) -> TrainingReport:
+def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -> TrainingReport:
     """Figures of the chains that gave the last gradient and of the data under the energy, and what the settings imply.
 
     Estimators with chains (cd, pcd, replay, mle, ...) left their figures in the state. Others have figures of the rows under
@@ -78,7 +78,9 @@ def training_report(
     - sm, ssm, ssm_vr, regularized_sm, hsm: ``score_norm`` and ``trace_per_dim``, root mean square of the score and mean of
       its divergence, per dimension.
     - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
-    - nce: ``accuracy`` of telling data from noise, and ``overlap`` of the two, 0 where nothing more can be learned.
+    - nce and what builds on it: ``accuracy`` of telling data from noise, and ``overlap`` of the two, 0 where nothing more
+      can be learned; the learned ``log_normalizer`` and ``log_normalizer_se``, its `standard_errors` on these rows: with all
+      parameters estimated where there are at most 200 and they are identified, and of this one energy elsewhere.
 
     Args:
         model: the model that was trained, as `estimate` returned it.
@@ -97,11 +99,11 @@ def training_report(
     """
     if not isinstance(model, estimate):
         raise TypeError(f"training_report needs the model as estimate returned it; got {type(model).__name__}.")
-    mutable = _mutable_state(state)
-    found = [_report(name, value["state"], model.estimators) for name, value in mutable.items() if _is_ours(name, value)]
+    mutable = mutable_state(state)
+    found = [_report(name, value["state"], model.estimators) for name, value in mutable.items() if is_ours(name, value)]
     has_arguments = bool(args or kwargs) or not inspect.signature(model.fn).parameters  # pyright: ignore[reportArgumentType]
     if has_arguments and _have_figures(model):
-        found += _data_reports(model, _values(state), args, kwargs)
+        found += _data_reports(model, values_of("training_report", state), args, kwargs)
     if not found:
         _refuse(model)
     return TrainingReport(tuple(found))
@@ -122,29 +124,8 @@ def _refuse(model: estimate) -> NoReturn:
     )
 
 
-def _mutable_state(state: Any) -> Mapping[str, Any]:
-    if isinstance(state, SVIRunResult | FitResult):
-        state = state.state
-    if isinstance(state, SVIState):
-        state = state.mutable_state
-    return state or {}
-
-
-def _values(state: Any) -> dict[str, Any]:
-    """Parameters, and mutable state of layers."""
-    if isinstance(state, SVIState):
-        raise EnergyError(
-            "A state of SVI alone holds parameters in unconstrained form, and the model cannot run on it. Write "
-            "training_report(model, svi.get_params(state), x), or pass the result of fit or svi.run."
-        )
-    if isinstance(state, SVIRunResult | FitResult):
-        return {**state.params, **_mutable_state(state)}
-    return dict(state)
-
-
-def _data_reports(model: estimate, values: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> list[SiteReport]:
+def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> list[SiteReport]:
     """Reports of the sites whose estimators have figures of the data."""
-    given = {name: value for name, value in values.items() if not _is_ours(name, value)}
     notes: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     @jax.jit
@@ -154,33 +135,41 @@ def _data_reports(model: estimate, values: dict[str, Any], args: tuple, kwargs: 
             keys = jax.random.split(jax.random.key(1), len(pairs) + 1)
             figures = {site.name: each.figures(key, site) for key, (each, site) in zip(keys, pairs, strict=False)}
         notes.update({site.name: (each.name, each.notes()) for each, site in pairs})
-        _check_values_given(trace, given)
+        check_values_given(trace, given)
         return figures
 
-    return [
-        SiteReport(site, notes[site][0], {name: float(value) for name, value in figures.items()}, (), notes[site][1])
-        for site, figures in run(given).items()
-        if figures
-    ]
+    reports = []
+    for site, figures in run(given).items():
+        name, words = notes[site]
+        if figures:
+            log_z, said = _log_normalizer(site, model, given, args, kwargs)
+            numbers = {key: float(value) for key, value in figures.items()} | log_z
+            reports.append(SiteReport(site, name, numbers, (), words + said))
+    return reports
 
 
-def _check_values_given(trace: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    params = [name for name, site in trace.items() if site["type"] == "param" and name not in given]
-    if params:
-        raise EnergyError(
-            f"The parameters {params} have no value, and figures would be those of their initial ones. Pass the result of "
-            "fit or svi.run, or svi.get_params(state)."
-        )
-    latents = [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and n not in given]
-    if latents:
-        raise EnergyError(
-            f"The sites {latents} are latent, and their values are the guide's. Pass them beside the parameters: "
-            "training_report(model, params | guide.median(params), x)."
-        )
-
-
-def _is_ours(name: str, value: Any) -> bool:
-    return "$" in name and isinstance(value, Mapping) and isinstance(value.get("state"), Mapping)
+def _log_normalizer(
+    site: str, model: estimate, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The learned log Z with its standard error, and what is to say of it."""
+    name = f"{site}$log_normalizer"
+    if name not in given:
+        return {}, ()
+    value = {"log_normalizer": float(given[name])}
+    num_params = sum(np.size(leaf) for leaf in jax.tree.leaves(given))
+    choices = {None: (), (name,): ("log_normalizer_se is that of this energy, the energy's parameters taken as known.",)}
+    refusal = ""
+    for names, said in choices.items():
+        if names is None and num_params > MAX_PARAMETERS:
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the figures say the same of these rows
+                errors = standard_errors(jax.random.key(2), model, given, *args, names=names, **kwargs).errors
+            return value | {"log_normalizer_se": float(errors[name])}, said
+        except EnergyError as error:
+            refusal = str(error)
+    return value, (f"log_normalizer has no standard error here. {refusal}",)
 
 
 def _report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteReport:

@@ -83,7 +83,9 @@ class TestTheGame:
 
     def test_a_sampler_fills_what_a_wide_law_leaves(self, gaussian_data):
         # .5 N(0, 2^2) + .5 q is nearest to N(0, .5^2) for a q that is narrower than the data.
-        wrapped = numpyro.handlers.scale(ebm.estimate(precision_model, "adversarial_nce", **options("adversarial_nce")), 1e-3)
+        wrapped = numpyro.handlers.scale(
+            ebm.estimate(precision_model, "adversarial_nce", **options("adversarial_nce")), 1e-3
+        )
         scale = np.exp(fit(wrapped, gaussian_data, steps=1500)["log_scale"])
         assert 0.3 < scale < 0.45
 
@@ -141,7 +143,6 @@ def test_each_row_has_the_flow_of_its_context():
 
 def latent_flow():
     numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Normal(0, 1)), 1))
-
 
 
 class Unreparameterised(dist.Normal):

@@ -44,6 +44,8 @@ FLOORS = {
     "mcmc": 5,
     "sampling": 5,
     "arviz": 6,
+    "_results": 6,
+    "standard_errors": 6,
     "reports": 6,
     "training": 6,
     "__init__": 7,

@@ -82,6 +82,7 @@ class AbstractEstimator(abc.ABC):
             something.
         is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior).
         is_persistent: whether state is carried from one update to the next.
+        couples_rows: whether a row's value depends on the events of other rows by more than scales fitted to the batch.
         needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
     """
 
@@ -89,6 +90,7 @@ class AbstractEstimator(abc.ABC):
     role: ClassVar[Literal["objective", "gradient"]]
     is_deterministic: ClassVar[bool] = False
     is_persistent: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
 
     @abc.abstractmethod

@@ -21,8 +21,8 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
 
     .. math:: p_n(y) = w \, p_0(y) + (1 - w) \, q(y)
 
-    in the loss of "nce". The energy and ``c`` minimise it, the parameters of ``q`` maximise it ("flow_nce" is ``w = 0``): the
-    sampler finds negatives that the fixed law would rarely draw, and the fixed law keeps the noise positive wherever the
+    in the loss of "nce". The energy and ``c`` minimise it, the parameters of ``q`` maximise it ("flow_nce" is ``w = 0``):
+    the sampler finds negatives that the fixed law would rarely draw, and the fixed law keeps the noise positive wherever the
     data are, whatever becomes of the sampler. Each draw comes from one of the two at random, and its density is that of the
     mixture, so that at any ``q`` the minimum is at the data's density. The paper adds two losses of two classifiers in the
     place of the mixture's density, since its samplers are discrete, and trains them by a score-function gradient; here the

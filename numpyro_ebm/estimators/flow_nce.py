@@ -1,8 +1,11 @@
 """Flow contrastive estimation."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from numpyro_ebm._errors import EnergyError
@@ -48,7 +51,7 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
     Example:
         ::
 
-            flow = coupling_flow(key, base_dist=Normal(jnp.zeros(11)), transformer=RationalQuadraticSpline(knots=8, interval=4))
+            flow = coupling_flow(key, base_dist=flowjax.distributions.Normal(jnp.zeros(11)))
 
             def noise():
                 flowjax.experimental.numpyro.sample("x", register_params("flow", flow))
@@ -68,17 +71,17 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
 
     def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
         """The flow, its gradients reversed; nothing else trains it."""
-        return adversary(self.noise, rng_key, site, "noise"), jax.numpy.zeros(site.num_rows, site.value.dtype)
+        return adversary(self.noise, rng_key, site, "noise"), jnp.zeros(site.num_rows, site.value.dtype)
 
 
-def adversary(model, rng_key: PRNGKey, site: Site, role: str) -> Noise:
+def adversary(model: Callable[..., Any], rng_key: PRNGKey, site: Site, role: str) -> Noise:
     """The noise of a NumPyro model that ascends where the energy descends."""
     generator = Generator.of(model, site, jax.random.fold_in(rng_key, 1), role, latents=False)
     generator.check_rsample(site, role)
     return noise_of_model(generator.adversary(), site)
 
 
-def check_is_model(owner: str, option: str, model, name: str) -> None:
+def check_is_model(owner: str, option: str, model: Any, name: str) -> None:
     """Refuse what is no NumPyro model.
 
     Raises:
