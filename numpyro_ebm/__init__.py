@@ -6,6 +6,7 @@ from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm.arviz import to_arviz as to_arviz
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
+from numpyro_ebm.empirical import Empirical as Empirical
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators import AdversarialContrastiveEstimation as AdversarialContrastiveEstimation
 from numpyro_ebm.estimators import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation

@@ -138,6 +138,10 @@ class EnergyDistribution(EventDistribution):
             return value
         return jnp.where(jnp.all(self.support(event)), value, -jnp.inf)
 
+    def log_ratio_to_base(self, event: Array, local: PyTree = None) -> Array:
+        """``-E`` of one event, given what its row has of its own."""
+        return -self.evaluate_energy(event, None if local is None else local[0])
+
     def unconstrained_log_density(self, position: Array, local: PyTree = None) -> Array:
         """`log_density` at an unconstrained position, with the log Jacobian of the transform."""
         if self._is_real:

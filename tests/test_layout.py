@@ -28,6 +28,7 @@ FLOORS = {
     "_levels": 0,
     "_derivatives": 0,
     "noise": 0,
+    "empirical": 0,
     "kernels": 1,
     "chains": 2,
     "coupling": 2,

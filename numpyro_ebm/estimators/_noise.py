@@ -16,6 +16,7 @@ from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete, nearest
 from numpyro_ebm._events import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm.empirical import Empirical
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._fitted_noise import FittedNoise, fit_noise
 from numpyro_ebm.estimators._generator import Generator, context_of
@@ -81,7 +82,9 @@ class NoiseEstimator(AbstractEstimator):
         if not isinstance(noise, dist.Distribution):
             return
         _check_fits(noise, site)
-        if is_concrete(site.value, site.mask, noise):
+        if isinstance(noise, Empirical):
+            self._is_relative(site)
+        elif is_concrete(site.value, site.mask, noise):
             with eager():
                 _check_overlap(_of_distribution(noise, site), site)
 
@@ -93,11 +96,25 @@ class NoiseEstimator(AbstractEstimator):
         takes_part = inside if site.mask is None else inside & site.mask
         wide = (...,) + (None,) * (site.value.ndim - 1)
         events = jnp.concatenate([site.value[None], jnp.where(takes_part[wide], draws, site.value)])
+        ratios = self._ratios(noise, events, site)
+        return LogRatios(ratios[0], ratios[1:], inside, learning)
+
+    def _ratios(self, noise: Noise, events: Array, site: Site) -> Array:
+        if self._is_relative(site):
+            return site.over_draws(site.distribution.log_ratio_to_base, events)
         at_noise = noise.log_prob(events)
         at_noise = at_noise if site.mask is None else jnp.where(site.mask, at_noise, 0.0)
         _check_positive_density(at_noise[0], site)
-        ratios = site.over_draws(site.distribution.log_density, events) - at_noise
-        return LogRatios(ratios[0], ratios[1:], inside, learning)
+        return site.over_draws(site.distribution.log_density, events) - at_noise
+
+    def _is_relative(self, site: Site) -> bool:
+        """Whether the noise is the base and has no known density, which cancels."""
+        if isinstance(self.noise, Empirical):
+            raise EnergyError(
+                "Empirical rows have no known density, and as noise they need one unless they are the base as well. Write "
+                f"EnergyDistribution(..., base=Empirical(rows)) and estimate(model, '{self.name}') without noise."
+            )
+        return self.noise is None and isinstance(site.distribution.base, Empirical)
 
     def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
         """The noise, and what fits its parameters to the data (`LogRatios.learning`)."""
@@ -117,13 +134,18 @@ def noise_of(noise: Any, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
     return _of_model(Generator.of(noise, site, rng_key, "noise", latents=False), site)
 
 
-def learned_normalizer(site: Site, choice: LogNormalizer | None, shape: tuple[int, ...] = ()) -> Array:
+def learned_normalizer(site: Site, choice: LogNormalizer | None, at_data: Array, at_noise: Array) -> Array:
     """``log Z``: one parameter of the site, or 0 where the energy holds it.
+
+    It starts where the first batch is not told from its noise: half way between the medians of the log ratios at both. From
+    0 it would have to go the whole way, some units for each dimension, at the rate of the optimiser, while the classifier is
+    saturated and the energy's parameters move in its place.
 
     Args:
         site: the rows.
         choice: what the user says.
-        shape: of the parameter, where there are several densities.
+        at_data: log ratios of unnormalised densities at the rows, ``(*shape, num_rows)``, ``shape`` that of the parameter.
+        at_noise: the same at what each row is told from, of the same shape.
 
     Raises:
         EnergyError: where the rows have a context or a base of their own and nothing is chosen.
@@ -136,8 +158,14 @@ def learned_normalizer(site: Site, choice: LogNormalizer | None, shape: tuple[in
             "where log Z is the same for every row (a context that shifts the density), log_normalizer='learned'."
         )
     if choice == "fixed":
-        return jnp.zeros(shape)
-    value: Any = numpyro.param(f"{site.name}$log_normalizer", jnp.zeros(shape))
+        return jnp.zeros(at_data.shape[:-1])
+
+    def start(_):
+        both = jnp.where(True if site.mask is None else site.mask, jnp.stack([at_data, at_noise]), jnp.nan)
+        middle = jnp.mean(jnp.nanmedian(both, axis=-1), axis=0)
+        return jax.lax.stop_gradient(jnp.where(jnp.isfinite(middle), middle, 0.0)).astype(float)
+
+    value: Any = numpyro.param(f"{site.name}$log_normalizer", start)
     return value
 
 

@@ -27,9 +27,9 @@ class NoiseContrastiveEstimation(NoiseEstimator):
 
     .. math:: -\log \sigma(G(x)) - \sum_{j=1}^{\nu} \log \sigma(-G(y_j)), \qquad y_j \sim p_n
 
-    with noise drawn afresh at each update. ``c`` is the ``numpyro.param`` named ``"<site>$log_normalizer"`` and
-    converges to log Z. ``1 + nu`` energies per row, no derivative of the energy in x. With noise equal to the data the
-    efficiency is ``nu / (1 + nu)``; noise far from the data learns nothing.
+    with noise drawn afresh at each update. ``c`` is the ``numpyro.param`` named ``"<site>$log_normalizer"``; it starts where
+    the first batch is not told from its noise, and converges to log Z. ``1 + nu`` energies per row, no derivative of the
+    energy in x. With noise equal to the data the efficiency is ``nu / (1 + nu)``; noise far from the data learns nothing.
 
     Each row may have noise of its own: any ``p_n`` that does not depend on the row's event will do. Where rows have a
     context (or a base) of their own, log Z is a function of it, and one number stands for it only where it is the same in
@@ -75,8 +75,8 @@ class NoiseContrastiveEstimation(NoiseEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the classification loss, per row."""
-        log_normalizer = learned_normalizer(site, self.log_normalizer)
         ratios = self.log_ratios(rng_key, site)
+        log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])
         at_data, at_noise = (r - log_normalizer - jnp.log(self.nu) for r in (ratios.data, ratios.noise))
         slopes = slope(self.data_loss, at_data) + self._over_noise(slope(self.noise_loss, at_noise), ratios.is_inside)
         warn_where_saturated(site, slopes, "the noise does not overlap the data", NEARER)
@@ -91,8 +91,8 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         which estimates :math:`\int \min(p, p_n)`: 1 for noise like the data, 0 where the classifier is saturated and nothing
         more is learned. Where the energy fits, ``accuracy = 1 - overlap / 2``.
         """
-        log_normalizer = learned_normalizer(site, self.log_normalizer)
         ratios = self.log_ratios(rng_key, site)
+        log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])
         at_data, at_noise = ratios.data - log_normalizer, ratios.noise - log_normalizer
         counts = ratios.is_inside if site.mask is None else ratios.is_inside & site.mask
 

@@ -79,19 +79,19 @@ class TelescopingRatioEstimation(AbstractEstimator):
         waymarks = site.position + sigmas.reshape((-1,) + (1,) * noise.ndim) * noise
         end = fit_noise(key_end, waymarks[-1], site.mask, "gaussian")
         last = end.sample(key_end, 1).reshape(1, *noise.shape)
-        log_z = learned_normalizer(site, self._choice(site), sigmas.shape)
 
-        def log_density(sigma, log_z, positions):
-            values = jax.vmap(lambda z, local: site.log_density(z, at_level(local, sigma)))(positions, site.local)
-            return values - log_z
+        def log_density(sigma, positions):
+            return jax.vmap(lambda z, local: site.log_density(z, at_level(local, sigma)))(positions, site.local)
 
         # At each waymark the densities of its own level, of the one before and of the one after.
         points = jnp.concatenate([waymarks, waymarks[1:], last, waymarks[:-1]])
-        levels, constants = (jnp.concatenate([array, array, array[1:]]) for array in (sigmas, log_z))
-        values = jax.vmap(log_density)(levels, constants, points)
+        values = jax.vmap(log_density)(jnp.concatenate([sigmas, sigmas, sigmas[1:]]), points)
         own, before, after = jnp.split(values, [len(sigmas), 2 * len(sigmas)])
         near = own - jnp.concatenate([after, end.log_prob(waymarks[-1:])])
         far = before - jnp.concatenate([own[1:], end.log_prob(last)])
+        log_z = learned_normalizer(site, self._choice(site), _to_the_end(near), _to_the_end(far))
+        step = (log_z - jnp.append(log_z[1:], 0.0))[:, None]
+        near, far = near - step, far - step
         _warn_of_gaps(site, near, far)
         return -jnp.sum(jax.nn.softplus(-near) + jax.nn.softplus(far), axis=0), state
 
@@ -100,6 +100,11 @@ class TelescopingRatioEstimation(AbstractEstimator):
         context, base_parameters = site.local
         only_level = not isinstance(context, Mapping) or set(context) == {ENTRY}
         return "learned" if self.log_normalizer is None and only_level and base_parameters is None else self.log_normalizer
+
+
+def _to_the_end(ratios: Array) -> Array:
+    """The product of the ratios from each level on."""
+    return jnp.cumsum(ratios[::-1], axis=0)[::-1]
 
 
 def _warn_of_gaps(site: Site, near: Array, far: Array) -> None:

@@ -1,0 +1,75 @@
+"""A law of which only rows are known."""
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._typing import Array, PRNGKey
+
+
+class Empirical(dist.Distribution):
+    r"""Rows as a base measure, for ratios of densities: draws are rows, the density is not known.
+
+    An energy over this base is a ratio, :math:`\exp(-E(x)) / Z = p(x) / p_0(x)`, ``p_0`` the law that the rows came from.
+    The contrastive estimators whose noise is the base ("nce", "ranking_nce", "bregman_nce" without ``noise``) need draws of
+    it only, since its density cancels: they tell the data from the rows. Whatever needs the density says so.
+
+    Args:
+        rows: ``(num_rows, *event_shape)``.
+        support: the constraint of one element, or of one event.
+
+    Raises:
+        EnergyError: for no rows.
+
+    Example:
+        ::
+
+            ratio = EnergyDistribution(net, (11,), base=Empirical(white))
+            with numpyro.plate("rows", len(red)):
+                numpyro.sample("x", ratio, obs=red)
+            # Under estimate(model, "nce"), -net(x) - log Z becomes the log of red's density over white's.
+
+    References:
+        Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012); Sugiyama, Suzuki and
+        Kanamori, Density ratio estimation in machine learning (2012).
+    """
+
+    arg_constraints = {}
+    pytree_data_fields = ("rows", "_support")
+
+    def __init__(self, rows: Any, support: Any = constraints.real, *, validate_args: bool | None = None):
+        self.rows = jnp.asarray(rows, float)
+        if self.rows.ndim == 0 or len(self.rows) == 0:
+            raise EnergyError(f"Empirical needs rows, of shape (num_rows, *event_shape); got shape {self.rows.shape}.")
+        extra = self.rows.ndim - 1 - support.event_dim
+        self._support = constraints.independent(support, extra) if extra > 0 else support
+        super().__init__((), self.rows.shape[1:], validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The constraint of one event."""
+        return self._support  # pyright: ignore[reportReturnType]
+
+    def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Rows, with replacement.
+
+        Args:
+            key: random key.
+            sample_shape: how many.
+        """
+        return self.rows[jax.random.randint(key, sample_shape, 0, len(self.rows))]
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            EnergyError: always.
+        """
+        raise EnergyError(
+            "The density of Empirical rows is not known. It cancels in 'nce', 'ranking_nce' and 'bregman_nce' where the "
+            "rows are the base and, without noise=..., the noise: estimate(model, 'nce'). For its values fit a density to them."
+        )

@@ -1,0 +1,96 @@
+"""Rows as base and noise: ratios of densities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from helpers import fit, some_slow, surrogate
+
+import numpyro_ebm as ebm
+
+RNG = np.random.default_rng(0)
+OTHERS = RNG.normal(0, 1, (3000, 2)).astype(np.float32)
+ROWS = RNG.normal([0.5, 0.0], 1, (3000, 2)).astype(np.float32)
+NORMAL = dist.Normal(0, 1).expand([2]).to_event(1)
+
+
+def tilt(x, base=None):
+    """exp(w . x) over the base: where this is N(0, I), the mean is w and log Z is |w|^2 / 2."""
+    w = numpyro.param("w", jnp.zeros(2))
+    base = ebm.Empirical(OTHERS) if base is None else base
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(lambda x: -x @ w, (2,), base=base), obs=x)
+
+
+@pytest.mark.parametrize("name", some_slow(["nce"], ["ranking_nce", "bregman_nce"]))
+def test_the_ratio_to_rows(name):
+    params = fit(ebm.estimate(tilt, name, nu=5), ROWS, steps=600)
+    # Both samples have a mean of standard error 1 / sqrt(3000) per dimension.
+    np.testing.assert_allclose(params["w"], ROWS.mean(axis=0) - OTHERS.mean(axis=0), atol=0.03)
+    if name != "ranking_nce":
+        np.testing.assert_allclose(params["x$log_normalizer"], 0.125, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["nce", "ranking_nce", "bregman_nce"])
+def test_a_density_that_cancels_need_not_be_known(name):
+    def known(x):
+        return tilt(x, NORMAL)
+
+    params = {"w": jnp.array([0.3, -0.2]), "x$log_normalizer": 0.1}
+    relative = surrogate(ebm.estimate(tilt, name, nu=3), params, ROWS[:20])
+    # Over another base: its density is in the energy's place as in the noise's.
+    other = surrogate(ebm.estimate(known, name, nu=3, noise=OfKnownDensity(OTHERS)), params, ROWS[:20])
+    np.testing.assert_allclose(relative, other, rtol=1e-4)
+
+
+class OfKnownDensity(dist.Distribution):
+    """Rows drawn as Empirical draws them, said to be standard normal."""
+
+    support = dist.constraints.real_vector
+    arg_constraints = {}
+    pytree_data_fields = ("rows",)
+
+    def __init__(self, rows):
+        self.rows = rows
+        super().__init__((), rows.shape[1:])
+
+    def sample(self, key, sample_shape=()):
+        return ebm.Empirical(self.rows).sample(key, sample_shape)
+
+    def log_prob(self, value):
+        return NORMAL.log_prob(value)
+
+
+def test_draws_are_rows_of_the_support():
+    rows = np.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
+    law = ebm.Empirical(rows, dist.constraints.simplex)
+    draws = np.asarray(law.expand((2,)).sample(jax.random.key(0), (3000,)))
+    assert draws.shape == (3000, 2, 2)
+    assert law.support is dist.constraints.simplex
+    counts = [(np.abs(draws - row).max(axis=-1) < 1e-6).mean() for row in rows]
+    np.testing.assert_allclose(counts, 1 / 3, atol=5 * np.sqrt(2 / 9 / 6000))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda law: law)(law).rows, law.rows)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", ["sm", "cd", "conditional_nce"])
+    def test_the_density_is_not_known(self, name):
+        with pytest.raises(ValueError, match="site 'x'.*density of Empirical rows is not known"):
+            surrogate(ebm.estimate(tilt, name), {"w": jnp.zeros(2)}, ROWS[:10])
+
+    def test_noise_of_another_base(self):
+        def over_normal(x):
+            return tilt(x, NORMAL)
+
+        model = ebm.estimate(over_normal, "nce", noise=ebm.Empirical(OTHERS))
+        with pytest.raises(ValueError, match=r"site 'x'.*base=Empirical\(rows\)"):
+            surrogate(model, {"w": jnp.zeros(2)}, ROWS[:10])
+        with pytest.raises(ValueError, match="site 'x'.*density of Empirical rows"):
+            surrogate(ebm.estimate(tilt, "nce", noise=NORMAL), {"w": jnp.zeros(2)}, ROWS[:10])
+
+    @pytest.mark.parametrize("rows", [np.zeros((0, 2)), 3.0])
+    def test_no_rows(self, rows):
+        with pytest.raises(ValueError, match="needs rows"):
+            ebm.Empirical(rows)
