@@ -71,5 +71,5 @@ class Empirical(dist.Distribution):
         """
         raise EnergyError(
             "The density of Empirical rows is not known. It cancels in 'nce', 'ranking_nce' and 'bregman_nce' where the "
-            "rows are the base and, without noise=..., the noise: estimate(model, 'nce'). For its values fit a density to them."
+            "rows are the base and, without noise=..., the noise: estimate(model, 'nce'). For values fit a density to them."
         )
