@@ -18,6 +18,7 @@ from numpyro_ebm.estimators.hsm import HigherOrderScoreMatching as HigherOrderSc
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
+from numpyro_ebm.estimators.mpf import MinimumProbabilityFlow as MinimumProbabilityFlow
 from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
 from numpyro_ebm.estimators.multiscale_dsm import MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
@@ -48,6 +49,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             ImprovedContrastiveDivergence,
             MaximumLikelihood,
             MeanFieldContrastiveDivergence,
+            MinimumProbabilityFlow,
             MultigridContrastiveDivergence,
             MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
@@ -71,7 +73,7 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm', 'fd_ssm',
-        'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd',
-        'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
+        'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'mpf', 'multigrid_cd', 'multiscale_dsm', 'nce',
+        'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()

@@ -117,7 +117,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete. For binary units write estimate(model, 'mean_field_cd')."
+                "discrete. For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
             )
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
@@ -125,6 +125,10 @@ class AbstractEstimator(abc.ABC):
                 "their gradient. Write estimate(model, 'dsm', sigma=0.1) or estimate(model, 'ssm_vr'), or declare an "
                 "EnergyDistribution."
             )
+
+    def draws_noise(self, distribution: Any) -> bool:
+        """Whether the surrogate uses randomness for events of this distribution."""
+        return not self.is_deterministic
 
     def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
         """Figures of the rows under the energy as it is, for `training_report`; scalars by name.

@@ -1,0 +1,227 @@
+"""Probability flow, velocity, Stein discrepancy, energy discrepancy, diffusion recovery: limits and exact answers."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from helpers import precision_model, surrogate
+from numpyro.distributions import constraints
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_ebm as ebm
+from numpyro_ebm.estimators.mpf import STEEPEST, flow
+
+POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
+WEIGHTS = WEIGHTS / np.sqrt(2 * np.pi)
+
+
+def positive_model(x):
+    """Two coupled coordinates, on the positive line, so that the Jacobian counts."""
+    t = numpyro.param("t", jnp.ones(3))
+    energy = lambda x: t[0] * jnp.sum(x) + t[1] * jnp.prod(x) - t[2] * jnp.sum(jnp.log(x))  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), support=constraints.positive), obs=x)
+
+
+POSITIVE = np.random.default_rng(0).gamma(3.0, 0.5, (400, 2))
+AT = np.array([1.5, 0.3, 2.0])
+
+
+def rows_of(name, model=positive_model, x=POSITIVE, t=AT, key=0, **options):
+    """Values of the surrogate per row and their gradients in t."""
+    wrapped = ebm.estimate(model, name, **options)
+
+    @jax.jit
+    def both(t, key):
+        def values(t):
+            seeded = numpyro.handlers.substitute(numpyro.handlers.seed(wrapped, key), {"t": t})
+            return numpyro.handlers.trace(seeded).get_trace(x)["x"]["fn"].log_prob(x)
+
+        return values(t), jax.jacfwd(values)(t)
+
+    return both(jnp.asarray(t), jax.random.key(key))
+
+
+# --- minimum probability flow ---
+
+STATES = np.array(list(itertools.product([0, 1], repeat=5)), bool)
+PAIRS = np.triu_indices(5, 1)
+FEATURES = np.concatenate([STATES, STATES[:, PAIRS[0]] & STATES[:, PAIRS[1]]], axis=1).astype(float)
+
+
+def boltzmann_model(x):
+    """Biases, then couplings of pairs."""
+    t = numpyro.param("t", jnp.zeros(FEATURES.shape[1]))
+    energy = lambda x: -t[:5] @ x - t[5:] @ (x[PAIRS[0]] * x[PAIRS[1]])  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (5,), support=constraints.boolean), obs=x)
+
+
+@pytest.mark.usefixtures("x64")
+class TestFlips:
+    def loss(self, t):
+        """By hand: all flips of all states."""
+        log_p = FEATURES @ t
+        place = {tuple(state): i for i, state in enumerate(STATES)}
+        flips = [[place[tuple(state ^ (np.arange(5) == i))] for i in range(5)] for state in STATES]
+        return jnp.sum(jnp.exp(0.5 * (log_p[jnp.asarray(flips)] - log_p[:, None])), axis=1)
+
+    def test_value_and_gradient_by_enumeration(self):
+        t = np.random.default_rng(0).normal(size=15)
+        value, slope = rows_of("mpf", boltzmann_model, STATES, t)
+        np.testing.assert_allclose(-value, self.loss(t), rtol=1e-12)
+        np.testing.assert_allclose(-slope, jax.jacobian(self.loss)(t), rtol=1e-12, atol=1e-12)
+
+    def test_the_efficiency_on_boltzmann_machines(self):
+        # References, section 5: .969. Over machines it has a standard deviation of .035.
+        @jax.jit
+        def figures(t):
+            log_density = lambda t: -surrogate_rows(t)  # noqa: E731
+            p = jax.nn.softmax(jnp.asarray(FEATURES) @ t)
+            slopes = jax.jacobian(log_density)(t)
+            bend = jax.jacfwd(lambda t: p @ jax.jacobian(log_density)(t))(t)
+            inverse = jnp.linalg.inv(bend)
+            centred = jnp.asarray(FEATURES) - p @ FEATURES
+            fisher = jnp.einsum("n,ni,nj->ij", p, centred, centred)
+            spread = jnp.einsum("n,ni,nj->ij", p, slopes, slopes)
+            return p @ slopes, jnp.trace(jnp.linalg.inv(fisher)) / jnp.trace(inverse @ spread @ inverse)
+
+        wrapped = ebm.estimate(boltzmann_model, "mpf")
+
+        def surrogate_rows(t):
+            model = numpyro.handlers.substitute(wrapped, {"t": t})
+            return numpyro.handlers.trace(model).get_trace(jnp.asarray(STATES))["x"]["fn"].log_prob(STATES)
+
+        machines = np.random.default_rng(0).normal(size=(60, 15))
+        machines[:, :5] = 0
+        bias, efficiency = jax.lax.map(figures, machines)
+        np.testing.assert_allclose(bias, 0.0, atol=1e-9)  # consistent
+        error = np.std(efficiency) / np.sqrt(60)
+        assert np.all(efficiency < 1)
+        assert error < 0.01
+        assert abs(np.mean(efficiency) - 0.969) < 5 * error
+
+    def test_one_unit_is_maximum_likelihood(self):
+        x = np.arange(10)[:, None] < 7
+
+        def model(x):
+            t = numpyro.param("t", 0.0)
+            with numpyro.plate("rows", len(x)):
+                d = ebm.EnergyDistribution(lambda x: -t * x[0], (1,), support=constraints.boolean)
+                numpyro.sample("x", d, obs=x)
+
+        slope = jax.grad(lambda t: surrogate(ebm.estimate(model, "mpf"), {"t": t}, x))
+        np.testing.assert_allclose(slope(np.log(0.7 / 0.3)), 0.0, atol=1e-12)
+        assert slope(0.0) > 1
+
+    def test_any_free_energy_base_mask_and_dtype(self):
+        # An RBM's free energy is not multilinear; a base is part of the density; a masked row may hold anything.
+        logits, keep = jnp.array([0.3, -1.0, 2.0]), jnp.array([True, False, True])
+
+        def model(x, mask=True, base=None):
+            w = numpyro.param("w", jnp.ones((2, 3)))
+            energy = lambda x: -jnp.sum(jax.nn.softplus(w @ x)) - (0.0 if base is not None else logits @ x)  # noqa: E731
+            with numpyro.plate("rows", len(x)), numpyro.handlers.mask(mask=mask):
+                d = ebm.EnergyDistribution(energy, (3,), support=constraints.boolean, base=base)
+                numpyro.sample("x", d, obs=x)
+
+        x = np.array([[0, 1, 1], [1, 0, 0], [1, 1, 0]])
+        w = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
+        wrapped = ebm.estimate(model, "mpf")
+        value = surrogate(wrapped, {"w": w}, x)
+        base = dist.Bernoulli(logits=logits).to_event(1)
+        np.testing.assert_allclose(surrogate(wrapped, {"w": w}, x.astype(bool), base=base), value, rtol=1e-12)
+        masked = surrogate(wrapped, {"w": w}, x, mask=keep)
+        np.testing.assert_allclose(masked, surrogate(wrapped, {"w": w}, x[np.asarray(keep)]), rtol=1e-12)
+
+    @pytest.mark.slow
+    def test_nuts_may_target_it(self):
+        # One unit, a flat prior on its logit: exp(-n (q e^(-t/2) + (1 - q) e^(t/2))) by quadrature.
+        x = np.arange(20)[:, None] < 14
+
+        def model(x):
+            t = numpyro.sample("t", dist.Normal(0.0, 10.0))
+            with numpyro.plate("rows", len(x)):
+                d = ebm.EnergyDistribution(lambda x: -t * x[0], (1,), support=constraints.boolean)
+                numpyro.sample("x", d, obs=x)
+
+        mcmc = MCMC(NUTS(ebm.estimate(model, "mpf")), num_warmup=300, num_samples=2000, progress_bar=False)
+        mcmc.run(jax.random.key(0), x)
+        grid = np.linspace(-10, 10, 4001)
+        density = np.exp(-14 * np.exp(-grid / 2) - 6 * np.exp(grid / 2) - grid**2 / 200)
+        density /= density.sum()
+        mean = density @ grid
+        draws = np.asarray(mcmc.get_samples()["t"])
+        assert abs(draws.mean() - mean) < 5 * np.sqrt(density @ (grid - mean) ** 2) / np.sqrt(400)
+
+
+class TestFlow:
+    @pytest.mark.usefixtures("x64")
+    def test_small_moves_are_score_matching_along_their_directions(self):
+        sliced = rows_of("ssm", num_projections=3, projection="gaussian")
+        value, slope = rows_of("mpf", sd=1e-3, num_draws=6)
+        for got, wanted in zip(((value + 1) * 4e6, slope * 4e6), sliced, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+
+    @pytest.mark.parametrize("sd", [0.5, 2.0])
+    @pytest.mark.usefixtures("x64")
+    def test_the_expected_loss_is_least_at_the_truth_and_its_curvature(self, sd):
+        # E over x ~ N(0, 1) and v of exp(-t ((x + v)^2 - x^2) / 4), by quadrature, against our rows at these x.
+        x = np.repeat(POINTS, 500)
+        weights = np.repeat(WEIGHTS, 500) / 500
+        value, slope = rows_of("mpf", precision_model, x, 1.0, sd=sd, num_draws=20)
+        grid = POINTS[:, None], sd * POINTS[None]
+        change = (grid[0] + grid[1]) ** 2 - grid[0] ** 2
+        exact = np.sum(WEIGHTS[:, None] * WEIGHTS * np.exp(-0.25 * change))
+        zero = np.sum(WEIGHTS[:, None] * WEIGHTS * np.exp(-0.25 * change) * change)
+        np.testing.assert_allclose(zero, 0.0, atol=1e-10)
+        for got, wanted in ((-value, exact), (slope, 0.0)):
+            rows = np.asarray(got).reshape(40, 500)
+            error = np.sqrt(np.sum(WEIGHTS**2 * rows.var(axis=1) / 500))
+            assert abs(weights @ np.asarray(got) - wanted) < 5 * error
+            assert error < 0.02
+
+    def test_far_rows_stay_finite(self):
+        # The ratio of the densities is e^5000 and more.
+        value, slope = rows_of("mpf", precision_model, np.array([100.0, 200.0], np.float32), 1.0, sd=50.0)
+        assert np.isfinite(value).all()
+        assert np.isfinite(slope).all()
+        with jax.enable_x64(True):
+            rises = jnp.array([-jnp.inf, -3.0, STEEPEST, STEEPEST + 2, jnp.inf])
+            np.testing.assert_allclose(flow(rises), [0, np.exp(-1.5), np.exp(20), 2 * np.exp(20), np.inf], rtol=1e-12)
+            slopes = jax.vmap(jax.grad(flow))(rises[1:4])
+            np.testing.assert_allclose(slopes[0], 0.5 * np.exp(-1.5), rtol=1e-12)
+            np.testing.assert_allclose(slopes[2], 0.5 * np.exp(20), rtol=1e-12)
+
+    def test_moves_far_too_long_warn(self):
+        model = numpyro.handlers.seed(ebm.estimate(precision_model, "mpf", sd=1e4), 0)
+        with pytest.warns(UserWarning, match="site 'x': the moves lead out of the density.*Make them shorter"):
+            numpyro.handlers.trace(model).get_trace(np.linspace(-1, 1, 5))
+
+    def test_refusals(self):
+        for options, message in (
+            ({"sd": -1.0}, "sd > 0"),
+            ({"num_draws": 0}, "num_draws >= 1"),
+            ({"sd": np.ones(2)}, r"site 'x': sd has shape \(2,\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                surrogate(ebm.estimate(precision_model, "mpf", **options), {"t": 1.0}, np.zeros(4))
+        for options, x, message in (
+            ({"num_draws": 3}, STATES, r"site 'x': Binary events.*\['num_draws'\] has no place"),
+            ({}, 2 * np.ones((3, 5)), "site 'x': Row 0 of the data is not all 0 and 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ebm.estimate(boltzmann_model, "mpf", **options)(x)
+
+        def counts(x):
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda x: x, support=constraints.nonnegative_integer), obs=x)
+
+        with pytest.raises(ValueError, match="site 'x': The estimator 'mpf' trains binary units"):
+            ebm.estimate(counts, "mpf")(np.arange(4))
+        with pytest.raises(ValueError, match="site 'x'.*'mpf' needs a random key"):
+            ebm.estimate(precision_model, "mpf")(np.zeros(4))
