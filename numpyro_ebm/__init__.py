@@ -19,6 +19,7 @@ from numpyro_ebm.estimators import ImprovedContrastiveDivergence as ImprovedCont
 from numpyro_ebm.estimators import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators import MinimumProbabilityFlow as MinimumProbabilityFlow
+from numpyro_ebm.estimators import MinimumVelocity as MinimumVelocity
 from numpyro_ebm.estimators import MultigridContrastiveDivergence as MultigridContrastiveDivergence
 from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth

@@ -41,6 +41,7 @@ CASES = {
     "conditional_nce": ({"kappa": 4}, 0.1),
     "shifted_nce": ({"length": 0.3}, 0.1),
     "mpf": ({"num_draws": 4}, 0.1),
+    "minimum_velocity": ({}, 0.05),
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),

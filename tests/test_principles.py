@@ -225,3 +225,96 @@ class TestFlow:
             ebm.estimate(counts, "mpf")(np.arange(4))
         with pytest.raises(ValueError, match="site 'x'.*'mpf' needs a random key"):
             ebm.estimate(precision_model, "mpf")(np.zeros(4))
+
+
+# --- minimum velocity ---
+
+
+def spread_rate(x):
+    return 1 + jnp.sum(x**2)
+
+
+@pytest.mark.usefixtures("x64")
+class TestVelocity:
+    @pytest.mark.parametrize("projection", ["rademacher", "gaussian"])
+    def test_small_steps_are_sliced_score_matching_of_the_same_directions(self, projection):
+        options = {"num_projections": 2, "projection": projection}
+        sliced = rows_of("ssm_vr", **options)[1]
+        errors = []
+        for h in (1e-4, 1e-5):
+            slope = rows_of("minimum_velocity", step_size=h, **options)[1]
+            errors.append(np.abs(slope - sliced).max() / np.abs(sliced).max())
+        assert errors[1] < 1e-3
+        np.testing.assert_allclose(np.divide(*errors), 10, rtol=0.1)  # of first order in the step
+
+    def test_a_weight_is_generalised_score_matching(self):
+        # On the half line, weight x: D = x / x^2. What t[0] and t[2] weigh has a diagonal Hessian: signs give its trace.
+        slope = rows_of("minimum_velocity", step_size=1e-6, diffusion=lambda x: 1 / x)[1]
+        weighted = rows_of("generalized_sm", weight="distance")[1]
+        np.testing.assert_allclose(slope[:, ::2], weighted[:, ::2], atol=1e-4 * np.abs(weighted).max())
+
+    def test_a_function_of_all_of_the_event_has_its_divergence(self):
+        def loss(t, z):
+            log_density = lambda z: -t[0] * jnp.sum(jnp.exp(z)) - t[1] * jnp.exp(jnp.sum(z)) + (t[2] + 1) * jnp.sum(z)  # noqa: E731
+            field = lambda z: spread_rate(jnp.exp(z)) * jax.grad(log_density)(z)  # noqa: E731
+            return 0.5 * jax.grad(log_density)(z) @ field(z) + jnp.trace(jax.jacobian(field)(z))
+
+        expected = -jax.vmap(jax.grad(loss), (None, 0))(jnp.asarray(AT), jnp.log(POSITIVE))
+        for diffusion in (spread_rate, lambda x: spread_rate(x) * jnp.ones(2)):
+            slope = rows_of("minimum_velocity", step_size=1e-7, diffusion=diffusion)[1]
+            np.testing.assert_allclose(slope[:, ::2], expected[:, ::2], atol=1e-4 * np.abs(expected).max())
+
+    def test_a_constant_diffusion_is_a_change_of_units(self):
+        four = rows_of("minimum_velocity", step_size=1e-3, diffusion=4.0)
+        for diffusion in (np.full(2, 4.0), lambda x: 4.0):
+            for a, b in zip(four, rows_of("minimum_velocity", step_size=1e-3, diffusion=diffusion), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12)
+        one = rows_of("minimum_velocity", step_size=4e-3)
+        np.testing.assert_allclose(four[1], 4 * one[1], rtol=1e-7, atol=1e-9)
+        # The default is in units of both.
+        np.testing.assert_allclose(*(rows_of("minimum_velocity", diffusion=d)[1] / d for d in (1.0, 4.0)), rtol=1e-7)
+
+    def test_the_fixed_point_of_a_finite_step(self, gaussian_data):
+        v, x = np.mean(gaussian_data**2), gaussian_data
+        for share in (0.02, 0.3):
+            h = share * v
+            truth = (1 - np.sqrt(1 - 2 * h / v)) / h
+            slope = rows_of("minimum_velocity", precision_model, x, truth, step_size=h)[1]
+            np.testing.assert_allclose(np.mean(slope), 0.0, atol=1e-12)
+        # Gaussian directions: on average.
+        slope = rows_of("minimum_velocity", precision_model, x, truth, step_size=h, projection="gaussian")[1]
+        error = np.std(slope) / np.sqrt(len(x))
+        assert 0 < abs(np.mean(slope)) < 5 * error
+
+    def test_masked_rows_do_not_move_the_default_step(self):
+        keep = jnp.arange(400) % 3 > 0
+
+        def model(x):
+            with numpyro.handlers.mask(mask=keep):
+                precision_model(x)
+
+        x = POSITIVE[:, 0] - 1.5
+        slopes = [
+            rows_of("minimum_velocity", model, np.where(keep, x, fill), 1.3)[1][np.asarray(keep)] for fill in (np.nan, 50.0)
+        ]
+        np.testing.assert_array_equal(*slopes)
+        np.testing.assert_allclose(
+            np.mean(slopes[0]), np.mean(1 - 1.3 * x[keep] ** 2 + 0.005 * np.var(x[keep]) * 1.69 * x[keep] ** 2), rtol=1e-8
+        )
+
+    def test_refusals_and_warnings(self):
+        for options, message in (
+            ({"step_size": 0.0}, "step_size > 0"),
+            ({"step_size": np.ones(2)}, "one number step_size"),
+            ({"num_projections": 0}, "num_projections >= 1"),
+            ({"projection": "signs"}, "Unknown projection 'signs'"),
+            ({"diffusion": -1.0}, "diffusion > 0"),
+            ({"diffusion": np.ones(3)}, r"site 'x': diffusion has shape \(3,\).*has \(2,\)"),
+            ({"diffusion": lambda x: jnp.ones((2, 2))}, r"site 'x': diffusion has shape \(2, 2\)"),
+            ({"diffusion": lambda x: 1.0 - x}, "site 'x': The diffusion at row .* not negative"),
+            ({"diffusion": lambda x: 0.0 * x}, "site 'x': The diffusion at row 0 .* not 0"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                numpyro.handlers.seed(ebm.estimate(positive_model, "minimum_velocity", **options), 0)(POSITIVE)
+        with pytest.warns(UserWarning, match="site 'x': step_size is .* of the data's variance"):
+            rows_of("minimum_velocity", precision_model, np.array([-1.0, 1.0]), 1.0, step_size=0.6)

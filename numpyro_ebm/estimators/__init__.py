@@ -17,6 +17,7 @@ from numpyro_ebm.estimators.generalized_sm import GeneralizedScoreMatching as Ge
 from numpyro_ebm.estimators.hsm import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
+from numpyro_ebm.estimators.minimum_velocity import MinimumVelocity as MinimumVelocity
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.mpf import MinimumProbabilityFlow as MinimumProbabilityFlow
 from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
@@ -50,6 +51,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             MaximumLikelihood,
             MeanFieldContrastiveDivergence,
             MinimumProbabilityFlow,
+            MinimumVelocity,
             MultigridContrastiveDivergence,
             MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
@@ -73,7 +75,8 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm', 'fd_ssm',
-        'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'mpf', 'multigrid_cd', 'multiscale_dsm', 'nce',
-        'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
+        'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'minimum_velocity', 'mle', 'mpf', 'multigrid_cd',
+        'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr',
+        'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()
