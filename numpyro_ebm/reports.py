@@ -75,9 +75,10 @@ def training_report(
     the trained energy, for which the model runs once more, on the arguments given here: those of training, or with held-out
     rows in their place, where both should say the same. A model that subsamples shows one subset.
 
-    - sm, ssm, ssm_vr, regularized_sm, hsm: ``score_norm`` and ``trace_per_dim``, root mean square of the score and mean of
-      its divergence, per dimension.
+    - sm, ssm, ssm_vr, regularized_sm, hsm, minimum_velocity: ``score_norm`` and ``trace_per_dim``, root mean square of the
+      score and mean of its divergence, per dimension.
     - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
+    - ksd: ``squared_ksd``, the squared discrepancy of the rows, about 0 where the model fits.
     - nce: ``accuracy`` of telling data from noise, and ``overlap`` of the two, 0 where nothing more can be learned.
 
     Args:

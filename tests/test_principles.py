@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
+from numpyro_ebm.estimators import ksd
 from numpyro_ebm.estimators.mpf import STEEPEST, flow
 
 POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
@@ -286,6 +287,11 @@ class TestVelocity:
         error = np.std(slope) / np.sqrt(len(x))
         assert 0 < abs(np.mean(slope)) < 5 * error
 
+    def test_the_report_names_the_bias(self):
+        report = ebm.training_report(ebm.estimate(precision_model, "minimum_velocity"), {"t": 2.0}, np.array([-1.0, 1.0]))
+        np.testing.assert_allclose(report.sites[0].figures["score_norm"], 2.0, rtol=1e-6)
+        assert "carries a bias" in str(report)
+
     def test_masked_rows_do_not_move_the_default_step(self):
         keep = jnp.arange(400) % 3 > 0
 
@@ -318,3 +324,140 @@ class TestVelocity:
                 numpyro.handlers.seed(ebm.estimate(positive_model, "minimum_velocity", **options), 0)(POSITIVE)
         with pytest.warns(UserWarning, match="site 'x': step_size is .* of the data's variance"):
             rows_of("minimum_velocity", precision_model, np.array([-1.0, 1.0]), 1.0, step_size=0.6)
+
+
+# --- kernel Stein discrepancy ---
+
+KERNELS = {
+    "imq": lambda x, y: (1 + jnp.sum((x - y) ** 2) / 0.49) ** -0.5,
+    "rbf": lambda x, y: jnp.exp(-jnp.sum((x - y) ** 2) / 0.98),
+}
+
+
+@pytest.mark.usefixtures("x64")
+class TestStein:
+    @staticmethod
+    def brute(t, x, kernel):
+        """All pairs, by automatic differentiation."""
+        log_density = lambda z: -t[0] * jnp.sum(jnp.exp(z)) - t[1] * jnp.exp(jnp.sum(z)) + (t[2] + 1) * jnp.sum(z)  # noqa: E731
+        score = jax.grad(log_density)
+
+        def u(x, y):
+            s, r = score(x), score(y)
+            mixed = jax.jacfwd(jax.grad(kernel, 1), 0)(x, y)
+            return s @ r * kernel(x, y) + s @ jax.grad(kernel, 1)(x, y) + r @ jax.grad(kernel)(x, y) + jnp.trace(mixed)
+
+        z = jnp.log(x)
+        return jax.vmap(lambda x: jax.vmap(lambda y: u(x, y))(z))(z)
+
+    @pytest.mark.parametrize("kernel", ["imq", "rbf"])
+    @pytest.mark.parametrize("statistic", ["u", "v"])
+    def test_against_all_pairs_one_by_one(self, kernel, statistic, monkeypatch):
+        x = POSITIVE[:30]
+        expected = lambda t: self.rows(self.brute(t, x, KERNELS[kernel]), statistic)  # noqa: E731
+        options = {"kernel": kernel, "statistic": statistic, "bandwidth": 0.7}
+        value, slope = rows_of("ksd", x=x, **options)
+        np.testing.assert_allclose(value, expected(AT), rtol=1e-10)
+        np.testing.assert_allclose(slope, jax.jacfwd(expected)(jnp.asarray(AT)), rtol=1e-9, atol=1e-9)
+        monkeypatch.setattr(ksd, "PAIRS_AT_ONCE", 100)  # three rows at once
+        for a, b in zip(rows_of("ksd", x=x, **options), (value, slope), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+    @staticmethod
+    def rows(pairs, statistic):
+        if statistic == "v":
+            return -jnp.mean(pairs, axis=1)
+        return -(jnp.sum(pairs, axis=1) - jnp.diag(pairs)) / (len(pairs) - 1)
+
+    @pytest.mark.parametrize("statistic", ["u", "v"])
+    def test_the_least_discrepancy_of_a_gaussian(self, statistic, gaussian_data):
+        x = gaussian_data[:200]
+        r = (x[:, None] - x) ** 2
+        length = np.median(np.sqrt(r[np.triu_indices(200, 1)]))
+        r /= length**2
+        pairs = 1 - np.eye(200) if statistic == "u" else 1.0
+        best = 0.5 * np.sum(pairs * r * (1 + r) ** -1.5) / np.sum(pairs * np.outer(x, x) * (1 + r) ** -0.5)
+        slope = rows_of("ksd", precision_model, x, best, statistic=statistic)[1]
+        np.testing.assert_allclose(np.mean(slope), 0.0, atol=1e-10)
+        assert np.mean(rows_of("ksd", precision_model, x, 0.9 * best, statistic=statistic)[1]) > 0.01
+
+    def test_the_truth_has_none(self):
+        # Pairs of different rows: 0 in expectation. Over rows, the sum has twice the spread of its rows' means.
+        x = np.random.default_rng(1).normal(size=2000)
+        value = rows_of("ksd", precision_model, x, 1.0, bandwidth=1.0)[0]
+        batches = np.asarray(value)
+        error = 2 * np.std(batches) / np.sqrt(2000) + 1 / 2000
+        assert abs(np.mean(value)) < 5 * error
+        assert np.mean(value) > rows_of("ksd", precision_model, x, 2.0, bandwidth=1.0)[0].mean() + 5 * error
+
+    def test_masked_rows_are_no_partners(self):
+        keep = np.arange(300) % 3 > 0
+
+        def model(x):
+            with numpyro.handlers.mask(mask=jnp.asarray(keep)):
+                precision_model(x)
+
+        x = np.random.default_rng(0).normal(size=300)
+        for bandwidth in (None, 0.5):
+            alone = rows_of("ksd", precision_model, x[keep], 1.3, bandwidth=bandwidth)
+            for fill in (np.nan, 70.0):
+                masked = rows_of("ksd", model, np.where(keep, x, fill), 1.3, bandwidth=bandwidth)
+                for a, b in zip(masked, alone, strict=True):
+                    np.testing.assert_allclose(np.asarray(a)[keep], b, rtol=1e-9)
+                    np.testing.assert_array_equal(np.asarray(a)[~keep], 0.0)
+
+    def test_the_median_distance(self):
+        x = np.random.default_rng(0).normal(size=(101, 3))
+        distances = np.linalg.norm(x[:, None] - x, axis=-1)[np.triu_indices(101, 1)]
+        everyone = jnp.ones(101, bool)
+        np.testing.assert_allclose(ksd.median_distance(jnp.asarray(x), everyone), np.median(distances), rtol=1e-12)
+        assert ksd.median_distance(jnp.zeros((4, 2)), jnp.ones(4, bool)) == 1.0
+        assert ksd.median_distance(jnp.asarray(x), ~everyone) == 1.0
+        few = jnp.concatenate([jnp.asarray(x[:40]), jnp.full((400, 3), jnp.inf)])
+        distances = np.linalg.norm(x[:40, None] - x[:40], axis=-1)[np.triu_indices(40, 1)]
+        got = ksd.median_distance(jnp.where(jnp.isfinite(few), few, few[0]), jnp.arange(440) < 40)
+        np.testing.assert_allclose(got, np.median(distances), rtol=1e-12)
+        large = np.random.default_rng(0).normal(size=3000)
+        got = ksd.median_distance(jnp.asarray(large)[:, None], jnp.ones(3000, bool))
+        np.testing.assert_allclose(got, 0.9539, rtol=0.1)  # sqrt(2) times the median of |N(0, 1)|
+
+    def test_a_shared_context_a_score_and_figures(self):
+        def shared(x):
+            t = numpyro.param("t", 1.0)
+            with numpyro.plate("rows", len(x)):
+                d = ebm.EnergyDistribution(lambda x, c: 0.5 * c * t * x**2, context=jnp.asarray(2.0))
+                numpyro.sample("x", d, obs=x)
+
+        def score(x):
+            t = numpyro.param("t", 1.0)
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.ScoreDistribution(lambda x: -t * x), obs=x)
+
+        x = np.linspace(-1, 1.5, 12)
+        expected = rows_of("ksd", precision_model, x, 2.0)[0]
+        np.testing.assert_allclose(rows_of("ksd", shared, x, 1.0)[0], expected, rtol=1e-12)
+        np.testing.assert_allclose(rows_of("ksd", score, x, 2.0)[0], expected, rtol=1e-12)
+        report = ebm.training_report(ebm.estimate(precision_model, "ksd"), {"t": jnp.asarray(2.0)}, x)
+        np.testing.assert_allclose(report.sites[0].figures["squared_ksd"], -expected.mean(), rtol=1e-9)
+
+    def test_refusals(self):
+        for options, message in (
+            ({"kernel": "imqq"}, "Unknown kernel 'imqq'. Did you mean 'imq'"),
+            ({"statistic": "w"}, "Unknown statistic 'w'"),
+            ({"bandwidth": -1.0}, "bandwidth > 0"),
+            ({"bandwidth": np.ones(2)}, "one number bandwidth"),
+            ({"beta": -1.5}, "between -1 and 0"),
+            ({"beta": -0.5, "kernel": "rbf"}, "kernel='rbf'. Write kernel='imq'"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ebm.estimate(precision_model, "ksd", **options)
+        with pytest.raises(ValueError, match="site 'x'.*1 row that takes part.*statistic='v'"):
+            ebm.estimate(precision_model, "ksd")(np.ones(1))
+
+        def model(x):
+            with numpyro.plate("rows", len(x)):
+                d = ebm.EnergyDistribution(lambda x, c: c * x**2, context=jnp.ones(len(x)), batch_shape=(len(x),))
+                numpyro.sample("x", d, obs=x)
+
+        with pytest.raises(ValueError, match="site 'x'.*'ksd' cannot train.*its pairs would compare"):
+            ebm.estimate(model, "ksd")(np.ones(3))

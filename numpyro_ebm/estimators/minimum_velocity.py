@@ -14,6 +14,7 @@ from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, eager, is_concrete
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import score_figures
 from numpyro_ebm.estimators._projections import Projection, check_projection, directions
 
 SHARE = 0.01
@@ -111,6 +112,10 @@ class MinimumVelocity(AbstractEstimator):
         if is_concrete(rates):
             self._check_rates(site, np.asarray(rates))
 
+    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+        """Size of the score and of its divergence."""
+        return score_figures(rng_key, site)
+
     def surrogate(self, rng_key, site: Site, state):
         """What each row's log density loses over the step, per unit of time."""
         rates, drift = jax.vmap(lambda z: self._rate_and_divergence(site, z))(site.position)
@@ -128,7 +133,8 @@ class MinimumVelocity(AbstractEstimator):
         dtype = site.position.dtype
         if self.step_size is not None:
             return jnp.asarray(self.step_size, dtype)
-        return jax.lax.stop_gradient(SHARE * jnp.min(_variances(site, rates), initial=jnp.inf)).astype(dtype)
+        least = jnp.min(_variances(site, rates), initial=jnp.inf)
+        return jax.lax.stop_gradient(SHARE * jnp.where(jnp.isfinite(least), least, 1.0)).astype(dtype)
 
     def _rate(self, site: Site, position: Array) -> Array:
         """``D`` at one position, one number for each dimension."""
