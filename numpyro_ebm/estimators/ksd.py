@@ -148,7 +148,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
             value = jnp.exp(-squares / 2)
             return Radial(value, -value / 2, value / 4)
         beta = BETA if self.beta is None else self.beta
-        value = (1 + squares) ** beta
+        value = jax.lax.rsqrt(1 + squares) if self.beta is None else (1 + squares) ** beta
         first = beta * value / (1 + squares)
         return Radial(value, first, (beta - 1) * first / (1 + squares))
 
