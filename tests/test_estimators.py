@@ -42,7 +42,8 @@ CASES = {
     "shifted_nce": ({"length": 0.3}, 0.1),
     "mpf": ({"num_draws": 4}, 0.1),
     "minimum_velocity": ({}, 0.05),
-    "ksd": ({"bandwidth": 2.0}, 0.1),
+    "energy_discrepancy": ({"num_negatives": 8}, 0.1),
+    "ksd": ({}, 0.15),
     "cd": ({"num_steps": 5}, 0.15),
     "pcd": ({"num_steps": 5}, 0.15),
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
@@ -128,7 +129,7 @@ OTHERS = {
 ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm", "nce"]
 OBJECTIVES += ["ranking_nce", "bregman_nce", "conditional_nce", "shifted_nce"]
-OBJECTIVES += ["mpf", "ksd"]
+OBJECTIVES += ["mpf", "ksd", "energy_discrepancy"]
 LEARN_LOG_Z = ("nce", "bregman_nce", "tre")
 GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
 MLE = 3.99528

@@ -461,3 +461,105 @@ class TestStein:
 
         with pytest.raises(ValueError, match="site 'x'.*'ksd' cannot train.*its pairs would compare"):
             ebm.estimate(model, "ksd")(np.ones(3))
+
+
+# --- energy discrepancy ---
+
+
+@pytest.mark.usefixtures("x64")
+class TestDiscrepancy:
+    @staticmethod
+    def expected(t, sd, w, copies=16, negatives=12):
+        """Mean loss of two negatives on x ~ N(0, 1) for E = t x^2 / 2, by quadrature over all four normals."""
+
+        def nodes(num):
+            points, weights = np.polynomial.hermite_e.hermegauss(num)
+            return points, weights / weights.sum()
+
+        (x, px), (a, pa), (b, pb) = nodes(copies), nodes(copies), nodes(negatives)
+        x, a, b, c = x[:, None, None, None], a[:, None, None], b[:, None], b
+        ratio = lambda v: jnp.exp(0.5 * t * (x**2 - (x + sd * (a + v)) ** 2))  # noqa: E731
+        losses = jnp.log((w + ratio(b) + ratio(c)) / 2)
+        return jnp.einsum("xabc,x,a,b,c->", losses, px, pa, pb, pb)
+
+    @pytest.mark.parametrize("w", [0.0, 1.0, 3.0])
+    def test_the_expected_loss_by_quadrature(self, w):
+        options = {"noise_scale": 0.5, "num_negatives": 2, "w_stable": w}
+        x = np.random.default_rng(0).normal(size=20_000)
+        value, slope = rows_of("energy_discrepancy", precision_model, x, 1.3, **options)
+        loss = lambda t: self.expected(t, 0.5, w)  # noqa: E731
+        for got, wanted in ((-value, loss(1.3)), (-slope, jax.grad(loss)(1.3))):
+            error = np.std(got) / np.sqrt(20_000)
+            assert abs(np.mean(got) - wanted) < 5 * error
+            assert error < 0.01
+
+    def test_only_w_of_one_is_consistent(self):
+        for sd in (0.1, 0.5):
+            slopes = [jax.grad(self.expected)(1.0, sd, w, 24, 24) / sd**2 for w in (0.0, 1.0, 3.0)]
+            assert abs(slopes[1]) < 2e-6
+            assert slopes[0] < -0.1
+            assert slopes[2] > 0.1
+
+    def test_the_optimum_of_little_noise(self):
+        # (M + w) / (M + 2 w - 1): 2, 1 and 5 / 7 for two negatives.
+        for w, best in ((0.0, 2.0), (1.0, 1.0), (3.0, 5 / 7)):
+            slope, bend = (f(best, 0.02, w) for f in (jax.grad(self.expected), jax.grad(jax.grad(self.expected))))
+            np.testing.assert_allclose(slope / bend, 0.0, atol=5e-3)
+
+    @pytest.mark.parametrize("num", [1, 3])
+    def test_little_noise_is_score_matching_row_by_row_in_the_draws(self, num):
+        # Two orders of the moves, at the draws themselves.
+        key_copies, key_negatives = jax.random.split(self.key_of_surrogate())
+        noise = jax.random.normal(key_copies, (1, 1, 400, 2)) + jax.random.normal(key_negatives, (1, num, 400, 2))
+        value, _ = rows_of("energy_discrepancy", noise_scale=1e-3, num_negatives=num)
+        log_density = lambda z: -AT[0] * jnp.sum(jnp.exp(z)) - AT[1] * jnp.exp(jnp.sum(z)) + (AT[2] + 1) * jnp.sum(z)  # noqa: E731
+        score, hessian = (
+            jax.vmap(jax.grad(log_density))(np.log(POSITIVE)),
+            jax.vmap(jax.hessian(log_density))(np.log(POSITIVE)),
+        )
+        slopes = jnp.einsum("mni,ni->mn", noise[0], score)
+        bends = jnp.einsum("mni,nij,mnj->mn", noise[0], hessian, noise[0])
+        q = num / (num + 1)
+        second = q * jnp.mean(0.5 * bends + 0.5 * slopes**2, axis=0) - 0.5 * q**2 * jnp.mean(slopes, axis=0) ** 2
+        scaled = -(value + np.log((num + 1) / num)) * 1e6
+        np.testing.assert_allclose(scaled, second, atol=1e-4 * np.abs(second).max())
+
+    @staticmethod
+    def key_of_surrogate():
+        with numpyro.handlers.seed(rng_seed=jax.random.key(0)):
+            return numpyro.prng_key()
+
+    def test_one_negative_is_half_of_conditional_nce(self):
+        key_copies, key_negatives = jax.random.split(self.key_of_surrogate())
+        x = POSITIVE[:, 0] - 1.5
+        y = x + 0.4 * (jax.random.normal(key_copies, (1, 1, 400)) + jax.random.normal(key_negatives, (1, 1, 400))).ravel()
+        value, _ = rows_of("energy_discrepancy", precision_model, x, 1.3, noise_scale=0.4, num_negatives=1, num_draws=1)
+        np.testing.assert_allclose(-value, jax.nn.softplus(0.65 * (x**2 - y**2)), rtol=1e-12)
+
+    @pytest.mark.parametrize(("num", "expected"), [(1, 0.66), (2, 0.87)])
+    @pytest.mark.slow
+    def test_efficiency(self, num, expected):
+        x = np.random.default_rng(0).normal(size=100_000)
+        options = {"noise_scale": 1.0, "num_draws": num}
+        slope = rows_of("energy_discrepancy", precision_model, x, 1.0, **options)[1]
+        ends = [rows_of("energy_discrepancy", precision_model, x, t, **options)[1].mean() for t in (0.99, 1.01)]
+        bend = (ends[1] - ends[0]) / 0.02
+        np.testing.assert_allclose(2 * bend**2 / np.mean(slope**2), expected, rtol=0.03)
+
+    def test_refusals_and_warnings(self):
+        for options, message in (
+            ({"num_negatives": 0}, "num_negatives >= 1"),
+            ({"num_draws": 1.5}, "whole number num_draws"),
+            ({"noise_scale": 0.0}, "noise_scale > 0"),
+            ({"w_stable": -1.0}, "w_stable >= 0"),
+            ({"w_stable": np.ones(2)}, "one number w_stable"),
+            ({"w_stable": 0, "num_negatives": 1}, "no least value"),
+            ({"noise_scale": np.ones(2)}, r"site 'x': noise_scale has shape \(2,\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                surrogate(ebm.estimate(precision_model, "energy_discrepancy", **options), {"t": 1.0}, np.zeros(4))
+        model = numpyro.handlers.seed(ebm.estimate(precision_model, "energy_discrepancy", noise_scale=1e5), 0)
+        with pytest.warns(UserWarning, match="site 'x': the moves lead out of the density.*Make them shorter"):
+            numpyro.handlers.trace(model).get_trace(np.linspace(-1, 1, 5))
+        assert ebm.EnergyDiscrepancy(w_stable=2.0).notes()
+        assert not ebm.EnergyDiscrepancy().notes()
