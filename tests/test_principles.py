@@ -497,8 +497,8 @@ class TestDiscrepancy:
         for sd in (0.1, 0.5):
             slopes = [jax.grad(self.expected)(1.0, sd, w, 24, 24) / sd**2 for w in (0.0, 1.0, 3.0)]
             assert abs(slopes[1]) < 2e-6
-            assert slopes[0] < -0.1
-            assert slopes[2] > 0.1
+            assert slopes[0] < -0.05
+            assert slopes[2] > 0.05
 
     def test_the_optimum_of_little_noise(self):
         # (M + w) / (M + 2 w - 1): 2, 1 and 5 / 7 for two negatives.
@@ -513,10 +513,7 @@ class TestDiscrepancy:
         noise = jax.random.normal(key_copies, (1, 1, 400, 2)) + jax.random.normal(key_negatives, (1, num, 400, 2))
         value, _ = rows_of("energy_discrepancy", noise_scale=1e-3, num_negatives=num)
         log_density = lambda z: -AT[0] * jnp.sum(jnp.exp(z)) - AT[1] * jnp.exp(jnp.sum(z)) + (AT[2] + 1) * jnp.sum(z)  # noqa: E731
-        score, hessian = (
-            jax.vmap(jax.grad(log_density))(np.log(POSITIVE)),
-            jax.vmap(jax.hessian(log_density))(np.log(POSITIVE)),
-        )
+        score, hessian = (jax.vmap(f(log_density))(np.log(POSITIVE)) for f in (jax.grad, jax.hessian))
         slopes = jnp.einsum("mni,ni->mn", noise[0], score)
         bends = jnp.einsum("mni,nij,mnj->mn", noise[0], hessian, noise[0])
         q = num / (num + 1)

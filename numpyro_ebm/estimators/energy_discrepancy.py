@@ -26,8 +26,8 @@ class EnergyDiscrepancy(AbstractEstimator):
     where ``-E`` stands for the log density, base included. For ``w = 0`` and many negatives it is the paper's discrepancy:
     ``log p(x)`` lost to the density smoothed by ``N(0, t)``, at the row smoothed alike.
 
-    **w = 1 is consistent** for every ``t`` and every ``M``. Given the noisy copy ``c = x + sqrt(t) xi``, the row is a draw of
-    ``p(x) N(c; x, t)`` and each negative one of ``N(c, t)``, so that the loss is that of picking the row among ``1 + M``
+    **w = 1 is consistent** for every ``t`` and every ``M``. Given the noisy copy ``c = x + sqrt(t) xi``, the row is a draw
+    of ``p(x) N(c; x, t)`` and each negative one of ``N(c, t)``, so that the loss is that of picking the row among ``1 + M``
     candidates by their ratios ``p(x)``: "ranking_nce" whose noise lies around each row, and for ``M = 1`` half the loss of
     "conditional_nce" with ``kappa = 1`` and ``sd = sqrt(2 t)``. Elsewhere finite ``M`` leaves a bias. As ``t`` vanishes the
     loss is, but for a constant and in expectation,
