@@ -105,6 +105,15 @@ OTHERS = {
         0.2,
         r"needs images, event_shape=\(H, W\)",
     ),
+    "diffusion_recovery": Other(
+        {"sigmas": (0.1, 0.3, 0.8), "num_steps": 5, "kernel": ebm.HMC(0.4, 3), "adapt_step_size": False},
+        level_model,
+        NUMBERS,
+        1 / np.mean(NUMBERS**2),  # the optimum at every level
+        0.15,
+        "needs a model conditioned on the noise level",
+        context=SMALLEST,
+    ),
     "multiscale_dsm": Other(
         {"sigmas": (0.8, 0.3, 0.1)},
         level_model,

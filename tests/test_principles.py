@@ -1,6 +1,7 @@
 """Probability flow, velocity, Stein discrepancy, energy discrepancy, diffusion recovery: limits and exact answers."""
 
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import precision_model, surrogate
+from helpers import fit, precision_model, surrogate
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
 from numpyro_ebm.estimators import ksd
 from numpyro_ebm.estimators.mpf import STEEPEST, flow
+from numpyro_ebm.kernels._base import info, kernel_class
 
 POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 WEIGHTS = WEIGHTS / np.sqrt(2 * np.pi)
@@ -560,3 +562,171 @@ class TestDiscrepancy:
             numpyro.handlers.trace(model).get_trace(np.linspace(-1, 1, 5))
         assert ebm.EnergyDiscrepancy(w_stable=2.0).notes()
         assert not ebm.EnergyDiscrepancy().notes()
+
+
+# --- diffusion recovery ---
+
+
+class Place(NamedTuple):
+    position: jax.Array
+
+
+@kernel_class()
+class Exact(ebm.AbstractKernel):
+    """A draw of a Gaussian of one dimension, which it reads off the derivatives of its log density."""
+
+    name = "exact"
+    step_size = None
+
+    def init(self, rng_key, position, log_density):
+        return Place(position)
+
+    def step(self, rng_key, state, log_density):
+        slope, bend = jax.grad(log_density)(state.position), jax.grad(jax.grad(log_density))(state.position)
+        draw = state.position - slope / bend + jax.random.normal(rng_key) / jnp.sqrt(-bend)
+        return Place(draw), info(1.0, is_divergent=False, num_gradients=2)
+
+
+def level_model(x):
+    """A Gaussian of precision t, at each level."""
+    t = numpyro.param("t", 1.0)
+    energy = lambda x, sigma: 0.5 * x**2 / (1 / t + sigma**2)  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, context=jnp.asarray(0.1)), obs=x)
+
+
+def log_normal_model(x):
+    """The same of log x."""
+    t = numpyro.param("t", 1.0)
+    energy = lambda x, sigma: jnp.log(x) + 0.5 * jnp.log(x) ** 2 / (1 / t + sigma**2)  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        d = ebm.EnergyDistribution(energy, context=jnp.asarray(0.1), support=constraints.positive)
+        numpyro.sample("x", d, obs=x)
+
+
+COVARIATE = np.linspace(-0.5, 1.5, 500)
+
+
+def regression_model(x):
+    """A Gaussian around t times a covariate."""
+    t = numpyro.param("t", 1.0)
+    energy = lambda x, own: 0.5 * (x - t * own["k"]) ** 2 / (0.25 + own["sigma"] ** 2)  # noqa: E731
+    context = {"k": jnp.asarray(COVARIATE), "sigma": jnp.full(500, 0.1)}
+    with numpyro.plate("rows", 500):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, context=context, batch_shape=(500,)), obs=x)
+
+
+NUMBERS = np.random.default_rng(0).normal(0, 0.5, 500)
+NOISY = 0.8 * COVARIATE + NUMBERS
+LADDER = ebm.geometric_sigmas(4.0, 0.2, 8)
+
+
+def modes_energy(x, sigma, logits, mean):
+    """Two modes with a weight of their own at each level."""
+    logit, variance = logits[jnp.argmin(jnp.abs(LADDER - sigma))], 0.25 + sigma**2
+    left, right = (-0.5 * (x + side * mean) ** 2 / variance for side in (1, -1))
+    return -jnp.logaddexp(jax.nn.log_sigmoid(logit) + left, jax.nn.log_sigmoid(-logit) + right)
+
+
+def modes_model(x):
+    logits, mean = numpyro.param("logits", jnp.zeros(8)), numpyro.param("mean", 1.0)
+    energy = lambda x, sigma: modes_energy(x, sigma, logits, mean)  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, context=jnp.asarray(0.2)), obs=x)
+
+
+class TestRecovery:
+    @pytest.mark.parametrize(
+        ("model", "x", "truth"),
+        [
+            (level_model, NUMBERS, 1 / np.mean(NUMBERS**2)),
+            (log_normal_model, np.exp(NUMBERS), 1 / np.mean(NUMBERS**2)),
+            (regression_model, NOISY, COVARIATE @ NOISY / np.sum(COVARIATE**2)),
+        ],
+    )
+    def test_under_exact_recovery_the_field_vanishes_at_the_truth(self, model, x, truth):
+        wrapped = ebm.estimate(model, "diffusion_recovery", sigmas=(0.8, 0.1, 0.3), num_steps=1, kernel=Exact())
+
+        @jax.jit
+        def field(t, keys):
+            slope = lambda key: jax.grad(lambda t: surrogate(wrapped, {"t": t}, x, key=key))(t)  # noqa: E731
+            return jax.lax.map(slope, keys)
+
+        keys = jax.random.split(jax.random.key(0), 400)
+        slopes, below = np.asarray(field(truth, keys)), np.asarray(field(0.9 * truth, keys))
+        error = np.std(slopes) / np.sqrt(400)
+        assert abs(np.mean(slopes)) < 5 * error
+        assert np.mean(below) > 7 * error  # what it would see of a bias of a tenth
+
+    def test_the_pairs_of_levels(self):
+        estimator = ebm.DiffusionRecoveryLikelihood(sigmas=(0.8, 0.1, 0.3))
+        pairs = ebm.estimate(level_model, estimator).sites
+        with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.substitute(data={"t": 1.0}):
+            site = pairs(np.resize(NUMBERS, 30_000))[0][1]
+        pair = estimator.pair(jax.random.key(1), site)
+        sigma = np.asarray(pair.local[0])
+        levels, counts = np.unique(sigma.round(6), return_counts=True)
+        np.testing.assert_allclose(levels, [0.1, 0.3, 0.8], rtol=1e-6)
+        np.testing.assert_allclose(counts, 10_000, atol=1)
+        following = np.array([0.3, 0.8, 0.8**2 / 0.3])
+        for level, after in zip(levels, following, strict=True):
+            own = np.isclose(sigma, level)
+            gap = np.sqrt(after**2 - level**2)
+            np.testing.assert_allclose(pair.gap[own], gap, rtol=1e-5)
+            spread = 1 / gap**2 + 1 / (level**2 + np.var(NUMBERS))
+            np.testing.assert_allclose(pair.unit[own], spread**-0.5, rtol=1e-5)
+            for move, size in ((pair.near - site.position, level), (pair.noisier - pair.near, gap)):
+                np.testing.assert_allclose(np.std(move[own]), size, rtol=5 / np.sqrt(2 * 10_000))
+
+    def test_masked_rows_and_the_step_that_adapts(self):
+        keep = np.arange(500) % 3 > 0
+
+        def model(x):
+            with numpyro.handlers.mask(mask=jnp.asarray(keep)):
+                level_model(x)
+
+        wrapped = ebm.estimate(model, "diffusion_recovery", sigmas=(0.1, 0.3, 0.8))
+        for fill in (np.nan, 7.0):
+            x = np.where(keep, NUMBERS, fill)
+            value = jax.grad(lambda t, x=x: surrogate(wrapped, {"t": t}, x))(2.0)
+            if np.isnan(fill):
+                first = value
+        assert np.isfinite(first)
+        assert first == value
+
+    @pytest.mark.slow
+    def test_annealed_langevin_draws_the_weights(self):
+        rng = np.random.default_rng(0)
+        x = np.where(rng.random(2000) < 0.2, -2, 2) + 0.5 * rng.normal(size=2000)
+        share = np.mean(x < 0)
+        params = fit(ebm.estimate(modes_model, "diffusion_recovery", sigmas=LADDER), x, steps=1000)
+        np.testing.assert_allclose(params["mean"], 2.0, atol=0.02)
+        np.testing.assert_allclose(jax.nn.sigmoid(params["logits"][:5]), share, atol=0.02)
+        truth = {"logits": jnp.full(8, np.log(share / (1 - share))), "mean": 2.0}
+
+        def drawn(params):
+            d = ebm.EnergyDistribution(
+                lambda x, sigma: modes_energy(x, sigma, **params),
+                context=jnp.asarray(0.2),
+                sampler=ebm.AnnealedLangevin(LADDER),
+            )
+            return np.mean(d.sample(jax.random.key(1), (20_000,)) < 0)
+
+        got, error = drawn(params), np.sqrt(2 * share * (1 - share) / 20_000)
+        assert abs(got - drawn(truth)) < 5 * error
+        np.testing.assert_allclose(got, share, atol=0.02)
+
+    def test_refusals_and_warnings(self):
+        for options, message in (
+            ({}, "needs levels.*geometric_sigmas"),
+            ({"sigmas": (1.0,)}, "two or more that differ"),
+            ({"sigmas": (1.0, 1.0)}, "two or more that differ"),
+            ({"sigmas": (1.0, -1.0)}, "positive"),
+            ({"sigmas": (1.0, 0.1), "num_steps": 0}, "num_steps >= 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ebm.estimate(level_model, "diffusion_recovery", **options)
+        model = numpyro.handlers.seed(ebm.estimate(level_model, "diffusion_recovery", sigmas=(0.01, 0.1)), 0)
+        with pytest.warns(UserWarning, match="site 'x': the largest noise level is 0.1"):
+            model(NUMBERS)
+        assert "too few steps" in ebm.DiffusionRecoveryLikelihood(sigmas=(0.1, 0.3)).notes()[-1]

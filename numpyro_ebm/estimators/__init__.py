@@ -11,6 +11,7 @@ from numpyro_ebm.estimators.conditional_nce import (
     ConditionalNoiseContrastiveEstimation as ConditionalNoiseContrastiveEstimation,
 )
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
+from numpyro_ebm.estimators.diffusion_recovery import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.energy_discrepancy import EnergyDiscrepancy as EnergyDiscrepancy
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
@@ -46,6 +47,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             ContrastiveDivergence,
             CooperativeLearning,
             DenoisingScoreMatching,
+            DiffusionRecoveryLikelihood,
             EnergyDiscrepancy,
             FiniteDifferenceScoreMatching,
             GeneralizedScoreMatching,
@@ -78,9 +80,9 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm',
-        'energy_discrepancy', 'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd', 'ksd', 'mean_field_cd', 'minimum_velocity',
-        'mle', 'mpf', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay',
-        'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
+        ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'diffusion_recovery',
+        'dsm', 'energy_discrepancy', 'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd', 'ksd', 'mean_field_cd',
+        'minimum_velocity', 'mle', 'mpf', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm',
+        'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()
