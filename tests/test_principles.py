@@ -14,7 +14,7 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
-from numpyro_ebm.estimators import ksd
+from numpyro_ebm.estimators import ksd, mpf
 from numpyro_ebm.estimators.mpf import STEEPEST, flow
 from numpyro_ebm.kernels._base import info, kernel_class
 
@@ -49,6 +49,27 @@ def rows_of(name, model=positive_model, x=POSITIVE, t=AT, key=0, **options):
     return both(jnp.asarray(t), jax.random.key(key))
 
 
+def rated_model(x, k):
+    """A covariate of each row's own, or one for all."""
+    t = numpyro.param("t", 1.0)
+    support = constraints.boolean if x.dtype == bool else constraints.real
+    energy = lambda x, k: 0.5 * jnp.exp(t * k) * jnp.sum(x.astype(float) - 0.3) ** 2  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        d = ebm.EnergyDistribution(energy, (2,), context=k, batch_shape=np.shape(k), support=support)
+        numpyro.sample("x", d, obs=x)
+
+
+@pytest.mark.parametrize("name", ["mpf", "mpf of flips", "minimum_velocity", "energy_discrepancy"])
+def test_each_row_has_its_own_context(name):
+    k = np.arange(8) % 2
+    x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    x = x > 0 if name == "mpf of flips" else x
+    result = lambda k: rows_of(name.split()[0], lambda x: rated_model(x, jnp.asarray(k, float)), x, 0.7)  # noqa: E731
+    for own, zero, one in zip(result(k), result(0), result(1), strict=True):
+        np.testing.assert_allclose(own, jnp.where(k == 0, zero, one), rtol=1e-5, atol=1e-6)
+        assert np.ptp(own) > 0.1
+
+
 # --- minimum probability flow ---
 
 STATES = np.array(list(itertools.product([0, 1], repeat=5)), bool)
@@ -73,7 +94,9 @@ class TestFlips:
         flips = [[place[tuple(state ^ (np.arange(5) == i))] for i in range(5)] for state in STATES]
         return jnp.sum(jnp.exp(0.5 * (log_p[jnp.asarray(flips)] - log_p[:, None])), axis=1)
 
-    def test_value_and_gradient_by_enumeration(self):
+    @pytest.mark.parametrize("at_once", [64, 2])
+    def test_value_and_gradient_by_enumeration(self, at_once, monkeypatch):
+        monkeypatch.setattr(mpf, "FLIPS_AT_ONCE", at_once)
         t = np.random.default_rng(0).normal(size=15)
         value, slope = rows_of("mpf", boltzmann_model, STATES, t)
         np.testing.assert_allclose(-value, self.loss(t), rtol=1e-12)
@@ -441,6 +464,26 @@ class TestStein:
         np.testing.assert_allclose(rows_of("ksd", score, x, 2.0)[0], expected, rtol=1e-12)
         report = ebm.training_report(ebm.estimate(precision_model, "ksd"), {"t": jnp.asarray(2.0)}, x)
         np.testing.assert_allclose(report.sites[0].figures["squared_ksd"], -expected.mean(), rtol=1e-9)
+
+    @pytest.mark.slow
+    def test_nuts_may_target_it(self):
+        # Quadratic in t: with a normal prior the generalised posterior is a Gaussian.
+        x = np.random.default_rng(0).normal(size=40)
+
+        def model(x):
+            t = numpyro.sample("t", dist.Normal(0.0, 2.0))
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=x)
+
+        wrapped = ebm.estimate(model, "ksd", bandwidth=1.0)
+        slope = jax.grad(lambda t: surrogate(wrapped, {"t": t}, x))
+        start, end = slope(0.0), slope(1.0)
+        precision = start - end
+        mcmc = MCMC(NUTS(wrapped), num_warmup=300, num_samples=2000, progress_bar=False)
+        mcmc.run(jax.random.key(0), x)
+        draws = np.asarray(mcmc.get_samples()["t"])
+        assert abs(draws.mean() - start / precision) < 5 / np.sqrt(precision * 400)
+        np.testing.assert_allclose(draws.var(), 1 / precision, rtol=5 * np.sqrt(2 / 400))
 
     def test_refusals(self):
         for options, message in (

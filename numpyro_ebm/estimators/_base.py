@@ -80,7 +80,8 @@ class AbstractEstimator(abc.ABC):
         name: what `estimate` calls it.
         role: "objective" where the surrogate is a function to maximise, "gradient" where only its gradient means
             something.
-        is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior).
+        is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior);
+            where that depends on the event, `draws_noise` says so.
         is_persistent: whether state is carried from one update to the next.
         needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
     """

@@ -126,4 +126,8 @@ def _flow_of_flips(site: Site) -> Array:
     def to_flip(i):
         return flow(log_density(units.at[:, i].set(1 - units[:, i]), site.local) - own)
 
-    return jnp.sum(jax.lax.map(to_flip, jnp.arange(units.shape[1]), batch_size=FLIPS_AT_ONCE), axis=0)
+    flips = jnp.arange(units.shape[1])
+    if flips.size <= FLIPS_AT_ONCE:
+        return jnp.sum(jax.vmap(to_flip)(flips), axis=0)
+    # What they leave for the gradient is computed again instead of kept.
+    return jnp.sum(jax.lax.map(jax.checkpoint(to_flip), flips, batch_size=FLIPS_AT_ONCE), axis=0)
