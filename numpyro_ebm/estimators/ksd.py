@@ -43,9 +43,9 @@ class KernelSteinDiscrepancy(AbstractEstimator):
     ``numpyro.handlers.scale`` of its own, since the discrepancy has not the units of a log likelihood).
 
     The discrepancy is quadratic in the score, and a row far from all others has little part in it: the estimate is robust
-    where "sm" is not. With statistic "v" it is never negative and cannot run away as "sm" does; narrow kernels and little
-    noise apart, it sees no more of the weights of modes that lie apart. With ``r = |x_i - x_j|^2 / l^2`` and ``k = phi(r)``
-    it is least on a Gaussian of mean 0 at the precision
+    where "sm" is not. With statistic "v" it is never negative and cannot run away as "sm" does. Like "sm" it hardly sees the
+    weights of modes that lie apart. With ``r = |x_i - x_j|^2 / l^2`` and ``k = phi(r)`` it is least on a Gaussian of mean 0
+    at the precision
 
     .. math:: t = -\sum_{i, j} r\, \phi'(r) \Big/ \sum_{i, j} x_i^T x_j\, \phi(r)
 
