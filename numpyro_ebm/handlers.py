@@ -165,7 +165,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         """Values of the site's surrogate, in the batch shape its log probability has."""
         with at_site(name):
             estimator = self._estimator_of(name, members)
-            self._check_context(name, estimator, msg)
+            self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
             site = lay_out(name, unwrapped, value, plates)
             # A latent value is the guide's: the estimator may not move it, the log density alone does.
@@ -202,7 +202,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
         return self._estimators[given[0]]
 
-    def _check_context(self, name: str, estimator: AbstractEstimator, msg: Any) -> None:
+    def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Any) -> None:
         if estimator.is_persistent:
             _context.check_carries_state(estimator.name)
         if not _context.is_potential():
@@ -213,7 +213,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 "is no log density of it. Sample it from the model without estimate, its parameters fixed: "
                 "BlackJAXKernel(model, params=params)."
             )
-        if estimator.role == "gradient" or not estimator.is_deterministic:
+        if estimator.role == "gradient" or estimator.draws_noise(unwrapped.distribution):
             why = (
                 "only its gradient means something, its value is no log density"
                 if estimator.role == "gradient"
@@ -271,7 +271,7 @@ def run(estimator: AbstractEstimator, site: Site) -> Array:
     """The estimator's surrogate, with its random key and its state from NumPyro."""
     rng_key: PRNGKey | None = numpyro.prng_key()  # pyright: ignore[reportAssignmentType]
     if rng_key is None:
-        if not estimator.is_deterministic:
+        if estimator.draws_noise(site.distribution):
             raise EnergyError(
                 f"The estimator '{estimator.name}' needs a random key. Write numpyro.handlers.seed(estimate(...), 0), or "
                 "run it in SVI."

@@ -75,12 +75,13 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
     the trained energy, for which the model runs once more, on the arguments given here: those of training, or with held-out
     rows in their place, where both should say the same. A model that subsamples shows one subset.
 
-    - sm, ssm, ssm_vr, regularized_sm, hsm: ``score_norm`` and ``trace_per_dim``, root mean square of the score and mean of
-      its divergence, per dimension.
+    - sm, ssm, ssm_vr, regularized_sm, hsm, minimum_velocity: ``score_norm`` and ``trace_per_dim``, root mean square of the
+      score and mean of its divergence, per dimension.
     - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
     - nce and what builds on it: ``accuracy`` of telling data from noise, and ``overlap`` of the two, 0 where nothing more
       can be learned; the learned ``log_normalizer`` and ``log_normalizer_se``, its `standard_errors` on these rows: with all
       parameters estimated where there are at most 200 and they are identified, and of this one energy elsewhere.
+    - ksd: ``squared_ksd``, the squared discrepancy of the rows, about 0 where the model fits.
 
     Args:
         model: the model that was trained, as `estimate` returned it.

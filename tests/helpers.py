@@ -13,7 +13,7 @@ from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 
-OWN_MODELS = ("mean_field_cd", "multigrid_cd", "multiscale_dsm", "tre")
+OWN_MODELS = ("diffusion_recovery", "mean_field_cd", "multigrid_cd", "multiscale_dsm", "tre")
 """Estimators for binary units, images and noise levels: test_estimators.py gives each of them a model of its own."""
 
 

@@ -378,17 +378,28 @@ def test_ranking_under_wide_noise(nu, nce):
     np.testing.assert_allclose(efficiency, nce, rtol=0.2)
 
 
-@pytest.mark.parametrize("sd", some_slow([0.5], [1.0]))
-def test_a_pair_of_conditional_noise_draws(sd):
-    # Against the variance of the minimiser of log(1 + p(x + sd e) / p(x)) + log(1 + p(x - sd e) / p(x)), by quadrature.
+LOGISTIC = lambda rise: (1 / (1 + np.exp(-rise)), np.exp(rise) / (1 + np.exp(rise)) ** 2)  # noqa: E731
+ROOT = lambda rise: (np.exp(rise / 2) / 2, np.exp(rise / 2) / 4)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    "case",
+    some_slow(
+        [("conditional_nce", {"kappa": 2}, LOGISTIC, 0.5), ("mpf", {"num_draws": 2}, ROOT, 0.5)],
+        [("conditional_nce", {"kappa": 2}, LOGISTIC, 1.0), ("mpf", {"num_draws": 2}, ROOT, 0.7)],
+    ),
+)
+def test_a_pair_of_moves(case):
+    # Against the variance of the minimiser of a link of log p(x +- sd e) / p(x), by quadrature from its two derivatives.
+    name, options, link, sd = case
     points, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = np.outer(weights, weights) / (2 * np.pi)
     x, e = points[:, None], points[None]
     squares = np.stack([(x + sign * sd * e) ** 2 - x**2 for sign in (1, -1)])
-    chance = 1 / (1 + np.exp(0.5 * squares))
-    slope = np.sum(weights * np.sum(-0.5 * squares * chance, axis=0) ** 2)
-    curvature = np.sum(weights * np.sum(0.25 * squares**2 * chance * (1 - chance), axis=0))
-    wrapped = ebm.estimate(scalar_model, "conditional_nce", sd=sd, kappa=2)
+    first, second = link(-0.5 * squares)
+    slope = np.sum(weights * np.sum(-0.5 * squares * first, axis=0) ** 2)
+    curvature = np.sum(weights * np.sum(0.25 * squares**2 * second, axis=0))
+    wrapped = ebm.estimate(scalar_model, name, sd=sd, **options)
 
     def estimate_one(key):
         key_data, key_noise = jax.random.split(key)
@@ -396,3 +407,5 @@ def test_a_pair_of_conditional_noise_draws(sd):
 
     spread = 1000 * over_replicates(estimate_one, num=MANY).var()
     np.testing.assert_allclose(spread, slope / curvature**2, rtol=RTOL)
+    if name == "mpf" and sd == 0.5:
+        np.testing.assert_allclose(2 * curvature**2 / slope, 0.36, atol=0.005)

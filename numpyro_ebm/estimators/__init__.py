@@ -12,14 +12,19 @@ from numpyro_ebm.estimators.conditional_nce import (
     ConditionalNoiseContrastiveEstimation as ConditionalNoiseContrastiveEstimation,
 )
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
+from numpyro_ebm.estimators.diffusion_recovery import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators.energy_discrepancy import EnergyDiscrepancy as EnergyDiscrepancy
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators.flow_nce import FlowContrastiveEstimation as FlowContrastiveEstimation
 from numpyro_ebm.estimators.generalized_sm import GeneralizedScoreMatching as GeneralizedScoreMatching
 from numpyro_ebm.estimators.hsm import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
+from numpyro_ebm.estimators.ksd import KernelSteinDiscrepancy as KernelSteinDiscrepancy
 from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
+from numpyro_ebm.estimators.minimum_velocity import MinimumVelocity as MinimumVelocity
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
+from numpyro_ebm.estimators.mpf import MinimumProbabilityFlow as MinimumProbabilityFlow
 from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
 from numpyro_ebm.estimators.multiscale_dsm import MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContrastiveEstimation
@@ -45,13 +50,18 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             ContrastiveDivergence,
             CooperativeLearning,
             DenoisingScoreMatching,
+            DiffusionRecoveryLikelihood,
+            EnergyDiscrepancy,
             FiniteDifferenceScoreMatching,
             FlowContrastiveEstimation,
             GeneralizedScoreMatching,
             HigherOrderScoreMatching,
             ImprovedContrastiveDivergence,
+            KernelSteinDiscrepancy,
             MaximumLikelihood,
             MeanFieldContrastiveDivergence,
+            MinimumProbabilityFlow,
+            MinimumVelocity,
             MultigridContrastiveDivergence,
             MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
@@ -74,9 +84,9 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('adversarial_nce', 'bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm',
-        'fd_ssm', 'flow_nce', 'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'multigrid_cd',
-        'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr',
-        'tre', 'unbiased')``.
+        ``available_estimators()`` gives ``('adversarial_nce', 'bregman_nce', 'cd', 'conditional_nce', 'cooperative',
+        'diffusion_recovery', 'dsm', 'energy_discrepancy', 'fd_ssm', 'flow_nce', 'generalized_sm', 'hsm', 'improved_cd',
+        'ksd', 'mean_field_cd', 'minimum_velocity', 'mle', 'mpf', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd',
+        'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()

@@ -80,7 +80,8 @@ class AbstractEstimator(abc.ABC):
         name: what `estimate` calls it.
         role: "objective" where the surrogate is a function to maximise, "gradient" where only its gradient means
             something.
-        is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior).
+        is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior);
+            where that depends on the event, `draws_noise` says so.
         is_persistent: whether state is carried from one update to the next.
         couples_rows: whether a row's value depends on the events of other rows by more than scales fitted to the batch.
         needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
@@ -119,7 +120,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete. For binary units write estimate(model, 'mean_field_cd')."
+                "discrete. For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
             )
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
@@ -127,6 +128,10 @@ class AbstractEstimator(abc.ABC):
                 "their gradient. Write estimate(model, 'dsm', sigma=0.1) or estimate(model, 'ssm_vr'), or declare an "
                 "EnergyDistribution."
             )
+
+    def draws_noise(self, distribution: Any) -> bool:
+        """Whether the surrogate uses randomness for events of this distribution."""
+        return not self.is_deterministic
 
     def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
         """Figures of the rows under the energy as it is, for `training_report`; scalars by name.

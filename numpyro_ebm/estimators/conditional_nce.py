@@ -3,13 +3,9 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
-from numpyro_ebm._typing import Array
+from numpyro_ebm._errors import check_count, check_positive
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._moves import in_pairs, loss_of_moves
+from numpyro_ebm.estimators._moves import check_scale, in_pairs, loss_of_moves, scale_of
 from numpyro_ebm.estimators._projections import directions
 
 
@@ -58,16 +54,9 @@ class ConditionalNoiseContrastiveEstimation(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Refuse noise that does not fit the event."""
         super().check(site)
-        shape = site.distribution.unconstrained_shape
-        if self.sd is not None and np.shape(self.sd) not in ((), shape):
-            raise EnergyError(f"sd has shape {np.shape(self.sd)}, the event has {shape}. Write one number, or one each.")
+        check_scale(site, "sd", self.sd)
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
         noise = directions(rng_key, "gaussian", -(-self.kappa // 2), site.position)
-        return -loss_of_moves(site, in_pairs(self._scale(site) * noise, self.kappa)), state
-
-    def _scale(self, site: Site) -> Array:
-        if self.sd is not None:
-            return jnp.asarray(self.sd, site.position.dtype)
-        return 0.5 * jnp.where(site.spread > 0, site.spread, 1.0)
+        return -loss_of_moves(site, in_pairs(scale_of(site, self.sd, 0.5) * noise, self.kappa)), state

@@ -9,9 +9,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete, nearest
+from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._binary import check_binary
 
 Update = Literal["parallel", "sequential"]
 
@@ -94,7 +95,7 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
 
     def check(self, site: Site) -> None:
         """Refuse what is no Boltzmann machine on 0/1 units."""
-        _check_binary(site)
+        check_binary(site, self.name)
         if site.distribution.base is not None:
             raise EnergyError(
                 f"The estimator '{self.name}' takes the whole density from the energy; this one has a base "
@@ -146,28 +147,6 @@ def _energy(site: Site):
         return jnp.asarray(site.distribution.evaluate_energy(event, None if local is None else local[0]), event.dtype)
 
     return energy
-
-
-def _check_binary(site: Site) -> None:
-    distribution = site.distribution
-    if not (distribution.is_discrete and [_allows(distribution, v) for v in (-1, 0, 1, 2)] == [False, True, True, False]):
-        raise EnergyError(
-            f"The estimator 'mean_field_cd' trains binary units, 0 or 1; the support is {distribution.support}. Write "
-            "EnergyDistribution(..., support=numpyro.distributions.constraints.boolean), spins of +-1 as 2 * x - 1 in the "
-            "energy; for continuous events, estimate(model, 'cd')."
-        )
-    if not is_concrete(site.value):
-        return
-    with eager(site.value):
-        bad = jnp.flatnonzero(~((site.value == 0) | (site.value == 1)).reshape(site.num_rows, -1).all(axis=1))
-    if bad.size:
-        row = int(bad[0])
-        raise EnergyError(f"Row {row} of the data is not all 0 and 1: {site.value[row]} ({bad.size} such rows).")
-
-
-def _allows(distribution, value: int) -> bool:
-    with jax.ensure_compile_time_eval():
-        return bool(jnp.all(distribution.support(jnp.full(distribution.event_shape, value))))
 
 
 def _check_multilinear(site: Site) -> None:

@@ -1,7 +1,6 @@
 """Denoising score matching over many noise levels at once."""
 
 import dataclasses
-import warnings
 from typing import Any
 
 import jax
@@ -10,8 +9,9 @@ import numpy as np
 
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._levels import check_level, score_at_level
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._ladder import rungs_at, stratified, warn_of_scale
 from numpyro_ebm.noise import AbstractNoiseProcess, check_process, check_sigmas
 
 
@@ -82,12 +82,13 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
         super().check(site)
         check_level(f"The estimator '{self.name}'", site.distribution)
         if site.num_rows > 1 and is_concrete(site.value, site.mask, self.sigmas, self.process):
-            self._warn_of_scale(site)
+            with eager():
+                warn_of_scale(site, self._largest_level())
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
         key_level, key_noise = jax.random.split(rng_key)
-        alpha, sigma = self.levels(_stratified(key_level, site.num_rows))
+        alpha, sigma = self.levels(stratified(key_level, site.num_rows))
         noise = jax.random.normal(key_noise, site.position.shape, site.position.dtype)
         alpha, sigma = alpha.astype(noise.dtype), sigma.astype(noise.dtype)
         wide = (-1,) + (1,) * (noise.ndim - 1)
@@ -103,30 +104,10 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
             t = self.process.t_min + (1 - self.process.t_min) * quantile
             return self.process.alpha(t), self.process.sigma(t)
         ladder = jnp.asarray(self.sigmas, float)
-        index = jnp.minimum(jnp.floor(quantile * ladder.size).astype(int), ladder.size - 1)
-        return jnp.ones_like(quantile), ladder[index]
+        return jnp.ones_like(quantile), ladder[rungs_at(quantile, ladder.size)]
 
     def _largest_level(self) -> Any:
         """In units of the data."""
         if self.process is None:
             return np.max(np.asarray(self.sigmas))
         return self.process.sigma(1.0) / self.process.alpha(1.0)
-
-    def _warn_of_scale(self, site: Site) -> None:
-        with eager():
-            spread = float(jnp.max(site.spread, initial=0.0))
-            largest = float(self._largest_level())
-        if largest < spread:
-            warnings.warn(
-                f"At site '{site.name}': the largest noise level is {largest:.3g}, the data's standard deviation "
-                f"{spread:.3g}; noise that small does not join modes that lie apart, so their weights are not learned. Give "
-                "larger levels.",
-                stacklevel=2,
-            )
-
-
-def _stratified(rng_key: PRNGKey, num: int) -> Array:
-    """A uniform number per row, one in each of ``num`` equal parts of [0, 1)."""
-    key_order, key_shift = jax.random.split(rng_key)
-    order = jax.random.permutation(key_order, num)
-    return (order + jax.random.uniform(key_shift)) / num

@@ -1,0 +1,38 @@
+"""Which supports are those of binary units, 0 or 1, and what is refused of their data."""
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._errors import EnergyError, eager, is_concrete
+from numpyro_ebm.estimators._base import Site
+
+
+def check_binary(site: Site, estimator: str) -> None:
+    """Refuse a support that is not that of binary units, and data other than 0 and 1.
+
+    Args:
+        site: the rows.
+        estimator: who asks, by name.
+
+    Raises:
+        EnergyError: with the support or the row that came.
+    """
+    distribution = site.distribution
+    if not (distribution.is_discrete and [_allows(distribution, v) for v in (-1, 0, 1, 2)] == [False, True, True, False]):
+        raise EnergyError(
+            f"The estimator '{estimator}' trains binary units, 0 or 1; the support is {distribution.support}. Write "
+            "EnergyDistribution(..., support=numpyro.distributions.constraints.boolean), spins of +-1 as 2 * x - 1 in the "
+            "energy; for continuous events, estimate(model, 'cd')."
+        )
+    if not is_concrete(site.value):
+        return
+    with eager(site.value):
+        bad = jnp.flatnonzero(~((site.value == 0) | (site.value == 1)).reshape(site.num_rows, -1).all(axis=1))
+    if bad.size:
+        row = int(bad[0])
+        raise EnergyError(f"Row {row} of the data is not all 0 and 1: {site.value[row]} ({bad.size} such rows).")
+
+
+def _allows(distribution, value: int) -> bool:
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.all(distribution.support(jnp.full(distribution.event_shape, value))))

@@ -1,0 +1,182 @@
+"""Kernel Stein discrepancy."""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._errors import EnergyError, check_positive, eager, is_concrete, nearest
+from numpyro_ebm._typing import Array
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._figures import mean_over_rows
+
+Kernel = Literal["imq", "rbf"]
+Statistic = Literal["u", "v"]
+BETA = -0.5
+PAIRS_AT_ONCE = 2**22
+ROWS_OF_MEDIAN = 256
+
+
+class Radial(NamedTuple):
+    """A kernel as a function of the squared distance, and its first two derivatives."""
+
+    value: Array
+    first: Array
+    second: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSteinDiscrepancy(AbstractEstimator):
+    r"""Kernel Stein discrepancy: the largest mean over the data of a Stein operator's image; no log Z, no second derivative.
+
+    For functions ``f`` of the kernel's space, ``E[s . f + div f]`` is 0 under the model (``s = grad log p``, unconstrained
+    space, Jacobian included). Its largest square over the unit ball, under the data, is the mean over pairs of rows of
+
+    .. math:: u(x, x') = s^T s' k + s^T \nabla_{x'} k + s'^T \nabla_x k + \operatorname{tr} \nabla_x \nabla_{x'} k
+
+    The surrogate of row ``i`` is minus the mean of ``u(x_i, x_j)`` over the other rows that take part, so that the sum over
+    ``n`` rows is ``-n`` times the squared discrepancy. One score per row, and ``n^2`` values of the kernel by products of
+    matrices, a few million at once. Free of randomness: NUTS may target it (a generalised posterior, which wants a
+    ``numpyro.handlers.scale`` of its own, since the discrepancy has not the units of a log likelihood).
+
+    The discrepancy is quadratic in the score, and a row far from all others has little part in it: the estimate is robust
+    where "sm" is not. With statistic "v" it is never negative and cannot run away as "sm" does. Like "sm" it hardly sees the
+    weights of modes that lie apart. With ``r = |x_i - x_j|^2 / l^2`` and ``k = phi(r)`` it is least on a Gaussian of mean 0
+    at the precision
+
+    .. math:: t = -\sum_{i, j} r\, \phi'(r) \Big/ \sum_{i, j} x_i^T x_j\, \phi(r)
+
+    whose efficiency in one dimension, under "imq", is 0.53, 0.75 and 0.98 at bandwidths of 0.1, 0.95 (the median distance)
+    and 5 standard deviations of the data: narrow kernels compare neighbours only. In many dimensions all pairs are about as
+    far apart, and kernels tell less.
+
+    Args:
+        kernel: "imq", ``(1 + |x - x'|^2 / l^2)^beta``, under which a small discrepancy means convergence (Gorham and
+            Mackey), or "rbf", ``exp(-|x - x'|^2 / (2 l^2))``, under which it need not in three dimensions and more.
+        bandwidth: ``l``, in data units (in unconstrained units where the support is not the real line); None for the median
+            distance of the batch's rows (of 256 of them, evenly spaced, where there are more), 1 where that is 0.
+        beta: exponent of "imq", between -1 and 0; None for -0.5.
+        statistic: "u", over pairs of different rows: unbiased, so that minibatches descend the discrepancy of all data; or
+            "v", over all pairs, each row with itself included: never negative.
+
+    Raises:
+        EnergyError: for unknown names, a bandwidth that is not one positive number, a beta outside (-1, 0) or beside "rbf",
+            rows with a context or a base of their own, and one row under "u".
+
+    Example:
+        ``estimate(model, "ksd", bandwidth=1.0)``
+
+    References:
+        Liu, Lee and Jordan, A kernelized Stein discrepancy for goodness-of-fit tests (2016); Chwialkowski, Strathmann and
+        Gretton, A kernel test of goodness of fit (2016); Gorham and Mackey, Measuring sample quality with kernels (2017);
+        Barp, Briol, Duncan, Girolami and Mackey, Minimum Stein discrepancy estimators (2019).
+    """
+
+    name = "ksd"
+    role = "objective"
+    is_deterministic = True
+    needs_energy = False
+    kernel: Kernel = "imq"
+    bandwidth: Any = None
+    beta: float | None = None
+    statistic: Statistic = "u"
+
+    def __post_init__(self):
+        for option, known in (("kernel", Kernel), ("statistic", Statistic)):
+            value = getattr(self, option)
+            if value not in get_args(known):
+                raise EnergyError(f"Unknown {option} {value!r}. {nearest(str(value), get_args(known))}")
+        check_positive(type(self).__name__, "bandwidth", self.bandwidth, scalar=True)
+        if self.beta is not None and (self.kernel != "imq" or not -1 < self.beta < 0):
+            raise EnergyError(
+                f"beta is the exponent of the kernel 'imq', between -1 and 0; got beta={self.beta!r} and "
+                f"kernel={self.kernel!r}. Write kernel='imq', beta=-0.5."
+            )
+
+    def check(self, site: Site) -> None:
+        """Refuse rows of different densities, and a row without another."""
+        super().check(site)
+        if math.prod(site.distribution.batch_shape) > 1:
+            self.refuse_local(site, "its pairs would compare the scores of rows that have different densities.")
+        num = site.num_rows
+        if is_concrete(site.mask) and site.mask is not None:
+            with eager(site.mask):
+                num = int(jnp.sum(site.mask))
+        if self.statistic == "u" and num == 1:
+            raise EnergyError(
+                "The estimator 'ksd' compares rows with each other, and this batch has 1 row that takes part. Write a plate "
+                "with subsample_size=2 or more, or statistic='v', which compares a row with itself as well."
+            )
+
+    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+        """The squared discrepancy of the rows, ``squared_ksd``."""
+        return {"squared_ksd": -mean_over_rows(self.surrogate(rng_key, site, None)[0], site.mask)}
+
+    def surrogate(self, rng_key, site: Site, state):
+        """Minus the mean of the Stein kernel of each row and its partners."""
+        num = site.num_rows
+        takes_part = jnp.ones(num, bool) if site.mask is None else site.mask
+        x = jax.lax.stop_gradient(site.position.reshape(num, -1))
+        length = self._length(x, takes_part)
+        # In units of the bandwidth; near the origin, where squares of distances lose least.
+        x = (x - jnp.mean(x, axis=0)) / length
+        s = length * jax.vmap(site.score)(site.position, site.local).reshape(num, -1)
+
+        def row(inputs):
+            own, i = inputs
+            partners = takes_part if self.statistic == "v" else takes_part & (jnp.arange(num) != i)
+            values = jnp.where(partners, self._stein_kernel(x[i], own, x, s), 0.0)
+            return -jnp.sum(values) / jnp.maximum(jnp.sum(partners), 1)
+
+        at_once = max(1, PAIRS_AT_ONCE // max(num, 1))
+        rows = (s, jnp.arange(num))
+        values = jax.vmap(row)(rows) if at_once >= num else jax.lax.map(jax.checkpoint(row), rows, batch_size=at_once)
+        return values / length**2, state
+
+    def _stein_kernel(self, x: Array, s: Array, xs: Array, ss: Array) -> Array:
+        """``u`` of one row, of position ``x`` and score ``s``, with all rows, in units of the bandwidth."""
+        squares = jnp.maximum(jnp.sum(x**2) + jnp.sum(xs**2, axis=1) - 2 * xs @ x, 0.0)
+        k = self._radial(squares)
+        across = ss @ x - jnp.sum(ss * xs, axis=1) - jnp.sum(s * x) + xs @ s  # (s' - s) . (x - x')
+        return (ss @ s) * k.value + 2 * across * k.first - 2 * x.size * k.first - 4 * squares * k.second
+
+    def _radial(self, squares: Array) -> Radial:
+        if self.kernel == "rbf":
+            value = jnp.exp(-squares / 2)
+            return Radial(value, -value / 2, value / 4)
+        beta = BETA if self.beta is None else self.beta
+        value = jax.lax.rsqrt(1 + squares) if self.beta is None else (1 + squares) ** beta
+        first = beta * value / (1 + squares)
+        return Radial(value, first, (beta - 1) * first / (1 + squares))
+
+    def _length(self, x: Array, takes_part: Array) -> Array:
+        if self.bandwidth is not None:
+            return jnp.asarray(self.bandwidth, x.dtype)
+        return median_distance(x, takes_part)
+
+
+def median_distance(x: Array, takes_part: Array) -> Array:
+    """Median over pairs of different rows that take part; 1 where it is 0 or there is none.
+
+    Args:
+        x: ``(num_rows, d)``. Of more than 256 rows that take part as many are taken, evenly spaced.
+        takes_part: ``(num_rows,)``.
+    """
+    num, count = len(x), jnp.sum(takes_part)
+    places = np.arange(num)
+    if num > ROWS_OF_MEDIAN:
+        order = jnp.argsort(~takes_part, stable=True)
+        steps = jnp.arange(ROWS_OF_MEDIAN)
+        places = order[jnp.where(count <= ROWS_OF_MEDIAN, steps, steps * count // ROWS_OF_MEDIAN)]
+    chosen, is_in = x[places], takes_part[places]
+    chosen = chosen - jnp.mean(chosen, axis=0)
+    squares = jnp.sum(chosen**2, axis=1)
+    distances = jnp.sqrt(jnp.maximum(squares[:, None] + squares - 2 * chosen @ chosen.T, 0.0))
+    is_pair = is_in[:, None] & is_in & (places[:, None] != places)
+    ordered = jnp.sort(jnp.where(is_pair, distances, jnp.inf).ravel())
+    last = jnp.maximum(jnp.sum(is_pair) - 1, 0)
+    median = (ordered[last // 2] + ordered[(last + 1) // 2]) / 2
+    return jnp.where(jnp.isfinite(median) & (median > 0), median, 1.0)

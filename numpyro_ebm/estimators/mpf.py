@@ -1,0 +1,133 @@
+"""Minimum probability flow."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._errors import EnergyError, check_count, check_positive
+from numpyro_ebm._typing import Array
+from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._binary import check_binary
+from numpyro_ebm.estimators._moves import check_scale, in_pairs, loss_of_moves, scale_of
+from numpyro_ebm.estimators._projections import directions
+
+STEEPEST = 40.0
+"""The log ratio beyond which the exponential goes on as its tangent."""
+FLIPS_AT_ONCE = 64
+DEFAULT_DRAWS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MinimumProbabilityFlow(AbstractEstimator):
+    r"""Minimum probability flow (Sohl-Dickstein et al.): the rate at which probability leaves the data; no log Z.
+
+    States are joined into a graph, over which probability flows at the rate ``sqrt(p(y) / p(x))`` from ``x`` to ``y``, under
+    which ``p`` stays as it is. What flows out of the data at first is least where the data are the model's.
+
+    **Continuous events.** The neighbours of a row are reached by moves ``v_j ~ N(0, sd^2)`` (unconstrained space, Jacobian
+    included), drawn afresh at each update in pairs ``+v, -v``; the last of an odd number has no partner. Loss of a row:
+
+    .. math:: \frac1M \sum_{j=1}^{M} \sqrt{p(x + v_j) / p(x)}
+
+    Consistent for every ``sd``: a pair of states adds ``p sqrt(q' / q) + p' sqrt(q / q') >= 2 sqrt(p p')`` to its mean, with
+    equality where the model's ratio ``q' / q`` is that of the data. As ``sd`` vanishes it is ``1 + sd^2 / 4`` times the loss
+    of "sm", in expectation, at no derivative in x: ``1 + M`` energies per row. The efficiency for the precision of a
+    Gaussian in one dimension, ``sd`` half the data's and the draws frozen, is 0.09, 0.36 and 0.74 at 1, 2 and 10 draws; with
+    longer moves rows in the tails weigh more and more (0.18 for two draws at twice the data's deviation), which
+    "conditional_nce" does not do. Below ``sd`` of about 0.01 standard deviations of the data the differences of energies
+    drown in float32.
+
+    **Binary events**, 0 or 1 (``support=constraints.boolean``). The neighbours are the ``d`` events with one unit flipped:
+
+    .. math:: \sum_{i=1}^{d} \sqrt{p(\mathrm{flip}_i\, x) / p(x)}
+
+    exactly, with no randomness, so that NUTS may target it. ``1 + d`` energies per row, and any energy will do: the free
+    energy of an RBM as well. For one unit the optimum is the log odds of the data, as that of maximum likelihood is. On
+    Boltzmann machines of five units with couplings of N(0, 1) the efficiency is about 0.97.
+
+    Where ``p(y) > e^40 p(x)`` the square root goes on as its tangent in the log ratio, since it would overflow: training
+    that begins far from the data stays finite. A row as unlikely as that has no part in the optimum: the loss differs by
+    less than ``e^-20`` there.
+
+    Args:
+        sd: standard deviation of the moves in data units (in unconstrained units where the support is not the real line), a
+            scalar or one value per dimension; None for half the batch's standard deviation, per dimension. Not for binary
+            events.
+        num_draws: moves per row; None for 2. Not for binary events.
+
+    Raises:
+        EnergyError: for num_draws that is not a whole number above 0, an sd that is not positive or does not fit the event;
+            for a discrete support other than binary, values other than 0 and 1, and sd or num_draws beside binary events.
+
+    Warns:
+        UserWarning: where the moves are so long that the loss no longer feels the energy.
+
+    Example:
+        ``estimate(model, "mpf", sd=0.3, num_draws=4)``, or ``estimate(model, "mpf")`` with
+        ``EnergyDistribution(energy, (d,), support=constraints.boolean)``
+
+    References:
+        Sohl-Dickstein, Battaglino and DeWeese, Minimum probability flow learning (2011).
+    """
+
+    name = "mpf"
+    role = "objective"
+    sd: Any = None
+    num_draws: int | None = None
+
+    def __post_init__(self):
+        check_positive(type(self).__name__, "sd", self.sd)
+        if self.num_draws is not None:
+            check_count(type(self).__name__, "num_draws", self.num_draws)
+
+    def draws_noise(self, distribution: Any) -> bool:
+        """The flips of binary events are all taken."""
+        return not distribution.is_discrete
+
+    def check(self, site: Site) -> None:
+        """Refuse moves that do not fit the event, and any beside flips."""
+        if not site.distribution.is_discrete:
+            super().check(site)
+            check_scale(site, "sd", self.sd)
+            return
+        check_binary(site, self.name)
+        given = [name for name in ("sd", "num_draws") if getattr(self, name) is not None]
+        if given:
+            raise EnergyError(
+                f"Binary events are compared with each of their single flips: there is no move to draw, so {given} has no "
+                "place. Write estimate(model, 'mpf')."
+            )
+
+    def surrogate(self, rng_key, site: Site, state):
+        """Minus the loss, per row."""
+        if site.distribution.is_discrete:
+            return -_flow_of_flips(site), state
+        num = DEFAULT_DRAWS if self.num_draws is None else self.num_draws
+        noise = directions(rng_key, "gaussian", -(-num // 2), site.position)
+        return -loss_of_moves(site, in_pairs(scale_of(site, self.sd, 0.5) * noise, num), flow), state
+
+
+def flow(rise: Array) -> Array:
+    """``exp(rise / 2)``, on its tangent beyond `STEEPEST`."""
+    beyond = jnp.maximum(rise - STEEPEST, 0.0)
+    return jnp.exp(jnp.minimum(rise, STEEPEST) / 2) * (1 + beyond / 2)
+
+
+def _flow_of_flips(site: Site) -> Array:
+    """The flow of each row to all its single flips."""
+    units = site.value.astype(float).reshape(site.num_rows, -1)
+    log_density = jax.vmap(
+        lambda flat, local: site.distribution.log_density(flat.reshape(site.distribution.event_shape), local)
+    )
+    own = log_density(units, site.local)
+
+    def to_flip(i):
+        return flow(log_density(units.at[:, i].set(1 - units[:, i]), site.local) - own)
+
+    flips = jnp.arange(units.shape[1])
+    if flips.size <= FLIPS_AT_ONCE:
+        return jnp.sum(jax.vmap(to_flip)(flips), axis=0)
+    # What they leave for the gradient is computed again instead of kept.
+    return jnp.sum(jax.lax.map(jax.checkpoint(to_flip), flips, batch_size=FLIPS_AT_ONCE), axis=0)
