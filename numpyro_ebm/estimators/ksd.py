@@ -78,6 +78,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
     name = "ksd"
     role = "objective"
     is_deterministic = True
+    couples_rows = True
     needs_energy = False
     kernel: Kernel = "imq"
     bandwidth: Any = None
