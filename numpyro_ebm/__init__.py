@@ -55,6 +55,7 @@ from numpyro_ebm.noise import VE as VE
 from numpyro_ebm.noise import VP as VP
 from numpyro_ebm.noise import AbstractNoiseProcess as AbstractNoiseProcess
 from numpyro_ebm.noise import geometric_sigmas as geometric_sigmas
+from numpyro_ebm.optimizers import alternate as alternate
 from numpyro_ebm.reports import TrainingReport as TrainingReport
 from numpyro_ebm.reports import training_report as training_report
 from numpyro_ebm.samplers import AnnealedLangevin as AnnealedLangevin
