@@ -16,6 +16,7 @@ from numpyro_ebm.estimators import FiniteDifferenceScoreMatching as FiniteDiffer
 from numpyro_ebm.estimators import GeneralizedScoreMatching as GeneralizedScoreMatching
 from numpyro_ebm.estimators import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
+from numpyro_ebm.estimators import LearnedSteinDiscrepancy as LearnedSteinDiscrepancy
 from numpyro_ebm.estimators import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators import MultigridContrastiveDivergence as MultigridContrastiveDivergence

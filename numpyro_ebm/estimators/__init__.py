@@ -16,6 +16,7 @@ from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as Finit
 from numpyro_ebm.estimators.generalized_sm import GeneralizedScoreMatching as GeneralizedScoreMatching
 from numpyro_ebm.estimators.hsm import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators.improved_cd import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
+from numpyro_ebm.estimators.lsd import LearnedSteinDiscrepancy as LearnedSteinDiscrepancy
 from numpyro_ebm.estimators.mean_field_cd import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators.mle import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence as MultigridContrastiveDivergence
@@ -46,6 +47,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             GeneralizedScoreMatching,
             HigherOrderScoreMatching,
             ImprovedContrastiveDivergence,
+            LearnedSteinDiscrepancy,
             MaximumLikelihood,
             MeanFieldContrastiveDivergence,
             MultigridContrastiveDivergence,
@@ -71,7 +73,7 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm', 'fd_ssm',
-        'generalized_sm', 'hsm', 'improved_cd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd',
-        'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
+        'generalized_sm', 'hsm', 'improved_cd', 'lsd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce',
+        'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()
