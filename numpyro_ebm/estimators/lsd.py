@@ -39,7 +39,7 @@ class LearnedSteinDiscrepancy(AbstractEstimator):
 
     The score's derivative in the parameters is taken at the rows. Where a kink of the energy *moves* with the parameters
     (a mixing matrix inside a Laplace density, the weights of a ReLU network), the derivative of the expectation has a part
-    at the kink that no row shows, and the gradient is wrong without it: rotations of a Laplace ICA are not learned.
+    at the kink that no row shows, and the gradient is wrong without it: rotations of a Laplace ICA drift away.
 
     The critic's parameters are ``numpyro.param`` sites beside the model's own. Their gradient is reversed, so that one SVI
     trains both players; `alternate` gives the critic more steps and an optimiser of its own. The value is that of the
