@@ -7,6 +7,7 @@ from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm.arviz import to_arviz as to_arviz
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
+from numpyro_ebm.estimators import AdversarialMaximumLikelihood as AdversarialMaximumLikelihood
 from numpyro_ebm.estimators import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation
 from numpyro_ebm.estimators import ConditionalNoiseContrastiveEstimation as ConditionalNoiseContrastiveEstimation
 from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergence

@@ -28,7 +28,8 @@ def continuous_options(site="x", shape=()):
     def proposal():
         numpyro.sample(site, dist.Normal(0, 1).expand(shape).to_event(len(shape)))
 
-    special = {"dsm": {"sigma": 0.3}, "regularized_sm": {"sigma": 0.3}, "cooperative": {"proposal": proposal}}
+    special = {"dsm": {"sigma": 0.3}, "regularized_sm": {"sigma": 0.3}}
+    special |= {name: {"proposal": proposal} for name in ("adversarial", "cooperative")}
     return {name: special.get(name, {}) for name in ebm.available_estimators() if name not in OWN_MODELS}
 
 

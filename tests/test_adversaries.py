@@ -18,6 +18,7 @@ from numpyro_ebm.estimators._critic import bounded
 
 MLE = 3.99528
 X = np.random.default_rng(0).multivariate_normal([0.5, -1.0], [[1.0, 0.4], [0.4, 0.8]], 300)
+MIXTURE = dist.MixtureSameFamily(dist.Categorical(np.array([0.3, 0.7])), dist.Normal(np.array([-1.0, 0.8]), 0.5))
 QUADRATIC = {"k": jnp.array([[1.5, -0.3], [-0.3, 0.9]]), "b": jnp.array([0.2, 0.1])}
 
 
@@ -88,7 +89,6 @@ class TestTheBestCriticOfTheSteinDiscrepancy:
         # Data from a mixture, model x^4 and x^2: a row's gradients differ by what is zero on average (by parts).
         rng = np.random.default_rng(0)
         x = rng.normal(np.where(rng.random(20_000) < 0.3, -1.0, 0.8), 0.5)
-        mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(jnp.array([-1.0, 0.8]), 0.5))
         t = jnp.array([0.8, -0.4])
         score = lambda x, t: -(t[0] * x**3 + t[1] * x)  # noqa: E731
 
@@ -99,7 +99,7 @@ class TestTheBestCriticOfTheSteinDiscrepancy:
 
         def critic():
             scale = numpyro.param("scale", 1.0)
-            return lambda x: scale * (score(x, t) - jax.grad(mixture.log_prob)(x)) / (2 * weight)
+            return lambda x: scale * (score(x, t) - jax.grad(MIXTURE.log_prob)(x)) / (2 * weight)
 
         def gradients(name, **options):
             estimated = ebm.estimate(model, name, **options)
@@ -289,3 +289,225 @@ class TestCritics:
     def test_options_are_checked(self, options, message):
         with pytest.raises(ValueError, match=message):
             ebm.LearnedSteinDiscrepancy(**options)
+
+
+def normal(scale=1.0):
+    def proposal():
+        numpyro.sample("x", dist.Normal(0.0, jnp.exp(numpyro.param("log_scale", jnp.log(scale)))))
+
+    return proposal
+
+
+def hidden(dim=1, w=2.0, noise=0.5):
+    """x = w z + noise z': of variance w^2 + noise^2, a multiple of (1, ..., 1) beside the identity."""
+
+    def proposal():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        x = dist.Normal(numpyro.param("w", w) * z, noise)
+        numpyro.sample("x", x if dim == 0 else x.expand([dim]).to_event(1))
+
+    return proposal
+
+
+def encoder(dim=1, noise=0.5):
+    """The posterior of that z; its parameter is w where it is right."""
+
+    def inference(x):
+        w = numpyro.param("v", 2.0)
+        precision = 1 + max(dim, 1) * w**2 / noise**2
+        numpyro.sample("z", dist.Normal(w * jnp.sum(x) / noise**2 / precision, precision**-0.5))
+
+    return inference
+
+
+def marginal(dim, w=2.0, noise=0.5):
+    """The law of that x."""
+    return dist.MultivariateNormal(jnp.zeros(dim), w**2 * jnp.ones((dim, dim)) + noise**2 * jnp.eye(dim))
+
+
+def correlated(dim):
+    def proposal():
+        numpyro.sample("x", marginal(dim))
+
+    return proposal
+
+
+def values_of(model, x, params=None, key=0):
+    seeded = handlers.seed(handlers.substitute(model, data=params or {}), key)
+    return jax.jit(lambda x: handlers.trace(seeded).get_trace(x)["x"]["fn"].log_prob(x))(x)
+
+
+def energy_model(energy, event_shape=(), **options):
+    def model(x):
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(energy, event_shape, **options), obs=x)
+
+    return model
+
+
+class TestTheBoundOnLogZ:
+    @pytest.mark.parametrize("dim", [1, 3])
+    @pytest.mark.parametrize(
+        ("options", "bias"),
+        [
+            (lambda dim: {"proposal": correlated(dim)}, 0.0),
+            # Smoothed over the neighbour's distance, of groups of 250: about 0.02 in one dimension, 0.1 in three.
+            (lambda dim: {"proposal": correlated(dim), "entropy": "nearest_neighbor"}, 0.12),
+            (lambda dim: {"proposal": hidden(dim), "entropy": "nearest_neighbor"}, 0.12),
+            (lambda dim: {"proposal": hidden(dim), "entropy": "bound", "inference": encoder(dim)}, 0.0),
+        ],
+        ids=["exact", "neighbours", "neighbours-latent", "bound"],
+    )
+    def test_entropies_of_a_gaussian(self, dim, options, bias):
+        # With an energy of 0 the value of a row is minus the entropy.
+        model = ebm.estimate(energy_model(lambda x: 0.0 * jnp.sum(x), (dim,)), "adversarial", **options(dim))
+        values = -np.asarray(values_of(model, np.zeros((2000, dim), np.float32)))
+        assert abs(values.mean() - marginal(dim).entropy()) < 5 * values.std() / np.sqrt(2000) + bias
+        assert values.std() > 0
+
+    @pytest.mark.usefixtures("x64")
+    @pytest.mark.parametrize(
+        "options",
+        [{"proposal": correlated(3)}, {"proposal": hidden(3), "entropy": "bound", "inference": encoder(3)}],
+        ids=["exact", "bound"],
+    )
+    def test_where_the_proposal_is_the_model_there_is_no_noise(self, options):
+        # The value is the log likelihood, each gradient that passes through a draw is 0, each weight is Z.
+        model = energy_model(lambda x: 1.5 - marginal(3).log_prob(x), (3,))
+        x = np.asarray(np.random.default_rng(0).normal(size=(50, 3)))
+        estimated = ebm.estimate(model, "adversarial", **options)
+        np.testing.assert_allclose(values_of(estimated, x), marginal(3).log_prob(x), rtol=1e-9)
+        figures = ebm.training_report(estimated, {"w": 2.0, "v": 2.0}, x).sites[0].figures
+        for name, truth in (("log_normalizer", -1.5), ("log_normalizer_bound", -1.5), ("ess", 1.0)):
+            np.testing.assert_allclose(figures[name], truth, rtol=1e-9)
+        if "inference" in options:
+            gradient = jax.grad(lambda w: surrogate(estimated, {"w": w, "v": 2.0}, x))(2.0)
+            np.testing.assert_allclose(gradient, 0, atol=1e-9)
+
+    @pytest.mark.parametrize(
+        ("options", "name"),
+        [
+            ({"proposal": normal()}, "log_scale"),
+            ({"proposal": hidden(0), "entropy": "bound", "inference": encoder(0)}, "w"),
+            ({"proposal": normal(), "entropy": "nearest_neighbor"}, "log_scale"),
+        ],
+        ids=["exact", "bound", "neighbours"],
+    )
+    def test_who_goes_where(self, options, name, gaussian_data):
+        # At precision t and variance v the bound is -t v / 2 + log(v) / 2: ascended by the proposal, and by the energy
+        # log p~(x) - log p~(y).
+        x, t = gaussian_data, 2.5
+        of = {"log_scale": lambda s: jnp.exp(2 * s), "w": lambda w: w**2 + 0.25}[name]
+        at = {"log_scale": -0.3, "w": 0.6}[name]
+        model = ebm.estimate(precision_model, "adversarial", **options)
+
+        def gradients(key):
+            others = {"v": 0.6} if name == "w" else {}
+            loss = lambda p: surrogate(model, {**p, **others}, x, key=key) / len(x)  # noqa: E731
+            return jax.grad(loss)({"t": t, name: at})
+
+        grads = jax.lax.map(gradients, jax.random.split(jax.random.key(0), 100))
+        bound = lambda p: -0.5 * t * of(p) + 0.5 * jnp.log(of(p))  # noqa: E731
+        exact = {"t": -0.5 * np.mean(x**2) + 0.5 * of(at), name: jax.grad(bound)(at)}
+        for key, value in exact.items():
+            error = np.std(grads[key]) / 10
+            # The neighbours' estimate is smoothed: 2 % of the entropy's part here.
+            bias = 0.02 if options.get("entropy") == "nearest_neighbor" else 0.0
+            assert abs(np.mean(grads[key]) - value) < 5 * error + bias
+            assert 5 * error + bias < 0.3 * abs(value)
+
+    def test_the_inference_model_ascends(self, gaussian_data):
+        options = {"proposal": hidden(0), "entropy": "bound", "inference": encoder(0)}
+        model = ebm.estimate(precision_model, "adversarial", **options)
+        gradient = jax.grad(lambda v: surrogate(model, {"t": 2.0, "w": 0.6, "v": v}, gaussian_data))
+        assert gradient(0.3) > 0
+        assert gradient(1.2) < 0
+
+    def test_supports_bases_and_contexts(self):
+        k = jnp.linspace(-1, 1, 4)
+        tilted = energy_model(lambda x: 1.5 * x**2, base=dist.Normal(0, 1))  # precision 4
+        positive = energy_model(lambda x: 2.0 * x, support=dist.constraints.positive)
+        rows = energy_model(lambda x, k: 0.5 * jnp.exp(k) * x**2, context=k, batch_shape=(4,))
+
+        def exponential():
+            numpyro.sample("x", dist.Exponential(2.0))
+
+        def each(k):
+            numpyro.sample("x", dist.Normal(0.0, jnp.exp(-0.5 * k)))
+
+        x = np.array([0.3, 0.1, 0.5, 0.2], np.float32)
+        cases = (
+            (tilted, normal(0.5), dist.Normal(0, 0.5).log_prob(x)),
+            # In unconstrained space, log x.
+            (positive, exponential, dist.Exponential(2.0).log_prob(x) + jnp.log(x)),
+            (rows, each, dist.Normal(0.0, jnp.exp(-0.5 * k)).log_prob(x)),
+        )
+        for model, proposal, log_prob in cases:
+            values = values_of(ebm.estimate(model, "adversarial", proposal=proposal), x)
+            np.testing.assert_allclose(values, log_prob, rtol=1e-4)
+        report = ebm.training_report(
+            ebm.estimate(tilted, "adversarial", proposal=normal()), {"log_scale": -0.6}, x.repeat(500)
+        )
+        figures = report.sites[0].figures
+        assert abs(figures["log_normalizer"] + np.log(2)) < 5 * figures["log_normalizer_error"]
+        assert figures["log_normalizer_bound"] < -np.log(2)
+        # v = 0.3012, precision 4: E w^2 / (E w)^2 = 4 v / sqrt(8 v - 1) for weights exp(-(4 - 1/v) y^2 / 2).
+        v = np.exp(-1.2)
+        np.testing.assert_allclose(figures["ess"], np.sqrt(8 * v - 1) / (4 * v), rtol=0.02)
+
+    def test_a_draw_on_the_wall_of_the_support_does_no_harm(self):
+        def proposal():
+            numpyro.sample("x", dist.LogNormal(numpyro.param("m", -200.0), 1.0))  # exp(-200) is 0 in float32
+
+        model = ebm.estimate(
+            energy_model(lambda x: x - jnp.log(x), support=dist.constraints.positive), "adversarial", proposal=proposal
+        )
+        x = np.array([0.5, 2.0], np.float32)
+        value, gradient = jax.value_and_grad(lambda m: surrogate(model, {"m": m}, x))(-200.0)
+        assert np.isfinite(value)
+        assert gradient == 0
+
+    @pytest.mark.parametrize(
+        ("options", "adversary"),
+        [
+            ({"proposal": normal()}, "log_scale"),
+            ({"proposal": hidden(0, 0.3, 0.2), "entropy": "bound", "inference": encoder(0, 0.2)}, ("w", "v")),
+        ],
+        ids=["exact", "bound"],
+    )
+    def test_in_turns(self, options, adversary, gaussian_data):
+        params = in_turns(ebm.estimate(precision_model, "adversarial", **options), 3, gaussian_data, adversary=adversary)
+        np.testing.assert_allclose(params["t"], MLE, atol=0.1)
+        scale = jnp.exp(params["log_scale"]) if "log_scale" in params else jnp.sqrt(params["w"] ** 2 + 0.04)
+        np.testing.assert_allclose(scale, 0.5, atol=0.01)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({}, ValueError, "needs a proposal"),
+            ({"proposal": 3.0}, TypeError, "proposal needs a NumPyro model; got float"),
+            ({"proposal": normal(), "entropy": "exactly"}, ValueError, "Unknown entropy 'exactly'. Did you mean 'exact'"),
+            ({"proposal": hidden(0), "entropy": "bound"}, ValueError, "inference=None. Write entropy='bound', inference"),
+            ({"proposal": normal(), "inference": normal()}, ValueError, "entropy='exact' and inference=one"),
+            ({"proposal": normal(), "num_neighbors": 2}, ValueError, "num_neighbors goes with entropy='nearest_neighbor'"),
+            ({"proposal": hidden(0)}, ValueError, r"site 'x': The proposal has latents \['z'\].*'nearest_neighbor'"),
+            ({"proposal": hidden(0), "entropy": "bound", "inference": lambda x: None}, ValueError, r"\{\}.*\{'z': \(\)\}"),
+            ({"proposal": correlated(2)}, ValueError, r"site 'x'.*shape \(2,\); one event has shape \(\)"),
+            (
+                {"proposal": lambda: numpyro.sample("x", MIXTURE)},
+                ValueError,
+                "draws 'x' from a MixtureSameFamily, whose draws are no differentiable function.*has_rsample is False",
+            ),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, options, error, message, gaussian_data):
+        with pytest.raises(error, match=message):
+            surrogate(ebm.estimate(precision_model, "adversarial", **options), {"t": 1.0}, gaussian_data[:8])
+
+    def test_neighbours_need_one_density_and_two_rows(self):
+        options = {"proposal": normal(), "entropy": "nearest_neighbor"}
+        with pytest.raises(ValueError, match=r"site 'x'.*this batch has 1 row"):
+            values_of(ebm.estimate(energy_model(lambda x: x**2), "adversarial", **options), np.zeros(1))
+        model = energy_model(lambda x, k: k * x**2, context=jnp.ones(3), batch_shape=(3,))
+        with pytest.raises(ValueError, match=r"site 'x'.*share one proposal"):
+            values_of(ebm.estimate(model, "adversarial", **options), np.zeros(3))

@@ -46,6 +46,7 @@ CASES = {
     "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(0.25, 4), "adapt_step_size": False}, 0.15),
     "cooperative": ({"num_steps": 5, "proposal": normal_proposal}, 0.15),
+    "adversarial": ({"proposal": normal_proposal}, 0.15),
     "lsd": ({}, 0.15),
     "unbiased": ({"burn_in": 2, "num_steps": 5, "kernel": ebm.MALA(0.25), "num_chains": 200, "start": "data"}, 0.15),
 }
@@ -239,7 +240,7 @@ class TestInvariants:
     def test_value_is_finite_and_of_batch_shape(self, name):
         x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
         options = {"nu": 3} if "noise" in options_of(name) else options_of(name)
-        if name == "cooperative":
+        if name in ("adversarial", "cooperative"):
             options = continuous_options("x", (2,))[name]
         event_shapes = []
 

@@ -5,6 +5,7 @@ from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
 from numpyro_ebm.estimators._health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
+from numpyro_ebm.estimators.adversarial import AdversarialMaximumLikelihood as AdversarialMaximumLikelihood
 from numpyro_ebm.estimators.bregman_nce import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation
 from numpyro_ebm.estimators.cd import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators.conditional_nce import (
@@ -38,6 +39,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
     {
         cls.name: cls
         for cls in (
+            AdversarialMaximumLikelihood,
             BregmanNoiseContrastiveEstimation,
             ConditionalNoiseContrastiveEstimation,
             ContrastiveDivergence,
@@ -72,8 +74,8 @@ def available_estimators() -> tuple[str, ...]:
     """The names that `estimate` takes, sorted.
 
     Example:
-        ``available_estimators()`` gives ``('bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm', 'fd_ssm',
-        'generalized_sm', 'hsm', 'improved_cd', 'lsd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm', 'nce',
-        'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
+        ``available_estimators()`` gives ``('adversarial', 'bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm',
+        'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd', 'lsd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm',
+        'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()
