@@ -13,6 +13,7 @@ from numpyro_ebm.estimators import ConditionalNoiseContrastiveEstimation as Cond
 from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergence
 from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators import FDivergence as FDivergence
 from numpyro_ebm.estimators import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators import GeneralizedScoreMatching as GeneralizedScoreMatching
 from numpyro_ebm.estimators import HigherOrderScoreMatching as HigherOrderScoreMatching

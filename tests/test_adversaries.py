@@ -1,5 +1,7 @@
 """Estimators with an adversary: what the best one would teach, and that it is found."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -511,3 +513,151 @@ class TestTheBoundOnLogZ:
         model = energy_model(lambda x, k: k * x**2, context=jnp.ones(3), batch_shape=(3,))
         with pytest.raises(ValueError, match=r"site 'x'.*share one proposal"):
             values_of(ebm.estimate(model, "adversarial", **options), np.zeros(3))
+
+
+def precision_ratio(t):
+    """The best critic where data of precision 4 meet a model of precision t: log p_data + log Z."""
+    return lambda: lambda x: dist.Normal(0, 0.5).log_prob(x) + 0.5 * jnp.log(2 * jnp.pi / t)
+
+
+GENERATORS = {
+    "kl": lambda u: u * np.log(u),
+    "reverse_kl": lambda u: -np.log(u),
+    "jensen_shannon": lambda u: u * np.log(u) - (u + 1) * np.log((u + 1) / 2),
+    "squared_hellinger": lambda u: (np.sqrt(u) - 1) ** 2,
+    "pearson": lambda u: (u - 1) ** 2,
+    "neyman": lambda u: (1 - u) ** 2 / u,
+}
+
+
+@pytest.mark.usefixtures("x64")
+class TestFDivergences:
+    NUM = 400_000
+    # Where the quantiles are: means over them are integrals, without noise.
+    QUANTILES = np.asarray(dist.Normal(0, 1).icdf((np.arange(NUM) + 0.5) / NUM))
+
+    def bound(self, divergence, t, critic, model_precision):
+        """Mean over the data of precision 4, with model samples at a fixed precision."""
+        estimator = ebm.FDivergence(divergence=divergence)
+        estimated = ebm.estimate(precision_model, estimator)
+        with handlers.seed(rng_seed=0), handlers.substitute(data={"t": t}):
+            site = estimated.sites(self.QUANTILES / 2)[0][1]
+        return jnp.mean(estimator.bound(site, jnp.asarray(self.QUANTILES / np.sqrt(model_precision)), critic()))
+
+    @staticmethod
+    def exact(divergence, t):
+        """D_f by quadrature."""
+        x = np.linspace(-6, 6, 40_001)
+        p, q = (np.sqrt(v / (2 * np.pi)) * np.exp(-0.5 * v * x**2) for v in (4.0, t))
+        return np.sum(q * GENERATORS[divergence](p / q)) * (x[1] - x[0])
+
+    @pytest.mark.parametrize("divergence", GENERATORS)
+    @pytest.mark.parametrize("t", [3.5, 4.5])
+    def test_the_best_critic_gives_the_divergence_and_its_derivative(self, divergence, t):
+        value, gradient = jax.value_and_grad(lambda v: self.bound(divergence, v, precision_ratio(t), t))(t)
+        h = 1e-4
+        slope = (self.exact(divergence, t + h) - self.exact(divergence, t - h)) / (2 * h)
+        np.testing.assert_allclose(value, self.exact(divergence, t), rtol=2e-3)
+        np.testing.assert_allclose(gradient, slope, rtol=2e-3)
+
+    @pytest.mark.parametrize("divergence", GENERATORS)
+    def test_at_the_truth_nothing_moves_and_no_critic_is_better(self, divergence):
+        def bound(v, c):
+            return self.bound(divergence, v, lambda: lambda x: precision_ratio(4.0)()(x) + c @ x ** jnp.arange(3), 4.0)
+
+        gradient = jax.grad(bound, (0, 1))(4.0, jnp.zeros(3))
+        np.testing.assert_allclose(gradient[0], 0, atol=1e-12)
+        np.testing.assert_allclose(gradient[1], 0, atol=1e-12)
+        assert jnp.all(jnp.linalg.eigvalsh(jax.hessian(lambda c: bound(4.0, c))(jnp.zeros(3))) < 0)
+
+    def test_kl_is_the_likelihood_whatever_the_critic(self, gaussian_data):
+        estimator = ebm.FDivergence(divergence="kl")
+        with handlers.seed(rng_seed=0), handlers.substitute(data={"t": 2.0}):
+            site = ebm.estimate(precision_model, estimator).sites(gaussian_data[:50])[0][1]
+        negatives = jax.random.normal(jax.random.key(0), (60,))
+
+        def ours(t, critic):
+            moved = dataclasses.replace(site, distribution=ebm.EnergyDistribution(lambda x: 0.5 * t * x**2))
+            return jnp.sum(estimator.bound(moved, negatives, critic))
+
+        exact = 0.5 * np.sum(np.asarray(site.value) ** 2) - 50 * 0.5 * np.mean(negatives**2)
+        for critic in (lambda x: 0.0, lambda x: jnp.sin(3 * x) - 1):
+            np.testing.assert_allclose(jax.grad(ours)(2.0, critic), exact, rtol=1e-9)
+
+    def test_a_constant_in_the_energy_does_not_move(self):
+        def model(x):
+            b = numpyro.param("b", 0.0)
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * x**2 + b), obs=x)
+
+        for divergence in ("jensen_shannon", "pearson"):
+            estimated = ebm.estimate(model, "f_ebm", divergence=divergence, kernel=ebm.MALA(0.1))
+            gradient = jax.grad(lambda b, m=estimated: surrogate(m, {"b": b}, np.ones(8)))(0.3)
+            np.testing.assert_allclose(gradient, 0, atol=1e-9)
+
+
+class TestTrainingByFDivergences:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("divergence", ["reverse_kl", "jensen_shannon", "squared_hellinger"])
+    def test_in_turns(self, divergence, gaussian_data):
+        def critic():
+            c = numpyro.param("critic", jnp.zeros(2))
+            return lambda x: c[0] + c[1] * x**2
+
+        model = ebm.estimate(precision_model, "f_ebm", divergence=divergence, critic=critic, num_steps=5)
+        params = in_turns(model, 3, gaussian_data, adversary="critic")
+        np.testing.assert_allclose(params["t"], MLE, atol=0.15)
+        # log p_data + log Z, where both constants are those of precision 4.
+        np.testing.assert_allclose(params["critic"], [0.0, -2.0], atol=0.1)
+
+    @pytest.mark.slow
+    def test_a_misspecified_model_tells_them_apart(self):
+        # Most data near 0, the rest wide: the best Gaussian of mean 0 is wide by KL and narrow by its reverse.
+        rng = np.random.default_rng(0)
+        x = rng.normal(0, np.where(rng.random(2000) < 0.7, 0.3, 1.5))
+
+        def log_data(x):
+            narrow, wide = dist.Normal(0, 0.3).log_prob(x), dist.Normal(0, 1.5).log_prob(x)
+            return jnp.logaddexp(np.log(0.7) + narrow, np.log(0.3) + wide)
+
+        grid, precisions = np.linspace(-9, 9, 4001), np.linspace(0.5, 12, 400)[:, None]
+        p = np.exp(np.asarray(log_data(grid)))
+        q = np.sqrt(precisions / (2 * np.pi)) * np.exp(-0.5 * precisions * grid**2) + 1e-300
+        kl, reverse = (
+            precisions[np.argmin(np.sum(q * GENERATORS[name](p / q), axis=1)), 0] for name in ("kl", "reverse_kl")
+        )
+        assert reverse > 2 * kl
+
+        def critic():
+            shift = numpyro.param("critic", 0.0)
+            return lambda x: log_data(x) + shift
+
+        model = ebm.estimate(precision_model, "f_ebm", divergence="reverse_kl", critic=critic, num_steps=5)
+        params = in_turns(model, 2, x, adversary="critic", steps=2000)
+        np.testing.assert_allclose(params["t"], reverse, rtol=0.05)
+        np.testing.assert_allclose(params["critic"], 0.5 * np.log(2 * np.pi / params["t"]), atol=0.05)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"divergence": "hellinger"}, ValueError, "Unknown divergence 'hellinger'. Did you mean 'squared_hellinger'"),
+            ({"num_chains": 1}, ValueError, "num_chains >= 2"),
+            ({"energy_l2": 0.1}, ValueError, "no penalty on energies; got energy_l2=0.1"),
+            ({"critic": 1.0}, TypeError, "needs a critic as a NumPyro model"),
+            (
+                {"critic": lambda: lambda x: jnp.ones(2)},
+                ValueError,
+                r"site 'x': The critic returned shape \(2,\).*shape \(\)",
+            ),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, options, error, message, gaussian_data):
+        with pytest.raises(error, match=message):
+            surrogate(ebm.estimate(precision_model, "f_ebm", **options), {"t": 1.0}, gaussian_data[:8])
+
+    def test_one_row_and_rows_of_their_own_are_refused(self):
+        with pytest.raises(ValueError, match=r"site 'x'.*this batch has 1"):
+            values_of(ebm.estimate(energy_model(lambda x: x**2), "f_ebm"), np.zeros(1))
+        model = energy_model(lambda x, k: k * x**2, context=jnp.ones(3), batch_shape=(3,))
+        with pytest.raises(ValueError, match=r"site 'x'.*chains that share one density"):
+            values_of(ebm.estimate(model, "f_ebm"), np.zeros(3))

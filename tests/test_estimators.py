@@ -25,6 +25,11 @@ def normal_proposal():
     numpyro.sample("x", dist.Normal(0.0, jnp.exp(numpyro.param("log_scale", 0.0))))
 
 
+def quadratic_critic():
+    c = numpyro.param("critic", jnp.zeros(2))
+    return lambda x: c[0] + c[1] * jnp.sum(x**2)
+
+
 # Name: options on the Gaussian of the cases, and the tolerance of its precision (maximum likelihood 3.99528).
 CASES = {
     "sm": ({}, 1e-3),
@@ -47,6 +52,7 @@ CASES = {
     "mle": ({"num_steps": 6, "kernel": ebm.HMC(0.25, 4), "adapt_step_size": False}, 0.15),
     "cooperative": ({"num_steps": 5, "proposal": normal_proposal}, 0.15),
     "adversarial": ({"proposal": normal_proposal}, 0.15),
+    "f_ebm": ({"num_steps": 5, "critic": quadratic_critic}, 0.15),
     "lsd": ({}, 0.15),
     "unbiased": ({"burn_in": 2, "num_steps": 5, "kernel": ebm.MALA(0.25), "num_chains": 200, "start": "data"}, 0.15),
 }
@@ -128,7 +134,7 @@ ALL = list(CASES)
 OBJECTIVES = ["sm", "ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm", "nce"]
 OBJECTIVES += ["ranking_nce", "bregman_nce", "conditional_nce", "shifted_nce"]
 LEARN_LOG_Z = ("nce", "bregman_nce", "tre")
-ADVERSARIAL = ("lsd",)  # their gradient is one that an adversary gives, and untrained it is any
+ADVERSARIAL = ("f_ebm", "lsd")  # their gradient is one that an adversary gives, and untrained it is any
 GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
 MLE = 3.99528
 

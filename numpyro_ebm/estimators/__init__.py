@@ -13,6 +13,7 @@ from numpyro_ebm.estimators.conditional_nce import (
 )
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
+from numpyro_ebm.estimators.f_ebm import FDivergence as FDivergence
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators.generalized_sm import GeneralizedScoreMatching as GeneralizedScoreMatching
 from numpyro_ebm.estimators.hsm import HigherOrderScoreMatching as HigherOrderScoreMatching
@@ -45,6 +46,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             ContrastiveDivergence,
             CooperativeLearning,
             DenoisingScoreMatching,
+            FDivergence,
             FiniteDifferenceScoreMatching,
             GeneralizedScoreMatching,
             HigherOrderScoreMatching,
@@ -75,7 +77,8 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('adversarial', 'bregman_nce', 'cd', 'conditional_nce', 'cooperative', 'dsm',
-        'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd', 'lsd', 'mean_field_cd', 'mle', 'multigrid_cd', 'multiscale_dsm',
-        'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
+        'f_ebm', 'fd_ssm', 'generalized_sm', 'hsm', 'improved_cd', 'lsd', 'mean_field_cd', 'mle', 'multigrid_cd',
+        'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr',
+        'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()
