@@ -56,9 +56,13 @@ def alternate(
     check_count("alternate", "num_adversary_steps", num_adversary_steps)
     for each in (optimizer, adversary_optimizer):
         _check_is_optax(each)
-    waiting = optax.conditionally_mask(optimizer, lambda step: (step + 1) % num_adversary_steps == 0)
-    players = {"adversary": adversary_optimizer, "rest": waiting if num_adversary_steps > 1 else optimizer}
+    waiting = optax.conditionally_mask(optimizer, _every(num_adversary_steps))
+    players: Any = {"adversary": adversary_optimizer, "rest": waiting if num_adversary_steps > 1 else optimizer}
     return optax.partition(players, lambda params: _players(params, names))
+
+
+def _every(num: int) -> Any:
+    return lambda step: (step + 1) % num == 0
 
 
 def _players(params: Any, names: tuple[str, ...]) -> dict[str, Player]:

@@ -79,6 +79,8 @@ def training_report(
       its divergence, per dimension.
     - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
     - nce: ``accuracy`` of telling data from noise, and ``overlap`` of the two, 0 where nothing more can be learned.
+    - lsd: ``stein``, what the critic finds fault with, and ``stein_error``; ``critic_norm``.
+    - adversarial: ``log_normalizer_bound``, and with weights ``log_normalizer``, its error, and their ``ess`` as a fraction.
 
     Args:
         model: the model that was trained, as `estimate` returned it.

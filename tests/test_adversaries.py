@@ -260,6 +260,22 @@ class TestCritics:
             moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, after)
             assert all(jax.tree.leaves(moved))
 
+    def test_players_share_no_parameters(self):
+        def tied():
+            k = numpyro.param("k", jnp.eye(2))
+            return lambda x: k @ x
+
+        def proposal():
+            numpyro.sample("x", dist.MultivariateNormal(numpyro.param("b", jnp.zeros(2)), jnp.eye(2)))
+
+        for name, options, role in (
+            ("lsd", {"critic": tied}, "critic"),
+            ("adversarial", {"proposal": proposal}, "proposal"),
+        ):
+            svi = SVI(ebm.estimate(quadratic, name, **options), ebm.empty_guide, optax.sgd(0.1), Trace_ELBO())
+            with pytest.raises(ValueError, match=rf"site 'x': The {role} has parameters \['[kb]'\], and so has the model"):
+                svi.init(jax.random.key(0), X)
+
     @pytest.mark.parametrize(
         ("critic", "error", "message"),
         [

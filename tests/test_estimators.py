@@ -303,7 +303,7 @@ class TestInvariants:
     some_slow(
         ["sm", "pcd"],
         ["ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm"]
-        + ["nce", "cd", "replay", "improved_cd", "mle", "unbiased"],
+        + ["nce", "cd", "replay", "improved_cd", "mle", "unbiased", "adversarial", "f_ebm", "lsd"],
     ),
 )
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
@@ -323,7 +323,7 @@ def test_runs_under_autoguides(name, guide_type):
     "name",
     some_slow(
         ["sm", "cd", "nce", "pcd", "improved_cd"],
-        ["ssm", "ssm_vr", "fd_ssm", "regularized_sm", "generalized_sm", "dsm", "replay", "mle"],
+        ["ssm", "ssm_vr", "fd_ssm", "regularized_sm", "generalized_sm", "dsm", "replay", "mle", "lsd"],
     ),
 )
 def test_context_and_row_bases(name):
@@ -604,7 +604,7 @@ class TestContainers:
         some_slow(
             ["sm", "cd"],
             ["ssm", "ssm_vr", "regularized_sm", "hsm", "generalized_sm", "dsm"]
-            + ["nce", "pcd", "replay", "improved_cd", "mle", "unbiased"],
+            + ["nce", "pcd", "replay", "improved_cd", "mle", "unbiased", "lsd"],
         ),
     )
     def test_same_loss_and_gradient(self, name):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpyro
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 
+from numpyro_ebm import _context
 from numpyro_ebm._autodiff import reverse_gradient
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
@@ -46,15 +47,17 @@ class Critic:
             shape: of what it returns.
 
         Raises:
-            EnergyError: for a model that samples, keeps state, or whose function declares parameters of its own or returns
-                another shape.
+            EnergyError: for a model that samples, keeps state or shares a parameter with the energy, and for a function that
+                declares parameters of its own or returns another shape.
             TypeError: where it does not return a function.
         """
         model = _network(site, shape) if model is None else model
+        declared = _context.declared_params()
         only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
         with only_params, handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
             function = model()
         _check(trace, function)
+        check_not_shared("critic", trace, declared)
         critic = cls(model, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"}, shape)
         critic._check_function(site)
         return critic
@@ -116,6 +119,25 @@ def bounded(name: str, params: PyTree) -> PyTree:
         return leaf / jnp.maximum(size, 1.0)
 
     return jax.tree.map(bound, params)
+
+
+def check_not_shared(role: str, params: Iterable[str], declared: set[str]) -> None:
+    """Refuse an adversary with a parameter of the energy's: it would be pulled both ways.
+
+    Args:
+        role: what messages call the adversary.
+        params: names of its parameters.
+        declared: names of the parameters that were there before it.
+
+    Raises:
+        EnergyError: naming them.
+    """
+    shared = sorted(declared.intersection(params))
+    if shared:
+        raise EnergyError(
+            f"The {role} has parameters {shared}, and so has the model (or another site's {role}): one player would descend "
+            f"in them and the other ascend. Give the {role}'s other names, e.g. nnx_module('{role}', net)."
+        )
 
 
 def check_critic(owner: str, critic: Any) -> None:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
+from numpyro_ebm import _context
 from numpyro_ebm._autodiff import reverse_gradient
 from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._critic import check_not_shared
 from numpyro_ebm.estimators._figures import mean_over_rows
 from numpyro_ebm.estimators._generator import Generator, context_of
 from numpyro_ebm.estimators._neighbors import neighbor_entropies
@@ -166,7 +168,9 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
     def _players(self, rng_key: PRNGKey, site: Site) -> tuple[Generator, "Inference | None"]:
         """The proposal and the inference model, with their parameters as they are."""
         key_proposal, key_inference = jax.random.split(jax.random.fold_in(rng_key, 1))
+        declared = _context.declared_params()
         proposal = Generator.of(self.proposal, site, key_proposal, is_differentiated=True)
+        check_not_shared("proposal", proposal.params, declared)
         draws = proposal.draw(key_proposal, site)
         latents = {name: draw[0] for name, draw in draws.items() if name != site.name}
         if self.entropy == "exact" and latents:
@@ -177,7 +181,9 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
             )
         if self.inference is None:
             return proposal, None
-        return proposal, Inference.of(self.inference, site, key_inference, latents)
+        inference = Inference.of(self.inference, site, key_inference, latents)
+        check_not_shared("inference", inference.params, declared)
+        return proposal, inference
 
     def _bound(self, rng_key: PRNGKey, site: Site, proposal: Generator, inference: "Inference | None") -> Bound:
         draws = proposal.adversary().rdraw(rng_key, site)
