@@ -9,6 +9,7 @@ from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.empirical import Empirical as Empirical
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators import AdversarialContrastiveEstimation as AdversarialContrastiveEstimation
+from numpyro_ebm.estimators import AdversarialMaximumLikelihood as AdversarialMaximumLikelihood
 from numpyro_ebm.estimators import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation
 from numpyro_ebm.estimators import ConditionalNoiseContrastiveEstimation as ConditionalNoiseContrastiveEstimation
 from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergence
@@ -16,12 +17,14 @@ from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators import EnergyDiscrepancy as EnergyDiscrepancy
+from numpyro_ebm.estimators import FDivergence as FDivergence
 from numpyro_ebm.estimators import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators import FlowContrastiveEstimation as FlowContrastiveEstimation
 from numpyro_ebm.estimators import GeneralizedScoreMatching as GeneralizedScoreMatching
 from numpyro_ebm.estimators import HigherOrderScoreMatching as HigherOrderScoreMatching
 from numpyro_ebm.estimators import ImprovedContrastiveDivergence as ImprovedContrastiveDivergence
 from numpyro_ebm.estimators import KernelSteinDiscrepancy as KernelSteinDiscrepancy
+from numpyro_ebm.estimators import LearnedSteinDiscrepancy as LearnedSteinDiscrepancy
 from numpyro_ebm.estimators import MaximumLikelihood as MaximumLikelihood
 from numpyro_ebm.estimators import MeanFieldContrastiveDivergence as MeanFieldContrastiveDivergence
 from numpyro_ebm.estimators import MinimumProbabilityFlow as MinimumProbabilityFlow
@@ -63,6 +66,7 @@ from numpyro_ebm.noise import VE as VE
 from numpyro_ebm.noise import VP as VP
 from numpyro_ebm.noise import AbstractNoiseProcess as AbstractNoiseProcess
 from numpyro_ebm.noise import geometric_sigmas as geometric_sigmas
+from numpyro_ebm.optimizers import alternate as alternate
 from numpyro_ebm.reports import TrainingReport as TrainingReport
 from numpyro_ebm.reports import training_report as training_report
 from numpyro_ebm.samplers import AnnealedLangevin as AnnealedLangevin

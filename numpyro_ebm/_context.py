@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from numpyro.handlers import replay, substitute
+from numpyro.handlers import replay, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO, Trace_ELBO
@@ -22,6 +22,12 @@ def is_potential() -> bool:
     if not any(isinstance(handler, _unconstrain_params) for handler in _PYRO_STACK):
         return False
     return not any(name == "_setup_prototype" and isinstance(owner, AutoGuide) for name, owner in _callers())
+
+
+def declared_params() -> set[str]:
+    """Names of the parameters that the model being run has declared so far, where something traces it."""
+    traces = [handler.trace for handler in _PYRO_STACK if isinstance(handler, trace)]
+    return {name for each in traces for name, msg in each.items() if msg["type"] == "param"}
 
 
 def check_carries_state(estimator: str) -> None:

@@ -82,6 +82,8 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
       can be learned; the learned ``log_normalizer`` and ``log_normalizer_se``, its `standard_errors` on these rows: with all
       parameters estimated where there are at most 200 and they are identified, and of this one energy elsewhere.
     - ksd: ``squared_ksd``, the squared discrepancy of the rows, about 0 where the model fits.
+    - lsd: ``stein``, what the critic finds fault with, and ``stein_error``; ``critic_norm``.
+    - adversarial: ``log_normalizer_bound``, and with weights ``log_normalizer``, its error, and their ``ess`` as a fraction.
 
     Args:
         model: the model that was trained, as `estimate` returned it.

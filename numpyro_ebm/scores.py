@@ -26,8 +26,9 @@ class ScoreDistribution(EventDistribution):
     r"""A score model at a ``numpyro.sample`` site: ``grad log p(x) = grad log base(x) + score(x)``, without an energy.
 
     Trained by the estimators that need only the score ("sm", with the trace of its Jacobian, "ssm", "ssm_vr", "dsm",
-    "multiscale_dsm") and sampled by unadjusted Langevin, which needs no density. On a support other than the real line
-    both work in unconstrained space: the score is pulled back through the transform, the gradient of its log Jacobian added.
+    "multiscale_dsm", "lsd") and sampled by unadjusted Langevin, which needs no density. On a support other than the real
+    line both work in unconstrained space: the score is pulled back through the transform, the gradient of its log Jacobian
+    added.
 
     Args:
         score: ``score(event)``, or ``score(event, context)`` when there is a context. Maps ONE event of shape

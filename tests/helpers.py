@@ -29,7 +29,7 @@ def continuous_options(site="x", shape=()):
         numpyro.sample(site, dist.Normal(0, 1).expand(shape).to_event(len(shape)))
 
     special = {"dsm": {"sigma": 0.3}, "regularized_sm": {"sigma": 0.3}, "flow_nce": {"noise": proposal}}
-    special |= {name: {"proposal": proposal} for name in ("adversarial_nce", "cooperative")}
+    special |= {name: {"proposal": proposal} for name in ("adversarial", "adversarial_nce", "cooperative")}
     return {name: special.get(name, {}) for name in ebm.available_estimators() if name not in OWN_MODELS}
 
 

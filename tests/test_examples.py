@@ -99,3 +99,19 @@ def test_score_matching_of_red_wine_beats_the_gaussian_and_reaches_the_mixture()
     table = load("uci_score_matching", "benchmarks").main(["--splits", "1"])
     for name in ("sm", "ssm_vr", "dsm"):
         assert table[name][0] < table["mixture"][0] < table["gaussian"][0]
+
+
+@pytest.mark.slow
+def test_ica_has_its_known_errors():
+    options = ["--sources", "logistic", "--rows", "4000", "--replicates", "20", "--steps", "400"]
+    table = load("ica", "benchmarks").main(["--methods", "mle", "sm", *options])
+    for name, truth in (("mle", 67.8), ("sm", 82.6)):
+        errors = table[name][:, 0]
+        assert abs(errors.mean() - truth) < 5 * errors.std(ddof=1) / np.sqrt(20)
+        assert errors.std(ddof=1) / np.sqrt(20) < truth / 3
+
+
+@pytest.mark.slow
+def test_ica_by_the_stein_discrepancy_runs():
+    options = ["--dim", "2", "--rows", "200", "--replicates", "1", "--steps", "5"]
+    assert np.isfinite(load("ica", "benchmarks").main(["--methods", "lsd", *options])["lsd"]).all()

@@ -27,6 +27,7 @@ FLOORS = {
     "_context": 0,
     "_levels": 0,
     "_derivatives": 0,
+    "optimizers": 0,
     "noise": 0,
     "empirical": 0,
     "kernels": 1,

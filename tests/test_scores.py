@@ -18,6 +18,7 @@ TRAINERS = {
     "ssm_vr": {},
     "regularized_sm": {"sigma": 0.3},
     "hsm": {},
+    "lsd": {},
     "dsm": {"sigma": 0.3},
 }
 

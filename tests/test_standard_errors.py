@@ -106,7 +106,9 @@ class TestRefusals:
 
     def test_what_has_no_sandwich(self):
         self.refuse("'cd' has no sandwich of its rows: only its gradient", ebm.estimate(precision_model, "cd"), {"t": 1.0})
-        self.refuse("'ksd' has no sandwich of its rows: its loss is of pairs", ebm.estimate(precision_model, "ksd"), {"t": 1.0})
+        self.refuse(
+            "'ksd' has no sandwich of its rows: its loss is of pairs", ebm.estimate(precision_model, "ksd"), {"t": 1.0}
+        )
         self.refuse("as estimate returned it", precision_model, {"t": 1.0}, TypeError)
 
     def test_parameters_that_are_none(self):

@@ -25,7 +25,16 @@ class Generator:
     params: dict[str, PyTree]
 
     @classmethod
-    def of(cls, model: Any, site: Site, rng_key: PRNGKey, role: str = "proposal", *, latents: bool = True) -> "Generator":
+    def of(
+        cls,
+        model: Any,
+        site: Site,
+        rng_key: PRNGKey,
+        role: str = "proposal",
+        *,
+        latents: bool = True,
+        is_differentiated: bool = False,
+    ) -> "Generator":
         """The model with its parameters' values, which the handlers around get to see.
 
         Args:
@@ -34,15 +43,24 @@ class Generator:
             rng_key: random key.
             role: what messages call it.
             latents: whether it may have latents before the event.
+            is_differentiated: whether derivatives pass through its draws. Elsewhere chains move its latents.
 
         Raises:
-            EnergyError: where it does not sample the site, gives it another shape, or has latents that may not be.
+            EnergyError: where it does not sample the site, gives it another shape, has latents that may not be or draws that
+                cannot be differentiated.
         """
         first = jax.tree.map(lambda leaf: leaf[0], context_of(site))
         only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
         with only_params, handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
             model(*first)
-        _check(trace, site, role, latents=latents)
+        _check(trace, site, role)
+        for name, msg in trace.items():
+            if not _is_drawn(msg):
+                continue
+            if is_differentiated:
+                _check_is_differentiable(name, msg["fn"], role)
+            if name != site.name:
+                _check_latent(name, msg["fn"], site, role, allowed=latents, is_moved=not is_differentiated)
         return cls(model, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"})
 
     def check_rsample(self, site: Site, role: str) -> None:
@@ -103,8 +121,8 @@ def _is_drawn(msg: Any) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"]
 
 
-def _check(trace: Any, site: Site, role: str, *, latents: bool) -> None:
-    """Refuse a model that does not draw events of this site, or whose latents may not be."""
+def _check(trace: Any, site: Site, role: str) -> None:
+    """Refuse a model that does not draw events of this site."""
     sampled = trace.get(site.name)
     if sampled is None or not _is_drawn(sampled):
         raise EnergyError(
@@ -116,16 +134,27 @@ def _check(trace: Any, site: Site, role: str, *, latents: bool) -> None:
             f"{site.distribution.event_shape}. The library vectorises it over rows."
         )
     check_same_support(f"{role}'s", sampled["fn"], site.distribution.support)
-    for name, msg in trace.items():
-        if not _is_drawn(msg) or name == site.name:
-            continue
-        if not latents:
-            raise EnergyError(
-                f"The {role} has a latent '{name}', and its density of '{site.name}' alone has to be known. Write a model "
-                f"that samples '{site.name}' and nothing else."
-            )
-        if not is_real(msg["fn"].support):
-            raise EnergyError(
-                f"The {role}'s latent '{name}' has support {msg['fn'].support}; its chains move on the real line. Write a "
-                f"normal latent and transform it inside the {role}."
-            )
+
+
+def _check_latent(name: str, fn: Any, site: Site, role: str, *, allowed: bool, is_moved: bool) -> None:
+    """Refuse a latent where none may be, and one off the real line where chains move it."""
+    if not allowed:
+        raise EnergyError(
+            f"The {role} has a latent '{name}', and its density of '{site.name}' alone has to be known. Write a model "
+            f"that samples '{site.name}' and nothing else."
+        )
+    if is_moved and not is_real(fn.support):
+        raise EnergyError(
+            f"The {role}'s latent '{name}' has support {fn.support}; its chains move on the real line. Write a "
+            f"normal latent and transform it inside the {role}."
+        )
+
+
+def _check_is_differentiable(name: str, fn: Any, role: str) -> None:
+    """Refuse a law whose draws are no differentiable function of its parameters."""
+    if not fn.has_rsample:
+        raise EnergyError(
+            f"The {role} draws '{name}' from a {type(fn).__name__}, whose draws are no differentiable function of its "
+            "parameters (has_rsample is False), and it learns through its draws. Write a distribution that has one: normals "
+            "and what transforms make of them (flows), or a mixture by way of a continuous latent."
+        )

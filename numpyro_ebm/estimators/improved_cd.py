@@ -1,7 +1,6 @@
 """Improved contrastive divergence."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -11,14 +10,11 @@ import numpy as np
 from numpyro_ebm import chains
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._chains import ChainEstimator, over
+from numpyro_ebm.estimators._neighbors import neighbor_entropies
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
 from numpyro_ebm.kernels import Langevin
-
-GROUP = 256
-"""Ends among which neighbours are looked for: the distances grow as the square of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +29,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     The energy has its parameters cut (``E`` of a base and a Jacobian included); ``x'`` keeps the derivative of its last
     ``num_grad_steps`` transitions and none of those before. The entropy is the nearest-neighbour estimate of Kozachenko and
-    Leonenko, ``d`` times the mean log distance from each end to its ``num_neighbors``-th nearest other end of the batch,
-    both ends differentiated, up to a constant; an end at distance 0 adds nothing. Larger batches are split into groups of
+    Leonenko, ``d`` times the mean log distance from each end to its ``num_neighbors``-th nearest other end of the batch and
+    a constant, both ends differentiated; an end at distance 0 adds nothing. Larger batches are split into groups of
     at most 256 rows with an estimate each.
 
     The sign: the surrogate *ascends* ``KL(q || p)`` through the chains, as that objective does, which on a Gaussian takes
@@ -128,7 +124,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             takes_part &= site.mask
         ends = jnp.where(over(takes_part, negatives), negatives, site.position)
         energy = -jax.vmap(freeze(site.log_density, ends[0]))(ends)
-        divergence = jnp.where(takes_part, energy - self._entropies(ends.reshape(site.num_rows, -1), takes_part), 0.0)
+        entropies = neighbor_entropies(ends.reshape(site.num_rows, -1), takes_part, self.num_neighbors)
+        divergence = jnp.where(takes_part, energy - entropies, 0.0)
         return values + self.weight * divergence
 
     def _parts(self) -> tuple[Any, Any]:
@@ -151,27 +148,3 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
         moved = run(rng_key, kernel, position)
         return jax.lax.stop_gradient(moved) if is_cut else moved
-
-    def _entropies(self, ends: Array, takes_part: Array) -> Array:
-        """``d log |x_i - x_j|`` of each end and its neighbour j, among those that take part; 0 without a neighbour."""
-        num_rows = len(ends)
-        num_groups = -(-num_rows // GROUP)
-        # Shuffled, for rows may come in an order; a group's size is filled up with ends that take no part.
-        order = np.random.default_rng(0).permutation(num_rows)
-        places = np.resize(order, num_groups * -(-num_rows // num_groups)).reshape(num_groups, -1)
-        is_first = (np.arange(places.size) < num_rows).reshape(places.shape)
-        values = jax.vmap(self._group_entropies)(ends[places], takes_part[places] & is_first)
-        return values.reshape(-1)[np.argsort(order)]
-
-    def _group_entropies(self, ends: Array, takes_part: Array) -> Array:
-        size, dim = ends.shape
-        wanted = min(self.num_neighbors or (1 if dim > 2 else math.ceil(math.sqrt(size))), size - 1)
-        fixed = jax.lax.stop_gradient(ends - jnp.mean(ends, axis=0))
-        lengths = jnp.sum(fixed**2, axis=1)
-        distances = lengths[:, None] + lengths - 2 * fixed @ fixed.T
-        distances = jnp.where(takes_part & ~jnp.eye(size, dtype=bool), distances, jnp.inf)
-        near = jax.lax.top_k(-distances, wanted)[1]
-        nearest = near[:, jnp.clip(jnp.sum(takes_part) - 2, 0, wanted - 1)]
-        squares = jnp.sum((ends - ends[nearest]) ** 2, axis=1)
-        apart = (squares > 0) & takes_part[nearest]
-        return 0.5 * dim * jnp.where(apart, jnp.log(jnp.where(apart, squares, 1.0)), 0.0)
