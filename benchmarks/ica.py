@@ -60,6 +60,7 @@ def in_turns(num_updates: int) -> optax.GradientTransformation:
 METHODS = {
     "mle": Method(None, {}, adam),
     "sm": Method("sm", {}, adam),
+    "nce": Method("nce", {"nu": 10, "noise": "gaussian"}, adam),
     "lsd": Method("lsd", {"num_projections": None}, in_turns, 5),
 }
 

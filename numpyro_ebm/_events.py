@@ -107,6 +107,13 @@ class EventDistribution(dist.Distribution):
         """From the support to unconstrained space, one event."""
         return self._transform.inv(event)
 
+    def is_inside(self, event: Array) -> Array:
+        """Whether one event has a place in unconstrained space: not on the wall of the support.
+
+        Compiled, ``log(exp(z))`` is ``z``, however far below the smallest number: the support has to be asked as well.
+        """
+        return jnp.all(jnp.isfinite(self.unconstrain(event))) & jnp.all(self.support(event))
+
     def rows(self, value: Array, batch_shape: tuple[int, ...]) -> Rows:
         """Events broadcast to ``batch_shape`` and laid out one per row, with each row's context and base."""
         flat = jnp.broadcast_to(value, batch_shape + self.event_shape).reshape((-1, *self.event_shape))

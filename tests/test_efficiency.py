@@ -191,6 +191,57 @@ def test_score_matching_of_linear_ica(d, expected):
     np.testing.assert_allclose(errors.mean(), expected, atol=error)
 
 
+ICA = {
+    "laplace": (np.sqrt(0.5), lambda s: jnp.sqrt(2.0) * jnp.abs(s)),
+    "logistic": (1.0, lambda s: s + 2 * jax.nn.softplus(-s)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sources", "d", "best"), [("laplace", 4, 12), ("laplace", 10, 70), ("logistic", 10, 494)])
+def test_nce_of_linear_ica(sources, d, best):
+    # n E|dB|^2 at B = I, against the covariance of theorem 3 of Gutmann and Hyvarinen (2012) by a million draws; best is that
+    # of maximum likelihood. The kinks of the Laplace density drop out: at the truth data and noise weigh them alike.
+    scale, source = ICA[sources]
+    draw_rows = lambda key, n: scale * getattr(jax.random, sources)(key, (n, d))  # noqa: E731
+    spread = 1.0 if sources == "laplace" else np.pi / np.sqrt(3)
+    log_z = d * float(np.log(np.sqrt(2.0)) if sources == "laplace" else 0.0)
+    nu, noise = 10, dist.Normal(0, spread).expand([d]).to_event(1)
+
+    def ica_model(x):
+        b = numpyro.param("b", jnp.eye(d))
+        numpyro.sample("x", ebm.EnergyDistribution(lambda x: jnp.sum(source(b @ x)), (d,)), obs=x)
+
+    @jax.jit
+    def parts(key):
+        x = draw_rows(key, 2000)
+        log_p = -jax.vmap(lambda x: jnp.sum(source(x)))(x) - log_z
+        inner = -jax.vmap(jax.grad(source))(x.ravel()).reshape(x.shape)[:, :, None] * x[:, None]
+        slopes = jnp.concatenate([inner.reshape(2000, -1), -jnp.ones((2000, 1))], axis=1)
+        weights = jax.nn.sigmoid(jnp.log(nu) + noise.log_prob(x) - log_p) / 2000
+        return (slopes.T * weights) @ slopes, slopes.T @ weights
+
+    information, mean = (np.mean(part, axis=0) for part in jax.lax.map(parts, jax.random.split(jax.random.key(3), 500)))
+    inverse = np.linalg.inv(information)
+    covariance = inverse - (1 + 1 / nu) * np.outer(inverse @ mean, inverse @ mean)
+    expected = np.trace(covariance[:-1, :-1])
+    assert best < expected < 2 * best
+    wrapped = ebm.estimate(ica_model, "nce", nu=nu, noise=noise)
+    n, num = 1000, 1200 if d == 4 else 400
+
+    def step(key):
+        key_rows, key_noise = jax.random.split(key)
+        x = draw_rows(key_rows, n)
+        loss = lambda v: -surrogate(wrapped, {"b": v[:-1].reshape(d, d), "x$log_normalizer": v[-1]}, x, key=key_noise) / n  # noqa: E731
+        return inverse[:-1] @ jax.grad(loss)(jnp.append(jnp.eye(d).ravel(), log_z))
+
+    errors = n * np.sum(over_replicates(step, num=num) ** 2, axis=1)
+    error = 5 * errors.std() / np.sqrt(num)
+    assert error < 0.12 * expected
+    np.testing.assert_allclose(errors.mean(), expected, atol=error)
+    print(sources, d, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("column", TRUTHS)
 def test_nce_with_five_noise_draws(column):

@@ -165,13 +165,19 @@ class TestRefusals:
         ("flow", "message"),
         [
             (latent_flow, "has a latent 'z'"),
-            (lambda: numpyro.sample("x", Unreparameterised(0.0, 1.0)), "draws have no gradient"),
+            (lambda: numpyro.sample("x", Unreparameterised(0.0, 1.0)), "no differentiable function of its parameters"),
             (lambda: numpyro.sample("x", dist.LogNormal(0.0, 1.0)), "support"),
             (lambda: None, "does not sample 'x'"),
         ],
     )
     def test_flows_that_cannot_be(self, name, flow, message):
         with pytest.raises(ValueError, match=f"site 'x': .*{message}"):
+            surrogate(ebm.estimate(precision_model, name, **options(name, flow)), {"t": 1.0}, np.linspace(-1, 1, 4))
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_parameter_of_both_players(self, name):
+        flow = lambda: numpyro.sample("x", dist.Normal(0, numpyro.param("t", 1.0)))  # noqa: E731
+        with pytest.raises(ValueError, match=r"site 'x': .*has parameters \['t'\], and so has the model"):
             surrogate(ebm.estimate(precision_model, name, **options(name, flow)), {"t": 1.0}, np.linspace(-1, 1, 4))
 
     @pytest.mark.parametrize("weight", [0.0, 1.0, -0.1, np.nan, np.ones(2)])

@@ -63,22 +63,6 @@ class Generator:
                 _check_latent(name, msg["fn"], site, role, allowed=latents, is_moved=not is_differentiated)
         return cls(model, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"})
 
-    def check_rsample(self, site: Site, role: str) -> None:
-        """Refuse distributions whose draws cannot be differentiated in their parameters.
-
-        Raises:
-            EnergyError: naming the site and its distribution.
-        """
-        first = jax.tree.map(lambda leaf: leaf[0], context_of(site))
-        with handlers.block():
-            trace = handlers.trace(handlers.seed(self._model, 0)).get_trace(*first)
-        for name, msg in trace.items():
-            if _is_drawn(msg) and not msg["fn"].has_rsample:
-                raise EnergyError(
-                    f"The {role} samples '{name}' from a {type(msg['fn']).__name__}, whose draws have no gradient in its "
-                    "parameters. Write one that is reparameterised, e.g. a Normal or a flow over one."
-                )
-
     def frozen(self) -> "Generator":
         """The same, its parameters cut off from differentiation."""
         return Generator(self.model, jax.lax.stop_gradient(self.params))

@@ -92,7 +92,7 @@ class NoiseEstimator(AbstractEstimator):
         """The rows and their fresh noise, under the model and under the noise."""
         noise, learning = self.resolve(rng_key, site)
         draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
-        inside = jax.vmap(jax.vmap(lambda event: jnp.all(jnp.isfinite(site.distribution.unconstrain(event)))))(draws)
+        inside = jax.vmap(jax.vmap(site.distribution.is_inside))(draws)
         takes_part = inside if site.mask is None else inside & site.mask
         wide = (...,) + (None,) * (site.value.ndim - 1)
         events = jnp.concatenate([site.value[None], jnp.where(takes_part[wide], draws, site.value)])

@@ -189,9 +189,7 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
         draws = proposal.adversary().rdraw(rng_key, site)
         events = draws[site.name].astype(site.value.dtype)
         unconstrain = jax.vmap(site.distribution.unconstrain)
-        # Compiled, log(exp(z)) is z, however far below the smallest number: the support has to be asked as well.
-        is_inside = jnp.isfinite(unconstrain(jax.lax.stop_gradient(events))).reshape(site.num_rows, -1).all(axis=1)
-        is_inside &= jax.vmap(lambda event: jnp.all(site.distribution.support(event)))(events)
+        is_inside = jax.vmap(site.distribution.is_inside)(jax.lax.stop_gradient(events))
         wide = (...,) + (None,) * (events.ndim - 1)
         events = jnp.where(is_inside[wide], events, site.value)
         positions = unconstrain(events)

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from numpyro_ebm import _context
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators._base import Site
+from numpyro_ebm.estimators._critic import check_not_shared
 from numpyro_ebm.estimators._generator import Generator
 from numpyro_ebm.estimators._noise import Noise, noise_of_model
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
@@ -76,8 +78,10 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
 
 def adversary(model: Callable[..., Any], rng_key: PRNGKey, site: Site, role: str) -> Noise:
     """The noise of a NumPyro model that ascends where the energy descends."""
-    generator = Generator.of(model, site, jax.random.fold_in(rng_key, 1), role, latents=False)
-    generator.check_rsample(site, role)
+    declared = _context.declared_params()
+    key = jax.random.fold_in(rng_key, 1)
+    generator = Generator.of(model, site, key, role, latents=False, is_differentiated=True)
+    check_not_shared(role, generator.params, declared)
     return noise_of_model(generator.adversary(), site)
 
 
