@@ -115,3 +115,33 @@ def test_ica_has_its_known_errors():
 def test_ica_by_the_stein_discrepancy_runs():
     options = ["--dim", "2", "--rows", "200", "--replicates", "1", "--steps", "5"]
     assert np.isfinite(load("ica", "benchmarks").main(["--methods", "lsd", *options])["lsd"]).all()
+
+
+@pytest.mark.slow
+def test_density_ratio(tmp_path, capsys):
+    ratios, densities = load("density_ratio").main(["--quick", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "The most telling held-out wines by nce" in printed
+    assert "log_normalizer_se" in printed
+    assert [row["method"] for row in ratios] == ["logistic regression", "two mixtures", "nce", "tre"]
+    for row in ratios:
+        assert row["errors"] < 0.08
+        assert row["auc"] > 0.97
+        assert row["mean_red"] > 1 > -1 > row["mean_white"]
+    assert [row["method"] for row in densities[2:]] == [
+        "flow by likelihood",
+        "energy by nce",
+        "flow by flow_nce",
+        "energy by flow_nce",
+    ]
+    assert all(-25 < row["ll"] < -11 for row in densities)
+    assert (tmp_path / "density_ratio.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_mutual_information(capsys):
+    table = load("mutual_information", "benchmarks").main([])
+    assert "found" in capsys.readouterr().out
+    found = {(row["d"], row["method"]): row["found"] / row["exact"] for row in table}
+    np.testing.assert_allclose([found[20, "nce"], found[20, "tre"], found[80, "tre"]], 1.0, atol=0.1)
+    assert found[80, "nce"] < 0.7  # saturated
