@@ -312,8 +312,8 @@ def print_densities(rows: list[dict]) -> None:
             line += f" {row['log_z']:8.3f} {row['log_z_se']:6.3f} {row['ess']:7.1%} {row['learned']:14.3f}"
         print(line)
     print(
-        "log Z by importance sampling around the model's own draws; IS ESS: effective share of the proposals. A learned log Z\n"
-        "below it: the model has mass where the noise seldom draws, which the classifier does not see."
+        "log Z by importance sampling around the model's own draws; IS ESS: effective share of the proposals. A learned\n"
+        "log Z below it: the model has mass where the noise seldom draws, which the classifier does not see."
     )
 
 
