@@ -60,7 +60,12 @@ class Empirical(dist.Distribution):
         Args:
             key: random key.
             sample_shape: how many.
+
+        Raises:
+            EnergyError: without a key.
         """
+        if key is None:
+            raise EnergyError("Empirical.sample needs a random key. Inside a model, write numpyro.handlers.seed(model, 0).")
         return self.rows[jax.random.randint(key, sample_shape, 0, len(self.rows))]
 
     def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:

@@ -94,3 +94,7 @@ class TestRefusals:
     def test_no_rows(self, rows):
         with pytest.raises(ValueError, match="needs rows"):
             ebm.Empirical(rows)
+
+    def test_no_key(self):
+        with pytest.raises(ValueError, match="needs a random key"):
+            ebm.Empirical(OTHERS).sample(None)
