@@ -78,9 +78,10 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
     - sm, ssm, ssm_vr, regularized_sm, hsm, minimum_velocity: ``score_norm`` and ``trace_per_dim``, root mean square of the
       score and mean of its divergence, per dimension.
     - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
-    - nce and what builds on it: ``accuracy`` of telling data from noise, and ``overlap`` of the two, 0 where nothing more
-      can be learned; the learned ``log_normalizer`` and ``log_normalizer_se``, its `standard_errors` on these rows: with all
-      parameters estimated where there are at most 200 and they are identified, and of this one energy elsewhere.
+    - nce and what builds on it: ``accuracy`` of telling data from noise; ``overlap`` of the two, 0 where nothing more can be
+      learned; ``gradient_size``, of the loss in the log ratios; the learned ``log_normalizer`` and ``log_normalizer_se``,
+      its `standard_errors` on these rows: with all parameters estimated where there are at most 200 and they are identified,
+      and of this one energy elsewhere.
     - ksd: ``squared_ksd``, the squared discrepancy of the rows, about 0 where the model fits.
     - lsd: ``stein``, what the critic finds fault with, and ``stein_error``; ``critic_norm``.
     - adversarial: ``log_normalizer_bound``, and with weights ``log_normalizer``, its error, and their ``ess`` as a fraction.

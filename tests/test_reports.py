@@ -138,6 +138,11 @@ def test_nce_tells_how_far_noise_and_data_overlap(shift):
     assert abs(figures["overlap"] - overlap) < 5 / np.sqrt(num)
     if shift:  # without, all is a tie
         assert abs(figures["accuracy"] - (1 - overlap / 2)) < 5 * 0.25 / np.sqrt(num)
+    # At the truth data and noise pull alike: each by the harmonic mean of the densities p and nu q.
+    grid = np.linspace(-10, 40, 50_001)
+    p, q = norm.pdf(grid, shift), 2 * norm.pdf(grid)
+    pull = 2e-3 * np.sum(p * q / np.maximum(p + q, 1e-300))
+    assert abs(figures["gradient_size"] - pull) < 5 * 0.5 / np.sqrt(num)
 
 
 def test_what_fit_returns_is_reported():

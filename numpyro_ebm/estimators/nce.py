@@ -78,8 +78,9 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         ratios = self.log_ratios(rng_key, site)
         log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])
         at_data, at_noise = (r - log_normalizer - jnp.log(self.nu) for r in (ratios.data, ratios.noise))
-        slopes = slope(self.data_loss, at_data) + self._over_noise(slope(self.noise_loss, at_noise), ratios.is_inside)
-        warn_where_saturated(site, slopes, "the noise does not overlap the data", NEARER)
+        warn_where_saturated(
+            site, self._slopes(at_data, at_noise, ratios.is_inside), "the noise does not overlap the data", NEARER
+        )
         loss = self.data_loss(at_data) + self._over_noise(self.noise_loss(at_noise), ratios.is_inside)
         return ratios.learning - loss, state
 
@@ -89,7 +90,8 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         With ``r = p / p_n`` the ``accuracy`` is that of guessing data where ``r > 1``, half over the rows and half over
         noise: 1/2 where nothing is told apart. The ``overlap`` is the mean of ``2 min(P, 1 - P)`` with ``P = r / (1 + r)``,
         which estimates :math:`\int \min(p, p_n)`: 1 for noise like the data, 0 where the classifier is saturated and nothing
-        more is learned. Where the energy fits, ``accuracy = 1 - overlap / 2``.
+        more is learned. Where the energy fits, ``accuracy = 1 - overlap / 2``. ``gradient_size`` is the mean size of the
+        loss's derivative in the log ratios of a row, which below 1e-6 is warned of in training.
         """
         ratios = self.log_ratios(rng_key, site)
         log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])
@@ -99,9 +101,11 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         def balanced(data, noise):
             return 0.5 * (mean_over_rows(data, site.mask) + mean_over_rows(noise.reshape(-1), counts.reshape(-1)))
 
+        slopes = self._slopes(at_data - jnp.log(self.nu), at_noise - jnp.log(self.nu), ratios.is_inside)
         return {
             "accuracy": balanced((1 + jnp.sign(at_data)) / 2, (1 - jnp.sign(at_noise)) / 2),
             "overlap": 2 * balanced(jax.nn.sigmoid(-jnp.abs(at_data)), jax.nn.sigmoid(-jnp.abs(at_noise))),
+            "gradient_size": mean_over_rows(slopes, site.mask),
         }
 
     def data_loss(self, log_odds: Array) -> Array:
@@ -111,6 +115,10 @@ class NoiseContrastiveEstimation(NoiseEstimator):
     def noise_loss(self, log_odds: Array) -> Array:
         """What a noise draw costs at log odds ``G``."""
         return jax.nn.softplus(log_odds)
+
+    def _slopes(self, at_data: Array, at_noise: Array, is_inside: Array) -> Array:
+        """Size of each row's derivatives in the log odds."""
+        return slope(self.data_loss, at_data) + self._over_noise(slope(self.noise_loss, at_noise), is_inside)
 
     def _over_noise(self, values: Array, is_inside: Array) -> Array:
         return jnp.sum(jnp.where(is_inside, values, 0.0), axis=0)
