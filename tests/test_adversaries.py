@@ -467,7 +467,7 @@ class TestTheBoundOnLogZ:
             ebm.estimate(tilted, "adversarial", proposal=normal()), {"log_scale": -0.6}, x.repeat(500)
         )
         figures = report.sites[0].figures
-        assert abs(figures["log_normalizer"] + np.log(2)) < 5 * figures["log_normalizer_error"]
+        assert abs(figures["log_normalizer"] + np.log(2)) < 5 * figures["log_normalizer_se"]
         assert figures["log_normalizer_bound"] < -np.log(2)
         # v = 0.3012, precision 4: E w^2 / (E w)^2 = 4 v / sqrt(8 v - 1) for weights exp(-(4 - 1/v) y^2 / 2).
         v = np.exp(-1.2)

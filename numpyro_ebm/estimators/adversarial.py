@@ -148,7 +148,7 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
         """``log_normalizer_bound`` and, where all rows share one Z and weights are known, figures of these.
 
         The weights ``p~ / q`` of eight draws a row ("bound": with ``r``) give ``log_normalizer``, log Z as their log mean,
-        its standard error ``log_normalizer_error`` (delta method), and ``ess``, their effective sample size as a fraction: 1
+        its standard error ``log_normalizer_se`` (delta method), and ``ess``, their effective sample size as a fraction: 1
         where the proposal is the model. All three see only what the proposal sees.
         """
         players = self._players(rng_key, site)
@@ -163,7 +163,7 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
         log_mean = jax.nn.logsumexp(log_weights) - jnp.log(num)
         ess = jnp.exp(2 * log_mean - jax.nn.logsumexp(2 * log_weights) + jnp.log(num))
         error = jnp.sqrt(jnp.maximum(1 / ess - 1, 0.0) / num)
-        return {**figures, "log_normalizer": log_mean, "log_normalizer_error": error, "ess": ess}
+        return {**figures, "log_normalizer": log_mean, "log_normalizer_se": error, "ess": ess}
 
     def _players(self, rng_key: PRNGKey, site: Site) -> tuple[Generator, "Inference | None"]:
         """The proposal and the inference model, with their parameters as they are."""
