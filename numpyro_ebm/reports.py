@@ -84,7 +84,7 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
       and of this one energy elsewhere.
     - ksd: ``squared_ksd``, the squared discrepancy of the rows, about 0 where the model fits.
     - lsd: ``stein``, what the critic finds fault with, and ``stein_error``; ``critic_norm``.
-    - adversarial: ``log_normalizer_bound``, and with weights ``log_normalizer``, its error, and their ``ess`` as a fraction.
+    - adversarial: ``log_normalizer_bound``; with weights also ``log_normalizer``, its ``_se``, and ``ess`` as a fraction.
 
     Args:
         model: the model that was trained, as `estimate` returned it.

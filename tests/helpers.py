@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from blackjax.diagnostics import effective_sample_size
+from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.util import log_density
 
@@ -48,6 +49,33 @@ def vector_model(x=None):
     with numpyro.plate("rows", len(x)):
         base = dist.Normal(0, 3).expand([2]).to_event(1)
         numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(t * x**2), (2,), base=base), obs=x)
+
+
+def positive_model(x):
+    """Two coupled coordinates, on the positive line, so that the Jacobian counts."""
+    t = numpyro.param("t", jnp.ones(3))
+    energy = lambda x: t[0] * jnp.sum(x) + t[1] * jnp.prod(x) - t[2] * jnp.sum(jnp.log(x))  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), support=constraints.positive), obs=x)
+
+
+POSITIVE = np.random.default_rng(0).gamma(3.0, 0.5, (400, 2))
+AT = np.array([1.5, 0.3, 2.0])
+
+
+def rows_of(name, model=positive_model, x=POSITIVE, t=AT, key=0, **options):
+    """Values of the surrogate per row and their gradients in t."""
+    wrapped = ebm.estimate(model, name, **options)
+
+    @jax.jit
+    def both(t, key):
+        def values(t):
+            seeded = numpyro.handlers.substitute(numpyro.handlers.seed(wrapped, key), {"t": t})
+            return numpyro.handlers.trace(seeded).get_trace(x)["x"]["fn"].log_prob(x)
+
+        return values(t), jax.jacfwd(values)(t)
+
+    return both(jnp.asarray(t), jax.random.key(key))
 
 
 def surrogate(model, params, *args, key=0, **kwargs):

@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import fit, precision_model, some_slow, surrogate
+from helpers import AT, POSITIVE, fit, precision_model, rows_of, some_slow, surrogate
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 
@@ -17,30 +17,6 @@ from numpyro_ebm.estimators._fitted_noise import fit_noise
 from numpyro_ebm.estimators._noise import _of_fitted
 
 NOISE_NAMES = ["nce", "ranking_nce", "bregman_nce"]
-
-
-def quartic_model(x):
-    """Two coupled coordinates, on the positive line, so that the Jacobian counts."""
-    t = numpyro.param("t", jnp.ones(3))
-    energy = lambda x: t[0] * jnp.sum(x) + t[1] * jnp.prod(x) - t[2] * jnp.sum(jnp.log(x))  # noqa: E731
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), support=constraints.positive), obs=x)
-
-
-POSITIVE = np.random.default_rng(0).gamma(3.0, 0.5, (400, 2))
-AT = np.array([1.5, 0.3, 2.0])
-
-
-def rows_of(name, x=POSITIVE, key=0, **options):
-    """Values of the surrogate per row and their gradients in t, jitted."""
-    wrapped = ebm.estimate(quartic_model, name, **options)
-
-    @jax.jit
-    def values(t):
-        model = numpyro.handlers.substitute(numpyro.handlers.seed(wrapped, key), {"t": t})
-        return numpyro.handlers.trace(model).get_trace(x)["x"]["fn"].log_prob(x)
-
-    return values(AT), jax.jit(jax.jacobian(values))(AT)
 
 
 @pytest.mark.usefixtures("x64")

@@ -9,7 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import fit, precision_model, surrogate
+from helpers import AT, POSITIVE, fit, positive_model, precision_model, rows_of, surrogate
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
@@ -20,33 +20,6 @@ from numpyro_ebm.kernels._base import info, kernel_class
 
 POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 WEIGHTS = WEIGHTS / np.sqrt(2 * np.pi)
-
-
-def positive_model(x):
-    """Two coupled coordinates, on the positive line, so that the Jacobian counts."""
-    t = numpyro.param("t", jnp.ones(3))
-    energy = lambda x: t[0] * jnp.sum(x) + t[1] * jnp.prod(x) - t[2] * jnp.sum(jnp.log(x))  # noqa: E731
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), support=constraints.positive), obs=x)
-
-
-POSITIVE = np.random.default_rng(0).gamma(3.0, 0.5, (400, 2))
-AT = np.array([1.5, 0.3, 2.0])
-
-
-def rows_of(name, model=positive_model, x=POSITIVE, t=AT, key=0, **options):
-    """Values of the surrogate per row and their gradients in t."""
-    wrapped = ebm.estimate(model, name, **options)
-
-    @jax.jit
-    def both(t, key):
-        def values(t):
-            seeded = numpyro.handlers.substitute(numpyro.handlers.seed(wrapped, key), {"t": t})
-            return numpyro.handlers.trace(seeded).get_trace(x)["x"]["fn"].log_prob(x)
-
-        return values(t), jax.jacfwd(values)(t)
-
-    return both(jnp.asarray(t), jax.random.key(key))
 
 
 def rated_model(x, k):
