@@ -45,6 +45,7 @@ class TestLimits:
         for a, b in zip(conditional, sliced, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
+    @pytest.mark.slow
     def test_conditional_nce_is_sm_on_average(self):
         exact, exact_slope = rows_of("sm")
         value, slope = self.scaled("conditional_nce", 1e-3, sd=1e-3, kappa=500)
@@ -59,6 +60,7 @@ class TestLimits:
         shifted = rows_of("shifted_nce", length=0.4, num_projections=2, projection="gaussian")
         np.testing.assert_allclose(shifted[0], conditional[0], rtol=1e-12)
 
+    @pytest.mark.slow
     def test_the_scale_may_differ_by_dimension(self):
         value, _ = rows_of("conditional_nce", sd=np.array([1e-3, 1e-9]), kappa=2)
         x = jnp.log(POSITIVE)

@@ -178,7 +178,9 @@ def test_the_table_holds_every_estimator():
         )
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", some_slow(["mean_field_cd", "multiscale_dsm"], ["multigrid_cd", "tre", "diffusion_recovery"])
+)
 class TestInvariantsOnTheirOwnModels:
     def test_the_gaussian_is_refused(self, name, gaussian_data):
         other = OTHERS[name]

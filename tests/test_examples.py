@@ -59,6 +59,7 @@ def test_the_splits_and_the_baselines_are_those_of_the_literature(wine):
     assert mixture["sm_loss"] < gaussian["sm_loss"] - 3
 
 
+@pytest.mark.slow
 def test_mixture2d(tmp_path, capsys):
     rows = load("mixture2d").main(["--quick", "--methods", "mle", "--out", str(tmp_path)])
     printed = capsys.readouterr().out

@@ -53,7 +53,7 @@ class TestTheGame:
         over_noise = jnp.sum(jnp.exp(log_q(grid)) * jax.nn.softplus(odds(grid))) * (grid[1] - grid[0])
         return jnp.sum(jax.nn.softplus(-odds(x)) + nu * over_noise)
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", some_slow(["adversarial_nce"], ["flow_nce"]))
     @pytest.mark.usefixtures("x64")
     def test_gradients_are_those_of_the_expected_loss(self, name):
         x, nu, num = np.linspace(-1, 1, 8), 3, 4000
@@ -81,6 +81,7 @@ class TestTheGame:
         figures = ebm.training_report(ebm.estimate(precision_model, "flow_nce", noise=normal_flow), params, gaussian_data)
         np.testing.assert_allclose(figures.sites[0].figures["overlap"], 1.0, atol=0.05)
 
+    @pytest.mark.slow
     def test_a_sampler_fills_what_a_wide_law_leaves(self, gaussian_data):
         # .5 N(0, 2^2) + .5 q is nearest to N(0, .5^2) for a q that is narrower than the data.
         wrapped = numpyro.handlers.scale(
@@ -90,7 +91,8 @@ class TestTheGame:
         assert 0.3 < scale < 0.45
 
 
-@pytest.mark.parametrize("name", some_slow(["flow_nce"], ["adversarial_nce"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_flow_of_flowjax(name):
     # A ring: no Gaussian noise fits it.
     rng = np.random.default_rng(0)

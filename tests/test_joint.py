@@ -145,6 +145,7 @@ class TestChainOfTwenty:
             with numpyro.plate("rows", len(x)):
                 body({})
 
+    @pytest.mark.slow
     def test_fit(self):
         # The loss is quadratic in (t, s): |(t I + s T) x|^2 / 2 - 20 t.
         parts = np.stack([self.x, self.x @ self.neighbours])
@@ -215,6 +216,7 @@ class TestSupports:
         draws = ebm.sample(jax.random.key(0), self.model, params={"theta": jnp.array([2.0, 1.5, 2.0])}, num_chains=2)
         check_moments(draws.samples["x"][..., 0], 2.5 / 1.5, 2.5 / 1.5**2)
 
+    @pytest.mark.slow
     def test_transform_of_blocks(self):
         parts = {
             "real": dist.Normal(0, 1).expand([2, 2]).to_event(2),

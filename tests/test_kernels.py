@@ -360,7 +360,7 @@ IN_MCMC = {  # with one that has no step size and moves replicas
 }
 
 
-@pytest.mark.parametrize("name", some_slow(["tempered slice"], [name for name in IN_MCMC if name != "tempered slice"]))
+@pytest.mark.parametrize("name", some_slow(["barker"], [name for name in IN_MCMC if name != "barker"]))
 def test_in_numpyro_mcmc(name):
     # Two latent sites: positions are dicts.
     def model():
