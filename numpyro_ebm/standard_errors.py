@@ -56,6 +56,9 @@ def standard_errors(
     theory's error of an estimate under frozen noise. Training draws afresh at every update, which averages over the draws as
     its rate decays: ``num_draws`` averages each row's gradient over so many.
 
+    Noise counts as a known law. Where it is the rows of an `Empirical` base, what another sample of these would change is
+    not in the errors, which are too small unless there are many more of them than rows.
+
     Args:
         rng_key: random key.
         model: the model that was trained, as `estimate` returned it.
