@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 
 
@@ -23,7 +23,7 @@ class Empirical(dist.Distribution):
         support: the constraint of one element, or of one event.
 
     Raises:
-        EnergyError: for no rows.
+        EnergyError: for no rows, and for rows that are not finite or not inside the support.
 
     Example:
         ::
@@ -47,6 +47,7 @@ class Empirical(dist.Distribution):
             raise EnergyError(f"Empirical needs rows, of shape (num_rows, *event_shape); got shape {self.rows.shape}.")
         extra = self.rows.ndim - 1 - support.event_dim
         self._support = constraints.independent(support, extra) if extra > 0 else support
+        _check_inside(self.rows, self._support)
         super().__init__((), self.rows.shape[1:], validate_args=validate_args)
 
     @property
@@ -77,4 +78,22 @@ class Empirical(dist.Distribution):
         raise EnergyError(
             "The density of Empirical rows is not known. It cancels in 'nce', 'ranking_nce' and 'bregman_nce' where the "
             "rows are the base and, without noise=..., the noise: estimate(model, 'nce'). For values fit a density to them."
+        )
+
+
+def _check_inside(rows: Array, support: Any) -> None:
+    """Refuse concrete rows that could be no noise: draws outside the support do not count, which would move log Z."""
+    if not is_concrete(rows):
+        return
+    with eager(rows):
+        inside = support(rows) & jnp.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+        if not support.is_discrete:
+            positions = dist.biject_to(support).inv(rows)
+            inside &= jnp.isfinite(positions).reshape(len(rows), -1).all(axis=1)
+        bad = jnp.flatnonzero(~inside)
+    if bad.size:
+        row = int(bad[0])
+        raise EnergyError(
+            f"Row {row} of Empirical is {rows[row]} ({bad.size} such rows): it has to be finite, inside the support "
+            f"{support} and off its boundary. Leave such rows out, or write Empirical(rows, support)."
         )

@@ -37,7 +37,7 @@ def standard_errors(
     model: estimate,
     result: Result,
     *args: Any,
-    names: Sequence[str] | None = None,
+    names: str | Sequence[str] | None = None,
     num_draws: int = 1,
     **kwargs: Any,
 ) -> StandardErrors:
@@ -56,12 +56,15 @@ def standard_errors(
     theory's error of an estimate under frozen noise. Training draws afresh at every update, which averages over the draws as
     its rate decays: ``num_draws`` averages each row's gradient over so many.
 
+    Noise counts as a known law. Where it is the rows of an `Empirical` base, what another sample of these would change is
+    not in the errors, which are too small unless there are many more of them than rows.
+
     Args:
         rng_key: random key.
         model: the model that was trained, as `estimate` returned it.
         result: of `fit` or ``svi.run``, or a dict of parameters.
         *args: arguments of the model, those of training: every row counts.
-        names: parameters that were estimated; None for all of the model's.
+        names: parameters that were estimated, or the name of one; None for all of the model's.
         num_draws: random draws to average each row's loss over.
         **kwargs: keyword arguments of the model.
 
@@ -81,6 +84,7 @@ def standard_errors(
     check_count("standard_errors", "num_draws", num_draws)
     _check_estimators(model)
     values = values_of("standard_errors", result)
+    names = (names,) if isinstance(names, str) else names
     run = lambda values, key: _trace(model, values, key, args, kwargs)  # noqa: E731
     chosen, transforms = _parameters(values, _constraints(lambda: run(values, rng_key)), names)
     free = {name: jax.tree.map(transforms[name].inv, value) for name, value in chosen.items()}
@@ -169,7 +173,10 @@ def _parameters(
     for name in names or ():
         if name not in known:
             raise EnergyError(f"The model has no parameter '{name}'. {nearest(name, known)}")
-    chosen = {name: jax.tree.map(lambda leaf: jnp.asarray(leaf, float), values[name]) for name in names or known}
+    chosen = {
+        name: jax.tree.map(lambda leaf: jnp.asarray(leaf, float), values[name])
+        for name in (known if names is None else names)
+    }
     if not chosen:
         raise EnergyError("There are no parameters to give standard errors of. Write the unknowns as numpyro.param.")
     return chosen, {name: biject_to(known[name]) for name in chosen}

@@ -63,6 +63,21 @@ class OfKnownDensity(dist.Distribution):
         return NORMAL.log_prob(value)
 
 
+def test_log_z_starts_half_way_between_the_medians_of_both():
+    takes_part = np.arange(10) % 5 > 0
+
+    def model(x):
+        base = ebm.Empirical([4.0])
+        with numpyro.plate("rows", len(x)), numpyro.handlers.mask(mask=takes_part):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x: -x, base=base), obs=x)
+
+    x = np.random.default_rng(0).normal(size=10).astype(np.float32)
+    seeded = numpyro.handlers.seed(ebm.estimate(model, "nce"), 0)
+    with jax.debug_nans(True):
+        start = numpyro.handlers.trace(seeded).get_trace(x)["x$log_normalizer"]["value"]
+    np.testing.assert_allclose(start, (np.median(x[takes_part]) + 4.0) / 2, rtol=1e-5)
+
+
 def test_draws_are_rows_of_the_support():
     rows = np.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
     law = ebm.Empirical(rows, dist.constraints.simplex)
@@ -98,3 +113,21 @@ class TestRefusals:
     def test_no_key(self):
         with pytest.raises(ValueError, match="needs a random key"):
             ebm.Empirical(OTHERS).sample(None)
+
+    @pytest.mark.parametrize(
+        ("row", "support"),
+        [
+            ([np.nan, 0.0], dist.constraints.real),
+            ([-1.0, 1.0], dist.constraints.positive),
+            ([0.0, 1.0], dist.constraints.unit_interval),
+        ],
+    )
+    def test_rows_that_could_be_no_noise(self, row, support):
+        with pytest.raises(ValueError, match=r"Row 1 of Empirical is .*\(1 such rows\).*off its boundary"):
+            ebm.Empirical(np.array([[0.5, 0.5], row]), support)
+
+    def test_a_mixture_with_rows_has_no_density(self):
+        proposal = lambda: numpyro.sample("x", NORMAL)  # noqa: E731
+        model = ebm.estimate(tilt, "adversarial_nce", proposal=proposal)
+        with pytest.raises(ValueError, match="site 'x'.*density of Empirical rows is not known"):
+            surrogate(model, {"w": jnp.zeros(2)}, ROWS[:10])

@@ -43,7 +43,7 @@ def test_of_nce_are_those_of_its_theory(nu):
     # Many draws in the place of one: what is left is the data's part, (E[a^2] - E[a]^2) for each row.
     many = ebm.standard_errors(KEY, model, truth, x[:20_000], num_draws=20).covariance * 20_000
     assert np.all(np.diag(many) < np.diag(expected) * n)
-    alone = ebm.standard_errors(KEY, model, truth, x, names=("x$log_normalizer",))
+    alone = ebm.standard_errors(KEY, model, truth, x, names="x$log_normalizer")
     assert list(alone.errors) == ["x$log_normalizer"]
     assert alone.errors["x$log_normalizer"] < result.errors["x$log_normalizer"]
 
@@ -117,6 +117,7 @@ class TestRefusals:
         self.refuse("no parameter 'x.log_normaliser'.*Did you mean", model, values, names=("x$log_normaliser",))
         self.refuse("have no value", model, {"t": 1.0})
         self.refuse("num_draws", model, {"t": 1.0}, num_draws=0)
+        self.refuse("no parameters to give", model, values, names=())
 
     def test_no_minimum(self):
         def model(x):

@@ -161,12 +161,19 @@ def learned_normalizer(site: Site, choice: LogNormalizer | None, at_data: Array,
         return jnp.zeros(at_data.shape[:-1])
 
     def start(_):
-        both = jnp.where(True if site.mask is None else site.mask, jnp.stack([at_data, at_noise]), jnp.nan)
-        middle = jnp.mean(jnp.nanmedian(both, axis=-1), axis=0)
+        middle = jnp.mean(_median(jnp.stack([at_data, at_noise]), site.mask), axis=0)
         return jax.lax.stop_gradient(jnp.where(jnp.isfinite(middle), middle, 0.0)).astype(float)
 
     value: Any = numpyro.param(f"{site.name}$log_normalizer", start)
     return value
+
+
+def _median(values: Array, mask: Array | None) -> Array:
+    """Over the rows that take part, on the last axis; infinite where there is none, and no NaN on the way."""
+    takes_part = jnp.ones(values.shape[-1], bool) if mask is None else mask
+    ordered = jnp.sort(jnp.where(takes_part, values, jnp.inf), axis=-1)
+    last = jnp.maximum(jnp.sum(takes_part) - 1, 0)
+    return (ordered[..., last // 2] + ordered[..., (last + 1) // 2]) / 2
 
 
 def check_normalizer(owner: str, choice: Any) -> None:

@@ -36,8 +36,8 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
         weight: ``w``, above 0 and below 1.
 
     Raises:
-        EnergyError: without a proposal, for one that "flow_nce" refuses as noise, for a weight that is none, and for what
-            "nce" refuses.
+        EnergyError: without a proposal, for one that "flow_nce" refuses as noise, for a weight that is none, for a base of
+            `Empirical` rows, and for what "nce" refuses.
         TypeError: for a proposal that cannot be called.
 
     Warns:
@@ -63,6 +63,10 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
                 f"{type(self).__name__} needs a weight of the fixed noise above 0 and below 1; got {self.weight!r}. Write "
                 "weight=0.5; for the sampler alone, estimate(model, 'flow_nce', noise=flow)."
             )
+
+    def _is_relative(self, site: Site) -> bool:
+        """Never: what is unknown of a part of a mixture does not cancel."""
+        return False
 
     def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
         """The mixture, and what fits its first part where that is a model."""
