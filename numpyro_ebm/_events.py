@@ -264,11 +264,11 @@ def check_same_support(role: str, distribution: dist.Distribution, support: Any)
     Raises:
         EnergyError: naming both supports.
     """
-    theirs, ours = _elementary(distribution.support), _elementary(support)
+    theirs, ours, what = _elementary(distribution.support), _elementary(support), role.removesuffix("'s")
     if _region(theirs) != _region(ours):
         raise EnergyError(
             f"The {role} {type(distribution).__name__} has support {theirs}, the energy has {ours}. Give both the "
-            f"same: write support={theirs} in the distribution, or another {role}."
+            f"same: write support={theirs} in the distribution, or another {what}."
         )
 
 

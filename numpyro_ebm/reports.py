@@ -13,7 +13,8 @@ from numpyro import handlers
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._results import Result, check_values_given, is_ours, mutable_state, values_of
 from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth
+from numpyro_ebm.empirical import Empirical
+from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth, Site
 from numpyro_ebm.handlers import estimate
 from numpyro_ebm.standard_errors import standard_errors
 
@@ -138,7 +139,7 @@ def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: d
             pairs = model.sites(*args, **kwargs)
             keys = jax.random.split(jax.random.key(1), len(pairs) + 1)
             figures = {site.name: each.figures(key, site) for key, (each, site) in zip(keys, pairs, strict=False)}
-        notes.update({site.name: (each.name, each.notes()) for each, site in pairs})
+        notes.update({site.name: (each.name, each.notes() + _base_notes(site)) for each, site in pairs})
         check_values_given(trace, given)
         return figures
 
@@ -150,6 +151,12 @@ def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: d
             numbers = {key: float(value) for key, value in figures.items()} | log_z
             reports.append(SiteReport(site, name, numbers, (), words + said))
     return reports
+
+
+def _base_notes(site: Site) -> tuple[str, ...]:
+    if not isinstance(site.distribution.base, Empirical):
+        return ()
+    return (f"the {len(site.distribution.base.rows)} Empirical rows count as a law: their own sampling is in no error.",)
 
 
 def _log_normalizer(

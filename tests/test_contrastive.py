@@ -198,7 +198,8 @@ class TestNoise:
         ("options", "error", "message"),
         [
             ({"noise": "gausian"}, ValueError, "Unknown noise 'gausian'. Did you mean 'gaussian'"),
-            ({"noise": 3}, TypeError, "NumPyro model of one event"),
+            ({"noise": 3}, TypeError, "NumPyro model of one event; got int"),
+            ({"noise": dist.Normal}, TypeError, "NumPyro model of one event; got the class Normal"),
             ({"noise": lambda: None}, ValueError, r"site 'x': The noise does not sample 'x'"),
             ({"noise": lambda: numpyro.sample("z", dist.Normal(0, 1))}, ValueError, r"site 'x': The noise does not sample"),
             (

@@ -69,10 +69,12 @@ class NoiseEstimator(AbstractEstimator):
         check_count(type(self).__name__, "nu", self.nu)
         if isinstance(self.noise, str) and self.noise not in get_args(Fitted):
             raise EnergyError(f"Unknown noise '{self.noise}'. {nearest(self.noise, get_args(Fitted))}")
-        if self.noise is not None and not isinstance(self.noise, str | dist.Distribution) and not callable(self.noise):
+        is_known = self.noise is None or isinstance(self.noise, str | dist.Distribution) or callable(self.noise)
+        if not is_known or isinstance(self.noise, type):
+            came = f"the class {self.noise.__name__}" if isinstance(self.noise, type) else type(self.noise).__name__
             raise TypeError(
-                f"{type(self).__name__} needs noise as a numpyro distribution, 'gaussian', 'mixture' or a NumPyro model of "
-                f"one event; got {type(self.noise).__name__}."
+                f"{type(self).__name__} needs noise as a numpyro distribution, e.g. Normal(0, 1), 'gaussian', 'mixture' or "
+                f"a NumPyro model of one event; got {came}."
             )
 
     def check(self, site: Site) -> None:
