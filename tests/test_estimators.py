@@ -341,7 +341,7 @@ def test_runs_under_autoguides(name, guide_type):
 @pytest.mark.parametrize(
     "name",
     some_slow(
-        ["sm", "cd", "nce", "pcd", "improved_cd"],
+        ["sm", "cd", "nce"],
         ["ssm", "ssm_vr", "fd_ssm", "regularized_sm", "generalized_sm", "dsm", "replay", "mle", "lsd"],
     ),
 )
