@@ -41,9 +41,9 @@ class EnergyDiscrepancy(AbstractEstimator):
     ``t`` much larger than the modes needs an ``M`` to match.
 
     Efficiency for the precision of a Gaussian in one dimension with 16 negatives, ``w = 1`` and the draws frozen, at
-    ``sqrt(t)`` of 0.1, 0.5, 1, 2 and 4 standard deviations of the data: 0.02, 0.33, 0.66, 0.82 and 0.80 for one draw of
-    ``xi``, and 0.74, 0.80, 0.87, 0.91 and 0.88 for a pair of draws ``+-`` (and their negatives mirrored), which takes out a
-    term of the size of ``sqrt(t)`` that averages to zero.
+    ``sqrt(t)`` of 0.1, 0.5, 1, 2 and 4 standard deviations of the data (benchmarks/efficiency.py): 0.02, 0.32, 0.66, 0.84
+    and 0.80 for one draw of ``xi``, and 0.74, 0.80, 0.88, 0.93 and 0.89 for a pair of draws ``+-`` (and their negatives
+    mirrored), which takes out a term of the size of ``sqrt(t)`` that averages to zero.
 
     Args:
         noise_scale: ``sqrt(t)``, the standard deviation of each of the two noises, in data units (in unconstrained units

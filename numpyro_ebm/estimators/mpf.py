@@ -32,12 +32,12 @@ class MinimumProbabilityFlow(AbstractEstimator):
     .. math:: \frac1M \sum_{j=1}^{M} \sqrt{p(x + v_j) / p(x)}
 
     Consistent for every ``sd``: a pair of states adds ``p sqrt(q' / q) + p' sqrt(q / q') >= 2 sqrt(p p')`` to its mean, with
-    equality where the model's ratio ``q' / q`` is that of the data. As ``sd`` vanishes it is ``1 + sd^2 / 4`` times the loss
-    of "sm", in expectation, at no derivative in x: ``1 + M`` energies per row. The efficiency for the precision of a
-    Gaussian in one dimension, ``sd`` half the data's and the draws frozen, is 0.09, 0.36 and 0.74 at 1, 2 and 10 draws; with
-    longer moves rows in the tails weigh more and more (0.18 for two draws at twice the data's deviation), which
-    "conditional_nce" does not do. Below ``sd`` of about 0.01 standard deviations of the data the differences of energies
-    drown in float32.
+    equality where the model's ratio ``q' / q`` is that of the data. As ``sd`` vanishes it is ``1 + sd^2 / 4`` times the
+    loss of "sm", in expectation, at no derivative in x: ``1 + M`` energies per row. The efficiency for the precision of a
+    Gaussian in one dimension, ``sd`` half the data's and the draws frozen, is 0.09, 0.37 and 0.73 at 1, 2 and 10 draws
+    (benchmarks/efficiency.py); with longer moves rows in the tails weigh more and more, exponentially in the log ratio,
+    where the loss of "conditional_nce" is linear. Below ``sd`` of about 0.01 standard deviations of the data the
+    differences of energies drown in float32.
 
     **Binary events**, 0 or 1 (``support=constraints.boolean``). The neighbours are the ``d`` events with one unit flipped:
 
