@@ -50,6 +50,7 @@ FLOORS = {
     "standard_errors": 6,
     "reports": 6,
     "training": 6,
+    "plots": 7,
     "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
