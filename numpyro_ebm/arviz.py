@@ -161,9 +161,10 @@ def draw_chains(
 
 
 def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
-    names = data.groups() if callable(data.groups) else [name.strip("/") for name in data.groups]
+    found: Any = data.groups
+    names = [name.strip("/") for name in (found() if callable(found) else found)]
     if group not in names:
-        raise EnergyError(f"There is no group '{group}'. {nearest(group, filter(None, names))}")
+        raise EnergyError(f"There is no group '{group}'. {nearest(group, [name for name in names if name])}")
     known = data[group].data_vars
     for name in var_names or ():
         if name not in known:

@@ -1,6 +1,7 @@
 """Pictures of energies, draws, training and log Z; matplotlib is imported when the first one is drawn."""
 
 from numpyro_ebm.plots.annealing import plot_annealing as plot_annealing
+from numpyro_ebm.plots.calibration import log_ratios as log_ratios
 from numpyro_ebm.plots.calibration import plot_calibration as plot_calibration
 from numpyro_ebm.plots.chains import plot_rank as plot_rank
 from numpyro_ebm.plots.chains import plot_trace as plot_trace

@@ -18,10 +18,10 @@ DARK = "0.15"
 SERIES = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
-    {"color": "#56B4E9", "linestyle": "-.", "marker": "^"},
+    {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
     {"color": "#009E73", "linestyle": ":", "marker": "D"},
     {"color": "#CC79A7", "linestyle": (0, (8, 2)), "marker": "v"},
-    {"color": "#0072B2", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
+    {"color": "#56B4E9", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
 )
 """Line styles and markers of up to six series, in colours of Okabe and Ito's palette: no two differ by hue alone."""
 

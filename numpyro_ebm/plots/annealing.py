@@ -84,7 +84,7 @@ def _draw_difference(ax: Any, betas: np.ndarray, difference: np.ndarray, error: 
     if np.nanmax(np.abs(difference)) > 0.2 * RELIABLE:
         ax.axhline(RELIABLE, color=DARK, lw=1.0, ls=":", label="1 nat")
         ax.legend(fontsize="small")
-    ax.set_ylabel("reverse - forward (nats)")
+    ax.set_ylabel("reverse - forward\n(nats)")
 
 
 def _title(gap: float, error: float) -> str:

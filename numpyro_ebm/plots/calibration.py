@@ -3,8 +3,13 @@
 from typing import Any
 
 import numpy as np
+from numpyro import handlers
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
+from numpyro_ebm._errors import EnergyError, check_count, check_positive, nearest
+from numpyro_ebm._results import Result, check_values_given, values_of
+from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm.estimators import NoiseContrastiveEstimation, Site
+from numpyro_ebm.handlers import estimate
 from numpyro_ebm.plots._style import DARK, DATA, MODEL, numbers, several_axes
 
 OWNER = "plot_calibration"
@@ -42,8 +47,8 @@ def plot_calibration(
     Example:
         ::
 
-            log_ratio = lambda x: distribution.log_prob(x) - result.params["x$log_normalizer"] - noise.log_prob(x)
-            plot_calibration(log_ratio(x_test), log_ratio(noise.sample(key, (len(x_test),))))
+            result = fit(key, SVI(estimated, empty_guide, optax.adam(1e-2), Trace_ELBO()), 2000, x_train)
+            plot_calibration(*log_ratios(key, estimated, result, x_test))
 
     References:
         Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012); Niculescu-Mizil and
@@ -53,12 +58,60 @@ def plot_calibration(
     check_count(OWNER, "num_bins", num_bins)
     at_data, at_noise = _ratios("log_ratios_data", log_ratios_data), _ratios("log_ratios_noise", log_ratios_noise)
     shift = np.log(nu) - np.log(len(at_noise) / len(at_data))
-    predicted = [_sigmoid(each + shift) for each in (at_data, at_noise)]
+    at_data, at_noise = _sigmoid(at_data + shift), _sigmoid(at_noise + shift)
     top, bottom = several_axes(OWNER, axes, (2, 1), (4.6, 5.6), sharex=True, height_ratios=[2.4, 1.0]).reshape(-1)
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    _draw_reliability(top, *predicted, edges)
-    _draw_counts(bottom, *predicted, edges)
+    _draw_reliability(top, at_data, at_noise, edges)
+    _draw_counts(bottom, at_data, at_noise, edges)
     return np.array([top, bottom])
+
+
+def log_ratios(
+    rng_key: PRNGKey, model: estimate, result: Result, *args: Any, site: str | None = None, **kwargs: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Log ratios :math:`\log p(x) - \log p_n(x)` of a trained energy at rows and at fresh noise, for `plot_calibration`.
+
+    Log Z is the one that was learned, or 0 where the energy holds it. Masked rows are left out.
+
+    Args:
+        rng_key: random key of the noise.
+        model: the model that was trained, as `estimate` returned it, its estimator "nce" or one that builds on it.
+        result: the result of `fit` or of ``svi.run``, or a dict of parameters.
+        *args: arguments of the model, held-out rows in the place of those of training.
+        site: which energy site; None where there is one.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        Those at the rows and those at their noise draws, both flat.
+
+    Raises:
+        EnergyError: (a ValueError) for a site that is not there, several without a choice, parameters without a value.
+        TypeError: for a model that does not come from `estimate`, and an estimator that tells nothing from noise.
+    """
+    if not isinstance(model, estimate):
+        raise TypeError(f"log_ratios needs the model as estimate returned it; got {type(model).__name__}.")
+    given = values_of("log_ratios", result)
+    with handlers.trace() as trace, handlers.seed(rng_seed=rng_key), handlers.substitute(data=given):
+        estimator, chosen = _site(model.sites(*args, **kwargs), site)
+        found = estimator.log_ratios(rng_key, chosen)
+    check_values_given(trace, given)
+    log_z = given.get(f"{chosen.name}$log_normalizer", 0.0)
+    rows = np.ones(chosen.num_rows, bool) if chosen.mask is None else np.asarray(chosen.mask)
+    at_data, at_noise = np.asarray(found.data - log_z), np.asarray(found.noise - log_z)
+    return at_data[rows], at_noise[np.asarray(found.is_inside) & rows]
+
+
+def _site(pairs: list[tuple[Any, Site]], name: str | None) -> tuple[Any, Site]:
+    """The estimator and the rows of the site that is meant."""
+    by_name = {site.name: (estimator, site) for estimator, site in pairs}
+    if name is None and len(by_name) != 1:
+        raise EnergyError(f"The model has the energy sites {sorted(by_name)}. Write log_ratios(..., site='x').")
+    if name is not None and name not in by_name:
+        raise EnergyError(f"There is no energy site '{name}'. {nearest(name, by_name)}")
+    estimator, site = by_name[name] if name is not None else next(iter(by_name.values()))
+    if not isinstance(estimator, NoiseContrastiveEstimation):
+        raise TypeError(f"At site '{site.name}': '{estimator.name}' tells no data from noise. Train with 'nce'.")
+    return estimator, site
 
 
 def _ratios(name: str, values: Any) -> np.ndarray:

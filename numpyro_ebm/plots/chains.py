@@ -34,7 +34,8 @@ def plot_rank(
         The axes, ``(num_panels,)``, on a figure that ArviZ made.
 
     Raises:
-        EnergyError: (a ValueError) for draws that `to_arviz` refuses, and for variables, entries or groups that are not there.
+        EnergyError: (a ValueError) for draws that `to_arviz` refuses, for variables, entries or groups that are not
+            there, and for more than 20 panels.
         TypeError: for anything else.
         ImportError: without matplotlib.
 
@@ -67,7 +68,8 @@ def plot_trace(
         The axes, ``(num_panels, 2)``, a density and a trace in each row, on a figure that ArviZ made.
 
     Raises:
-        EnergyError: (a ValueError) for draws that `to_arviz` refuses, and for variables, entries or groups that are not there.
+        EnergyError: (a ValueError) for draws that `to_arviz` refuses, for variables, entries or groups that are not
+            there, and for more than 20 panels.
         TypeError: for anything else.
         ImportError: without matplotlib.
 

@@ -74,9 +74,9 @@ def plot_energy(
     """
     dim = _check(distribution, depth, num_points, names)
     overlays = _overlays(distribution.event_shape, data, draws, chains)
-    ax = one_axes(OWNER, ax)
+    is_new, ax = ax is None, one_axes(OWNER, ax)
     num = num_points or GRID[dim]
-    grid = [np.linspace(*pair, num) for pair in _limits(distribution, overlays, limits, dim)]
+    grid = [np.linspace(low, high, num) for low, high in _limits(distribution, overlays, limits, dim)]
     values = _on_grid(distribution, row, grid)
     names = tuple(names or ("x1", "x2")) if dim == 2 else tuple(names or ("x",))
     if dim == 1:
@@ -86,16 +86,17 @@ def plot_energy(
         _draw_overlays(ax, overlays)
         ax.set(xlabel=names[0], ylabel=names[1], xlim=grid[0][[0, -1]], ylim=grid[1][[0, -1]])
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize="small", loc="best", framealpha=0.9)
+        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4, "frameon": False}
+        ax.legend(fontsize="small", **(above if is_new and dim == 2 else {"framealpha": 0.9}))
     return ax
 
 
 def _check(distribution: Any, depth: Any, num_points: Any, names: Any) -> int:
     """The number of coordinates."""
     if not isinstance(distribution, dist.Distribution):
-        raise TypeError(f"{OWNER} needs an EnergyDistribution; got {type(distribution).__label_}.")
+        raise TypeError(f"{OWNER} needs an EnergyDistribution; got {type(distribution).__name__}.")
     if isinstance(distribution, EventDistribution) and not distribution.has_energy:
-        raise TypeError(f"{OWNER} needs an energy; {type(distribution).__label_} has a score alone.")
+        raise TypeError(f"{OWNER} needs an energy; {type(distribution).__name__} has a score alone.")
     dim = int(np.prod(distribution.event_shape))
     if dim not in (1, 2) or len(distribution.event_shape) > 1:
         raise EnergyError(
@@ -240,5 +241,5 @@ def _draw_curve(ax: Any, grid: np.ndarray, values: np.ndarray, overlays: _Overla
     for label, points, dashes in (("draws", overlays.draws, "--"), ("chains", overlays.chains, ":")):
         if points is not None:
             bars(ax, points, edges, histtype="step", lw=1.4, color=MODEL, ls=dashes, label=label)
-    ax.plot(grid, np.where(np.isnan(values), np.nan, density), color="black", lw=1.6, label="energy")
+    ax.plot(grid, np.where(np.isnan(values), np.nan, density), color="black", lw=1.6, label=r"$\exp(-E) / Z$")
     ax.set(xlabel=name, ylabel=f"density (per unit of {name})", xlim=(grid[0], grid[-1]), ylim=(0, None))

@@ -123,6 +123,7 @@ def _mosaic(images: np.ndarray, num_columns: int) -> np.ndarray:
     num_rows = -(-num // num_columns)
     cells = np.full((num_rows * num_columns, height + GAP, width + GAP, *images.shape[3:]), GROUND)
     cells[:num, :height, :width] = images
+    cells[num:] = 1.0
     rows = cells.reshape(num_rows, num_columns, *cells.shape[1:])
     picture = np.moveaxis(rows, 2, 1).reshape(num_rows * (height + GAP), num_columns * (width + GAP), *images.shape[3:])
     return picture[:-GAP, :-GAP]

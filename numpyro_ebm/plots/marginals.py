@@ -58,7 +58,7 @@ def plot_marginals(
     grid = several_axes(OWNER, axes, shape, (2.3 * shape[1] + 0.8, 1.7 * shape[0] + 0.6)).reshape(-1)
     for i, ax in enumerate(grid[:num]):
         handles = draw_marginal(ax, both, i, bins)
-        ax.set(xlabel=both.names[i], ylabel="density")
+        ax.set(xlabel=both.names[i], ylabel="density" if i % shape[1] == 0 else "")
     for ax in grid[num:]:
         ax.remove()
     figure_legend(grid, handles, is_new=axes is None)  # pyright: ignore[reportPossiblyUnbound]

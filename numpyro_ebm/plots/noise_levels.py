@@ -60,7 +60,9 @@ def plot_noise_levels(noise: Any, data: Any = None, axes: Any = None, *, dim: in
     dim = _dimension(dim, rows, is_process=is_process)
     has_overlap = sigmas is not None and len(sigmas) > 1 and dim is not None
     num = 1 + has_overlap
-    panels = several_axes(OWNER, axes, (num, 1), (6.0, 4.0 + 1.6 * has_overlap), height_ratios=[2, 1][:num]).reshape(-1)
+    panels = several_axes(
+        OWNER, axes, (num, 1), (6.0, 4.0 + 1.6 * has_overlap), sharex=True, height_ratios=[2, 1][:num]
+    ).reshape(-1)
     if sigmas is None:
         times = np.linspace(float(noise.t_min), 1.0, NUM_TIMES)
         levels = np.asarray(noise.sigma(times) / noise.alpha(times), float)
@@ -72,7 +74,6 @@ def plot_noise_levels(noise: Any, data: Any = None, axes: Any = None, *, dim: in
     panels[-1].set_xlabel("time" if sigmas is None else "level")
     if has_overlap:
         _draw_overlap(panels[1], sigmas, dim)  # pyright: ignore[reportArgumentType]
-        panels[1].sharex(panels[0]) if axes is None else None
     return panels
 
 

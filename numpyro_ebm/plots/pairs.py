@@ -62,14 +62,14 @@ def plot_pairs(
     num = len(both.names)
     if num < 2:
         raise EnergyError(f"{OWNER} needs two dimensions or more; got {num}. Write plot_marginals(data, draws).")
-    grid = several_axes(OWNER, axes, (num, num), (1.7 * num + 0.8, 1.6 * num + 0.8))
+    grid = several_axes(OWNER, axes, (num, num), (1.7 * num + 1.4, 1.6 * num + 1.2))
     for i, j in np.ndindex(num, num):
         if i == j:
             draw_marginal(grid[i, i], both, i, bins)
         elif i > j:
             _draw_pair(grid[i, j], both, j, i, bins, max_points)
         else:
-            grid[i, j].axis("off")
+            grid[i, j].set_axis_off()
         _label(grid[i, j], both.names, i, j)
     figure_legend(grid, _handles(), is_new=axes is None)
     return grid
@@ -93,9 +93,9 @@ def _histogram(draws: np.ndarray, edges: tuple[np.ndarray, np.ndarray]) -> tuple
     kept = draws[np.isfinite(draws).all(axis=1)]
     counts = np.pad(np.histogram2d(*kept.T, bins=edges)[0], 1)
     middles = [np.concatenate([[e[0]], (e[1:] + e[:-1]) / 2, [e[-1]]]) for e in edges]
-    smooth = counts
+    smooth, weights = counts, SMOOTHING / SMOOTHING.sum()
     for axis in (0, 1):
-        smooth = np.apply_along_axis(np.convolve, axis, smooth, SMOOTHING / SMOOTHING.sum(), mode="same")
+        smooth = np.apply_along_axis(lambda line: np.convolve(line, weights, mode="same"), axis, smooth)
     total = smooth.sum()
     return (smooth * (counts.sum() / total) if total > 0 else smooth), middles
 
