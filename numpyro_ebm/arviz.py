@@ -1,5 +1,6 @@
 """From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -155,14 +156,17 @@ def draw_chains(
     is_old = arviz.__version__.startswith("0.")
     data = draws if isinstance(draws, arviz.InferenceData if is_old else xarray.DataTree) else to_arviz(draws)
     _check_choice(data, group, **choice)
-    axes = (_draw_by_0 if is_old else _draw_by_1)(kind, data, group, colors, dashes, choice)
+    with warnings.catch_warnings():
+        # ArviZ 0.23 calls what matplotlib 3.11 is going to take away, and has no successor of its own line.
+        warnings.filterwarnings("ignore", "Passing a dict or None as alias_mapping")
+        axes = (_draw_by_0 if is_old else _draw_by_1)(kind, data, group, colors, dashes, choice)
     axes.flat[0].figure.set_layout_engine("constrained")
     return axes
 
 
 def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
-    found: Any = data.groups
-    names = [name.strip("/") for name in (found() if callable(found) else found)]
+    found = data.groups() if callable(data.groups) else data.groups
+    names = [name.strip("/") for name in found]  # pyright: ignore[reportGeneralTypeIssues]
     if group not in names:
         raise EnergyError(f"There is no group '{group}'. {nearest(group, [name for name in names if name])}")
     known = data[group].data_vars
@@ -173,9 +177,8 @@ def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
     try:
         chosen = chosen[list(var_names or known)].sel(coords or {})
     except KeyError as error:
-        raise EnergyError(
-            f"There are no such coordinates {coords!r} in the group '{group}'; it has {chosen.sizes}."
-        ) from error
+        sizes = dict(chosen.sizes)
+        raise EnergyError(f"There are no coordinates {coords!r} in the group '{group}', which has {sizes}.") from error
     panels = sum(value.size // (value.sizes["chain"] * value.sizes["draw"]) for value in chosen.values())
     if panels > MAX_PANELS:
         raise EnergyError(

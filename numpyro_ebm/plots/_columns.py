@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count, nearest
+from numpyro_ebm._errors import EnergyError, nearest
 from numpyro_ebm.plots._style import DATA, MODEL, bars, numbers, share_outside
 
 MARGIN = 0.15
@@ -69,15 +69,11 @@ def draw_marginal(ax: Any, both: Columns, i: int, bins: int) -> list[Any]:
     bars(ax, both.data[np.isfinite(both.data[:, i]), i], edges, color=DATA, label="data")
     bars(ax, both.draws[:, i], edges, histtype="step", color=MODEL, lw=1.5, label="draws")
     ax.set(xlim=edges[[0, -1]], yticks=[])
+    ax.locator_params(axis="x", nbins=4)
     outside = share_outside(both.draws[:, i], edges)
     if outside >= WORTH_SAYING:
         ax.set_title(f"{outside:.0%} of draws outside", fontsize="small", loc="right")
     return ax.get_legend_handles_labels()[0][-2:]
-
-
-def check_bins(owner: str, bins: Any) -> None:
-    """Refuse what is no number of bins."""
-    check_count(owner, "bins", bins)
 
 
 def _names(owner: str, names: Any, draws: Any, size: int) -> list[str]:

@@ -81,7 +81,7 @@ def _draw_difference(ax: Any, betas: np.ndarray, difference: np.ndarray, error: 
     ax.plot(betas, difference, color="black", lw=1.4)
     ax.errorbar(betas[-1], difference[-1], error, fmt="o", color="black", ms=5, capsize=4, mfc="white")
     ax.axhline(0.0, color=DARK, lw=0.8)
-    if np.nanmax(np.abs(difference)) > 0.2 * RELIABLE:
+    if np.any(np.abs(difference) > 0.2 * RELIABLE):
         ax.axhline(RELIABLE, color=DARK, lw=1.0, ls=":", label="1 nat")
         ax.legend(fontsize="small")
     ax.set_ylabel("reverse - forward\n(nats)")

@@ -64,15 +64,21 @@ def plot_pairs(
         raise EnergyError(f"{OWNER} needs two dimensions or more; got {num}. Write plot_marginals(data, draws).")
     grid = several_axes(OWNER, axes, (num, num), (1.7 * num + 1.4, 1.6 * num + 1.2))
     for i, j in np.ndindex(num, num):
-        if i == j:
-            draw_marginal(grid[i, i], both, i, bins)
-        elif i > j:
-            _draw_pair(grid[i, j], both, j, i, bins, max_points)
-        else:
-            grid[i, j].set_axis_off()
-        _label(grid[i, j], both.names, i, j)
+        _draw_cell(grid[i, j], both, i, j, bins, max_points)
     figure_legend(grid, _handles(), is_new=axes is None)
     return grid
+
+
+def _draw_cell(ax: Any, both: Columns, i: int, j: int, bins: int, max_points: int) -> None:
+    if i < j:
+        ax.set_axis_off()
+        return
+    if i == j:
+        draw_marginal(ax, both, i, bins)
+    else:
+        _draw_pair(ax, both, j, i, bins, max_points)
+        ax.locator_params(nbins=4)
+    _label(ax, both.names, i, j)
 
 
 def _draw_pair(ax: Any, both: Columns, x: int, y: int, bins: int, max_points: int) -> None:
@@ -119,8 +125,6 @@ def _label(ax: Any, names: tuple[str, ...], i: int, j: int) -> None:
 
 
 def _handles() -> list[Any]:
-    pyplot()
-    from matplotlib.lines import Line2D
-
-    regions = [Line2D([], [], color=MODEL, ls=DASHES[s], label=f"{s:.0%} of draws") for s in reversed(SHARES)]
-    return [Line2D([], [], color=DOTS, marker="o", ls="", ms=4, label="data"), *regions]
+    line = pyplot().Line2D
+    regions = [line([], [], color=MODEL, ls=DASHES[s], label=f"{s:.0%} of draws") for s in reversed(SHARES)]
+    return [line([], [], color=DOTS, marker="o", ls="", ms=4, label="data"), *regions]
