@@ -112,8 +112,8 @@ def test_a_row_has_a_landscape_of_its_own():
     centres = jnp.array([[0.0, 0.0], [2.0, -1.0]])
     d = ebm.EnergyDistribution(lambda x, c: jnp.sum((x - c) ** 2), (2,), context=centres, batch_shape=(2,))
     ax = plots.plot_energy(d, row=1, limits=(-5.0, 5.0), num_points=101, names=("a (cm)", "b (cm)"))
-    inner = ax.collections[1].get_paths()[-2].vertices
-    np.testing.assert_allclose(inner.mean(axis=0), [2.0, -1.0], atol=0.05)
+    for inner in (ax.collections[0].get_paths()[-1], ax.collections[1].get_paths()[-2]):
+        np.testing.assert_allclose(inner.vertices.mean(axis=0), [2.0, -1.0], atol=0.05)
     assert ax.get_xlabel() == "a (cm)"
 
 
@@ -204,7 +204,7 @@ def test_what_is_no_energy_or_no_axes():
 def test_marginals_are_densities_over_the_range_of_the_data():
     rng = np.random.default_rng(0)
     data, draws = rng.normal(size=(300, 5)), rng.normal(size=(2, 200, 5))
-    data[3, 0], draws[0, :, 1] = np.nan, 50.0
+    data[3, 0], draws[0, :, 1], draws[1, :40, 2] = np.nan, 50.0, np.nan
     axes = plots.plot_marginals(data, draws, bins=20)
     assert axes.shape == (5,)
     assert len(axes[0].figure.axes) == 5
@@ -218,7 +218,8 @@ def test_marginals_are_densities_over_the_range_of_the_data():
         assert ax.get_xlabel() == f"x{i + 1}"
     assert axes[0].get_ylabel() == "density"
     assert axes[1].get_title(loc="right") == "50% of draws outside"
-    assert axes[2].get_title(loc="right") == ""
+    assert axes[2].get_title(loc="right") == "10% of draws outside"
+    assert axes[3].get_title(loc="right") == ""
     assert [text.get_text() for text in axes[0].figure.legends[0].get_texts()] == ["data", "draws"]
     assert luminance(axes[0].patches[0].get_facecolor()) > luminance(axes[0].patches[-1].get_edgecolor()) + 0.3
 
@@ -245,6 +246,7 @@ def test_whole_numbers_have_a_bin_each():
 def test_pairs_hold_their_share_of_the_draws():
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(4, 2000, 3)) @ np.array([[1.0, 0.6, 0.0], [0.0, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    draws[..., 0] = np.exp(0.5 * draws[..., 0])  # so that it is not the same the other way round
     data = draws[0, ::2]
     axes = plots.plot_pairs(data, draws, names=["a", "b", "c"], max_points=100)
     assert axes.shape == (3, 3)
@@ -262,6 +264,15 @@ def test_pairs_hold_their_share_of_the_draws():
     assert [ax.get_xlabel() for ax in axes[2]] == ["a", "b", "c"]
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["density", "b", "c"]
     np.testing.assert_allclose(axes[2, 1].get_xlim(), axes[1, 1].get_xlim())
+
+
+def test_pairs_of_draws_that_stand_still():
+    axes = plots.plot_pairs(np.random.default_rng(0).normal(size=(50, 2)), np.full((30, 2), 0.3))
+    assert len(axes[1, 0].collections) == 2
+    for region in axes[1, 0].collections:
+        vertices = region.get_paths()[0].vertices
+        assert len(vertices) > 3
+        assert np.abs(vertices - 0.3).max() < 0.25
 
 
 def test_pairs_without_draws_in_the_panel_lack_contours():
@@ -359,6 +370,8 @@ def test_faults_of_training():
         plots.plot_training(RESULT, health={"energy_gap": [1.0, 2.0]})
     with pytest.raises(ebm.EnergyError, match="without health"):
         plots.plot_training(RESULT, health_steps=[1])
+    with pytest.raises(ebm.EnergyError, match="window=201 for 200 updates"):
+        plots.plot_training(RESULT, window=201)
     with pytest.raises(ebm.EnergyError, match="num_rows as two"):
         plots.plot_training(RESULT, num_rows=3)
     with pytest.raises(TypeError, match="result of fit"):
@@ -414,7 +427,7 @@ def test_a_row_of_annealing_and_a_gap_that_is_not_known():
 
 # Chains, by ArviZ
 
-CHAINS = np.random.default_rng(0).normal(size=(3, 60, 2))
+CHAINS = np.random.default_rng(0).normal(size=(6, 60, 2))
 
 
 @pytest.mark.parametrize("kind", ["dict", "draws", "arviz"])
@@ -428,9 +441,9 @@ def test_rank_plots_have_a_panel_per_entry(kind):
     assert axes.shape == (2,)
     for ax in axes:
         if IS_OLD:
-            assert len(heights(ax)) % 3 == 0
+            assert len(heights(ax)) % 6 == 0
         else:
-            assert len({str(each._unscaled_dash_pattern) for each in ax.lines[:3]}) == 3
+            assert len({str(each._unscaled_dash_pattern) for each in ax.lines[:6]}) == 6
     assert [ax.get_title() for ax in axes] == ["x\n0", "x\n1"]
 
 
@@ -439,7 +452,7 @@ def test_trace_plots_show_the_draws_chain_by_chain():
     assert axes.shape == (1, 2)
     drawn = [each for each in axes[0, 1].lines if len(each.get_xdata()) == 60]
     np.testing.assert_allclose([each.get_ydata() for each in drawn], CHAINS[..., 1])
-    assert len({str(each._unscaled_dash_pattern) for each in drawn}) == 3
+    assert len({str(each._unscaled_dash_pattern) for each in drawn}) == 6
 
 
 def test_another_group_of_arviz_data():
@@ -489,6 +502,8 @@ def test_only_what_fits_the_grid_and_colours_as_they_are():
     picture = np.asarray(ax.images[0].get_array())
     assert picture.shape == (4, 9, 3)
     np.testing.assert_allclose(picture[:, 5:], images[1])
+    (ax,) = plots.plot_images(images[..., 0])
+    assert ax.images[0].get_array()[~np.isin(ax.images[0].get_array(), [0.5, 1.0])].min() == 0.0
     (ax,) = plots.plot_images(images[..., 0], limits=(0.4, 0.6))
     assert ax.images[0].get_array().min() == 0.0
     (ax,) = plots.plot_images(np.ones((2, 3, 3)))

@@ -17,7 +17,8 @@ SHARES = (0.9, 0.5)
 DASHES = {0.9: "--", 0.5: "-"}
 DOTS = "0.6"
 
-SMOOTHING = np.exp(-0.5 * np.arange(-3, 4) ** 2)
+REACH = 3
+SMOOTHING = np.exp(-0.5 * np.arange(-REACH, REACH + 1) ** 2)
 
 
 def plot_pairs(
@@ -33,8 +34,8 @@ def plot_pairs(
     """Pairs of dimensions: data as dots, draws as the regions that hold 50 % and 90 % of them; marginals on the diagonal.
 
     The regions are those of a histogram smoothed by a Gaussian one bin wide, highest densities first; all draws count, those
-    outside the panel too. Where less than 50 or 90 % of the draws lie in a panel, which covers the range of the data and
-    15 % on either side, it lacks that contour, and the marginals' titles say how many are outside.
+    outside the panel too. Where less than 50 or 90 % of the draws lie in a panel, which covers the range of the data
+    and 15 % on either side, it lacks that contour, and the marginals' titles say how many are outside.
 
     Args:
         data: ``(num_rows, *event_shape)``, of two dimensions or more.
@@ -88,29 +89,35 @@ def _draw_pair(ax: Any, both: Columns, x: int, y: int, bins: int, max_points: in
     rows = rows[np.isfinite(rows).all(axis=1)]
     shown = rows[np.unique(np.linspace(0, len(rows) - 1, min(max_points, len(rows))).astype(int))] if len(rows) else rows
     ax.plot(*shown.T, ".", ms=3, color=DOTS, label="data", zorder=1)
-    counts, middles = _histogram(both.draws[:, [x, y]], edges)
-    for share, level in _levels(counts, len(both.draws)):
-        ax.contour(*middles, counts.T, levels=[level], colors=[MODEL], linestyles=[DASHES[share]], linewidths=1.5)
+    counts = _counts(both.draws[:, [x, y]], edges)
+    density = _smooth(counts)
+    middles = [np.concatenate([[e[0]], (e[1:] + e[:-1]) / 2, [e[-1]]]) for e in edges]
+    for share, level in _levels(counts, density, len(both.draws)):
+        closed = np.pad(density, 1).T
+        ax.contour(*middles, closed, levels=[level], colors=[MODEL], linestyles=[DASHES[share]], linewidths=1.5)
     ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
 
 
-def _histogram(draws: np.ndarray, edges: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Smoothed counts, one more bin of zeros on each side so that contours close, and the middles of the bins."""
+def _counts(draws: np.ndarray, edges: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     kept = draws[np.isfinite(draws).all(axis=1)]
-    counts = np.pad(np.histogram2d(*kept.T, bins=edges)[0], 1)
-    middles = [np.concatenate([[e[0]], (e[1:] + e[:-1]) / 2, [e[-1]]]) for e in edges]
-    smooth, weights = counts, SMOOTHING / SMOOTHING.sum()
+    return np.histogram2d(*kept.T, bins=edges)[0]
+
+
+def _smooth(counts: np.ndarray) -> np.ndarray:
+    wide, weights = np.pad(counts, REACH), SMOOTHING / SMOOTHING.sum()
     for axis in (0, 1):
-        smooth = np.apply_along_axis(lambda line: np.convolve(line, weights, mode="same"), axis, smooth)
-    total = smooth.sum()
-    return (smooth * (counts.sum() / total) if total > 0 else smooth), middles
+        wide = np.apply_along_axis(lambda line: np.convolve(line, weights, mode="same"), axis, wide)
+    return wide[REACH:-REACH, REACH:-REACH]
 
 
-def _levels(counts: np.ndarray, num_draws: int) -> list[tuple[float, float]]:
-    """For each share that lies in the panel, the count above which bins hold it."""
-    ordered = np.sort(counts.reshape(-1))[::-1]
-    held = np.cumsum(ordered) / num_draws
-    return [(share, ordered[np.searchsorted(held, share)]) for share in SHARES if held[-1] > share]
+def _levels(counts: np.ndarray, density: np.ndarray, num_draws: int) -> list[tuple[float, float]]:
+    """For each share that lies in the panel, the smoothed density above which bins hold it."""
+    order = np.argsort(density, axis=None)[::-1]
+    held = np.cumsum(counts.reshape(-1)[order]) / num_draws
+    # Half way to the next bin, so that a single one that holds all has a contour around it.
+    ordered = np.append(density.reshape(-1)[order], 0.0)
+    levels = (ordered[:-1] + ordered[1:]) / 2
+    return [(share, levels[np.searchsorted(held, share)]) for share in SHARES if held[-1] > share]
 
 
 def _label(ax: Any, names: tuple[str, ...], i: int, j: int) -> None:

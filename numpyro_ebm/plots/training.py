@@ -27,7 +27,8 @@ def plot_training(
     each check, if there are any, the best marked; then, with ``health``, the energy gap (mean energy of the data minus that
     of the negatives, near 0 for a model that fits) and the acceptance rate. Losses are sums over rows, so that those of
     training and of held-out rows have panels of their own, unless ``num_rows`` brings both to one row. Non-finite values
-    leave gaps.
+    leave gaps. The surrogates of "gradient" estimators (cd, pcd, mle, ...) have values that say nothing of the fit: look at
+    the health there.
 
     Args:
         result: what `fit` returned, or ``svi.run``.
@@ -53,6 +54,10 @@ def plot_training(
     losses, held_out, checks = _losses(result)
     window = max(1, len(losses) // 50) if window is None else window
     check_count(OWNER, "window", window)
+    if window > len(losses):
+        raise EnergyError(
+            f"{OWNER} got window={window} for {len(losses)} updates. Write window={max(1, len(losses) // 10)}."
+        )
     per_row, unit = _units(num_rows)
     records = _records(health)
     steps = _steps(records, health_steps, len(losses), checks)
