@@ -511,7 +511,7 @@ def test_only_what_fits_the_grid_and_colours_as_they_are():
 
 
 IMAGE_FAULTS = {
-    "image_shape=\\(height": lambda: plots.plot_images(np.zeros((4, 9))),
+    "image_shape=\\(height": lambda: plots.plot_images(np.zeros((4, 3))),
     "or \\(..., 16\\)": lambda: plots.plot_images(np.zeros((4, 9)), image_shape=(4, 4)),
     "height, width, 3": lambda: plots.plot_images(np.zeros((4, 9)), image_shape=(9,)),
     "one shape": lambda: plots.plot_images(np.zeros((4, 3, 3)), data=np.zeros((4, 3, 4))),
