@@ -52,7 +52,8 @@ FLOORS = {
     "training": 6,
     "_sites": 6,
     "partition": 6,
-    "__init__": 7,
+    "plots": 7,
+    "__init__": 8,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
