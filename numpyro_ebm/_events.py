@@ -161,8 +161,8 @@ class EventDistribution(dist.Distribution):
         """
         if self._discrete_bounds is None:
             raise EnergyError(
-                f"The values of the support {self.support} cannot be listed: it needs two bounds, the same for all elements. "
-                "Write support=numpyro.distributions.constraints.boolean or constraints.integer_interval(0, 9)."
+                f"The values of the support {self.support} cannot be listed: it needs two bounds, the same for all "
+                "elements. Write support=numpyro.distributions.constraints.boolean or constraints.integer_interval(0, 9)."
             )
         low, high = self._discrete_bounds
         return np.arange(low, high + 1)

@@ -113,8 +113,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             for name in self._seen | set(self._latents):
                 self._factored.check_not_named(name)
             for name, (unwrapped, message) in self._latents.items():
-                own = message["fn"].log_prob(message["value"])
-                emit(f"{name}$surrogate", self._surrogate(name, unwrapped, message["value"], message) - own, message)
+                values = self._surrogate(name, unwrapped, message["value"], message)
+                if self._collected is None:
+                    emit(f"{name}$surrogate", values - message["fn"].log_prob(message["value"]), message)
             for joint in self._factored.joints():
                 self._emit_joint(joint)
             self._check_all_seen()
@@ -159,7 +160,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                     _context.check_latent(member.name)
             message = {**joint.message, "is_observed": joint.is_observed}
             log_factor = self._surrogate(joint.name, joint.unwrapped, joint.value, message, joint.names)
-        emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
+        if self._collected is None:
+            emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
 
     def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
         """Values of the site's surrogate, in the batch shape its log probability has."""

@@ -81,19 +81,25 @@ def test_an_energy_draws_by_gibbs_unless_told_otherwise():
     assert isinstance(d.sampler.kernel, ebm.Gibbs)
 
 
-@pytest.mark.parametrize("how", ["kernel", "sampler", "score", "values", "start"])
+def draw(energy=ising, shape=(9,), support=constraints.boolean, **options):
+    return ebm.EnergyDistribution(energy, shape, support=support, **options).sample(jax.random.key(0), (2,))
+
+
+BINARY = ebm.EnergyDistribution(ising, (9,), support=constraints.boolean)
+REFUSED = {
+    "a continuous support": (
+        lambda: draw(shape=(9,), support=constraints.real, sampler=ebm.ChainSampler("gibbs")),
+        "contin",
+    ),
+    "a gradient kernel": (lambda: draw(sampler=ebm.ChainSampler("nuts")), "discrete support.*gibbs"),
+    "a score": (lambda: BINARY.unconstrained_score(jnp.zeros(9, int)), "discrete.*gibbs"),
+    "no end of values": (lambda: draw(support=constraints.nonnegative_integer), "two bounds"),
+    "no values": (lambda: ebm.Gibbs().step(jax.random.key(0), ebm.Gibbs().init(None, jnp.zeros(2), jnp.sum), None), "needs"),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
 def test_what_does_not_fit_is_refused(how):
-    d = ebm.EnergyDistribution(ising, (9,), support=constraints.boolean)
-    with pytest.raises(ebm.EnergyError, match="discrete.*gibbs|Gibbs needs|two bounds|continuous"):
-        if how == "kernel":
-            ebm.sample(jax.random.key(0), ebm.EnergyDistribution(lambda x: x**2), "gibbs")
-        elif how == "sampler":
-            ebm.EnergyDistribution(ising, (9,), support=constraints.boolean, sampler=ebm.ChainSampler()).sample(
-                jax.random.key(0), (2,)
-            )
-        elif how == "score":
-            d.unconstrained_score(jnp.zeros(9, int))
-        elif how == "values":
-            ebm.EnergyDistribution(lambda x: x, support=constraints.nonnegative_integer).sample(jax.random.key(0))
-        else:
-            ebm.Gibbs().step(jax.random.key(0), ebm.Gibbs().init(None, jnp.zeros(2, int), jnp.sum), jnp.sum)
+    call, words = REFUSED[how]
+    with pytest.raises(ebm.EnergyError, match=words):
+        call()

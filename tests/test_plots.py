@@ -384,14 +384,13 @@ def test_faults_of_training():
 
 
 def make_bounds(gap, rows=()):
-    betas = np.linspace(0, 1, 11)
-    wide = betas.reshape(-1, *(1,) * len(rows)) * np.ones((11, *rows))
-    forward, reverse = 3 * wide, (3 + gap) * wide
+    betas = np.broadcast_to(np.linspace(0, 1, 11), (*rows, 11))
+    forward, reverse = 3 * betas, (3 + np.asarray(gap)[..., None]) * betas
     lower, upper = (
-        SimpleNamespace(value=path[-1], standard_error=np.full(rows, error))
-        for path, error in ((forward, 0.3), (reverse, 0.4))
+        ebm.LogPartition(path[..., -1], np.full(rows, error), np.full(rows, 50.0), bound)
+        for path, error, bound in ((forward, 0.3, "lower"), (reverse, 0.4, "upper"))
     )
-    return SimpleNamespace(lower=lower, upper=upper, betas=betas, forward=forward, reverse=reverse)
+    return ebm.LogPartitionBounds(lower, upper, betas, forward, reverse)
 
 
 @pytest.mark.parametrize(

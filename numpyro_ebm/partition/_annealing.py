@@ -44,10 +44,14 @@ class Annealed(NamedTuple):
 
 
 def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
-    """The kernel given, or one that suits the support; with the settings that it takes from the distribution."""
+    """The kernel given, or one that suits the support; with the settings that it takes from the distribution.
+
+    Raises:
+        EnergyError: for a kernel that cannot move on the support.
+    """
     if kernel is None:
         kernel = Gibbs() if distribution.is_discrete else DynamicHMC(num_integration_steps=5)
-    return kernel.bind(distribution)
+    return resolve_kernel(kernel, is_discrete=distribution.is_discrete).bind(distribution)
 
 
 def exact_kernel(owner: str, kernel: Any) -> AbstractKernel:
@@ -59,8 +63,8 @@ def exact_kernel(owner: str, kernel: Any) -> AbstractKernel:
     resolved = resolve_kernel(kernel, is_discrete=None)
     if not resolved.is_exact:
         raise EnergyError(
-            f"{owner} needs a kernel that leaves each level invariant, and '{resolved.name}' never rejects: its bias would be "
-            "in log Z. Write kernel='mala', 'hmc' or 'nuts'."
+            f"{owner} needs a kernel that leaves each level invariant, and '{resolved.name}' never rejects: its bias would "
+            "be in log Z. Write kernel='mala', 'hmc' or 'nuts'."
         )
     return resolved
 

@@ -23,7 +23,7 @@ class LogPartition(NamedTuple):
 
     Attributes:
         value: shape ``()`` where all rows share one density, else the batch shape: one per context.
-        standard_error: of ``value``, of the same shape; 0 where it is exact.
+        standard_error: of ``value``, of the same shape; the size of rounding where it is exact.
         ess: effective number of draws behind it, of the same shape; infinite where it is exact.
         bound: "lower" where the mean of ``value`` over random keys is below log Z (a likelihood computed with it is then
             above the truth in the mean), "upper" where it is above, None for neither.
@@ -161,6 +161,11 @@ def from_log_weights(log_weights: Array) -> Estimate:
     relative_variance = jnp.maximum(num / ess - 1, 0.0) / max(num - 1, 1)
     value = jnp.log(total / num) + largest
     return Estimate(jnp.where(largest < BARELY, -jnp.inf, value), jnp.sqrt(relative_variance), ess)
+
+
+def rounding(value: Array) -> Array:
+    """What is left of error in an exact sum of terms that were rounded."""
+    return 16 * jnp.finfo(value.dtype).eps * jnp.maximum(jnp.abs(value), 1.0)
 
 
 def _no_nan(value: Array) -> Array:

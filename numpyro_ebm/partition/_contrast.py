@@ -14,7 +14,7 @@ WIDEST = 1e5
 def log_partition_by_contrast(rows: Array, others: Array, inflation: Array | float = 1.0) -> Estimate:
     r"""Logistic regression of one constant: the root ``c`` of ``sum_rows s(c - u_i) = sum_others s(u_j - c)``.
 
-    ``u = log \tilde p - log q - log nu`` with ``nu`` the number of others over that of rows, and ``s`` the logistic function.
+    ``u = log \tilde p - log q - log nu``, ``nu`` is the number of others over that of rows, and ``s`` the logistic function.
     The solution is the bridge sampling estimate with the optimal bridge (Bennett's acceptance ratio), whose efficiency no
     estimate from the two samples exceeds.
 

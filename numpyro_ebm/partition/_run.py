@@ -99,8 +99,8 @@ def log_partition(
     result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
     if bool(jnp.any(result.ess < MIN_ESS)):
         warnings.warn(
-            f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(result.ess)):.1f}) are behind log Z by '{chosen.name}': its "
-            f"standard error means nothing. {chosen.unreliable}",
+            f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(result.ess)):.1f}) are behind log Z by '{chosen.name}': "
+            f"its standard error means nothing. {chosen.unreliable}",
             UnreliableLogPartitionWarning,
             stacklevel=2,
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
+from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import Levels, anneal, default_kernel, exact_kernel, pilot
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, from_log_weights
 
@@ -44,8 +44,8 @@ class AnnealedImportanceSampling(AbstractPartition):
             start that is too narrow hides what lies beyond it, and no figure tells.
 
     Raises:
-        EnergyError: for counts that are none, betas that do not increase from 0 to 1 or come beside ``num_levels``, an unknown or an unadjusted kernel, a
-            start of another shape or support.
+        EnergyError: for counts that are none, betas that do not increase from 0 to 1 or come beside ``num_levels``, an
+            unknown or an unadjusted kernel, a start of another shape or support.
 
     Example:
         ``log_partition(rng_key, distribution, method="ais", num_levels=2000)``
@@ -97,7 +97,7 @@ class AnnealedImportanceSampling(AbstractPartition):
     def check(self, distribution):
         """Refuse a kernel that cannot move on the support."""
         super().check(distribution)
-        resolve_kernel(default_kernel(self.kernel, distribution), is_discrete=distribution.is_discrete)
+        default_kernel(self.kernel, distribution)
 
     def levels(self, rng_key: PRNGKey, densities: Densities, starts: Array) -> Levels:
         """Betas and step sizes, by the pilot run."""

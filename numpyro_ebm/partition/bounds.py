@@ -73,8 +73,8 @@ def log_partition_bounds(
     .. math:: E\Big[-\log \frac 1n \sum_i w_i\Big] \ge \log Z
 
     from above, provided that the draws are the target's. The two have nothing in common but the path: where they meet, both
-    are right; where they do not, more levels bring them together. Chains that miss a mode in the forward run and in the draws
-    alike are what no gap shows: the draws are the model's as far as its sampler found it.
+    are right; where they do not, more levels bring them together. What no gap shows is a mode that the forward run and the
+    draws have both missed: the draws are the model's as far as its sampler found it.
 
     Args:
         rng_key: random key.

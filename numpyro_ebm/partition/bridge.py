@@ -62,8 +62,8 @@ class BridgeSampling(AbstractPartition):
         num = None if self.draws is None else jnp.shape(self.draws)[:1]
         if not num or num[0] % self.num_chains or num[0] // self.num_chains < 8:
             raise EnergyError(
-                f"BridgeSampling got num_chains={self.num_chains} and {num[0] if num else 'no'} draws; it needs at least 8 of "
-                "each chain, laid end to end. Write draws=sample(rng_key, distribution).get_samples()['x'], num_chains=4."
+                f"BridgeSampling got num_chains={self.num_chains} and {num[0] if num else 'no'} draws; it needs at least 8 "
+                "of each chain, laid end to end. Write draws=sample(rng_key, distribution).get_samples()['x'], num_chains=4."
             )
 
     @property

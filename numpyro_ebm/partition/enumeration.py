@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm.partition._base import AbstractPartition, Estimate, rounding
 
 AT_ONCE = 2**14
 MOST_STATES = 2**30
@@ -15,7 +15,7 @@ MOST_STATES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Enumeration(AbstractPartition):
-    """The sum over all states of a discrete event: exact, for ``k ** d`` evaluations of the energy.
+    """The sum over all states of a discrete event: exact up to rounding, for ``k ** d`` evaluations of the energy.
 
     Args:
         max_states: the most states that it will go through.
@@ -48,7 +48,7 @@ class Enumeration(AbstractPartition):
         if num_states > self.max_states:
             raise EnergyError(
                 f"This event has {len(distribution.discrete_values)}**{self._size(distribution)} states, more than "
-                f"max_states={self.max_states}. Write method='ais', or Enumeration(max_states={num_states}) to wait for them."
+                f"max_states={self.max_states}. Write method='ais', or Enumeration(max_states={num_states})."
             )
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
@@ -67,7 +67,7 @@ class Enumeration(AbstractPartition):
             return jnp.logaddexp(total, jax.nn.logsumexp(scores)), None
 
         total, _ = jax.lax.scan(block, jnp.asarray(-jnp.inf, float), jnp.arange(0, num_states, AT_ONCE))
-        return Estimate(total, jnp.zeros(()), jnp.full((), jnp.inf))
+        return Estimate(total, rounding(total), jnp.full((), jnp.inf))
 
     def _size(self, distribution) -> int:
         return max(1, int(jnp.zeros(distribution.event_shape).size))

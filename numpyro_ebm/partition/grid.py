@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm.partition._base import AbstractPartition, Estimate, rounding
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}
 AT_ONCE = 2**14
@@ -22,7 +22,8 @@ class Grid(AbstractPartition):
     r"""The trapezoidal rule on a grid in unconstrained space, in one to three dimensions.
 
     For a smooth density that has faded at the edges its error falls faster than any power of the spacing. The
-    ``standard_error`` is the difference from the grid of twice the spacing, far above the error of the finer one.
+    ``standard_error`` is the difference from the grid of twice the spacing, far above the error of the finer one, and the
+    rounding of the numbers in use.
 
     Args:
         low: lower edge in unconstrained space (the event's own where its support is the real line), one number or one per
@@ -31,9 +32,9 @@ class Grid(AbstractPartition):
         num_points: points per dimension, an odd number; None for 2001, 501 and 121 in 1, 2 and 3 dimensions.
 
     Raises:
-        EnergyError: in more than 3 dimensions or on a discrete support, for edges out of order, for an even number of points;
-            where the density has not faded at the edges (more than 1e-5 of the integral is in the outermost cells), or the two
-            grids differ by more than 0.01.
+        EnergyError: in more than 3 dimensions or on a discrete support, for edges out of order, an even number of points;
+            where the density has not faded at the edges (more than 1e-5 of the integral is in the outermost cells), or the
+            two grids differ by more than 0.01.
 
     Example:
         ``log_partition(None, EnergyDistribution(lambda x: 2.0 * x**2), method="grid", low=-5.0, high=5.0)``
@@ -45,8 +46,8 @@ class Grid(AbstractPartition):
     name: ClassVar[str] = "grid"
     needs_key: ClassVar[bool] = False
     unfinished: ClassVar[str] = (
-        "The density has not faded at the edges of the grid, or the grid is too coarse for it. Write low=..., high=... further "
-        "out, or nearer where everything lies within a few points, or num_points=... for more of them."
+        "The density has not faded at the edges of the grid, or the grid is too coarse for it. Write low=..., high=... "
+        "further out, or nearer where everything lies within a few points, or num_points=... for more of them."
     )
     low: Any = -10.0
     high: Any = 10.0
@@ -101,7 +102,7 @@ class Grid(AbstractPartition):
 
         nothing = (jnp.asarray(-jnp.inf, float),) * 3
         (fine, coarse, edge), _ = jax.lax.scan(block, nothing, jnp.arange(0, num**size, AT_ONCE))
-        error = jnp.abs(fine - coarse)
+        error = jnp.abs(fine - coarse) + rounding(fine)
         is_finished = (edge - fine < math.log(LARGEST_EDGE)) & (error < LARGEST_ERROR)
         return Estimate(fine, error, jnp.full((), jnp.inf), is_finished)
 

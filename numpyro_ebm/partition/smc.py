@@ -12,7 +12,7 @@ from blackjax.smc.tuning.from_particles import particles_stds
 
 from numpyro_ebm._errors import EnergyError, check_count, check_positive
 from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
+from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate
 
@@ -43,7 +43,7 @@ class Population(NamedTuple):
 class SequentialMonteCarlo(AbstractPartition):
     r"""Tempered sequential Monte Carlo (BlackJAX's): a population that is weighed, resampled and moved towards the target.
 
-    The densities are those of `AnnealedImportanceSampling`; each next beta is the one at which the weights have the effective
+    The densities are those of `AnnealedImportanceSampling`; each next beta is that at which the weights have the effective
     sample size ``target_ess``. Resampling keeps all particles at work, so that far fewer levels do; the kernel's step size
     follows its acceptance from stage to stage, and its inverse mass matrix the spread of the population. The product of the
     mean weights is unbiased for Z but for this adaptation, whose bias is of the order of one over the number of particles:
@@ -63,8 +63,8 @@ class SequentialMonteCarlo(AbstractPartition):
         start: as in `AnnealedImportanceSampling`.
 
     Raises:
-        EnergyError: for counts that are none, a ``target_ess`` outside (0, 1), an unknown or an unadjusted kernel, a start of
-            another shape or support, and where beta 1 is not reached.
+        EnergyError: for counts that are none, a ``target_ess`` outside (0, 1), an unknown or an unadjusted kernel, a start
+            of another shape or support, and where beta 1 is not reached.
 
     Example:
         ``log_partition(rng_key, distribution, method="smc", num_particles=2000, kernel="hmc")``
@@ -103,7 +103,7 @@ class SequentialMonteCarlo(AbstractPartition):
     def check(self, distribution):
         """Refuse a kernel that cannot move on the support."""
         super().check(distribution)
-        resolve_kernel(default_kernel(self.kernel, distribution), is_discrete=distribution.is_discrete)
+        default_kernel(self.kernel, distribution)
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
         """Log of the product of the mean weights."""

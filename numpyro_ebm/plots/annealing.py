@@ -62,14 +62,14 @@ def _paths(bounds: Any, row: int | None) -> tuple[np.ndarray, np.ndarray, np.nda
     if not all(hasattr(bounds, name) for name in fields):
         raise TypeError(f"{OWNER} needs LogPartitionBounds, from log_partition_bounds; got {type(bounds).__name__}.")
     betas, forward, reverse = (np.asarray(getattr(bounds, name), float) for name in fields[2:])
-    errors = np.stack([np.asarray(end.standard_error, float) for end in (bounds.lower, bounds.upper)])
+    errors = np.stack([np.asarray(end.standard_error, float) for end in (bounds.lower, bounds.upper)], axis=-1)
     if forward.ndim > 1:
         if row is None:
-            raise EnergyError(f"There is a path for each of the rows {forward.shape[1:]}. Write {OWNER}(bounds, row=0).")
-        forward, reverse, errors = (each.reshape(len(each), -1) for each in (forward, reverse, errors))
-        if not -forward.shape[1] <= row < forward.shape[1]:
-            raise EnergyError(f"There is no row {row} among {forward.shape[1]}. Write {OWNER}(bounds, row=0).")
-        forward, reverse, errors = forward[:, row], reverse[:, row], errors[:, row]
+            raise EnergyError(f"There is a path for each of the rows {forward.shape[:-1]}. Write {OWNER}(bounds, row=0).")
+        by_row = [each.reshape(-1, each.shape[-1]) for each in (betas, forward, reverse, errors)]
+        if not -len(by_row[0]) <= row < len(by_row[0]):
+            raise EnergyError(f"There is no row {row} among {len(by_row[0])}. Write {OWNER}(bounds, row=0).")
+        betas, forward, reverse, errors = (each[row] for each in by_row)
     elif row is not None:
         raise EnergyError(f"There is one path, and no row {row}. Write {OWNER}(bounds).")
     if not forward.shape == reverse.shape == betas.shape:

@@ -49,6 +49,7 @@ class ChainSampler:
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
         """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        resolve_kernel(self.kernel, is_discrete=distribution.is_discrete)
         key_start, key_chains = jax.random.split(rng_key)
         starts = draw_start(self.start, key_start, distribution, sample_shape)
         counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}

@@ -1,0 +1,510 @@
+"""Log Z: one table of known answers for every method, its errors, its bounds, and what is refused."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from helpers import some_slow
+from numpyro.distributions import constraints
+from test_discrete_kernels import ising
+
+import numpyro_ebm as ebm
+from numpyro_ebm.partition import _contrast, _proposal
+from numpyro_ebm.partition.table import METHODS
+
+RING = 3 * jnp.stack([jnp.cos(jnp.arange(8) * jnp.pi / 4), jnp.sin(jnp.arange(8) * jnp.pi / 4)], -1)
+MIXTURE = dist.MixtureSameFamily(dist.Categorical(jnp.ones(8) / 8), dist.MultivariateNormal(RING, 0.16 * jnp.eye(2)))
+PRECISIONS = jnp.array([4.0, 1.0, 0.25])
+NORMAL = dist.Normal(0, 1 / jnp.sqrt(PRECISIONS)).to_event(1)
+STATES = np.array(list(itertools.product((0, 1), repeat=9)))
+ISING_P = np.asarray(jax.nn.softmax(-jax.vmap(ising)(jnp.asarray(STATES))))
+POSITIVE = dist.Gamma(3.0, 2.0)
+
+
+def double_well(x):
+    return 2 * (x**2 - 1) ** 2
+
+
+def sample_double_well(seed, num):
+    """By inversion on a fine grid."""
+    x = np.linspace(-3, 3, 20001)
+    p = np.exp(-double_well(x))
+    cdf = np.cumsum(p) / p.sum()
+    return np.interp(np.random.default_rng(seed).random(num), cdf, x)
+
+
+# Energies, their log Z, exact draws of them, and a law that covers them.
+PROBLEMS = {
+    "gaussian": (
+        ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(PRECISIONS * x**2), (3,)),
+        1.5 * math.log(2 * math.pi),
+        lambda seed, num: NORMAL.sample(jax.random.key(seed), (num,)),
+    ),
+    "double well": (ebm.EnergyDistribution(double_well), 0.344238, sample_double_well),
+    "mixture": (
+        ebm.EnergyDistribution(lambda x: 1.5 - MIXTURE.log_prob(x), (2,)),
+        -1.5,
+        lambda seed, num: MIXTURE.sample(jax.random.key(seed), (num,)),
+    ),
+    "positive": (  # over a base, and with a Jacobian: Gamma(5, 3) from Gamma(3, 2)
+        ebm.EnergyDistribution(lambda x: x - 2 * jnp.log(x), support=constraints.positive, base=POSITIVE),
+        math.log(2.0**3 / 3.0**5 * math.gamma(5) / math.gamma(3)),
+        lambda seed, num: dist.Gamma(5.0, 3.0).sample(jax.random.key(seed), (num,)),
+    ),
+    "ising": (
+        ebm.EnergyDistribution(ising, (9,), support=constraints.boolean),
+        6.9126820,
+        lambda seed, num: STATES[np.random.default_rng(seed).choice(512, num, p=ISING_P / ISING_P.sum())],
+    ),
+}
+EXACT = {"grid", "enumerate"}
+OPTIONS = {
+    "ais": {"num_levels": 300},
+    "smc": {},
+    "importance": {"num_samples": 5000},
+    "bridge": {},
+    "nested": {},
+    "grid": {},
+    "enumerate": {},
+    "nce": {},
+}
+CONTINUOUS = ("gaussian", "double well", "mixture", "positive")
+CASES = [
+    (method, problem)
+    for method in OPTIONS
+    for problem in PROBLEMS
+    if not (method in ("grid", "nested") and problem == "ising") and not (method == "enumerate" and problem != "ising")
+]
+QUICK = {"ais": "double well", "smc": "ising", "importance": "double well", "bridge": "double well", "nce": "ising"}
+
+
+def is_slow(case):
+    return case[0] not in EXACT and QUICK.get(case[0]) != case[1]
+
+
+def options_of(method, problem, seed, num=1500):
+    """Methods that take draws get exact ones: what is tested is the method, not the chains."""
+    name = {"importance": "data", "nce": "data", "bridge": "draws"}.get(method)
+    return OPTIONS[method] | ({name: PROBLEMS[problem][2](seed, num)} if name else {})
+
+
+def scores_of(method, problem, num_seeds):
+    """Estimates in units of their standard errors from the truth, and these errors."""
+    distribution, truth, _ = PROBLEMS[problem]
+    runs = [
+        ebm.log_partition(jax.random.key(seed), distribution, method=method, **options_of(method, problem, seed))
+        for seed in range(num_seeds)
+    ]
+    assert all(run.bound == ("lower" if method in ("ais", "smc", "importance") else None) for run in runs)
+    errors = np.array([float(run.standard_error) for run in runs])
+    return (np.array([float(run.value) for run in runs]) - truth) / errors, errors
+
+
+def test_the_tables_hold_every_method():
+    assert set(OPTIONS) == set(ebm.available_partition_methods())
+    assert all(cls.name == name for name, cls in METHODS.classes.items())
+
+
+RANDOM = [case for case in CASES if case[0] not in EXACT]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RANDOM, ids="-".join)
+def test_every_method_is_within_three_of_its_own_standard_errors(case):
+    scores, errors = scores_of(*case, num_seeds=20)
+    assert np.max(np.abs(scores)) < 3
+    assert np.max(errors) < 0.15
+    # The errors are not too large either: of chi squared with 20 degrees of freedom, one in 10000 is below.
+    assert np.mean(np.square(scores)) > 0.28
+
+
+@pytest.mark.parametrize("case", [c for c in RANDOM if not is_slow(c)], ids="-".join)
+def test_methods_are_right_in_a_few_runs(case):
+    scores, errors = scores_of(*case, num_seeds=4)
+    assert np.max(np.abs(scores)) < 3
+    assert np.max(errors) < 0.15
+
+
+def test_grid_and_enumeration_agree_with_the_answers():
+    for name in CONTINUOUS:
+        distribution, truth, _ = PROBLEMS[name]
+        found = ebm.log_partition(None, distribution, method="grid")
+        np.testing.assert_allclose(found.value, truth, atol=2e-6)
+    found = ebm.log_partition(None, PROBLEMS["ising"][0], method="enumerate")
+    np.testing.assert_allclose(found.value, 6.9126820, atol=2e-6)
+    assert np.isinf(found.ess)
+
+
+class TestRows:
+    """One log Z per context, all at once."""
+
+    SCALES = jnp.array([[0.5, 1.0], [2.0, 3.0]])
+
+    def rows(self, **options):
+        return ebm.EnergyDistribution(lambda x, s: 0.5 * (x / s) ** 2, context=self.SCALES, batch_shape=(2, 2), **options)
+
+    @property
+    def truth(self):
+        return 0.5 * np.log(2 * np.pi) + np.log(np.asarray(self.SCALES))
+
+    def data(self, num):
+        return np.random.default_rng(0).normal(size=(num, 2, 2)) * np.asarray(self.SCALES)
+
+    @pytest.mark.parametrize("method", some_slow(["ais", "grid", "nce"], ["smc", "importance", "bridge", "nested"]))
+    def test_each_row_has_its_own(self, method):
+        name = {"importance": "data", "nce": "data", "bridge": "draws"}.get(method)
+        options = ({name: self.data(800)} if name else {}) | ({"low": -40.0, "high": 40.0} if method == "grid" else {})
+        options |= {"start": dist.Normal(0, 3)} if method in ("ais", "smc", "nested") else {}
+        options |= {"noise": dist.Normal(0, 3)} if method == "nce" else {}
+        found = ebm.log_partition(jax.random.key(1), self.rows(), method=method, **options)
+        assert found.value.shape == found.standard_error.shape == found.ess.shape == (2, 2)
+        assert np.max(np.abs(found.value - self.truth) / found.standard_error) < 4
+
+    def test_rows_of_a_base_start_from_their_own(self):
+        base = dist.Normal(jnp.array([-4.0, 0.0, 4.0]), 1.0)
+        d = ebm.EnergyDistribution(lambda x: 0.5 * x**2, base=base, batch_shape=(3,))
+        found = ebm.log_partition(jax.random.key(1), d, num_levels=100)
+        truth = -0.5 * np.log(2) - np.array([-4.0, 0.0, 4.0]) ** 2 / 4
+        assert np.max(np.abs(found.value - truth) / found.standard_error) < 4
+
+    def test_rows_that_share_a_density_have_one(self):
+        d = ebm.EnergyDistribution(double_well, batch_shape=(5,))
+        assert ebm.log_partition(None, d, method="grid").value.shape == ()
+        assert ebm.log_partition(jax.random.key(0), d, num_levels=20).value.shape == ()
+
+    def test_bounds_have_rows_too(self):
+        d = self.rows(base=dist.Normal(0, 3))
+        truth = self.truth - np.log(3) - 0.5 * np.log(2 * np.pi) - 0.5 * np.log(1 + np.asarray(self.SCALES) ** 2 / 9)
+        bounds = ebm.log_partition_bounds(jax.random.key(0), d, num_levels=50)
+        assert bounds.gap.shape == (2, 2)
+        assert bounds.forward.shape == bounds.reverse.shape == bounds.betas.shape == (2, 2, 51)
+        for end in (bounds.lower, bounds.upper):
+            assert np.max(np.abs(end.value - truth) / end.standard_error) < 4
+        assert "4 densities" in str(bounds)
+
+
+class TestBounds:
+    @pytest.mark.parametrize("problem", some_slow(["double well"], ["gaussian", "mixture", "ising", "positive"]))
+    def test_they_bracket_the_truth(self, problem):
+        """Within three standard errors of each end, in at least 19 of 20 runs."""
+        distribution, truth, exact = PROBLEMS[problem]
+        inside = []
+        for seed in range(20):
+            draws = exact(seed, 100)
+            bounds = ebm.log_partition_bounds(jax.random.key(seed), distribution, draws=draws, num_levels=300)
+            low = bounds.lower.value - 3 * bounds.lower.standard_error
+            high = bounds.upper.value + 3 * bounds.upper.standard_error
+            inside.append(bool(low <= truth <= high))
+            assert bounds.is_reliable
+        assert sum(inside) >= 19
+
+    def test_few_levels_leave_a_gap_around_the_truth_in_the_mean(self):
+        d = ebm.EnergyDistribution(lambda x: 2.0 * jnp.sum((x - 2.0) ** 2), (4,))
+        truth = 2 * math.log(math.pi / 2)
+        exact = lambda seed: 2 + 0.5 * np.random.default_rng(seed).normal(size=(10, 4))  # noqa: E731
+        runs = [
+            ebm.log_partition_bounds(jax.random.key(s), d, draws=exact(s), num_levels=5, num_chains=10) for s in range(20)
+        ]
+        lower, upper = (np.array([float(getattr(run, end).value) for run in runs]) for end in ("lower", "upper"))
+        for values, sign in ((lower, -1), (upper, 1)):
+            assert sign * (values.mean() - truth) > 2 * values.std() / np.sqrt(20)
+        bad = next(run for run in runs if not run.is_reliable)
+        assert "do not report a likelihood" in str(bad)
+
+    def test_the_paths_end_at_the_bounds_and_agree_between(self):
+        distribution, truth, exact = PROBLEMS["gaussian"]
+        bounds = ebm.log_partition_bounds(
+            jax.random.key(0), distribution, draws=exact(0, 200), num_levels=200, num_chains=200
+        )
+        assert float(bounds.forward[0]) == float(bounds.betas[0]) == float(bounds.reverse[0]) == 0
+        np.testing.assert_allclose(bounds.forward[-1], bounds.lower.value, rtol=1e-6)
+        np.testing.assert_allclose(bounds.reverse[-1], bounds.upper.value, rtol=1e-6)
+        betas = np.asarray(bounds.betas)[:, None]
+        middle = -0.5 * np.log((1 - betas) + betas * np.asarray(PRECISIONS)).sum(-1)
+        middle += 1.5 * np.log(2 * np.pi) * betas[:, 0]
+        np.testing.assert_allclose(bounds.forward, middle, atol=0.05)
+        np.testing.assert_allclose(bounds.reverse, middle, atol=0.08)
+        assert "do not report" not in str(bounds)
+
+
+class TestIdentities:
+    def test_nce_of_draws_is_the_optimal_bridge(self):
+        """Meng and Wong's fixed point, iterated, is the root of the logistic regression."""
+        rng = np.random.default_rng(0)
+        rows, others = rng.normal(0.5, 1, 300), rng.normal(-0.5, 1, 500)
+        found = _contrast.log_partition_by_contrast(jnp.asarray(rows), jnp.asarray(others))
+        r = 1.0
+        for _ in range(200):
+            above = np.mean(np.exp(others) / (300 * np.exp(others) + 500 * r))
+            below = np.mean(1 / (300 * np.exp(rows) + 500 * r))
+            r = above / below
+        np.testing.assert_allclose(found.value, np.log(r), atol=1e-5)
+
+    def test_equal_laws_have_all_draws_for_ess_and_no_error(self):
+        found = _contrast.log_partition_by_contrast(jnp.full(300, 1.25), jnp.full(300, 1.25))
+        np.testing.assert_allclose([found.value, found.standard_error, found.ess], [1.25, 0, 600], atol=1e-5)
+
+    def test_a_proposal_that_is_the_target_has_no_error(self):
+        d = PROBLEMS["gaussian"][0]
+        found = ebm.log_partition(jax.random.key(0), d, method="importance", proposal=NORMAL, num_samples=100)
+        np.testing.assert_allclose(found.value, 1.5 * math.log(2 * math.pi), rtol=1e-5)
+        np.testing.assert_allclose(found.ess, 100, rtol=1e-4)
+        assert float(found.standard_error) < 1e-3
+
+    @pytest.mark.usefixtures("x64")  # where rounding seldom turns a proposal's fate
+    def test_a_base_and_the_same_start_differ_by_nothing(self):
+        """p = base exp(-E) and the energy E - log base have one log Z, and one path from the same start."""
+        wide = dist.Normal(0, 2)
+        tilted = ebm.EnergyDistribution(double_well, base=wide)
+        plain = ebm.EnergyDistribution(lambda x: double_well(x) - wide.log_prob(x))
+        first = ebm.log_partition(jax.random.key(0), tilted, num_levels=50)
+        second = ebm.log_partition(jax.random.key(0), plain, num_levels=50, start=wide)
+        np.testing.assert_allclose(first.value, second.value, atol=1e-9)
+
+    def test_fitted_proposals_are_normalised(self):
+        x = jnp.linspace(-60, 60, 8001)
+        rows = jnp.concatenate([jnp.linspace(-3, -2, 50), jnp.linspace(1, 4, 100)])
+        law = _proposal.fit_proposal(jax.random.key(0), rows, PROBLEMS["double well"][0], 4)
+        p = jnp.exp(jax.vmap(law.log_prob)(x))
+        np.testing.assert_allclose(jnp.sum(p) * (x[1] - x[0]), 1, rtol=1e-4)
+        law = _proposal.fit_proposal(jax.random.key(0), jnp.asarray(STATES[:40]), PROBLEMS["ising"][0], 4)
+        np.testing.assert_allclose(jnp.sum(jnp.exp(jax.vmap(law.log_prob)(jnp.asarray(STATES)))), 1, rtol=1e-5)
+        assert law.sample(jax.random.key(0), 5).shape == (5, 9)
+
+    @pytest.mark.slow
+    def test_draws_of_few_chains_have_their_autocorrelation_in_the_error(self):
+        d = PROBLEMS["double well"][0]
+        values, errors = [], []
+        for seed in range(20):
+            run = ebm.sample(jax.random.key(seed), d, ebm.MALA(step_size=0.02), num_warmup=0, num_samples=1000)
+            draws = run.get_samples()["x"]
+            found = ebm.log_partition(jax.random.key(seed), d, method="bridge", draws=draws, num_chains=4)
+            values.append(float(found.value))
+            errors.append(float(found.standard_error))
+            naive = ebm.log_partition(jax.random.key(seed), d, method="bridge", draws=draws)
+            assert float(naive.standard_error) < float(found.standard_error)
+        assert np.max(np.abs(np.array(values) - 0.344238) / np.array(errors)) < 4
+
+
+class TestModels:
+    def model(self, x=None, c=None):
+        t = numpyro.param("t", 1.0)
+        with numpyro.plate("rows", 1 if x is None else len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=x)
+
+    def test_the_energy_of_a_model_under_given_parameters(self):
+        found = ebm.log_partition(None, self.model, params={"t": jnp.asarray(4.0)}, method="grid")
+        np.testing.assert_allclose(found.value, 0.5 * np.log(2 * np.pi / 4), atol=1e-5)
+        data = ebm.log_partition(None, self.model, params={"t": jnp.asarray(4.0)}, method="grid", model_args=(jnp.zeros(3),))
+        assert data.value.shape == ()
+        estimated = ebm.estimate(self.model, "sm")
+        again = ebm.log_partition(None, estimated, params={"t": jnp.asarray(4.0)}, method="grid")
+        np.testing.assert_allclose(again.value, found.value)
+
+    def test_new_parameters_compile_nothing(self):
+        traced = []
+
+        def model():
+            t = numpyro.param("t", 1.0)
+
+            def energy(x):
+                traced.append(1)
+                return 0.5 * t * x**2
+
+            numpyro.sample("x", ebm.EnergyDistribution(energy))
+
+        for t in (1.0, 2.0):
+            found = ebm.log_partition(None, model, params={"t": jnp.asarray(t)}, method="grid")
+            np.testing.assert_allclose(found.value, 0.5 * np.log(2 * np.pi / t), atol=1e-5)
+            if t == 1.0:
+                first = len(traced)
+        assert len(traced) == first
+
+    def test_a_context_comes_with_the_arguments(self):
+        def model(c, y=None):
+            with numpyro.plate("rows", len(c)):
+                energy = lambda y, c: 0.5 * c * y**2  # noqa: E731
+                numpyro.sample("y", ebm.EnergyDistribution(energy, context=c, batch_shape=c.shape), obs=y)
+
+        c = jnp.array([1.0, 4.0])
+        found = ebm.log_partition(None, model, method="grid", model_args=(c,))
+        np.testing.assert_allclose(found.value, 0.5 * np.log(2 * np.pi / np.asarray(c)), atol=1e-5)
+
+    def test_factors_tilt_their_site(self):
+        def model(x=None):
+            x = numpyro.sample("x", dist.Normal(0, 1), obs=x)
+            ebm.energy_factor("tilt", lambda x: 0.5 * 3.0 * x**2, x=x)
+
+        for args in ((), (jnp.asarray(0.3),)):
+            found = ebm.log_partition(None, model, method="grid", model_args=args)
+            np.testing.assert_allclose(found.value, -0.5 * np.log(4.0), atol=1e-5)
+
+    def test_a_joint_event_goes_by_its_names(self):
+        def model():
+            x = numpyro.sample("x", dist.Normal(0, 1))
+            y = numpyro.sample("y", dist.Normal(0, 1))
+            ebm.energy_factor("link", lambda x, y: 0.5 * (x - y) ** 2, x=x, y=y)
+            numpyro.sample("z", ebm.EnergyDistribution(double_well))
+
+        found = ebm.log_partition(None, model, method="grid", site="x,y")
+        np.testing.assert_allclose(found.value, -0.5 * np.log(3.0), atol=1e-5)
+        found = ebm.log_partition(None, model, method="grid", site="z")
+        np.testing.assert_allclose(found.value, 0.344238, atol=1e-5)
+        with pytest.raises(ebm.EnergyError, match="energy sites.*x,y.*Write log_partition"):
+            ebm.log_partition(None, model, method="grid")
+
+    def test_what_is_missing_is_said(self):
+        with pytest.raises(ebm.EnergyError, match="parameters \\['t'\\] have no value"):
+            ebm.log_partition(None, self.model, method="grid")
+        with pytest.raises(ebm.EnergyError, match="model with an energy"):
+            ebm.log_partition(None, lambda: numpyro.sample("x", dist.Normal()), params={"x": 0.0}, method="grid")
+        with pytest.raises(ebm.EnergyError, match="no energy site 'y'"):
+            ebm.log_partition(None, self.model, params={"t": 1.0}, method="grid", site="y")
+
+        def latent():
+            t = numpyro.sample("t", dist.Gamma(2.0, 1.0))
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2))
+
+        with pytest.raises(ebm.EnergyError, match="sites \\['t'\\] are latent"):
+            ebm.log_partition(None, latent, method="grid")
+        found = ebm.log_partition(None, latent, params={"t": 4.0}, method="grid")
+        np.testing.assert_allclose(found.value, 0.5 * np.log(2 * np.pi / 4), atol=1e-5)
+
+
+WELL = PROBLEMS["double well"][0]
+ISING = PROBLEMS["ising"][0]
+KEY = jax.random.key(0)
+REFUSED = {
+    "an unknown method": (WELL, {"method": "aiz"}, "Did you mean 'ais'"),
+    "no key": (WELL, {"rng_key": None}, "'ais' is random"),
+    "an unadjusted kernel": (WELL, {"kernel": "langevin"}, "never rejects"),
+    "an unadjusted kernel in smc": (WELL, {"method": "smc", "kernel": "mclmc"}, "never rejects"),
+    "a gradient kernel on spins": (ISING, {"kernel": "mala"}, "discrete support"),
+    "a discrete kernel on the line": (WELL, {"kernel": "gibbs"}, "continuous support"),
+    "betas out of order": (WELL, {"betas": [0.0, 0.5, 0.4, 1.0]}, "increase from 0 to 1"),
+    "betas and levels": (WELL, {"betas": [0.0, 1.0], "num_levels": 5}, "one of the two"),
+    "no levels": (WELL, {"num_levels": 0}, "num_levels >= 1"),
+    "a start of another shape": (WELL, {"start": dist.Normal(0, 1).expand([2]).to_event(1)}, "event of shape \\(\\)"),
+    "a start of another support": (WELL, {"start": dist.Gamma(1.0, 1.0)}, "start Gamma has support"),
+    "a grid of spins": (ISING, {"method": "grid"}, "enumerate"),
+    "a sum over the line": (WELL, {"method": "enumerate"}, "discrete event"),
+    "too many states": (
+        ebm.EnergyDistribution(jnp.sum, (40,), support=constraints.boolean),
+        {"method": "enumerate"},
+        "2\\*\\*40 states",
+    ),
+    "a grid in many dimensions": (ebm.EnergyDistribution(lambda x: x @ x, (4,)), {"method": "grid"}, "1 to 3"),
+    "a grid that cuts": (WELL, {"method": "grid", "low": -1.0, "high": 1.0}, "has not faded"),
+    "a grid that is too coarse": (
+        ebm.EnergyDistribution(lambda x: 1e6 * x**2),
+        {"method": "grid", "num_points": 101},
+        "too coarse",
+    ),
+    "an even grid": (WELL, {"method": "grid", "num_points": 100}, "num_points=101"),
+    "edges out of order": (WELL, {"method": "grid", "low": 3.0, "high": 1.0}, "low < high"),
+    "nested spins": (ISING, {"method": "nested"}, "continuous support"),
+    "too many deleted": (WELL, {"method": "nested", "num_live": 20, "num_delete": 15}, "num_delete=2"),
+    "an end that is not reached": (WELL, {"method": "nested", "max_stages": 3}, "max_stages"),
+    "a temperature that is not reached": (
+        ebm.EnergyDistribution(lambda x: 2.0 * jnp.sum((x - 5.0) ** 2), (4,)),
+        {"method": "smc", "max_stages": 2},
+        "max_stages",
+    ),
+    "a share above 1": (WELL, {"method": "smc", "target_ess": 1.5}, "share below 1"),
+    "nce without data": (WELL, {"method": "nce"}, "data=x"),
+    "data of another shape": (WELL, {"method": "nce", "data": jnp.zeros((4, 2))}, "events of shape"),
+    "a proposal and data": (
+        WELL,
+        {"method": "importance", "proposal": dist.Normal(0, 1), "data": jnp.zeros(4)},
+        "Pass proposal or data",
+    ),
+    "chains without draws": (WELL, {"method": "bridge", "num_chains": 4}, "at least 8"),
+    "an energy of minus infinity": (
+        ebm.EnergyDistribution(lambda x: jnp.where(x > 0, -jnp.inf, x**2)),
+        {"num_levels": 20},
+        "minus inf",
+    ),
+    "an energy that is NaN": (ebm.EnergyDistribution(lambda x: x * jnp.nan), {"num_levels": 20}, "No draw has a density"),
+    "a score": (ebm.ScoreDistribution(lambda x: -x), {}, "has only their gradient"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused(name):
+    distribution, options, words = REFUSED[name]
+    with pytest.raises(ebm.EnergyError, match=words):
+        ebm.log_partition(**({"rng_key": KEY} | options), dist_or_model=distribution)
+
+
+def test_types_that_do_not_fit():
+    with pytest.raises(TypeError, match="belong to a model"):
+        ebm.log_partition(KEY, WELL, params={})
+    with pytest.raises(TypeError, match="needs a NumPyro model"):
+        ebm.log_partition(KEY, 3.0)
+    with pytest.raises(TypeError, match="no option 'levels'"):
+        ebm.log_partition(KEY, WELL, levels=5)
+
+
+def test_few_effective_draws_are_said():
+    far = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum((x - 6.0) ** 2), (6,))
+    with pytest.warns(ebm.UnreliableLogPartitionWarning, match="effective draws"):
+        ebm.log_partition(KEY, far, num_levels=2, num_chains=20)
+
+
+@pytest.mark.parametrize("kernel", some_slow(["mala"], ["nuts", "barker", "elliptical_slice", "ghmc", "parallel_tempering"]))
+def test_kernels_of_every_kind_anneal(kernel):
+    d = ebm.EnergyDistribution(double_well, base=dist.Normal(0, 1.0))
+    truth = ebm.log_partition(None, d, method="grid").value
+    found = ebm.log_partition(KEY, d, kernel=kernel, num_levels=100)
+    assert abs(float(found.value - truth)) < 4 * float(found.standard_error)
+
+
+@pytest.mark.slow
+def test_annealing_a_machine_of_digits_agrees_with_its_exact_log_z():
+    """64 visible and 12 hidden units, Z by the sum over the 2^12 hidden states; 1000 levels, 100 chains, within .1 nat."""
+    from sklearn.datasets import load_digits
+
+    x = np.random.default_rng(0).permutation(load_digits().data >= 8)[:1437].astype(float)
+    weights, visible, hidden = train_machine(x)
+    states = np.array(list(itertools.product((0.0, 1.0), repeat=12)))
+    exact = np.logaddexp.reduce(states @ hidden + np.logaddexp(0, states @ weights.T + visible).sum(1))
+    w, a, b = (jnp.asarray(each) for each in (weights, visible, hidden))
+    d = ebm.EnergyDistribution(lambda x: -(x @ a) - jnp.sum(jax.nn.softplus(x @ w + b)), (64,), support=constraints.boolean)
+    for seed in range(3):
+        found = ebm.log_partition(jax.random.key(seed), d)
+        assert abs(float(found.value) - exact) < 0.1
+        assert abs(float(found.value) - exact) < 3 * float(found.standard_error)
+    log_p = states @ hidden + np.logaddexp(0, states @ weights.T + visible).sum(1) - exact
+    rng = np.random.default_rng(1)
+    h = states[rng.choice(len(states), 100, p=np.exp(log_p) / np.exp(log_p).sum())]
+    draws = (rng.random((100, 64)) < 1 / (1 + np.exp(-(h @ weights.T + visible)))).astype(int)
+    bounds = ebm.log_partition_bounds(jax.random.key(0), d, draws=draws)
+    assert bounds.is_reliable
+    assert abs(float(bounds.upper.value) - exact) < 3 * float(bounds.upper.standard_error)
+    found = ebm.log_partition(jax.random.key(0), d, method="smc")
+    assert abs(float(found.value) - exact) < 3 * float(found.standard_error)
+
+
+def train_machine(x, num_hidden=12, epochs=100):
+    """A restricted Boltzmann machine by persistent contrastive divergence, in NumPy."""
+    rng = np.random.default_rng(1)
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    weights, hidden = 0.01 * rng.normal(size=(64, num_hidden)), np.zeros(num_hidden)
+    mean = (x.mean(0) + 0.01) / 1.02
+    visible, v = np.log(mean / (1 - mean)), x[:100].copy()
+    for epoch in range(epochs):
+        rate = 0.2 * (1 - epoch / epochs)
+        for start in range(0, 1400, 100):
+            batch = x[start : start + 100]
+            h = rng.random((100, num_hidden)) < sigmoid(v @ weights + hidden)
+            v = (rng.random((100, 64)) < sigmoid(h @ weights.T + visible)).astype(float)
+            up, down = sigmoid(batch @ weights + hidden), sigmoid(v @ weights + hidden)
+            weights += rate * (batch.T @ up - v.T @ down) / 100
+            visible += rate * (batch - v).mean(0)
+            hidden += rate * (up - down).mean(0)
+    return weights, visible, hidden
