@@ -97,8 +97,8 @@ def start_positions(rng_key: PRNGKey, distribution: EventDistribution, law: Any,
     """Draws of the start, ``(num_rows, num, ...)``, in unconstrained space."""
     if law is None:
         return _by_row(distribution, distribution.reference_sample(rng_key, (num,)))
-    rows = num_rows(distribution)
-    return _positions(distribution, distribution.as_events(law.sample(rng_key, (rows, num))))
+    events = jnp.asarray(law.sample(rng_key, (num, num_rows(distribution))))
+    return _by_row(distribution, events if distribution.is_discrete else events.astype(float))
 
 
 def target_positions(rng_key: PRNGKey, distribution: EventDistribution, num: int) -> Array:

@@ -23,8 +23,9 @@ class NestedSampling(AbstractPartition):
     .. math:: Z = \int_0^1 e^{l(X)} dX
 
     Live points drawn from the start lose their lowest, again and again, which shrinks ``X`` by a factor that is known in
-    the mean, and get new ones above it by slice sampling. It does not care how peaked the target is on the way, nor for
-    phase transitions; its cost grows with the information ``H`` of the target about the start, and its accuracy with the dimension.
+    the mean, and get new ones above it by slice sampling. How peaked the target is on the way does not matter, nor do phase
+    transitions; the cost grows with the information ``H`` of the target about the start, and the accuracy falls with the
+    dimension.
 
     The standard error is that of the unknown shrinkage (100 simulated paths of it); what the slices may have missed is not
     in it: raise ``num_steps`` and see whether the value stays.
