@@ -61,6 +61,8 @@ from numpyro_ebm.kernels import Langevin as Langevin
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
 from numpyro_ebm.kernels import available_kernels as available_kernels
+from numpyro_ebm.likelihood import LogLikelihood as LogLikelihood
+from numpyro_ebm.likelihood import log_likelihood as log_likelihood
 from numpyro_ebm.mcmc import BlackJAXKernel as BlackJAXKernel
 from numpyro_ebm.noise import VE as VE
 from numpyro_ebm.noise import VP as VP
