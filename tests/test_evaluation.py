@@ -1,0 +1,318 @@
+"""Measures of fit on held-out rows against what is known exactly, and the table that compares models by them."""
+
+import math
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.distributions import constraints
+from scipy import stats
+
+import numpyro_ebm as ebm
+from numpyro_ebm.estimators import ksd as ksd_estimator
+from numpyro_ebm.evaluation import kernel_two_sample
+
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).normal(0, 0.5, (300, 2))
+NORMAL = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2), (2,))
+RING = 4 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
+
+
+def standard_model(x):
+    t = numpyro.param("t", 1.0)
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), (2,)), obs=x)
+
+
+# --- kernel Stein test
+
+
+def brute_ksd(x, score, bandwidth):
+    """The mean over pairs of the Stein kernel of the inverse multiquadric, by automatic differentiation."""
+
+    def k(a, b):
+        return (1 + jnp.sum((a - b) ** 2) / bandwidth**2) ** -0.5
+
+    def u(a, b):
+        cross = jnp.trace(jax.jacfwd(jax.grad(k, 1), 0)(a, b))
+        return score(a) @ score(b) * k(a, b) + score(a) @ jax.grad(k, 1)(a, b) + score(b) @ jax.grad(k, 0)(a, b) + cross
+
+    values = np.array(jax.jit(jax.vmap(jax.vmap(u, (None, 0)), (0, None)))(x, x))
+    np.fill_diagonal(values, 0)
+    return values
+
+
+def test_ksd_is_the_mean_of_the_stein_kernel(monkeypatch):
+    x = X[:30]
+    pairs = brute_ksd(x, lambda x: -x, 0.7)
+    result = ebm.ksd_test(KEY, NORMAL, x, bandwidth=0.7, num_bootstraps=50)
+    np.testing.assert_allclose(result.statistic, pairs.sum() / (30 * 29), rtol=1e-4)
+    influence = pairs.sum(1) / 29
+    np.testing.assert_allclose(result.standard_error, 2 * influence.std(ddof=1) / math.sqrt(30), rtol=1e-4)
+    monkeypatch.setattr(ksd_estimator, "PAIRS_AT_ONCE", 100)  # three rows at once
+    parts = ebm.ksd_test(KEY, ebm.EnergyDistribution(lambda x: 0.5 * x @ x, (2,)), x, bandwidth=0.7, num_bootstraps=50)
+    np.testing.assert_allclose(parts, result, rtol=1e-4)
+
+
+def test_ksd_p_values_are_uniform_where_the_model_is_true_and_small_elsewhere():
+    @partial(jax.jit, static_argnums=(0, 1))
+    def p_values(scale, loc):
+        def one(key):
+            key_rows, key_test = jax.random.split(key)
+            x = loc + scale * jax.random.normal(key_rows, (50, 2))
+            return ebm.ksd_test(key_test, NORMAL, x, num_bootstraps=99).p_value
+
+        return jax.lax.map(one, jax.random.split(KEY, 200), batch_size=50)
+
+    null = np.asarray(p_values(1.0, 0.0))
+    assert stats.chisquare(np.histogram(null, 5, (0, 1))[0]).pvalue > 1e-4
+    for level in (0.05, 0.2):
+        assert abs(np.mean(null <= level) - level) < 5 * math.sqrt(level * (1 - level) / 200)
+    assert np.mean(np.asarray(p_values(1.0, 0.7)) <= 0.05) > 0.9
+    assert np.mean(np.asarray(p_values(0.5, 0.0)) <= 0.05) > 0.9
+
+
+def test_ksd_of_models_scores_and_normalised_distributions_agree():
+    expected = ebm.ksd_test(KEY, NORMAL, X, num_bootstraps=20)
+    score = ebm.ScoreDistribution(lambda x: -x, (2,))
+    for same in (score, dist.Normal(0, 1).expand([2]).to_event(1), (standard_model, {"t": 1.0})):
+        np.testing.assert_allclose(ebm.ksd_test(KEY, same, X, num_bootstraps=20), expected, rtol=1e-4)
+    assert expected.p_value < 0.1
+
+
+def test_masked_rows_take_no_part_in_ksd_and_sm():
+    keep = np.arange(300) < 200
+
+    def model(x):
+        with numpyro.handlers.mask(mask=keep), numpyro.plate("rows", len(x)):
+            numpyro.sample("x", NORMAL, obs=x)
+
+    x = np.where(keep[:, None], X, np.nan)
+    masked, whole = (
+        ebm.ksd_test(KEY, d, x, bandwidth=1.0, num_bootstraps=500) for d, x in (((model, {}), x), (NORMAL, X[:200]))
+    )
+    np.testing.assert_allclose(masked[:2], whole[:2], rtol=1e-4)
+    masked, whole = ebm.sm_loss((model, {}), x), ebm.sm_loss(NORMAL, X[:200])
+    np.testing.assert_allclose(masked[1:], whole[1:], rtol=1e-5)
+    np.testing.assert_array_equal(np.isnan(masked.rows), ~keep)
+
+
+def test_what_ksd_and_sm_refuse():
+    rows = ebm.EnergyDistribution(lambda x, c: c * x**2, context=np.ones(5), batch_shape=(5,))
+    spins = ebm.EnergyDistribution(jnp.sum, (2,), support=constraints.boolean)
+    with pytest.raises(ebm.EnergyError, match="a context or a base of its own"):
+        ebm.ksd_test(KEY, rows, np.ones(5))
+    for measure in (partial(ebm.ksd_test, KEY), ebm.sm_loss):
+        with pytest.raises(ebm.EnergyError, match="discrete"):
+            measure(spins, np.ones((5, 2), int))
+        with pytest.raises(ebm.EnergyError, match="Row 0 of the data is not finite"):
+            measure(NORMAL, np.full((5, 2), np.nan))
+        with pytest.raises(TypeError, match=r"a pair \(model, params\); got function"):
+            measure(standard_model, X)
+        with pytest.raises(ebm.EnergyError, match="ImproperUniform has no normaliser"):
+            measure(dist.ImproperUniform(constraints.real, (), ()), np.ones(5))
+    with pytest.raises(ebm.EnergyError, match="1 row that takes part"):
+        ebm.ksd_test(KEY, NORMAL, X[:1])
+    with pytest.raises(ebm.EnergyError, match="num_bootstraps >= 1"):
+        ebm.ksd_test(KEY, NORMAL, X, num_bootstraps=0)
+
+
+# --- score matching loss
+
+
+def test_sm_loss_of_a_gaussian_is_exact():
+    expected = 0.5 * (X**2).sum(1) - 2
+    for subject in (NORMAL, dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), (standard_model, {"t": 1.0})):
+        result = ebm.sm_loss(subject, X)
+        np.testing.assert_allclose(result.rows, expected, rtol=1e-5, atol=1e-6)
+    assert result.mean == pytest.approx(expected.mean(), rel=1e-5)
+    assert result.standard_error == pytest.approx(expected.std(ddof=1) / math.sqrt(300), rel=1e-5)
+    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), dist.Normal(jnp.array([-1.0, 1.0]), 0.5))
+    assert np.all(np.isfinite(ebm.sm_loss(mixture, X[:, 0]).rows))
+
+
+# --- MMD
+
+
+def brute_mmd(x, y, lengths):
+    z = np.concatenate([x, y])
+    squares = ((z[:, None] - z) ** 2).sum(-1)
+    k = np.mean([np.exp(-squares / (2 * length**2)) for length in np.atleast_1d(lengths)], axis=0)
+    m, n = len(x), len(y)
+    within = (k[:m, :m].sum() - m) / (m * (m - 1)) + (k[m:, m:].sum() - n) / (n * (n - 1))
+    return within - 2 * k[:m, m:].mean()
+
+
+@pytest.mark.parametrize("bandwidth", [0.8, (0.3, 1.0, 2.0)])
+def test_mmd_is_the_sum_over_pairs(bandwidth, monkeypatch):
+    x, y = X[:20], X[20:55] + 0.3
+    result = ebm.mmd(KEY, x, y, bandwidth=bandwidth, num_permutations=30)
+    np.testing.assert_allclose(result.statistic, brute_mmd(x, y, bandwidth), rtol=1e-4)
+    monkeypatch.setattr(kernel_two_sample, "PAIRS_AT_ONCE", 200)
+    parts = ebm.mmd(KEY, np.float32(x), y, bandwidth=np.asarray(bandwidth) * 1.0, num_permutations=31)
+    np.testing.assert_allclose(parts.statistic, result.statistic, rtol=1e-4)
+
+
+def test_mmd_is_unbiased_for_its_closed_form_with_an_error_that_covers():
+    shift, length, dim, num = 0.6, 1.3, 3, 60
+
+    @jax.jit
+    @partial(jax.vmap)
+    def replicates(key):
+        key_draws, key_rows, key_test = jax.random.split(key, 3)
+        x = jax.random.normal(key_draws, (num, dim)) + shift / math.sqrt(dim)
+        return ebm.mmd(key_test, x, jax.random.normal(key_rows, (num, dim)), bandwidth=length, num_permutations=1)
+
+    results = replicates(jax.random.split(KEY, 300))
+    spread = length**2 + 2
+    exact = 2 * (length**2 / spread) ** (dim / 2) * (1 - math.exp(-(shift**2) / (2 * spread)))
+    found = np.asarray(results.statistic)
+    assert abs(found.mean() - exact) < 5 * found.std() / math.sqrt(300)
+    ratio = np.sqrt(np.mean(np.asarray(results.standard_error) ** 2)) / found.std()
+    assert 1 - 5 / math.sqrt(2 * 300) < ratio < 1.3
+
+
+def test_mmd_p_values_are_uniform_where_laws_are_equal_and_small_elsewhere():
+    @partial(jax.jit, static_argnums=0)
+    def p_values(shift):
+        def one(key):
+            key_draws, key_rows, key_test = jax.random.split(key, 3)
+            x = jax.random.normal(key_draws, (30, 2)) + shift
+            return ebm.mmd(key_test, x, jax.random.normal(key_rows, (40, 2)), num_permutations=99).p_value
+
+        return jax.lax.map(one, jax.random.split(KEY, 200), batch_size=50)
+
+    null = np.asarray(p_values(0.0))
+    assert stats.chisquare(np.histogram(null, 5, (0, 1.0001))[0]).pvalue > 1e-4
+    assert abs(np.mean(null <= 0.1) - 0.1) < 5 * math.sqrt(0.09 / 200)
+    assert np.mean(np.asarray(p_values(1.0)) <= 0.05) > 0.9
+
+
+def test_what_two_sample_tests_refuse():
+    for test in (ebm.mmd, ebm.classifier_two_sample_test):
+        with pytest.raises(ebm.EnergyError, match="draws have 2 numbers an event, rows 1"):
+            test(KEY, X, X[:, :1])
+        with pytest.raises(ebm.EnergyError, match="Row 3 of rows is not finite"):
+            test(KEY, X, np.where(np.arange(300)[:, None] == 3, np.nan, X))
+        with pytest.raises(ebm.EnergyError, match="at least two"):
+            test(KEY, X[:1], X)
+    for bandwidth in (-1.0, (), np.ones((2, 2))):
+        with pytest.raises(ebm.EnergyError, match="bandwidth"):
+            ebm.mmd(KEY, X, X, bandwidth=bandwidth)
+    with pytest.raises(ebm.EnergyError, match="num_folds=4"):
+        ebm.classifier_two_sample_test(KEY, X[:4], X)
+    with pytest.raises(TypeError, match="real numbers"):
+        ebm.mmd(KEY, X + 1j, X)
+
+
+# --- classifier two-sample test
+
+
+def test_a_classifier_reaches_the_accuracy_of_bayes():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(600, 2)) + [1.0, 0.0], rng.normal(size=(800, 2))
+    result = ebm.classifier_two_sample_test(KEY, x, y)
+    assert result.num_events == 600
+    assert abs(result.accuracy - stats.norm.cdf(0.5)) < 5 * result.standard_error
+    assert abs(result.auc - stats.norm.cdf(math.sqrt(0.5))) < 5 * result.standard_error
+    assert result.standard_error == pytest.approx(math.sqrt(result.accuracy * (1 - result.accuracy) / 1200))
+    assert result.p_value < 1e-9
+    assert result == ebm.classifier_two_sample_test(KEY, x, y)
+
+
+def logistic():
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression()
+
+
+def test_a_classifier_is_at_one_half_where_laws_are_equal():
+    rng = np.random.default_rng(2)
+    pairs = [rng.normal(size=(2, 100, 2)) for _ in range(60)]
+    results = [ebm.classifier_two_sample_test(KEY, *pair, classifier=logistic()) for pair in pairs]
+    accuracy = np.array([result.accuracy for result in results])
+    assert abs(accuracy.mean() - 0.5) < 5 * accuracy.std() / math.sqrt(60)
+    rejected = np.mean([result.p_value <= 0.1 for result in results])
+    assert rejected < 0.1 + 5 * math.sqrt(0.09 / 60)
+    permuted = ebm.classifier_two_sample_test(KEY, *pairs[0], classifier=logistic(), num_permutations=39)
+    assert permuted.accuracy == results[0].accuracy
+    assert permuted.p_value > 1 / 40
+    assert ebm.classifier_two_sample_test(KEY, X, X + 2, classifier=logistic(), num_permutations=19).p_value == 1 / 20
+
+
+def test_scikit_learn_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"numpyro-ebm\[evaluation\]"):
+        ebm.classifier_two_sample_test(KEY, X, X)
+
+
+# --- weights of modes
+
+
+def ring(rng, num, weights):
+    return RING[rng.choice(8, num, p=weights)] + 0.3 * rng.normal(size=(num, 2))
+
+
+def test_mode_weights_of_eight_gaussians():
+    rng = np.random.default_rng(0)
+    even, odd = np.full(8, 1 / 8), np.array([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
+    draws, rows = ring(rng, 4000, odd), ring(rng, 3000, even)
+    result = ebm.mode_weights(RING, draws, rows)
+    np.testing.assert_allclose(result.rows_error, np.sqrt(result.rows * (1 - result.rows) / 3000))
+    assert np.all(np.abs(result.draws - odd) <= 5 * np.maximum(result.draws_error, 1e-12))
+    assert np.all(np.abs(result.rows - even) < 5 * result.rows_error)
+    assert abs(result.total_variation - 0.25) < 5 * math.sqrt(np.sum(result.draws_error**2 + result.rows_error**2)) / 2
+    assert result.num_missed == 1
+    angle = lambda x: jnp.round(jnp.arctan2(x[1], x[0]) / (jnp.pi / 4)).astype(int) % 8  # noqa: E731
+    for a, b in zip(ebm.mode_weights(angle, draws, rows, num_modes=8), result, strict=True):
+        np.testing.assert_allclose(a, b)
+
+
+def test_by_chance_is_what_equal_laws_show():
+    rng = np.random.default_rng(1)
+    weights = np.array([0.4, 0.3, 0.2, 0.1])
+    results = [
+        ebm.mode_weights(np.arange(4.0), rng.choice(4, 300, p=weights) * 1.0, rng.choice(4, 200, p=weights) * 1.0)
+        for _ in range(40)
+    ]
+    found, said = (np.array([getattr(r, name) for r in results]) for name in ("total_variation", "by_chance"))
+    assert abs(found.mean() - said.mean()) < 5 * found.std() / math.sqrt(40)
+
+
+def test_chains_count_for_what_they_are_worth():
+    rng = np.random.default_rng(2)
+    rows = rng.choice([-1.0, 1.0], 500)
+    frozen = np.repeat([[-1.0], [1.0], [1.0], [1.0]], 100, axis=1)
+    result = ebm.mode_weights(lambda x: x > 0, frozen, rows)
+    np.testing.assert_allclose(result.draws_error, math.sqrt(0.25 * 0.75 / 4))
+    stay = 0.9  # in one of two modes: the integrated autocorrelation time is (1 + 0.8) / (1 - 0.8) = 9
+    flips = rng.random((4, 2000)) > stay
+    chains = np.where((rng.integers(2, size=(4, 1)) + flips.cumsum(1)) % 2, 1.0, -1.0)
+    error = ebm.mode_weights(lambda x: x > 0, chains, rows).draws_error[0]
+    assert 0.8 < error / math.sqrt(0.25 * 9 / 8000) < 1.25
+    independent = ebm.mode_weights(lambda x: x > 0, chains.ravel(), rows)
+    np.testing.assert_allclose(independent.draws_error, np.sqrt(independent.draws * independent.draws[::-1] / 8000))
+    nowhere = ebm.mode_weights(lambda x: x > 0, np.ones((4, 100)), rows)
+    assert nowhere.num_missed == 1
+    assert nowhere.total_variation == pytest.approx(np.mean(rows < 0))
+
+
+def test_labels_that_are_none_are_refused():
+    rows = X[:, 0]
+    for labels, words in (
+        (lambda x: jnp.where(x > 0, 1, -1), "got -1"),
+        (lambda x: 0.5 * x, "one whole number"),
+        (lambda x: jnp.arange(3), r"of shape \(3,\)"),
+        (np.ones((2, 3)), "are no events"),
+    ):
+        with pytest.raises(ebm.EnergyError, match=words):
+            ebm.mode_weights(labels, rows, rows)
+    with pytest.raises(ebm.EnergyError, match="num_modes - 1 = 0; got 1"):
+        ebm.mode_weights(lambda x: x > 0, rows, rows, num_modes=1)
+    with pytest.raises(ebm.EnergyError, match=r"the rows' events \(\); got \(1, 300, 2\)"):
+        ebm.mode_weights(lambda x: x > 0, X[None], rows)
