@@ -67,6 +67,7 @@ from numpyro_ebm.kernels import AdjustedMCLMC as AdjustedMCLMC
 from numpyro_ebm.kernels import Barker as Barker
 from numpyro_ebm.kernels import DynamicHMC as DynamicHMC
 from numpyro_ebm.kernels import EllipticalSlice as EllipticalSlice
+from numpyro_ebm.kernels import Gibbs as Gibbs
 from numpyro_ebm.kernels import Langevin as Langevin
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo

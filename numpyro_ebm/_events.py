@@ -40,7 +40,7 @@ class EventDistribution(dist.Distribution):
 
     arg_constraints = {}
     pytree_data_fields = ("context", "base", "_support", "_sampler_arrays")
-    pytree_aux_fields = ("_sampler_structure",)
+    pytree_aux_fields = ("_sampler_structure", "_discrete_bounds")
     has_energy: ClassVar[bool]
 
     def __init__(
@@ -59,6 +59,8 @@ class EventDistribution(dist.Distribution):
         event_shape, batch_shape = _shape("event_shape", event_shape), _shape("batch_shape", batch_shape)
         _check_context(context, batch_shape)
         self._support = _event_support(support, event_shape)
+        # What the values of an element are is structure, known under jit too.
+        self._discrete_bounds = _discrete_bounds(self._support)
         if base is not None:
             batch_shape = _check_base(base, event_shape, batch_shape, self._support)
         self._sampler_arrays, self._sampler_structure = dismantle(sampler)
@@ -100,12 +102,12 @@ class EventDistribution(dist.Distribution):
         return self.sampler(key, self, tuple(sample_shape))
 
     def constrain(self, position: Array) -> Array:
-        """From unconstrained space to the support, one event."""
-        return self._transform(position)
+        """From unconstrained space to the support, one event; a discrete event is its own position."""
+        return position if self.is_discrete else self._transform(position)
 
     def unconstrain(self, event: Array) -> Array:
-        """From the support to unconstrained space, one event."""
-        return self._transform.inv(event)
+        """From the support to unconstrained space, one event; a discrete one becomes an array of whole numbers."""
+        return jnp.asarray(event, int) if self.is_discrete else self._transform.inv(event)
 
     def is_inside(self, event: Array) -> Array:
         """Whether one event has a place in unconstrained space: not on the wall of the support.
@@ -125,12 +127,14 @@ class EventDistribution(dist.Distribution):
 
     @property
     def reference(self) -> dist.Distribution:
-        """The base, or a standard normal in unconstrained space where there is none.
+        """The base, or without one a standard normal in unconstrained space, and the uniform law on a discrete support.
 
         Where chains start, and the noise of NCE, unless told otherwise.
         """
         if self.base is not None:
             return self.base
+        if self.is_discrete:
+            return self._uniform
         shape = self.unconstrained_shape
         normal = dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
         return normal if self._is_real else dist.TransformedDistribution(normal, self._transform)
@@ -140,9 +144,31 @@ class EventDistribution(dist.Distribution):
         return self.as_events(self.reference.expand(self.batch_shape).sample(rng_key, sample_shape))
 
     @property
+    def discrete_values(self) -> np.ndarray:
+        """The values that one element of a finite discrete support takes, in increasing order.
+
+        Raises:
+            EnergyError: for a support without two bounds.
+        """
+        if self._discrete_bounds is None:
+            raise EnergyError(
+                f"The values of the support {self.support} cannot be listed: it needs two bounds, the same for all elements. "
+                "Write support=numpyro.distributions.constraints.boolean or constraints.integer_interval(0, 9)."
+            )
+        low, high = self._discrete_bounds
+        return np.arange(low, high + 1)
+
+    @property
+    def _uniform(self) -> dist.Distribution:
+        values = self.discrete_values
+        is_binary = type(_elementary(self.support)) is type(constraints.boolean)
+        element = dist.BernoulliProbs(0.5) if is_binary else dist.DiscreteUniform(int(values[0]), int(values[-1]))
+        return element.expand(self.event_shape).to_event(len(self.event_shape))
+
+    @property
     def unconstrained_shape(self) -> tuple[int, ...]:
         """Shape of one event in unconstrained space."""
-        return tuple(self._transform.inverse_shape(self.event_shape))
+        return self.event_shape if self.is_discrete else tuple(self._transform.inverse_shape(self.event_shape))
 
     def as_events(self, value: Any) -> Array:
         """Values as an array of the float type in use (discrete supports keep theirs), their shape checked.
@@ -180,8 +206,8 @@ class EventDistribution(dist.Distribution):
 
     def log_jacobian(self, position: Array) -> Array:
         """Log volume that the transform gives to one unconstrained position; 0 on the real line."""
-        if self._is_real:
-            return jnp.zeros((), position.dtype)
+        if self._is_real or self.is_discrete:
+            return jnp.zeros((), float)
         return jnp.sum(self._transform.log_abs_det_jacobian(position, self.constrain(position)))
 
     def _call(self, function: Any, event: Array, context: PyTree) -> Array:
@@ -199,6 +225,17 @@ class EventDistribution(dist.Distribution):
     @property
     def _is_real(self) -> bool:
         return type(_elementary(self.support)) is type(constraints.real)
+
+
+def _discrete_bounds(support: Any) -> tuple[int, int] | None:
+    """Smallest and largest value of one element of a finite discrete support; None for any other."""
+    element = _elementary(support)
+    if type(element) is type(constraints.boolean):
+        return 0, 1
+    low, high = getattr(element, "lower_bound", None), getattr(element, "upper_bound", None)
+    if not support.is_discrete or low is None or high is None or not is_concrete(low, high) or np.ndim(low) or np.ndim(high):
+        return None
+    return int(low), int(high)
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

@@ -49,9 +49,14 @@ def num_chains_of(positions: Position) -> int:
     return jax.tree.leaves(positions)[0].shape[0]
 
 
-def as_float(tree: PyTree) -> PyTree:
-    """Every leaf in one floating type: float64 under x64, float32 otherwise."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float), tree)
+def as_positions(tree: PyTree) -> PyTree:
+    """Every leaf in one floating type, float64 under x64 and float32 otherwise; discrete positions stay whole numbers."""
+
+    def cast(leaf):
+        leaf = jnp.asarray(leaf)
+        return leaf if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf.astype(float)
+
+    return jax.tree.map(cast, tree)
 
 
 def advance(
@@ -82,7 +87,7 @@ def advance(
     Returns:
         The new positions and the `ChainHealth` of the run.
     """
-    positions = as_float(positions)
+    positions = as_positions(positions)
     num_chains = num_chains_of(positions)
 
     def start(key, position, row, temperature):
@@ -138,7 +143,7 @@ def run(
     Returns:
         The draws, their statistics and the adapted kernel of each chain.
     """
-    positions = jax.vmap(kernel.lift)(as_float(positions))
+    positions = jax.vmap(kernel.lift)(as_positions(positions))
     stages = adaptation.schedule(kernel, num_warmup)
     num_chains = num_chains_of(positions)
 
@@ -178,7 +183,7 @@ def _at(
     log_density: LogDensityFn, position: Position, row: PyTree, temperature: Array | None = None
 ) -> Callable[[Position], Array]:
     """The log density of one chain, in the type of its position (a scan needs it fixed)."""
-    dtype = jnp.result_type(*jax.tree.leaves(position))
+    dtype = jnp.result_type(*jax.tree.leaves(position), float)
     if temperature is None:
         return lambda x: jnp.asarray(log_density(x, row), dtype)
     return lambda x: jnp.asarray(log_density(x, row) / temperature, dtype)

@@ -14,6 +14,7 @@ from numpyro_ebm._context import site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, EnergyFn, PyTree
+from numpyro_ebm.kernels import resolve_kernel
 from numpyro_ebm.samplers import ChainSampler
 
 GUARD = (
@@ -47,8 +48,8 @@ class EnergyDistribution(EventDistribution):
         support: constraint of one event. Chains run in unconstrained space with the Jacobian and draws come back
             constrained.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
-        sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; `ChainSampler` by default.
-            Draws are those of MCMC and so approximate.
+        sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; `ChainSampler` by default, with
+            NUTS, or `Gibbs` where the support is discrete. Draws are those of MCMC and so approximate.
         normalized: True where Z does not depend on any parameter; switches the guard off.
 
     Raises:
@@ -87,7 +88,8 @@ class EnergyDistribution(EventDistribution):
             raise TypeError(f"EnergyDistribution needs a callable energy; got {type(energy).__name__}.")
         self._energy_arrays, self._energy_structure = dismantle(energy)
         self.normalized = normalized
-        sampler = ChainSampler() if sampler is None else sampler
+        if sampler is None:
+            sampler = ChainSampler("gibbs") if support.is_discrete else ChainSampler()
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
 
     @property
@@ -151,10 +153,13 @@ class EnergyDistribution(EventDistribution):
 
     def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
         """Gradient of `unconstrained_log_density` in the position."""
+        if self.is_discrete:
+            raise EnergyError(f"A score is a gradient; the support {self.support} is discrete. Write kernel='gibbs'.")
         return jax.grad(self.unconstrained_log_density)(position, local)
 
     def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
-        """`unconstrained_log_density`, for every kernel."""
+        """`unconstrained_log_density`, for every kernel that can move on the support."""
+        resolve_kernel(kernel, is_discrete=self.is_discrete)
         return self.unconstrained_log_density
 
     def _tilted(self, event: Array, local: PyTree) -> Array:

@@ -6,6 +6,7 @@ from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel as AbstractKernel
 from numpyro_ebm.kernels._base import TransitionInfo as TransitionInfo
+from numpyro_ebm.kernels.discrete import Gibbs as Gibbs
 from numpyro_ebm.kernels.hamiltonian import GHMC as GHMC
 from numpyro_ebm.kernels.hamiltonian import HMC as HMC
 from numpyro_ebm.kernels.hamiltonian import NUTS as NUTS
@@ -26,25 +27,24 @@ def available_kernels() -> tuple[str, ...]:
     """The names that ``kernel=`` takes, sorted.
 
     Example:
-        ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'dynamic_hmc', 'elliptical_slice', 'ghmc', 'hmc',
-        'langevin', 'mala', 'mclmc', 'nuts', 'parallel_tempering')``.
+        ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'dynamic_hmc', 'elliptical_slice', 'ghmc', 'gibbs',
+        'hmc', 'langevin', 'mala', 'mclmc', 'nuts', 'parallel_tempering')``.
     """
     return KERNELS.names()
 
 
-def resolve_kernel(kernel: Any, *, is_discrete: bool = False) -> AbstractKernel:
-    """A kernel from its name or itself, checked against the kind of support it has to move on.
+def resolve_kernel(kernel: Any, *, is_discrete: bool | None = False) -> AbstractKernel:
+    """A kernel from its name or itself, checked against the kind of support it has to move on (None: not known yet).
 
     Raises:
         EnergyError: for an unknown name, or for a kernel that cannot move on this support.
         TypeError: for something that is neither a name nor a kernel.
     """
     resolved = KERNELS.resolve(kernel)
-    if resolved.is_discrete != is_discrete:
+    if is_discrete is not None and resolved.is_discrete != is_discrete:
         kind = "discrete" if is_discrete else "continuous"
         fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete != (not is_discrete)]
         raise EnergyError(
-            f"The kernel '{resolved.name}' cannot sample a {kind} support. "
-            f"Kernels that can: {', '.join(sorted(fitting)) or 'none yet'}."
+            f"The kernel '{resolved.name}' cannot sample a {kind} support. Kernels that can: {', '.join(sorted(fitting))}."
         )
     return resolved

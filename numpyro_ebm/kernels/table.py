@@ -2,6 +2,7 @@
 
 from numpyro_ebm._registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel
+from numpyro_ebm.kernels.discrete import Gibbs
 from numpyro_ebm.kernels.hamiltonian import GHMC, HMC, NUTS, DynamicHMC
 from numpyro_ebm.kernels.langevin import MALA, Barker, Langevin
 from numpyro_ebm.kernels.microcanonical import MCLMC, AdjustedMCLMC
@@ -11,6 +12,9 @@ MOVES: Registry[AbstractKernel] = Registry(
     "kernel",
     {
         kernel.name: kernel
-        for kernel in (Langevin, MALA, Barker, HMC, DynamicHMC, GHMC, NUTS, MCLMC, AdjustedMCLMC, EllipticalSlice)
+        for kernel in (
+            *(Langevin, MALA, Barker, HMC, DynamicHMC, GHMC, NUTS, MCLMC, AdjustedMCLMC, EllipticalSlice),
+            Gibbs,
+        )
     },
 )

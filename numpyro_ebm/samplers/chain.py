@@ -42,7 +42,7 @@ class ChainSampler:
     def __post_init__(self):
         # A pytree is also rebuilt around tracers and placeholders; only what a user wrote is resolved.
         if isinstance(self.kernel, str | AbstractKernel):
-            object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
+            object.__setattr__(self, "kernel", resolve_kernel(self.kernel, is_discrete=None))
         check_count("ChainSampler", "num_warmup", self.num_warmup, 0)
         check_count("ChainSampler", "num_steps", self.num_steps)
         check_start("ChainSampler", self.start)

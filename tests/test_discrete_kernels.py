@@ -1,0 +1,99 @@
+"""Gibbs: laws by enumeration, and what is refused."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from helpers import check_moments
+from numpyro.distributions import constraints
+
+import numpyro_ebm as ebm
+from numpyro_ebm import chains
+
+EDGES = [(3 * i + j, 3 * i + j + 1) for i in range(3) for j in range(2)] + [(i, i + 3) for i in range(6)]
+LEFT, RIGHT = np.array(EDGES).T
+
+
+def ising(x):
+    """3 x 3 spins, open edges, beta = .3, h = .1, as 0 and 1."""
+    s = 2.0 * x - 1
+    return -0.3 * jnp.sum(s[LEFT] * s[RIGHT]) - 0.1 * jnp.sum(s)
+
+
+def law(energy, values, size, log_base=lambda x: 0.0):
+    states = np.array(list(itertools.product(values, repeat=size)))
+    log_p = np.asarray(jax.vmap(lambda x: log_base(x) - energy(x))(jnp.asarray(states)), float)
+    return states, np.exp(log_p - np.logaddexp.reduce(log_p))
+
+
+def draws_of(distribution, kernel="gibbs", **options):
+    run = ebm.sample(jax.random.key(0), distribution, kernel, num_warmup=50, num_samples=2000, **options)
+    return run, np.asarray(run.samples["x"])
+
+
+def test_ising_moments_are_those_of_the_enumeration():
+    run, x = draws_of(ebm.EnergyDistribution(ising, (9,), support=constraints.boolean))
+    assert np.issubdtype(x.dtype, np.integer)
+    s = 2 * x - 1
+    statistics = np.stack([(s[..., LEFT] * s[..., RIGHT]).sum(-1), s.sum(-1)], -1)
+    states, p = law(ising, (0, 1), 9)
+    exact = 2 * states - 1
+    exact = np.stack([(exact[:, LEFT] * exact[:, RIGHT]).sum(-1), exact.sum(-1)], -1)
+    np.testing.assert_allclose(p @ exact, [4.2576176, 2.1874309], rtol=1e-6)
+    check_moments(statistics, p @ exact, p @ exact**2 - (p @ exact) ** 2)
+    assert set(run.stats) == {"num_gradients", "is_nonfinite"}
+    assert (np.asarray(run.stats["num_gradients"]) == 9).all()
+    assert not run.stats["is_nonfinite"].any()
+
+
+def test_three_values_a_base_and_a_forbidden_state():
+    energy = lambda x: jnp.where(jnp.all(x == 2), jnp.inf, 0.3 * x[0] * x[1] - 0.2 * x[1])  # noqa: E731
+    base = dist.Binomial(2, 0.4).expand([2]).to_event(1)
+    _, x = draws_of(ebm.EnergyDistribution(energy, (2,), support=constraints.integer_interval(0, 2), base=base))
+    states, p = law(energy, (0, 1, 2), 2, base.log_prob)
+    flags = (x[:, :, None] == states).all(-1).astype(float)[..., p > 0]
+    assert not (x == 2).all(-1).any()
+    check_moments(flags, p[p > 0], p[p > 0] * (1 - p[p > 0]))
+
+
+def test_rows_keep_their_context():
+    shift = jnp.array([-1.0, 2.0])
+    d = ebm.EnergyDistribution(lambda x, c: -c * x, (), context=shift, batch_shape=(2,), support=constraints.boolean)
+    _, x = draws_of(d)
+    p = np.asarray(jax.nn.sigmoid(shift))
+    check_moments(x.astype(float), p, p * (1 - p))
+
+
+def test_nan_is_stayed_away_from_and_counted():
+    kernel = ebm.Gibbs(values=jnp.arange(2))
+    log_density = lambda x, _: jnp.where(x[0] == 1, jnp.nan, 0.5 * x[1])  # noqa: E731
+    run = chains.run(jax.random.key(0), kernel, log_density, jnp.zeros((2, 2), jnp.int32), num_warmup=0, num_samples=50)
+    assert (run.positions[..., 0] == 0).all()
+    assert run.info.is_nonfinite.all()
+
+
+def test_an_energy_draws_by_gibbs_unless_told_otherwise():
+    d = ebm.EnergyDistribution(ising, (9,), support=constraints.boolean)
+    assert d.sample(jax.random.key(0), (3,)).shape == (3, 9)
+    assert isinstance(d.sampler.kernel, ebm.Gibbs)
+
+
+@pytest.mark.parametrize("how", ["kernel", "sampler", "score", "values", "start"])
+def test_what_does_not_fit_is_refused(how):
+    d = ebm.EnergyDistribution(ising, (9,), support=constraints.boolean)
+    with pytest.raises(ebm.EnergyError, match="discrete.*gibbs|Gibbs needs|two bounds|continuous"):
+        if how == "kernel":
+            ebm.sample(jax.random.key(0), ebm.EnergyDistribution(lambda x: x**2), "gibbs")
+        elif how == "sampler":
+            ebm.EnergyDistribution(ising, (9,), support=constraints.boolean, sampler=ebm.ChainSampler()).sample(
+                jax.random.key(0), (2,)
+            )
+        elif how == "score":
+            d.unconstrained_score(jnp.zeros(9, int))
+        elif how == "values":
+            ebm.EnergyDistribution(lambda x: x, support=constraints.nonnegative_integer).sample(jax.random.key(0))
+        else:
+            ebm.Gibbs().step(jax.random.key(0), ebm.Gibbs().init(None, jnp.zeros(2, int), jnp.sum), jnp.sum)
