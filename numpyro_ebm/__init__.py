@@ -45,11 +45,13 @@ from numpyro_ebm.estimators import UnbiasedMaximumLikelihood as UnbiasedMaximumL
 from numpyro_ebm.estimators import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching
 from numpyro_ebm.estimators import available_estimators as available_estimators
 from numpyro_ebm.evaluation import C2ST as C2ST
+from numpyro_ebm.evaluation import Evaluation as Evaluation
 from numpyro_ebm.evaluation import KSDTest as KSDTest
 from numpyro_ebm.evaluation import MMDTest as MMDTest
 from numpyro_ebm.evaluation import ModeWeights as ModeWeights
 from numpyro_ebm.evaluation import SMLoss as SMLoss
 from numpyro_ebm.evaluation import classifier_two_sample_test as classifier_two_sample_test
+from numpyro_ebm.evaluation import evaluate as evaluate
 from numpyro_ebm.evaluation import ksd_test as ksd_test
 from numpyro_ebm.evaluation import mmd as mmd
 from numpyro_ebm.evaluation import mode_weights as mode_weights

@@ -15,7 +15,7 @@ from numpyro_ebm.estimators import Site
 from numpyro_ebm.scores import NO_DENSITY
 
 LARGEST_GAP = 1.0
-FEW_SAMPLES = 20.0
+FEW_SAMPLES = 10.0
 OTHER_SIDE: dict[Any, Any] = {"lower": "upper", "upper": "lower", None: None}
 NEEDED = (
     "log_likelihood needs log Z with its error, as numpyro_ebm.log_partition or log_partition_bounds returns it. There is "
@@ -23,6 +23,10 @@ NEEDED = (
     "log_partition=numpyro_ebm.log_partition(rng_key, model, method='ais', params=params)); for a log Z that is known, "
     "log_partition=numpyro_ebm.LogPartition(value, 0.0, math.inf, None)"
 )
+
+
+class ApartBounds(EnergyError):
+    """Bounds on log Z that are too far apart for a likelihood."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,8 @@ def log_likelihood(
             ``svi.run``.
         *args: for a distribution its rows; for a model its arguments, held-out rows in the place of those of training.
         log_partition: what `log_partition` or `log_partition_bounds` returned: a value, standard_error, ess and bound of
-            shape ``()``, or of the rows' shape where each row has its own; or ``lower`` and ``upper``, two of these.
+            shape ``()``, or of the rows' (or the distribution's batch) shape where each row has its own; or ``lower`` and
+            ``upper``, two of these.
         site: which energy site of a model with several; a joint event of factors by its joined name.
         **kwargs: keyword arguments of the model.
 
@@ -150,10 +155,10 @@ def log_likelihood(
 
 def likelihood_of(site: Site, log_partition: Any) -> LogLikelihood:
     """`log_likelihood` of rows that are laid out."""
+    log_z = _read(log_partition)
     with at_site(site.name):
         if not site.distribution.has_energy:
             raise EnergyError(NO_DENSITY)
-        log_z = _read(log_partition)
         _check_shape(log_z, site)
         values = _densities(site)
         keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
@@ -180,7 +185,7 @@ def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> 
     kept = values[keep]
     num, mean = kept.size, float(kept.mean())
     sampling = math.inf if np.isinf(mean) else float(kept.std(ddof=1)) / math.sqrt(num) if num > 1 else math.nan
-    error = float(log_z.standard_error) if log_z.value.ndim == 0 else 0.0
+    error = _common_error(log_z, site, keep)
     interval, systematic = None, 0.0
     if log_z.half_gap is not None:
         systematic = float(np.abs(_per_row(log_z.half_gap, site)[keep]).mean())
@@ -199,6 +204,15 @@ def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> 
         ess=log_z.ess,
         num_rows=num,
     )
+
+
+def _common_error(log_z: _LogZ, site: Site, keep: np.ndarray) -> float:
+    """What errors of log Z do to the mean, beyond what they add to the variance between rows."""
+    if log_z.value.shape == site.batch_shape and site.batch_shape:
+        return 0.0
+    owners = _per_row(np.arange(log_z.value.size).reshape(log_z.value.shape), site)[keep]
+    shares = np.bincount(owners, minlength=log_z.value.size) / owners.size
+    return float(np.linalg.norm(shares * np.broadcast_to(log_z.standard_error, log_z.value.shape).ravel()))
 
 
 def _read(log_partition: Any) -> _LogZ:
@@ -223,7 +237,7 @@ def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
     worst = float(gap.ravel()[np.argmax(np.abs(gap))])
     if abs(worst) > LARGEST_GAP:
         where = f" in row {int(np.argmax(np.abs(gap)))}" if gap.ndim else ""
-        raise EnergyError(
+        raise ApartBounds(
             f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {LARGEST_GAP:g} nat no likelihood is to be "
             "reported: it could be anything between. Write more temperatures, more steps at each or more chains in "
             "log_partition_bounds, or give the EnergyDistribution a base nearer to the data; compare models by "
@@ -245,7 +259,7 @@ def _check_shape(log_z: _LogZ, site: Site) -> None:
                 f"It needs values of the rows' shape {site.batch_shape}: estimate log Z of the distribution with these "
                 "rows' contexts."
             )
-    elif log_z.value.shape != site.batch_shape:
+    elif log_z.value.shape not in (site.batch_shape, site.distribution.batch_shape):
         raise EnergyError(
             f"log_partition holds values of shape {log_z.value.shape}, the rows have shape {site.batch_shape}. It needs one "
             "value, or one per row where each row has a context: estimate log Z with the contexts of these rows."

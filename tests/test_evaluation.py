@@ -1,8 +1,10 @@
 """Measures of fit on held-out rows against what is known exactly, and the table that compares models by them."""
 
+import json
 import math
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 
 import numpyro_ebm as ebm
 from numpyro_ebm.estimators import ksd as ksd_estimator
@@ -225,24 +228,20 @@ def test_a_classifier_reaches_the_accuracy_of_bayes():
     assert result == ebm.classifier_two_sample_test(KEY, x, y)
 
 
-def logistic():
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression()
-
-
 def test_a_classifier_is_at_one_half_where_laws_are_equal():
     rng = np.random.default_rng(2)
     pairs = [rng.normal(size=(2, 100, 2)) for _ in range(60)]
-    results = [ebm.classifier_two_sample_test(KEY, *pair, classifier=logistic()) for pair in pairs]
+    results = [ebm.classifier_two_sample_test(KEY, *pair, classifier=LogisticRegression()) for pair in pairs]
     accuracy = np.array([result.accuracy for result in results])
     assert abs(accuracy.mean() - 0.5) < 5 * accuracy.std() / math.sqrt(60)
     rejected = np.mean([result.p_value <= 0.1 for result in results])
     assert rejected < 0.1 + 5 * math.sqrt(0.09 / 60)
-    permuted = ebm.classifier_two_sample_test(KEY, *pairs[0], classifier=logistic(), num_permutations=39)
+    permuted = ebm.classifier_two_sample_test(KEY, *pairs[0], classifier=LogisticRegression(), num_permutations=39)
     assert permuted.accuracy == results[0].accuracy
     assert permuted.p_value > 1 / 40
-    assert ebm.classifier_two_sample_test(KEY, X, X + 2, classifier=logistic(), num_permutations=19).p_value == 1 / 20
+    assert (
+        ebm.classifier_two_sample_test(KEY, X, X + 2, classifier=LogisticRegression(), num_permutations=19).p_value == 1 / 20
+    )
 
 
 def test_scikit_learn_is_named_where_it_is_missing(monkeypatch):
@@ -316,3 +315,187 @@ def test_labels_that_are_none_are_refused():
         ebm.mode_weights(lambda x: x > 0, rows, rows, num_modes=1)
     with pytest.raises(ebm.EnergyError, match=r"the rows' events \(\); got \(1, 300, 2\)"):
         ebm.mode_weights(lambda x: x > 0, X[None], rows)
+
+
+# --- the table
+
+
+def gaussian(scale):
+    return ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2) / scale**2, (2,))
+
+
+def log_z(scale, error=0.0, bound=None):
+    return SimpleNamespace(value=math.log(2 * math.pi * scale**2), standard_error=error, ess=math.inf, bound=bound)
+
+
+TRUTH = dist.Normal(0, 0.5).expand([2]).to_event(1)
+MODELS = {
+    "truth": TRUTH,
+    "energy": gaussian(0.5),
+    "wide": gaussian(0.8),
+    "score": ebm.ScoreDistribution(lambda x: -4 * x, (2,)),
+    "model": (standard_model, {"t": 4.0}),
+    "apart": gaussian(0.5),
+}
+LOG_Z = {
+    "energy": log_z(0.5),
+    "wide": log_z(0.8, 0.02, "lower"),
+    "model": log_z(0.5, 0.3),
+    "apart": SimpleNamespace(lower=log_z(0.5), upper=log_z(2.0)),
+}
+DRAWS = {name: 0.5 * np.random.default_rng(i).normal(size=(300, 2)) for i, name in enumerate(MODELS, 5)}
+DRAWS["wide"] = DRAWS["wide"] * 1.6
+QUADRANTS = lambda x: (x[0] > 0).astype(int) + 2 * (x[1] > 0)  # noqa: E731
+MEASURES = {
+    "log_likelihood": {},
+    "sm": {},
+    "ksd": {"num_bootstraps": 200},
+    "mmd": {"num_permutations": 200, "bandwidth": 0.7},
+    "c2st": {"classifier": LogisticRegression()},
+    "modes": {"num_modes": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return ebm.evaluate(KEY, MODELS, X, measures=MEASURES, log_partition=LOG_Z, draws=DRAWS, modes=QUADRANTS)
+
+
+def test_evaluate_holds_what_each_measure_says(table):
+    exact = np.asarray(TRUTH.log_prob(X)).mean()
+    for name in ("truth", "energy", "model"):
+        assert table.results[name]["log_likelihood"].mean == pytest.approx(exact, rel=1e-5)
+    assert table.results["model"]["log_likelihood"].standard_error > 0.3
+    loss = [float(table.results[name]["sm"].mean) for name in ("truth", "energy", "score", "model", "apart")]
+    np.testing.assert_allclose(loss, ebm.sm_loss(TRUTH, X).mean, rtol=1e-5)
+    discrepancy = [float(table.results[name]["ksd"].p_value) for name in ("truth", "energy", "score", "model", "apart")]
+    assert np.ptp(discrepancy) < 0.02
+    assert table.results["energy"]["mmd"].statistic == ebm.mmd(KEY, DRAWS["energy"], X, bandwidth=0.7).statistic
+    expected = ebm.mode_weights(QUADRANTS, DRAWS["wide"], X)
+    assert table.results["wide"]["modes"].total_variation == expected.total_variation
+    assert all(float(table.results["wide"][name].p_value) < 0.01 for name in ("ksd", "mmd"))
+    assert all(float(table.results["truth"][name].p_value) > 0.01 for name in ("ksd", "mmd", "c2st"))
+    np.testing.assert_array_equal(table.draws["wide"], np.float32(DRAWS["wide"]))
+
+
+def test_what_does_not_exist_is_blank_and_never_a_number(table):
+    assert [name for name, each in table.results.items() if each["log_likelihood"] is None] == ["score", "apart"]
+    text = str(table).splitlines()
+    assert text[0] == "300 held-out rows"
+    assert text[1].split() == ["model", *MEASURES]
+    rows = {line.split()[0]: line for line in text[3:9]}
+    assert rows.keys() == MODELS.keys()
+    assert rows["score"].split()[1] == rows["apart"].split()[1] == "-"
+    assert len({line.index("+-") for name, line in rows.items() if name in ("truth", "energy")}) == 1
+    notes = "\n".join(text[9:])
+    for measure in MEASURES:
+        assert f"\n{measure}: " in f"\n{notes}"
+    assert "note on apart: The bounds on log Z are 2.77 nats apart" in notes
+    assert "note on wide: in expectation at most that" in notes
+    assert "-: there is no such figure of this model" in notes
+
+
+def test_other_forms_of_the_table(table):
+    plain = json.loads(json.dumps(table.as_dict()))
+    assert plain["score"]["log_likelihood"] is None
+    assert plain["truth"]["log_likelihood"]["mean"] == table.results["truth"]["log_likelihood"].mean
+    assert plain["wide"]["modes"]["draws"] == pytest.approx(table.results["wide"]["modes"].draws.tolist())
+    assert "at most that" in plain["wide"]["notes"][0]
+    html = table._repr_html_()
+    assert html.count("<tr>") == 7
+    assert html.count("<td>-</td>") == 2
+    named = ebm.evaluate(KEY, {"<b>": TRUTH}, X, measures="sm")
+    assert "&lt;b&gt;" in named._repr_html_()
+
+
+def test_a_figure_depends_on_its_model_and_measure_alone(table):
+    alone = ebm.evaluate(KEY, {"wide": MODELS["wide"]}, X, measures={"mmd": MEASURES["mmd"]}, draws={"wide": DRAWS["wide"]})
+    assert alone.results["wide"]["mmd"] == table.results["wide"]["mmd"]
+    assert alone.measures == ("mmd",)
+
+
+def test_pairs_of_rows_tell_models_apart(table):
+    found = table.difference("energy", "wide")
+    rows = np.asarray(TRUTH.log_prob(X)) - stats.norm.logpdf(X, scale=0.8).sum(1)
+    assert found.mean == pytest.approx(rows.mean(), rel=1e-4)
+    assert found.standard_error == pytest.approx(math.hypot(rows.std(ddof=1) / math.sqrt(300), 0.02), rel=1e-3)
+    assert table.difference("wide", "energy", "sm").mean > 0
+    for names, words in (
+        (("energy", "score"), "does not exist for 'score'"),
+        (("energy", "wade"), "Did you mean 'wide'"),
+        (("energy", "wide", "mmd"), "no difference of 'mmd' by rows"),
+    ):
+        with pytest.raises(ebm.EnergyError, match=words):
+            table.difference(*names)
+
+
+def test_draws_are_the_models_own_and_thinned():
+    models = {"truth": TRUTH, "energy": gaussian(0.5), "sampler": MODELS["score"]}
+    frozen = np.random.default_rng(0).normal(size=(4, 1, 2)).repeat(200, axis=1)
+    sticky = {"sampler": frozen}
+    found = ebm.evaluate(KEY, models, X, measures={"mmd": {"num_permutations": 99}}, draws=sticky, num_draws=200)
+    assert [len(draws) for draws in found.draws.values()] == [200, pytest.approx(150, abs=50), 4]
+    assert found.results["truth"]["mmd"].p_value > 0.01
+    assert found.results["energy"]["mmd"].p_value > 0.01
+    assert found.notes["truth"] == ()
+    assert any("compare 4 only" in note for note in found.notes["sampler"])
+    assert any("chains disagree" in note for note in found.notes["sampler"])
+
+
+def test_discrete_models():
+    logits = jnp.array([0.5, -1.0, 0.0])
+    energy = ebm.EnergyDistribution(lambda x: -jnp.sum(logits * x), (3,), support=constraints.boolean)
+    truth = dist.Bernoulli(logits=logits).to_event(1)
+    rows = truth.sample(KEY, (200,))
+    exact = SimpleNamespace(value=np.log1p(np.exp(logits)).sum(), standard_error=0.0, ess=math.inf, bound=None)
+    found = ebm.evaluate(
+        KEY, {"energy": energy, "truth": truth}, rows, log_partition={"energy": exact}, num_draws=200
+    ).results
+    assert found["energy"]["sm"] is found["truth"]["ksd"] is None
+    expected = float(truth.log_prob(rows).mean())
+    assert [each["log_likelihood"].mean for each in found.values()] == pytest.approx([expected] * 2, rel=1e-5)
+    assert all(each["mmd"].p_value > 0.01 for each in found.values())
+
+
+def test_rows_with_a_context_each_are_compared_with_a_draw_each():
+    context = np.linspace(-2, 2, 200)
+    truth = dist.Normal(context, 0.5)
+    rows = truth.sample(KEY)
+    energy = ebm.EnergyDistribution(lambda x, c: 2 * (x - c) ** 2, context=context, batch_shape=(200,))
+    value = np.full(200, 0.5 * math.log(2 * math.pi) + math.log(0.5))
+    exact = SimpleNamespace(value=value, standard_error=0 * value, ess=math.inf, bound=None)
+    found = ebm.evaluate(KEY, {"energy": energy, "truth": truth}, rows, log_partition={"energy": exact})
+    for each in found.results.values():
+        assert each["log_likelihood"].mean == pytest.approx(float(truth.log_prob(rows).mean()), rel=1e-4)
+        assert each["ksd"] is None
+        assert each["mmd"].p_value > 0.01
+    assert [draws.shape for draws in found.draws.values()] == [(200,)] * 2
+
+
+def test_what_evaluate_refuses():
+    one = {"truth": TRUTH}
+    for options, words in (
+        ({"measures": ("ks",)}, "Unknown measure 'ks'. Did you mean 'ksd'"),
+        ({"measures": ()}, "needs a measure"),
+        ({"measures": ("modes",)}, "modes=labels_of"),
+        ({"measures": ("sm",), "modes": QUADRANTS}, "measures="),
+        ({"draws": {"truht": X}}, "draws has 'truht'.*'truth'"),
+        ({"log_partition": {"x": None}}, "log_partition has 'x'"),
+        ({"draws": {"truth": X[:, :1]}, "measures": ("mmd",)}, "Model 'truth': draws need shape"),
+        ({"num_draws": 0}, "num_draws >= 2"),
+    ):
+        with pytest.raises(ebm.EnergyError, match=words):
+            ebm.evaluate(KEY, one, X, **options)
+    with pytest.raises(ebm.EnergyError, match="dict of models"):
+        ebm.evaluate(KEY, {}, X)
+    with pytest.raises(ebm.EnergyError, match="Model 'truth': .*Row 0 of the data is not finite"):
+        ebm.evaluate(KEY, one, np.full((5, 2), np.nan))
+    with pytest.raises(TypeError, match="got function"):
+        ebm.evaluate(KEY, {"model": standard_model}, X)
+
+    def half(x):
+        with numpyro.handlers.mask(mask=np.arange(len(x)) < 20), numpyro.plate("rows", len(x)):
+            numpyro.sample("x", NORMAL, obs=x)
+
+    with pytest.raises(ebm.EnergyError, match="different numbers of rows"):
+        ebm.evaluate(KEY, {"truth": TRUTH, "half": (half, {})}, X, measures="sm")

@@ -82,13 +82,11 @@ def ksd_test(
         Chwialkowski, Strathmann and Gretton, A kernel test of goodness of fit (2016); Liu, Lee and Jordan, A kernelized
         Stein discrepancy for goodness-of-fit tests (2016).
     """
-    estimator = KernelSteinDiscrepancy(kernel=kernel, bandwidth=bandwidth, beta=beta)
-    return ksd_of(rng_key, rows_under("ksd_test", distribution, rows, site), estimator, num_bootstraps)
+    options = {"kernel": kernel, "bandwidth": bandwidth, "beta": beta, "num_bootstraps": num_bootstraps}
+    return ksd_of(rng_key, rows_under("ksd_test", distribution, rows, site), **options)
 
 
-def ksd_of(
-    rng_key: PRNGKey, site: Site, estimator: KernelSteinDiscrepancy | None = None, num_bootstraps: int = 1000
-) -> KSDTest:
+def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **options: Any) -> KSDTest:
     """`ksd_test` of rows that are laid out."""
     check_count("ksd_test", "num_bootstraps", num_bootstraps)
     check_continuous("ksd_test", site)
@@ -97,7 +95,7 @@ def ksd_of(
             "ksd_test compares the scores of rows, which here have different densities: each row has a context or a base "
             "of its own. Test the rows of one context."
         )
-    estimator = KernelSteinDiscrepancy() if estimator is None else estimator
+    estimator = KernelSteinDiscrepancy(**options)
     estimator.check(site)
     return _test(
         rng_key,
