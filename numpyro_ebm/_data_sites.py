@@ -106,7 +106,8 @@ def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kw
 
 def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None) -> Site:
     given = values_of(owner, {} if params is None else params)
-    estimated = estimate(model.fn if isinstance(model, estimate) else model, "sm")
+    bare: Any = model.fn if isinstance(model, estimate) else model
+    estimated = estimate(bare, "sm")
     with handlers.trace() as trace, whole_plates(), handlers.seed(rng_seed=0), handlers.substitute(data=given):
         pairs = estimated.sites(*args, **kwargs)
     check_values_given(trace, given)

@@ -58,6 +58,11 @@ class LogLikelihood:
     ess: float
     num_rows: int
 
+    @property
+    def is_reliable(self) -> bool:
+        """Whether at least 10 effective samples are behind log Z."""
+        return self.ess >= FEW_SAMPLES
+
     def __str__(self) -> str:
         """One line."""
         line = (
@@ -74,7 +79,7 @@ class LogLikelihood:
         if self.bound is not None:
             side = {"upper": "at most that, log Z being a lower bound", "lower": "at least that, log Z being an upper bound"}
             said.append(f"in expectation {side[self.bound]}")
-        if self.ess < FEW_SAMPLES:
+        if not self.is_reliable:
             said.append(f"log Z rests on {self.ess:.1f} effective samples: neither it nor its error is to be trusted")
         return tuple(said)
 
@@ -217,7 +222,7 @@ def _common_error(log_z: _LogZ, site: Site, keep: np.ndarray) -> float:
 
 def _read(log_partition: Any) -> _LogZ:
     """One value of log Z from one estimate of it, or from bounds on both sides."""
-    if hasattr(log_partition, "lower") and hasattr(log_partition, "upper"):
+    if all(hasattr(getattr(log_partition, end, None), "value") for end in ("lower", "upper")):
         return _between(_one(log_partition.lower), _one(log_partition.upper))
     return _one(log_partition)
 

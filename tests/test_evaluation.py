@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +222,7 @@ def test_a_classifier_reaches_the_accuracy_of_bayes():
     assert result.num_events == 600
     assert abs(result.accuracy - stats.norm.cdf(0.5)) < 5 * result.standard_error
     assert abs(result.auc - stats.norm.cdf(math.sqrt(0.5))) < 5 * result.standard_error
-    assert result.standard_error == pytest.approx(math.sqrt(result.accuracy * (1 - result.accuracy) / 1200))
+    assert result.standard_error == pytest.approx(1.5 * math.sqrt(result.accuracy * (1 - result.accuracy) / 1200))
     assert result.p_value < 1e-9
     assert result == ebm.classifier_two_sample_test(KEY, x, y)
 
@@ -234,6 +233,7 @@ def test_a_classifier_is_at_one_half_where_laws_are_equal():
     results = [ebm.classifier_two_sample_test(KEY, *pair, classifier=LogisticRegression()) for pair in pairs]
     accuracy = np.array([result.accuracy for result in results])
     assert abs(accuracy.mean() - 0.5) < 5 * accuracy.std() / math.sqrt(60)
+    assert accuracy.std() < (1 + 5 / math.sqrt(2 * 60)) * np.mean([result.standard_error for result in results])
     rejected = np.mean([result.p_value <= 0.1 for result in results])
     assert rejected < 0.1 + 5 * math.sqrt(0.09 / 60)
     permuted = ebm.classifier_two_sample_test(KEY, *pairs[0], classifier=LogisticRegression(), num_permutations=39)
@@ -325,7 +325,7 @@ def gaussian(scale):
 
 
 def log_z(scale, error=0.0, bound=None):
-    return SimpleNamespace(value=math.log(2 * math.pi * scale**2), standard_error=error, ess=math.inf, bound=bound)
+    return ebm.LogPartition(math.log(2 * math.pi * scale**2), error, math.inf, bound)
 
 
 TRUTH = dist.Normal(0, 0.5).expand([2]).to_event(1)
@@ -341,7 +341,7 @@ LOG_Z = {
     "energy": log_z(0.5),
     "wide": log_z(0.8, 0.02, "lower"),
     "model": log_z(0.5, 0.3),
-    "apart": SimpleNamespace(lower=log_z(0.5), upper=log_z(2.0)),
+    "apart": ebm.LogPartitionBounds(log_z(0.5), log_z(2.0), *[np.zeros(2)] * 3),
 }
 DRAWS = {name: 0.5 * np.random.default_rng(i).normal(size=(300, 2)) for i, name in enumerate(MODELS, 5)}
 DRAWS["wide"] = DRAWS["wide"] * 1.6
@@ -442,12 +442,27 @@ def test_draws_are_the_models_own_and_thinned():
     assert any("chains disagree" in note for note in found.notes["sampler"])
 
 
+def test_log_z_is_estimated_by_the_method_given():
+    models = {"truth": TRUTH, "energy": gaussian(0.5), "narrow": gaussian(0.01)}
+    poor = ebm.AnnealedImportanceSampling(num_levels=2, num_chains=16)
+    options = {"measures": "log_likelihood", "log_partition": {"energy": "grid", "narrow": poor}}
+    found = ebm.evaluate(KEY, models, X, **options)
+    truth, energy, narrow = (each["log_likelihood"] for each in found.results.values())
+    assert energy.mean == pytest.approx(truth.mean, rel=1e-5)
+    assert energy.log_partition_error < 1e-5
+    assert narrow.bound == "upper"
+    assert narrow.ess < 10
+    assert not narrow.is_reliable
+    assert "(see note)" in str(found)
+    assert any("neither it nor its error is to be trusted" in note for note in found.notes["narrow"])
+
+
 def test_discrete_models():
     logits = jnp.array([0.5, -1.0, 0.0])
     energy = ebm.EnergyDistribution(lambda x: -jnp.sum(logits * x), (3,), support=constraints.boolean)
     truth = dist.Bernoulli(logits=logits).to_event(1)
     rows = truth.sample(KEY, (200,))
-    exact = SimpleNamespace(value=np.log1p(np.exp(logits)).sum(), standard_error=0.0, ess=math.inf, bound=None)
+    exact = ebm.LogPartition(np.log1p(np.exp(logits)).sum(), 0.0, math.inf, None)
     found = ebm.evaluate(
         KEY, {"energy": energy, "truth": truth}, rows, log_partition={"energy": exact}, num_draws=200
     ).results
@@ -461,9 +476,11 @@ def test_rows_with_a_context_each_are_compared_with_a_draw_each():
     context = np.linspace(-2, 2, 200)
     truth = dist.Normal(context, 0.5)
     rows = truth.sample(KEY)
-    energy = ebm.EnergyDistribution(lambda x, c: 2 * (x - c) ** 2, context=context, batch_shape=(200,))
+    sampler = ebm.ChainSampler("mala", num_warmup=100, num_steps=50)
+    rows_of_own = {"context": context, "batch_shape": (200,)}
+    energy = ebm.EnergyDistribution(lambda x, c: 2 * (x - c) ** 2, **rows_of_own, sampler=sampler)
     value = np.full(200, 0.5 * math.log(2 * math.pi) + math.log(0.5))
-    exact = SimpleNamespace(value=value, standard_error=0 * value, ess=math.inf, bound=None)
+    exact = ebm.LogPartition(value, 0 * value, math.inf, None)
     found = ebm.evaluate(KEY, {"energy": energy, "truth": truth}, rows, log_partition={"energy": exact})
     for each in found.results.values():
         assert each["log_likelihood"].mean == pytest.approx(float(truth.log_prob(rows).mean()), rel=1e-4)

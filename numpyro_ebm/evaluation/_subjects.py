@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_ebm._data_sites import as_energy, data_site
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._rows import unwrap
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import Site
@@ -58,7 +57,7 @@ def as_vectors(name: str, events: Any) -> Array:
     if events.ndim == 0 or len(events) < 2:
         raise EnergyError(f"{name} need shape (number, ...) with at least two; got {events.shape}.")
     vectors = events.reshape(len(events), -1).astype(float)
-    if not isinstance(vectors, jax.core.Tracer):
+    if is_concrete(vectors):
         bad = np.flatnonzero(~np.isfinite(np.asarray(vectors)).all(axis=1))
         if bad.size:
             raise EnergyError(f"Row {bad[0]} of {name} is not finite ({bad.size} such rows).")

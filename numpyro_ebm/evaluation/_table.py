@@ -30,9 +30,9 @@ class Column(NamedTuple):
 
 def _with_error(value: float, error: float) -> str:
     """Value and error, both to two digits of the error."""
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{value:.4g}" if math.isfinite(value) and not error > 0 else f"{value:.4g} +- {error:.2g}"
-    decimals = min(max(0, 1 - math.floor(math.log10(error))), 8)
+    if not (math.isfinite(value) and math.isfinite(error) and error > 1e-6):
+        return f"{value:.6g} +- {error:.1g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{decimals}f} +- {error:.{decimals}f}"
 
 
@@ -52,7 +52,7 @@ def _plain(value: Any) -> Any:
 COLUMNS = {
     "log_likelihood": Column(
         "nats per row, the error of log Z included; higher is better",
-        lambda r: _with_error(r.mean, r.standard_error),
+        lambda r: _with_error(r.mean, r.standard_error) + ("" if r.is_reliable else " (see note)"),
         _numbers("mean", "standard_error", "bits_per_dim", "bits_per_dim_error", "interval", "bound", "ess"),
     ),
     "sm": Column(
