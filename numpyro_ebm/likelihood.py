@@ -137,17 +137,9 @@ def log_likelihood(
         TypeError: for a log Z without an error, or something that is neither a distribution nor a model.
 
     Example:
-        >>> import math
-        >>> from typing import NamedTuple
-        >>> from numpyro_ebm import EnergyDistribution
-        >>> class LogZ(NamedTuple):
-        ...     value: float = 0.5 * math.log(2 * math.pi)
-        ...     standard_error: float = 0.0
-        ...     ess: float = math.inf
-        ...     bound: None = None
         >>> normal = EnergyDistribution(lambda x: x**2 / 2)
-        >>> result = log_likelihood(normal, None, jnp.array([-1.0, 1.0]), log_partition=LogZ())
-        >>> round(result.mean, 4)
+        >>> log_z = log_partition(None, normal, method="grid")
+        >>> round(log_likelihood(normal, None, jnp.array([-1.0, 1.0]), log_partition=log_z).mean, 4)
         -1.4189
 
     References:

@@ -57,16 +57,14 @@ def evaluate(
 ) -> Evaluation:
     """Compare models on rows that none of them was trained on.
 
-    ============== ================================================================== =====================================
-    measure        what it is                                                         does not exist for
-    ============== ================================================================== =====================================
-    log_likelihood `log_likelihood`                                                   scores; bounds on log Z too far apart
-    sm             `sm_loss`                                                          discrete events
-    ksd            `ksd_test`                                                         discrete events; rows with a context
-    mmd            `mmd`, of draws
-    c2st           `classifier_two_sample_test`, of draws (scikit-learn)
-    modes          `mode_weights`, of draws
-    ============== ================================================================== =====================================
+    | measure | what it is | does not exist for |
+    |---|---|---|
+    | "log_likelihood" | `log_likelihood` | scores; bounds on log Z too far apart |
+    | "sm" | `sm_loss` | discrete events |
+    | "ksd" | `ksd_test` | discrete events; rows with a context each |
+    | "mmd" | `mmd`, of draws | |
+    | "c2st" | `classifier_two_sample_test`, of draws (scikit-learn) | |
+    | "modes" | `mode_weights`, of draws | |
 
     Where a measure does not exist the table has a blank. All models answer for the same rows: their densities have to be of
     the same events in the same units. Draws of an energy are those of 4 chains, of which as many are compared as they are
@@ -83,7 +81,7 @@ def evaluate(
         measures: names, or a dict from names to options; None for "log_likelihood", "sm", "ksd" and "mmd", and "modes" where
             ``modes`` are given.
         log_partition: the ``method`` of `log_partition` for the energies; or a dict from models' names to methods or to
-            finished results of `log_partition` or `log_partition_bounds`.
+            finished results of `log_partition` or `log_partition_bounds` ("ais" for energies that are not in it).
         draws: by name, draws of models that are to be used instead: ``(num, *event_shape)`` where they are independent,
             ``(num_chains, num, *event_shape)`` for those of chains.
         num_draws: draws of each model.
@@ -216,6 +214,8 @@ def _check_names(models: Mapping[str, Any], draws: Any, log_partition: Any) -> N
         raise EnergyError(
             "evaluate needs a dict of models by name. Write evaluate(rng_key, {'energy': distribution}, x_test)."
         )
+    if isinstance(log_partition, LogPartition | LogPartitionBounds):
+        raise EnergyError(f"log Z is that of one model. Write log_partition={{'{next(iter(models))}': log_z}}.")
     for option, given in (("draws", draws), ("log_partition", log_partition)):
         for name in given if isinstance(given, Mapping) else ():
             if name not in models:
