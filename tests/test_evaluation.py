@@ -430,12 +430,17 @@ def test_pairs_of_rows_tell_models_apart(table):
 
 def test_what_chains_are_worth_is_said():
     rng = np.random.default_rng(0)
-    draws = {"stuck": rng.normal(size=(4, 1, 2)).repeat(200, axis=1), "fine": 0.5 * rng.normal(size=(4, 100, 2))}
-    found = ebm.evaluate(KEY, {"stuck": TRUTH, "fine": TRUTH}, X, measures={"mmd": {"num_permutations": 99}}, draws=draws)
+    stuck = rng.normal(size=(80, 1, 2)).repeat(200, axis=1)
+    draws = {"stuck": stuck[:4], "slow": stuck, "fine": 0.5 * rng.normal(size=(4, 100, 2))}
+    measures = {"mmd": {"num_permutations": 99}, "c2st": {"classifier": GaussianNB()}}
+    found = ebm.evaluate(KEY, dict.fromkeys(draws, TRUTH), X, measures=measures, draws=draws)
     assert len(found.draws["stuck"]) == 4
+    assert found.results["stuck"] == {"mmd": None, "c2st": None}
+    assert len(found.draws["slow"]) == 80
+    assert any("compare 80 only" in note for note in found.notes["slow"])
     assert 200 < len(found.draws["fine"]) <= 400
     assert found.notes["fine"] == ()
-    assert any("compare 4 only" in note for note in found.notes["stuck"])
+    assert any("too few for mmd and c2st" in note for note in found.notes["stuck"])
     assert any("chains disagree" in note for note in found.notes["stuck"])
 
 

@@ -17,6 +17,7 @@ from numpyro_ebm.sampling import sample
 
 NUM_CHAINS = 4
 LARGE_RHAT = 1.05
+FEW_DRAWS = 20
 
 
 class ModelDraws(NamedTuple):
@@ -31,6 +32,11 @@ class ModelDraws(NamedTuple):
     all: Array
     independent: Array
     notes: tuple[str, ...]
+
+    @property
+    def are_few(self) -> bool:
+        """Whether chains are worth too few draws for a test."""
+        return self.all is not self.independent and len(self.independent) < FEW_DRAWS
 
 
 def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normalized: bool) -> ModelDraws:
@@ -77,8 +83,10 @@ def _thinned(chains: Array, num_draws: int) -> ModelDraws:
     places = np.linspace(0, num - 1, each).round().astype(int)
     independent = chains[:, places].reshape(-1, *chains.shape[2:])
     notes = []
-    if len(independent) < num_draws / 2:
-        notes.append(f"its chains are worth {worth:.0f} draws, so that the tests of draws compare {len(independent)} only")
+    if len(independent) < FEW_DRAWS:
+        notes.append(f"its chains are worth {worth:.0f} draws, too few for mmd and c2st. Sample for longer, or pass draws=")
+    elif len(independent) < num_draws / 2:
+        notes.append(f"its chains are worth {worth:.0f} draws, so that mmd and c2st compare {len(independent)} only")
     if not worst_rhat < LARGE_RHAT:
         notes.append(f"its chains disagree (R-hat {worst_rhat:.2f}): the draws may not be the model's")
     return ModelDraws(chains, independent, tuple(notes))

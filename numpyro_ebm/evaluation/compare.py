@@ -62,8 +62,8 @@ def evaluate(
     | "log_likelihood" | `log_likelihood` | scores; bounds on log Z too far apart |
     | "sm" | `sm_loss` | discrete events |
     | "ksd" | `ksd_test` | discrete events; rows with a context each |
-    | "mmd" | `mmd`, of draws | |
-    | "c2st" | `classifier_two_sample_test`, of draws (scikit-learn) | |
+    | "mmd" | `mmd`, of draws | chains worth fewer than 20 draws |
+    | "c2st" | `classifier_two_sample_test`, of draws (scikit-learn) | the same |
     | "modes" | `mode_weights`, of draws | |
 
     Where a measure does not exist the table has a blank. All models answer for the same rows: their densities have to be of
@@ -163,11 +163,13 @@ def _ksd(subject: Subject, **options: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _mmd(subject: Subject, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    return mmd(subject.keys["mmd"], *_both(subject), **options), ()
+    both = _both(subject)
+    return (None if both is None else mmd(subject.keys["mmd"], *both, **options)), ()
 
 
 def _c2st(subject: Subject, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    return classifier_two_sample_test(subject.keys["c2st"], *_both(subject), **options), ()
+    both = _both(subject)
+    return (None if both is None else classifier_two_sample_test(subject.keys["c2st"], *both, **options)), ()
 
 
 def _modes(subject: Subject, **options: Any) -> tuple[Any, tuple[str, ...]]:
@@ -184,8 +186,10 @@ MEASURES = {
 }
 
 
-def _both(subject: Subject) -> tuple[Any, Any]:
-    return subject.draws.independent, _rows(subject)  # pyright: ignore[reportOptionalMemberAccess]
+def _both(subject: Subject) -> tuple[Any, Any] | None:
+    """Independent draws and rows; None where chains are worth too few of them."""
+    draws: Any = subject.draws
+    return None if draws.are_few else (draws.independent, _rows(subject))
 
 
 def _rows(subject: Subject) -> Any:
