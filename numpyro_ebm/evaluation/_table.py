@@ -103,7 +103,7 @@ class Evaluation:
         results: by model and measure, what the measure returned (`LogLikelihood`, `SMLoss`, `KSDTest`, `MMDTest`, `C2ST`,
             `ModeWeights`), or None where the measure does not exist for the model.
         notes: by model, what is to be said beside the figures.
-        draws: by model, the independent draws that were compared.
+        draws: by model, the independent draws that were compared; None where no measure asked for them.
         num_rows: held-out rows.
     """
 

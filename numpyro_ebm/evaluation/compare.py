@@ -110,28 +110,29 @@ def evaluate(
     options = _measures(measures, modes)
     _check_names(models, draws, log_partition)
     keys = dict(zip((*COLUMNS, "draws", "log_partition"), jax.random.split(rng_key, len(COLUMNS) + 2), strict=True))
-    results, notes, compared, counts = {}, {}, {}, {}
+    sites = {}
     for name, model in models.items():
         with _of(name):
-            laid_out = rows_under("evaluate", model, rows, site)
-            is_normalized = isinstance(model, dist.Distribution) and unwrap(model) is None
+            sites[name] = rows_under("evaluate", model, rows, site)
+    num_rows = _one_number(sites)
+    results, notes, compared = {}, {}, {}
+    for name, laid_out in sites.items():
+        with _of(name):
+            is_normalized = isinstance(models[name], dist.Distribution) and unwrap(models[name]) is None
             own = None
-            if any(measure in OF_DRAWS for measure in options):
-                own = (
-                    _draws.given(draws[name], laid_out)
-                    if draws and name in draws
-                    else _draws.draw(keys["draws"], laid_out, kernel, num_draws, is_normalized=is_normalized)
-                )
-                compared[name] = own.independent
+            if draws and name in draws:
+                own = _draws.given(draws[name], laid_out)
+            elif any(measure in OF_DRAWS for measure in options):
+                own = _draws.draw(keys["draws"], laid_out, kernel, num_draws, is_normalized=is_normalized)
             log_z = log_partition.get(name, "ais") if isinstance(log_partition, Mapping) else log_partition
             subject = Subject(laid_out, is_normalized, own, log_z, modes, keys)
             found = {measure: MEASURES[measure](subject, **chosen) for measure, chosen in options.items()}
-            results[name] = {measure: result for measure, (result, _) in found.items()}
-            notes[name] = (() if own is None else own.notes) + tuple(text for _, said in found.values() for text in said)
-            counts[name] = laid_out.num_rows if laid_out.mask is None else int(laid_out.mask.sum())
-    if len(set(counts.values())) > 1:
-        raise EnergyError(f"Models answer for different numbers of rows, {counts}. Give all of them the same.")
-    return Evaluation(results, notes, compared, next(iter(counts.values())))
+        results[name] = {measure: result for measure, (result, _) in found.items()}
+        notes[name] = tuple(
+            text for said in (own.notes if own else (), *(each for _, each in found.values())) for text in said
+        )
+        compared[name] = None if own is None else own.independent
+    return Evaluation(results, notes, compared, num_rows)
 
 
 def _log_likelihood(subject: Subject) -> tuple[Any, tuple[str, ...]]:
@@ -184,6 +185,14 @@ MEASURES = {
     "c2st": _c2st,
     "modes": _modes,
 }
+
+
+def _one_number(sites: Mapping[str, Site]) -> int:
+    """How many rows take part, the same for all models."""
+    counts = {name: each.num_rows if each.mask is None else int(each.mask.sum()) for name, each in sites.items()}
+    if len(set(counts.values())) > 1:
+        raise EnergyError(f"Models answer for different numbers of rows, {counts}. Give all of them the same.")
+    return next(iter(counts.values()))
 
 
 def _both(subject: Subject) -> tuple[Any, Any] | None:
