@@ -28,6 +28,10 @@ class NonFiniteLossWarning(UserWarning):
     """A loss or parameters became infinite or NaN in training; the message says what is returned and what to try."""
 
 
+class UnreliableLogPartitionWarning(UserWarning):
+    """Too few effective draws are behind an estimate of log Z for its standard error to mean something."""
+
+
 @contextmanager
 def at_site(name: str | None) -> Iterator[None]:
     """Put the site's name, where there is one, in front of the message of any fault found inside."""

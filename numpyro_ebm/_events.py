@@ -139,6 +139,15 @@ class EventDistribution(dist.Distribution):
         normal = dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
         return normal if self._is_real else dist.TransformedDistribution(normal, self._transform)
 
+    def unconstrained_log_reference(self, position: Array, local: PyTree = None) -> Array:
+        """Log density of `reference` at an unconstrained position, Jacobian included, under its row's own base."""
+        if self.base is not None:
+            base_parameters = None if local is None else local[1]
+            return self._log_base(self.constrain(position), base_parameters) + self.log_jacobian(position)
+        if self.is_discrete:
+            return jnp.asarray(-position.size * np.log(len(self.discrete_values)), float)
+        return jnp.sum(dist.Normal(0.0, 1.0).log_prob(position))
+
     def reference_sample(self, rng_key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of `reference`, of shape ``sample_shape + batch_shape + event_shape``."""
         return self.as_events(self.reference.expand(self.batch_shape).sample(rng_key, sample_shape))

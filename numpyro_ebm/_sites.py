@@ -1,0 +1,86 @@
+"""The energy of a model's site, its parameters fixed."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+
+from numpyro_ebm._errors import EnergyError, nearest
+from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._results import check_values_given, values_of
+from numpyro_ebm._rows import unwrap
+from numpyro_ebm._typing import PyTree
+from numpyro_ebm.estimators import MaximumLikelihood, Site
+from numpyro_ebm.handlers import estimate
+
+
+def find_site(
+    owner: str,
+    model: Callable,
+    params: PyTree | None = None,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    site: str | None = None,
+) -> Site:
+    """The one energy site of a model, or the one that is named, with its rows; sites that a factor joins are one.
+
+    An energy that is not observed gets a value of its base, which nothing is computed from; no chain runs.
+
+    Args:
+        owner: who asks, for messages.
+        model: a NumPyro model, or what `estimate` made of it.
+        params: values of its parameters and of ordinary latent sites, or the result of `fit` or ``svi.run``.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        site: the site's name; None where there is only one.
+
+    Raises:
+        EnergyError: (a ValueError) for a model without such a site, or with several and no name; for parameters and latent
+            sites without a value.
+        TypeError: for something that is no model.
+    """
+    if not callable(model):
+        raise TypeError(f"{owner} needs a NumPyro model or an EnergyDistribution; got {type(model).__name__}.")
+    bare = model.fn if isinstance(model, estimate) else model
+    given = values_of(owner, {} if params is None else params)
+    estimated = estimate(handlers.substitute(bare, substitute_fn=_any_value), MaximumLikelihood())
+    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=given):
+        found = {each.name: each for _, each in estimated.sites(*args, **(kwargs or {}))}
+    energies = {member for name in found for member in name.split(",")}
+    check_values_given({name: message for name, message in trace.items() if name not in energies}, given)
+    return _choose(owner, found, site)
+
+
+def find_distribution(
+    owner: str,
+    model: Callable,
+    params: PyTree | None = None,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    site: str | None = None,
+) -> EventDistribution:
+    """The distribution of `find_site`."""
+    return find_site(owner, model, params, args, kwargs, site).distribution
+
+
+def _choose(owner: str, found: Mapping[str, Site], site: str | None) -> Site:
+    if not found:
+        raise EnergyError(f"{owner} needs a model with an energy, and this one has none. Write an EnergyDistribution in it.")
+    if site is None and len(found) > 1:
+        raise EnergyError(f"The model has the energy sites {sorted(found)}. Write {owner}(..., site='{sorted(found)[0]}').")
+    if site is not None and site not in found:
+        raise EnergyError(f"The model has no energy site '{site}'. {nearest(site, found)}")
+    return next(iter(found.values())) if site is None else found[site]
+
+
+def _any_value(message: dict[str, Any]) -> Any:
+    """A value for an energy that is not observed."""
+    if message["type"] != "sample" or message["is_observed"]:
+        return None
+    unwrapped = unwrap(message["fn"])
+    if unwrapped is None:
+        return None
+    events = unwrapped.distribution.reference_sample(jax.random.key(0))
+    return jnp.broadcast_to(events, unwrapped.batch_shape + unwrapped.distribution.event_shape)

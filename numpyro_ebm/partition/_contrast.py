@@ -1,0 +1,46 @@
+"""The log Z at which draws of a target are least told from draws of a known law."""
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._typing import Array
+from numpyro_ebm.partition._base import Estimate
+
+STEPS = 80
+MARGIN = 40.0
+WIDEST = 1e5
+
+
+def log_partition_by_contrast(rows: Array, others: Array, inflation: Array | float = 1.0) -> Estimate:
+    r"""Logistic regression of one constant: the root ``c`` of ``sum_rows s(c - u_i) = sum_others s(u_j - c)``.
+
+    ``u = log \tilde p - log q - log nu`` with ``nu`` the number of others over that of rows, and ``s`` the logistic function.
+    The solution is the bridge sampling estimate with the optimal bridge (Bennett's acceptance ratio), whose efficiency no
+    estimate from the two samples exceeds.
+
+    Args:
+        rows: ``log \tilde p - log q`` at draws of the target.
+        others: the same at draws of q.
+        inflation: of the variance of a mean over the rows, by their autocorrelation.
+
+    Returns:
+        The constant, its sandwich standard error, and as ``ess`` four times the sum over both samples of the classifier's
+        variances: all draws where the two laws are one, 0 where they do not overlap.
+    """
+    log_nu = jnp.log(len(others) / len(rows))
+    u, v = rows - log_nu, others - log_nu
+    high = jnp.maximum(jnp.max(u), jnp.max(v))
+    low = jnp.maximum(jnp.min(u), high - WIDEST) - MARGIN
+
+    def halve(_, ends):
+        low, high = ends
+        middle = 0.5 * (low + high)
+        excess = jnp.sum(jax.nn.sigmoid(v - middle)) - jnp.sum(jax.nn.sigmoid(middle - u))
+        return jnp.where(excess > 0, middle, low), jnp.where(excess > 0, high, middle)
+
+    low, high = jax.lax.fori_loop(0, STEPS, halve, (low, high + MARGIN))
+    value = 0.5 * (low + high)
+    from_rows, from_others = jax.nn.sigmoid(value - u), jax.nn.sigmoid(v - value)
+    slope = jnp.sum(from_rows * (1 - from_rows)) + jnp.sum(from_others * (1 - from_others))
+    variance = inflation * len(u) * jnp.var(from_rows) + len(v) * jnp.var(from_others)
+    return Estimate(value, jnp.sqrt(variance) / slope, 4 * slope / jnp.maximum(inflation, 1.0))

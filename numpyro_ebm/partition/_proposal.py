@@ -1,0 +1,108 @@
+"""Laws fitted to draws of a target, to propose from: a mixture of Gaussians, or independent elements."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._typing import Array, PRNGKey
+
+ITERATIONS = 60
+RIDGE = 1e-3
+WIDE_SHARE = 0.1
+WIDE_FACTOR = 4.0
+ROWS_PER_COMPONENT = 5
+
+
+class Proposal(NamedTuple):
+    """A normalised law over positions of one shape.
+
+    Attributes:
+        law: a NumPyro distribution of flat positions, less ``lowest``.
+        shape: of a position.
+        lowest: the smallest value of a discrete element; None for continuous positions.
+    """
+
+    law: Any
+    shape: tuple[int, ...]
+    lowest: int | None
+
+    def sample(self, rng_key: PRNGKey, num: int) -> Array:
+        """Positions ``(num, *shape)``."""
+        flat = self.law.sample(rng_key, (num,)) + (0 if self.lowest is None else self.lowest)
+        return flat.reshape(num, *self.shape)
+
+    def log_prob(self, position: Array) -> Array:
+        """Of one position."""
+        return self.law.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
+
+
+def fit_proposal(rng_key: PRNGKey, draws: Array, distribution: EventDistribution, num_components: int) -> Proposal:
+    """A law that covers the draws, with a tenth of it spread wider than they are.
+
+    Args:
+        rng_key: random key.
+        draws: positions ``(num, ...)``.
+        distribution: whose positions they are.
+        num_components: Gaussians in the mixture, fewer where there are less than 5 draws per dimension for each.
+    """
+    flat, shape = draws.reshape(len(draws), -1), draws.shape[1:]
+    if distribution.is_discrete:
+        values = jnp.asarray(distribution.discrete_values)
+        shares = jnp.mean(flat[..., None] == values, axis=0)
+        probs = (1 - WIDE_SHARE) * shares + WIDE_SHARE / len(values)
+        return Proposal(dist.CategoricalProbs(probs).to_event(1), shape, int(distribution.discrete_values[0]))
+    num = max(1, min(num_components, len(flat) // (ROWS_PER_COMPONENT * flat.shape[1])))
+    return Proposal(_gaussians(rng_key, flat, num), shape, None)
+
+
+def _gaussians(rng_key: PRNGKey, rows: Array, num: int) -> dist.Distribution:
+    """A mixture fitted by expectation maximisation, beside one wide Gaussian.
+
+    Ours, since one is fitted per context under vmap, where scikit-learn's runs on the host one at a time.
+    """
+    mean, total = jnp.mean(rows, axis=0), _covariance(rows, jnp.ones(len(rows)))
+    ridge = RIDGE * jnp.diag(jnp.diag(total))
+    start = (
+        jnp.zeros(num),
+        _far_apart(rng_key, rows / jnp.sqrt(jnp.diag(total)), rows, num),
+        jnp.stack([total + ridge] * num),
+    )
+
+    def step(_, mixture):
+        log_weights, means, covariances = mixture
+        normal = dist.MultivariateNormal(means, covariances)
+        log_p = jax.nn.log_softmax(normal.log_prob(rows[:, None]) + log_weights, axis=1)
+        shares = jnp.exp(log_p).T  # (num, rows)
+        sums = jnp.maximum(jnp.sum(shares, axis=1), 1e-6)
+        means = shares @ rows / sums[:, None]
+        covariances = jax.vmap(_covariance, in_axes=(None, 0))(rows, shares) + ridge
+        return jnp.log(sums / len(rows)), means, covariances
+
+    log_weights, means, covariances = jax.lax.fori_loop(0, ITERATIONS, step, start)
+    log_weights = jax.nn.log_softmax(log_weights) + jnp.log(1 - WIDE_SHARE)
+    normal = dist.MultivariateNormal(
+        jnp.concatenate([means, mean[None]]), jnp.concatenate([covariances, WIDE_FACTOR * (total + ridge)[None]])
+    )
+    return dist.MixtureSameFamily(
+        dist.Categorical(logits=jnp.append(log_weights, jnp.log(WIDE_SHARE))), normal, validate_args=False
+    )
+
+
+def _covariance(rows: Array, shares: Array) -> Array:
+    total = jnp.maximum(jnp.sum(shares), 1e-6)
+    centred = rows - shares @ rows / total
+    return (shares[:, None] * centred).T @ centred / total
+
+
+def _far_apart(rng_key: PRNGKey, scaled: Array, rows: Array, num: int) -> Array:
+    """Rows to begin from, each drawn in proportion to its squared distance from those before it (k-means++)."""
+
+    def choose(nearest, key):
+        i = jax.random.categorical(key, jnp.log(nearest))
+        return jnp.minimum(nearest, jnp.sum((scaled - scaled[i]) ** 2, axis=1)), i
+
+    _, chosen = jax.lax.scan(choose, jnp.ones(len(rows), rows.dtype), jax.random.split(rng_key, num))
+    return rows[chosen]

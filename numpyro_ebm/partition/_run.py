@@ -1,0 +1,148 @@
+"""`log_partition`: the front door to log Z."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning
+from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._typing import PRNGKey, PyTree
+from numpyro_ebm.partition import _problem
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition
+from numpyro_ebm.partition.table import METHODS
+
+MIN_ESS = 10
+
+
+def available_partition_methods() -> tuple[str, ...]:
+    """The names that ``method=`` of `log_partition` takes, sorted.
+
+    Example:
+        ``available_partition_methods()`` gives ``('ais', 'bridge', 'enumerate', 'grid', 'importance', 'nce', 'nested',
+        'smc')``.
+    """
+    return METHODS.names()
+
+
+def log_partition(
+    rng_key: PRNGKey | None,
+    dist_or_model: Callable | EventDistribution,
+    *,
+    method: Any = "ais",
+    params: PyTree | None = None,
+    site: str | None = None,
+    model_args: tuple = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> LogPartition:
+    r"""Log Z of an energy, ``log \int base(x) exp(-E(x)) dx``, with its standard error.
+
+    Without a base the integral is over Lebesgue measure in the event's own space, whatever its support (a sum where it is
+    discrete). An energy with a context, or a base of each row's own, has one log Z per row; all rows run together.
+
+    | method | | |
+    |---|---|---|
+    | "ais" | chains from a known law to the target | any energy; a stochastic lower bound |
+    | "smc" | a population with resampling, adaptive temperatures | several modes; costs less than "ais" |
+    | "importance" | draws of a mixture fitted to the data | up to about 10 dimensions; cheap |
+    | "bridge" | draws of the target and of such a mixture | where draws of the target are at hand |
+    | "nested" | slices of equal likelihood | few dimensions, phase transitions |
+    | "grid" | trapezoidal rule | 1 to 3 dimensions; exact to rounding |
+    | "enumerate" | the sum over all states | few discrete elements; exact |
+    | "nce" | classifies data against noise | no draws of the target, but data that follow it |
+
+    Args:
+        rng_key: random key; None will do for "grid" and "enumerate".
+        dist_or_model: an `EnergyDistribution`, or a NumPyro model with one energy (or ``site`` names it). A second call with
+            the same model or kind of distribution, and other values in it, compiles nothing.
+        method: a name of `available_partition_methods` or an object.
+        params: values of the model's parameters, or the result of `fit`.
+        site: which energy of a model; sites that a factor joins go by their names joined by commas.
+        model_args: the model's arguments, as far as the energy depends on them (its context).
+        model_kwargs: its keyword arguments.
+        **options: the method's options, when it is a name.
+
+    Returns:
+        `LogPartition`.
+
+    Raises:
+        EnergyError: (a ValueError) for an unknown method, a model without an energy, parameters without a value, what a
+            method cannot do (see there), and where log Z is infinite or the method did not come to its end.
+        TypeError: for unknown options, for what is neither a model nor an energy.
+
+    Warns:
+        UnreliableLogPartitionWarning: where fewer than 10 effective draws are behind it, so that its standard error means
+            nothing.
+
+    Example:
+        >>> import jax
+        >>> log_z = log_partition(None, EnergyDistribution(lambda x: 2.0 * x**2), method="grid")  # doctest: +SKIP
+
+    References:
+        Song and Kingma, How to train your energy-based models (2021), section 3; and each method's own.
+    """
+    chosen = METHODS.resolve(method, **options)
+    if rng_key is None and chosen.needs_key:
+        raise EnergyError(f"The method '{chosen.name}' is random. Write log_partition(jax.random.key(0), ...).")
+    problem, distribution = _problem.make_problem("log_partition", dist_or_model, params, site, model_args, model_kwargs)
+    chosen.check(distribution)
+    data = chosen.data
+    draws = None if data is None else _problem.data_positions(type(chosen).__name__, distribution, data)
+    found: Estimate = _estimate(rng_key, chosen, problem, draws)
+    check_finite("log_partition", found)
+    if not bool(jnp.all(found.is_finished)):
+        raise EnergyError(f"The method '{chosen.name}' did not come to its end. {chosen.unfinished}")
+    shape = _problem.shape_of(distribution)
+    result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
+    if bool(jnp.any(result.ess < MIN_ESS)):
+        warnings.warn(
+            f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(result.ess)):.1f}) are behind log Z by '{chosen.name}': its "
+            f"standard error means nothing. {chosen.unreliable}",
+            UnreliableLogPartitionWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+@jax.jit
+def _estimate(rng_key: Any, method: AbstractPartition, problem: _problem.Problem, draws: Any) -> Estimate:
+    distribution = problem.resolve()
+    keys = [None] * 3 if rng_key is None else jax.random.split(rng_key, 3)
+    starts = None
+    if method.num_starts:
+        starts = _problem.start_positions(keys[0], distribution, method.start_law, method.num_starts)
+    if draws is None and method.num_draws:
+        draws = _problem.target_positions(keys[1], distribution, method.num_draws)
+
+    def one(key, local, starts, draws):
+        return method.estimate(key, Densities(distribution, local, method.start_law), starts, draws)
+
+    num = _problem.num_rows(distribution)
+    row_keys = None if rng_key is None else jax.random.split(keys[2], num)
+    return jax.vmap(one, axis_size=num)(row_keys, _problem.local_of(distribution), starts, draws)
+
+
+def shaped(found: Estimate, bound: Bound | None) -> LogPartition:
+    """What the user sees."""
+    return LogPartition(found.value, found.standard_error, found.ess, bound)
+
+
+def check_finite(owner: str, *found: Estimate) -> None:
+    """Refuse log Z that is no number.
+
+    Raises:
+        EnergyError: with what it is.
+    """
+    for each in found:
+        bad = jnp.flatnonzero(~jnp.isfinite(each.value).ravel())
+        if bad.size:
+            value = float(each.value.ravel()[bad[0]])
+            row = f" of row {int(bad[0])}" if each.value.size > 1 else ""
+            what = {
+                jnp.inf: "The energy is minus infinity somewhere",
+                -jnp.inf: "No draw has a density: the start and the target do not overlap, or the energy is infinite or NaN",
+            }.get(value, "The energy overflows or is NaN")
+            raise EnergyError(f"{owner} found log Z{row} = {value}. {what}. Look at the energy, or give another start.")

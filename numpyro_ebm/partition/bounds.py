@@ -1,0 +1,135 @@
+"""Two-sided bounds on log Z: annealing from both ends of the path."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.partition import _problem
+from numpyro_ebm.partition._annealing import anneal, default_kernel, reverse
+from numpyro_ebm.partition._base import Densities, Estimate, LogPartition, from_log_weights
+from numpyro_ebm.partition._run import check_finite, shaped
+from numpyro_ebm.partition.ais import AnnealedImportanceSampling
+
+RELIABLE_GAP = 1.0
+
+
+class LogPartitionBounds(NamedTuple):
+    """Log Z between a stochastic lower and a stochastic upper bound, in nats.
+
+    Attributes:
+        lower: by chains from the start to the target.
+        upper: by chains from draws of the target to the start.
+        betas: ``(num_levels + 1,)``, led by the batch shape where each row has its own density.
+        forward: of the shape of ``betas``: log Z of each level's density as the forward chains find it, from 0 at the start.
+        reverse: the same as the backward chains find it, its last value that of ``upper``.
+    """
+
+    lower: LogPartition
+    upper: LogPartition
+    betas: Array
+    forward: Array
+    reverse: Array
+
+    @property
+    def gap(self) -> Array:
+        """``upper`` minus ``lower``, in nats."""
+        return self.upper.value - self.lower.value
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether the two are within 1 nat of each other, everywhere; if not, do not report a likelihood."""
+        return bool(jnp.all(self.gap <= RELIABLE_GAP))
+
+    def __str__(self) -> str:
+        """Both ends, and what the gap means."""
+        if jnp.ndim(self.gap):
+            text = f"log Z of {self.gap.size} densities, gaps from {self.gap.min():.3f} to {self.gap.max():.3f} nats"
+        else:
+            ends = f"{self.lower.value:.3f} +- {self.lower.standard_error:.3f} and {self.upper.value:.3f} +- "
+            text = f"log Z between {ends}{self.upper.standard_error:.3f}, gap {self.gap:.3f} nats"
+        return text if self.is_reliable else f"{text}: above {RELIABLE_GAP:g} nat, do not report a likelihood"
+
+
+def log_partition_bounds(
+    rng_key: PRNGKey,
+    dist_or_model: Callable | EventDistribution,
+    *,
+    params: PyTree | None = None,
+    draws: Any = None,
+    site: str | None = None,
+    model_args: tuple = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> LogPartitionBounds:
+    r"""Log Z from both sides, by bidirectional Monte Carlo.
+
+    Annealed importance sampling from the start to the target bounds log Z from below (see `AnnealedImportanceSampling`). The
+    same path walked back from draws of the target to the start gives weights whose mean is ``1 / Z``, and
+
+    .. math:: E\Big[-\log \frac 1n \sum_i w_i\Big] \ge \log Z
+
+    from above, provided that the draws are the target's. The two have nothing in common but the path: where they meet, both
+    are right; where they do not, more levels bring them together. Chains that miss a mode in the forward run and in the draws
+    alike are what no gap shows: the draws are the model's as far as its sampler found it.
+
+    Args:
+        rng_key: random key.
+        dist_or_model: an `EnergyDistribution`, or a NumPyro model with one energy (or ``site`` names it).
+        params: values of the model's parameters, or the result of `fit`.
+        draws: draws of the target, ``(num, *batch_shape, *event_shape)``, one per chain of the way back, exact ones where
+            they can be had; None for ``num_chains`` of the distribution's own ``sampler``.
+        site: which energy of a model.
+        model_args: the model's arguments.
+        model_kwargs: its keyword arguments.
+        **options: those of `AnnealedImportanceSampling`.
+
+    Raises:
+        EnergyError: (a ValueError) as `log_partition`; for draws of another shape or number.
+        TypeError: for options that it does not have.
+
+    Example:
+        ``bounds = log_partition_bounds(rng_key, model, params=result.params, num_levels=2000); print(bounds)``
+
+    References:
+        Grosse, Ghahramani and Adams, Sandwiching the marginal likelihood using bidirectional Monte Carlo (2015); Burda,
+        Grosse and Salakhutdinov, Accurate and conservative estimates of MRF log-likelihood using reverse annealing (2015).
+    """
+    method = AnnealedImportanceSampling(**options)
+    owner = "log_partition_bounds"
+    problem, distribution = _problem.make_problem(owner, dist_or_model, params, site, model_args, model_kwargs)
+    method.check(distribution)
+    ends = None if draws is None else _problem.data_positions(owner, distribution, draws)
+    betas, forward, backward = _both_ways(rng_key, method, problem, ends)
+    check_finite(owner, *(each[0] for each in (forward, backward)))
+    shape = _problem.shape_of(distribution)
+    lower, upper = (Estimate(*(leaf.reshape(shape) for leaf in each[0][:3])) for each in (forward, backward))
+    by_level = (leaf.reshape(*shape, -1) for leaf in (betas, forward[1], backward[1]))
+    return LogPartitionBounds(shaped(lower, "lower"), shaped(upper, "upper"), *by_level)
+
+
+@jax.jit
+def _both_ways(rng_key, method, problem, ends):
+    key_starts, key_ends, key_rows = jax.random.split(rng_key, 3)
+    distribution = problem.resolve()
+    starts = _problem.start_positions(key_starts, distribution, method.start, method.num_starts)
+    if ends is None:
+        ends = _problem.target_positions(key_ends, distribution, method.num_chains)
+    kernel = default_kernel(method.kernel, distribution)
+
+    def one(key, local, starts, ends):
+        densities = Densities(distribution, local, method.start)
+        key_pilot, key_forward, key_back = jax.random.split(key, 3)
+        levels = method.levels(key_pilot, densities, starts)
+        up = anneal(key_forward, kernel, densities, starts[: method.num_chains], levels, method.num_steps)
+        down = anneal(key_back, kernel, densities, ends, reverse(levels), method.num_steps)
+        upper = from_log_weights(down.log_weights)
+        # Of the way back, log of Z_beta over Z_1; its value at beta 0 is minus log Z.
+        path = down.path[::-1] - down.path[-1]
+        return levels.betas, (from_log_weights(up.log_weights), up.path), (upper._replace(value=-upper.value), path)
+
+    keys = jax.random.split(key_rows, len(starts))
+    return jax.vmap(one)(keys, _problem.local_of(distribution), starts, ends)

@@ -1,0 +1,68 @@
+"""Log Z by telling data from noise."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm.partition._contrast import log_partition_by_contrast
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseContrast(AbstractPartition):
+    r"""The log Z that best tells data from noise, the energy being what it is: noise contrastive estimation of one constant.
+
+    .. math:: \max_c \sum_i \log s(G(x_i)) + \sum_j \log s(-G(y_j)), \qquad G = \log\tilde p - c - \log q - \log\nu
+
+    No chain runs: the data stand for draws of the model, and the standard error holds where they are. Where the model does
+    not fit its data this is the constant of an energy trained by "nce" with the same noise, and not log Z. With draws of the
+    target for data it is bridge sampling with ``q`` given.
+
+    Args:
+        data: ``(num, *batch_shape, *event_shape)``, data that follow the model, or draws of it.
+        noise: a NumPyro distribution of one event; None for the energy's ``base``, and without one for a standard normal in
+            unconstrained space or the uniform law of a discrete support.
+        nu: noise draws per row of data.
+
+    Raises:
+        EnergyError: without data, for a ``nu`` that is no count, for noise of another shape or support.
+
+    Example:
+        ``log_partition(rng_key, model, params=result.params, method="nce", data=x_test, nu=10)``
+
+    References:
+        Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012); Geyer, Estimating
+        normalizing constants and reweighting mixtures (1994).
+    """
+
+    name: ClassVar[str] = "nce"
+    unreliable: ClassVar[str] = "Data and noise do not overlap: give noise nearer to the data, or use method='ais'."
+    data: Any = None
+    noise: Any = None
+    nu: int = 10
+
+    def __post_init__(self):
+        check_count(type(self).__name__, "nu", self.nu)
+        if self.data is None:
+            raise EnergyError("NoiseContrast tells data from noise. Write log_partition(..., method='nce', data=x).")
+
+    @property
+    def start_law(self):
+        """The noise."""
+        return self.noise
+
+    @property
+    def num_starts(self) -> int:
+        """Draws of the noise."""
+        return self.nu * jnp.shape(self.data)[0]
+
+    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+        """The constant."""
+        ratios = jax.vmap(densities.log_ratio)
+        return log_partition_by_contrast(ratios(draws), ratios(starts))
+
+
+jax.tree_util.register_dataclass(NoiseContrast, data_fields=["data", "noise"], meta_fields=["nu"])

@@ -1,0 +1,140 @@
+"""Nested sampling."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import blackjax
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._errors import EnergyError, check_count, check_positive
+from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm.partition._base import AbstractPartition, Estimate
+
+NUM_PATHS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class NestedSampling(AbstractPartition):
+    r"""Nested slice sampling (BlackJAX's ``nss``): log Z as an integral over shells of equal ratio of target to start.
+
+    With ``X(l)`` the probability under the start of a log ratio above ``l``,
+
+    .. math:: Z = \int_0^1 e^{l(X)} dX
+
+    Live points drawn from the start lose their lowest, again and again, which shrinks ``X`` by a known factor in the mean, and
+    get new ones above it by slice sampling. It does not care how peaked the target is on the way, nor for phase transitions;
+    its cost grows with the information ``H`` of the target about the start, and its accuracy with the dimension.
+
+    The standard error is that of the unknown shrinkage (100 simulated paths of it); what the slices may have missed is not in
+    it: raise ``num_steps`` and see whether the value stays.
+
+    Args:
+        num_live: live points.
+        num_steps: slice sampling steps for a new point; None for the larger of 5 and twice the dimension.
+        num_delete: points that are replaced at once.
+        tolerance: stop where the live points hold less than this share of Z; they are counted too.
+        max_stages: replacements at most.
+        start: the law of the first points, as in `AnnealedImportanceSampling`.
+
+    Raises:
+        EnergyError: for counts that are none, a discrete support, a start of another shape or support, and where it has not
+            stopped by then.
+
+    Example:
+        ``log_partition(rng_key, distribution, method="nested", num_live=1000)``
+
+    References:
+        Skilling, Nested sampling for general Bayesian computation (2006); Yallup, Kroupa and Handley, Nested slice sampling
+        (2026).
+    """
+
+    name: ClassVar[str] = "nested"
+    unfinished: ClassVar[str] = "Use more max_stages, or a start nearer to the target."
+    unreliable: ClassVar[str] = "Use more num_live."
+    num_live: int = 500
+    num_steps: int | None = None
+    num_delete: int = 50
+    tolerance: Any = 0.01
+    max_stages: int = 2000
+    start: Any = None
+
+    def __post_init__(self):
+        owner = type(self).__name__
+        for name in ("num_live", "num_delete", "max_stages"):
+            check_count(owner, name, getattr(self, name))
+        if self.num_steps is not None:
+            check_count(owner, "num_steps", self.num_steps)
+        check_positive(owner, "tolerance", self.tolerance, scalar=True)
+        if 2 * self.num_delete > self.num_live:
+            raise EnergyError(
+                f"{owner} replaces num_delete={self.num_delete} of num_live={self.num_live} points at once: at most half. "
+                f"Write num_delete={max(1, self.num_live // 10)}."
+            )
+
+    @property
+    def num_starts(self) -> int:
+        """The first live points."""
+        return self.num_live
+
+    def check(self, distribution):
+        """Refuse a discrete support."""
+        super().check(distribution)
+        if distribution.is_discrete:
+            raise EnergyError(f"Slices need a continuous support; this one is {distribution.support}. Write method='smc'.")
+
+    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+        """Log of the integral over shells."""
+        key_init, key_loop, key_paths = jax.random.split(rng_key, 3)
+        sampler = self._sampler(densities, starts[0].size)
+        dead = jnp.zeros((self.max_stages, self.num_delete), float)
+
+        def goes_on(carry):
+            i, _, state, _ = carry
+            seen = jnp.logaddexp(state.integrator.logZ, state.integrator.logZ_live)
+            return (i < self.max_stages) & (state.integrator.logZ_live - seen > jnp.log(self.tolerance))
+
+        def stage(carry):
+            i, key, state, dead = carry
+            key, key_step = jax.random.split(key)
+            state, info = sampler.step(key_step, state)
+            return i + 1, key, state, dead.at[i].set(info.particles.loglikelihood)
+
+        first = (jnp.zeros((), jnp.int32), key_loop, sampler.init(starts, key_init), dead)
+        num_stages, _, state, dead = jax.lax.while_loop(goes_on, stage, first)
+        found = _integrate(key_paths, dead, num_stages, state.particles.loglikelihood)
+        return found._replace(is_finished=num_stages < self.max_stages)
+
+    def _sampler(self, densities: Any, size: int) -> Any:
+        num_steps = self.num_steps or max(5, 2 * size)
+        return blackjax.nss(densities.log_start, densities.log_ratio, num_steps, num_delete=self.num_delete)
+
+
+jax.tree_util.register_dataclass(
+    NestedSampling,
+    data_fields=["tolerance", "start"],
+    meta_fields=["num_live", "num_steps", "num_delete", "max_stages"],
+)
+
+
+def _integrate(rng_key: PRNGKey, dead: Array, num_stages: Array, live: Array) -> Estimate:
+    """Mean and spread of log Z over simulated shrinkages (BlackJAX's ``logX`` does the same, but not under jit).
+
+    Args:
+        rng_key: random key.
+        dead: ``(max_stages, num_delete)``, log ratios in the order of dying.
+        num_stages: how many stages there were.
+        live: ``(num_live,)``, those of the last points.
+    """
+    num_live, (max_stages, num_delete) = len(live), dead.shape
+    is_point = jnp.concatenate([jnp.repeat(jnp.arange(max_stages) < num_stages, num_delete), jnp.ones(num_live, bool)])
+    alive = jnp.concatenate([jnp.tile(num_live - jnp.arange(num_delete), max_stages), num_live - jnp.arange(num_live)])
+    shrinkage = jnp.log(jax.random.uniform(rng_key, (NUM_PATHS, len(alive)), minval=jnp.finfo(dead.dtype).tiny)) / alive
+    shrinkage = jnp.where(is_point, shrinkage, 0.0)
+    before = jnp.cumsum(shrinkage, axis=1) - shrinkage
+    log_shells = before + jnp.where(is_point, jnp.log(-jnp.expm1(jnp.minimum(shrinkage, -1e-12))), -jnp.inf)
+    log_weights = log_shells + jnp.concatenate([jnp.where(is_point[:-num_live], dead.reshape(-1), 0.0), jnp.sort(live)])
+    values = jax.nn.logsumexp(log_weights, axis=1)
+    mean = jax.nn.logsumexp(log_weights, axis=0)
+    ess = jnp.exp(2 * jax.nn.logsumexp(mean) - jax.nn.logsumexp(2 * mean))
+    return Estimate(jnp.mean(values), jnp.std(values), ess)

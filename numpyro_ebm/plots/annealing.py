@@ -1,0 +1,92 @@
+"""`plot_annealing`: log Z along the path of annealed importance sampling, from both ends."""
+
+from typing import Any
+
+import numpy as np
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm.plots._style import DARK, MODEL, SECOND, several_axes
+
+OWNER = "plot_annealing"
+RELIABLE = 1.0
+"""Nats of gap above which no likelihood is to be reported."""
+
+
+def plot_annealing(bounds: Any, axes: Any = None, *, row: int | None = None) -> np.ndarray:
+    r"""Log Z of the intermediate densities as annealing sees it from the base and from the model, and the gap between them.
+
+    Above, both paths over the inverse temperature :math:`\beta`, from the base (0) to the model (1), with the standard
+    errors of their ends. Below, the path from the model minus that from the base, on its own scale, with the error of the
+    gap at the end and the line of 1 nat. Forward annealing bounds log Z from below in expectation and reverse annealing from
+    above, so that the difference is about 0 or more; where it opens is where the path is too fast. The title says the gap,
+    and above 1 nat that no likelihood is to be reported.
+
+    Args:
+        bounds: `LogPartitionBounds`, with ``lower``, ``upper``, ``betas``, ``forward`` and ``reverse``, in nats.
+        axes: two matplotlib axes; None for a new figure.
+        row: which row, where log Z has a batch shape (one for each context).
+
+    Returns:
+        The axes, ``(2,)``.
+
+    Raises:
+        EnergyError: (a ValueError) for a batch of paths without ``row``, and another number of axes.
+        TypeError: for what is no such bounds.
+        ImportError: without matplotlib.
+
+    Example:
+        ``plot_annealing(log_partition_bounds(key, distribution))``
+
+    References:
+        Grosse, Ghahramani and Adams, Sandwiching the marginal likelihood using bidirectional Monte Carlo (2015); Neal,
+        Annealed importance sampling (2001).
+    """
+    betas, forward, reverse, errors = _paths(bounds, row)
+    top, bottom = several_axes(OWNER, axes, (2, 1), (6.0, 5.2), sharex=True, height_ratios=[1.7, 1.0]).reshape(-1)
+    styles = ({"color": MODEL, "ls": "-"}, {"color": SECOND, "ls": "--"})
+    names = ("forward, from the base", "reverse, from the model")
+    for path, error, style, name, marker in zip((forward, reverse), errors, styles, names, "os", strict=True):
+        top.plot(betas, path, lw=1.6, label=name, **style)
+        top.errorbar(betas[-1], path[-1], error, fmt=marker, color=style["color"], ms=5, capsize=4, mfc="white")
+    top.set_ylabel("log Z (nats)")
+    top.legend(fontsize="small")
+    _draw_difference(bottom, betas, reverse - forward, float(np.hypot(*errors)))
+    bottom.set_xlabel(r"inverse temperature $\beta$ (0: base, 1: model)")
+    top.set_title(_title(reverse[-1] - forward[-1], float(np.hypot(*errors))), fontsize="medium")
+    return np.array([top, bottom])
+
+
+def _paths(bounds: Any, row: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+    """Inverse temperatures, both paths, and the standard errors of their ends."""
+    fields = ("lower", "upper", "betas", "forward", "reverse")
+    if not all(hasattr(bounds, name) for name in fields):
+        raise TypeError(f"{OWNER} needs LogPartitionBounds, from log_partition_bounds; got {type(bounds).__name__}.")
+    betas, forward, reverse = (np.asarray(getattr(bounds, name), float) for name in fields[2:])
+    errors = np.stack([np.asarray(end.standard_error, float) for end in (bounds.lower, bounds.upper)])
+    if forward.ndim > 1:
+        if row is None:
+            raise EnergyError(f"There is a path for each of the rows {forward.shape[1:]}. Write {OWNER}(bounds, row=0).")
+        forward, reverse, errors = (each.reshape(len(each), -1) for each in (forward, reverse, errors))
+        if not -forward.shape[1] <= row < forward.shape[1]:
+            raise EnergyError(f"There is no row {row} among {forward.shape[1]}. Write {OWNER}(bounds, row=0).")
+        forward, reverse, errors = forward[:, row], reverse[:, row], errors[:, row]
+    elif row is not None:
+        raise EnergyError(f"There is one path, and no row {row}. Write {OWNER}(bounds).")
+    if not forward.shape == reverse.shape == betas.shape:
+        raise EnergyError(f"{OWNER} needs paths as long as betas; got {forward.shape}, {reverse.shape}, {betas.shape}.")
+    return betas, forward, reverse, (float(errors[0]), float(errors[1]))
+
+
+def _draw_difference(ax: Any, betas: np.ndarray, difference: np.ndarray, error: float) -> None:
+    ax.plot(betas, difference, color="black", lw=1.4)
+    ax.errorbar(betas[-1], difference[-1], error, fmt="o", color="black", ms=5, capsize=4, mfc="white")
+    ax.axhline(0.0, color=DARK, lw=0.8)
+    if np.any(np.abs(difference) > 0.2 * RELIABLE):
+        ax.axhline(RELIABLE, color=DARK, lw=1.0, ls=":", label="1 nat")
+        ax.legend(fontsize="small")
+    ax.set_ylabel("reverse - forward\n(nats)")
+
+
+def _title(gap: float, error: float) -> str:
+    text = f"gap {gap:.2f} ± {error:.2f} nats"
+    return text if gap <= RELIABLE else f"{text}: do not report a likelihood"

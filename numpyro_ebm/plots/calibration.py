@@ -1,0 +1,162 @@
+"""`plot_calibration`: whether the classifier inside noise contrastive estimation means its probabilities."""
+
+from typing import Any
+
+import numpy as np
+from numpyro import handlers
+
+from numpyro_ebm._errors import EnergyError, check_count, check_positive, nearest
+from numpyro_ebm._results import Result, check_values_given, values_of
+from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm.estimators import NoiseContrastiveEstimation, Site
+from numpyro_ebm.handlers import estimate
+from numpyro_ebm.plots._style import DARK, DATA, MODEL, numbers, several_axes
+
+OWNER = "plot_calibration"
+QUANTILE = 1.96
+
+
+def plot_calibration(
+    log_ratios_data: Any, log_ratios_noise: Any, axes: Any = None, *, nu: float = 1.0, num_bins: int = 10
+) -> np.ndarray:
+    r"""Reliability diagram of the nce classifier: how often "data" is right where it says "data" with probability ``P``.
+
+    With log ratios :math:`G(x) = \log p(x) - \log \nu p_n(x)`, log Z included, and ``n`` data among ``m`` noise draws,
+
+    .. math:: P(\text{data} | x) = \sigma(G(x) + \log \nu - \log (m / n))
+
+    is right for data from ``p`` whatever ``n`` and ``m``. Above, in bins of equal width, the frequency of data against the
+    mean prediction, with 95 % intervals (Wilson's, of a binomial), and the diagonal of a calibrated classifier; empty bins
+    are left out. Below, how many predictions lie in each bin. Points below the diagonal: the model claims more density there
+    than the data have. Take rows that were not trained on: on others an overfitted model looks calibrated.
+
+    Args:
+        log_ratios_data: ``G`` at rows, any shape.
+        log_ratios_noise: ``G`` at draws of the noise, any shape.
+        axes: two matplotlib axes; None for a new figure.
+        nu: noise draws per row that are inside ``G``; 1 for plain ``log p - log p_n``.
+        num_bins: how many.
+
+    Returns:
+        The axes, ``(2,)``.
+
+    Raises:
+        EnergyError: (a ValueError) for log ratios that are NaN, nu that is not positive, and another number of axes.
+        ImportError: without matplotlib.
+
+    Example:
+        ::
+
+            result = fit(key, SVI(estimated, empty_guide, optax.adam(1e-2), Trace_ELBO()), 2000, x_train)
+            plot_calibration(*log_ratios(key, estimated, result, x_test))
+
+    References:
+        Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012); Niculescu-Mizil and
+        Caruana, Predicting good probabilities with supervised learning (2005); Wilson, Probable inference (1927).
+    """
+    check_positive(OWNER, "nu", nu, scalar=True)
+    check_count(OWNER, "num_bins", num_bins)
+    at_data, at_noise = _ratios("log_ratios_data", log_ratios_data), _ratios("log_ratios_noise", log_ratios_noise)
+    shift = np.log(nu) - np.log(len(at_noise) / len(at_data))
+    at_data, at_noise = _sigmoid(at_data + shift), _sigmoid(at_noise + shift)
+    top, bottom = several_axes(OWNER, axes, (2, 1), (4.6, 5.6), sharex=True, height_ratios=[2.4, 1.0]).reshape(-1)
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    _draw_reliability(top, at_data, at_noise, edges)
+    _draw_counts(bottom, at_data, at_noise, edges)
+    return np.array([top, bottom])
+
+
+def log_ratios(
+    rng_key: PRNGKey, model: estimate, result: Result, *args: Any, site: str | None = None, **kwargs: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Log ratios :math:`\log p(x) - \log p_n(x)` of a trained energy at rows and at fresh noise, for `plot_calibration`.
+
+    Log Z is the one that was learned, or 0 where the energy holds it. Masked rows are left out.
+
+    Args:
+        rng_key: random key of the noise.
+        model: the model that was trained, as `estimate` returned it, its estimator "nce" or one that builds on it.
+        result: the result of `fit` or of ``svi.run``, or a dict of parameters.
+        *args: arguments of the model, held-out rows in the place of those of training.
+        site: which energy site; None where there is one.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        Those at the rows and those at their noise draws, both flat.
+
+    Raises:
+        EnergyError: (a ValueError) for a site that is not there, several without a choice, parameters without a value.
+        TypeError: for a model that does not come from `estimate`, and an estimator that tells nothing from noise.
+    """
+    if not isinstance(model, estimate):
+        raise TypeError(f"log_ratios needs the model as estimate returned it; got {type(model).__name__}.")
+    given = values_of("log_ratios", result)
+    with handlers.trace() as trace, handlers.seed(rng_seed=rng_key), handlers.substitute(data=given):
+        estimator, chosen = _site(model.sites(*args, **kwargs), site)
+        found = estimator.log_ratios(rng_key, chosen)
+    check_values_given(trace, given)
+    log_z = given.get(f"{chosen.name}$log_normalizer", 0.0)
+    rows = np.ones(chosen.num_rows, bool) if chosen.mask is None else np.asarray(chosen.mask)
+    at_data, at_noise = np.asarray(found.data - log_z), np.asarray(found.noise - log_z)
+    return at_data[rows], at_noise[np.asarray(found.is_inside) & rows]
+
+
+def _site(pairs: list[tuple[Any, Site]], name: str | None) -> tuple[Any, Site]:
+    """The estimator and the rows of the site that is meant."""
+    by_name = {site.name: (estimator, site) for estimator, site in pairs}
+    if name is None and len(by_name) != 1:
+        raise EnergyError(f"The model has the energy sites {sorted(by_name)}. Write log_ratios(..., site='x').")
+    if name is not None and name not in by_name:
+        raise EnergyError(f"There is no energy site '{name}'. {nearest(name, by_name)}")
+    estimator, site = by_name[name] if name is not None else next(iter(by_name.values()))
+    if not isinstance(estimator, NoiseContrastiveEstimation):
+        raise TypeError(f"At site '{site.name}': '{estimator.name}' tells no data from noise. Train with 'nce'.")
+    return estimator, site
+
+
+def _ratios(name: str, values: Any) -> np.ndarray:
+    ratios = numbers(OWNER, name, values).reshape(-1)
+    if np.isnan(ratios).any():
+        raise EnergyError(f"{OWNER} got {int(np.isnan(ratios).sum())} NaN in {name}. Look at the energy at these events.")
+    return ratios
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * values))
+
+
+def _draw_reliability(ax: Any, at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
+    means, frequencies, counts = _bins(at_data, at_noise, edges)
+    ax.plot([0, 1], [0, 1], color=DARK, ls="--", lw=1.0, label="calibrated")
+    low, high = _wilson(frequencies, counts)
+    errors = np.maximum([frequencies - low, high - frequencies], 0.0)
+    ax.errorbar(means, frequencies, errors, fmt="o", color=MODEL, ms=5, capsize=3, label="bins, 95 % intervals")
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="frequency of data")
+    ax.legend(fontsize="small")
+
+
+def _bins(at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean prediction, frequency of data and number of events in each bin that is not empty."""
+    predicted = np.concatenate([at_data, at_noise])
+    is_data = np.arange(len(predicted)) < len(at_data)
+    place = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, len(edges) - 2)
+    counts = np.bincount(place, minlength=len(edges) - 1)
+    filled = counts > 0
+    sums = (np.bincount(place, weights, minlength=len(edges) - 1)[filled] for weights in (predicted, is_data))
+    means, frequencies = (each / counts[filled] for each in sums)
+    return means, frequencies, counts[filled]
+
+
+def _wilson(frequencies: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % interval of a binomial's probability."""
+    square = QUANTILE**2 / counts
+    middle = (frequencies + square / 2) / (1 + square)
+    half = np.sqrt(frequencies * (1 - frequencies) * square + square**2 / 4) / (1 + square)
+    return middle - half, middle + half
+
+
+def _draw_counts(ax: Any, at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
+    ax.hist(at_data, edges, color=DATA, label="data")
+    ax.hist(at_noise, edges, histtype="step", color=MODEL, lw=1.5, label="noise")
+    ax.set(xlabel="predicted probability of data", ylabel="events")
+    ax.legend(fontsize="small")

@@ -1,0 +1,65 @@
+"""`plot_marginals`: data against draws, one dimension at a time."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numpyro_ebm._errors import check_count
+from numpyro_ebm.plots._columns import columns, draw_marginal
+from numpyro_ebm.plots._style import figure_legend, several_axes
+
+OWNER = "plot_marginals"
+MAX_DIMS = 24
+NUM_COLUMNS = 4
+
+
+def plot_marginals(
+    data: Any,
+    draws: Any,
+    axes: Any = None,
+    *,
+    names: Sequence[str] | None = None,
+    dims: Sequence[int | str] | None = None,
+    bins: int = 40,
+) -> np.ndarray:
+    """Marginals of data (grey bars) and of a model's draws (outline), a panel per dimension.
+
+    Bins cover the range of the data and 15 % on either side, and a bin per value where all are whole numbers. Bars have the
+    area of the share of values in them, so that draws elsewhere are missing in the outline; where they are 1 % or more the
+    panel's title says how many. Missing data (NaN) are left out, draws that are not finite count as outside.
+
+    Args:
+        data: ``(num_rows, *event_shape)``.
+        draws: ``(..., *event_shape)``: chains and draws in front. An xarray DataArray, such as
+            ``to_arviz(mcmc).posterior["x"]``, names the dimensions by its last coordinate.
+        axes: as many matplotlib axes as dimensions; None for a new figure.
+        names: of all dimensions; None for those of the coordinate, or ``x1, x2, ...``.
+        dims: which dimensions, by place or by name, up to 24; None for all.
+        bins: how many.
+
+    Returns:
+        The axes, ``(num_dims,)``.
+
+    Raises:
+        EnergyError: (a ValueError) for shapes, names or dims that do not fit, more than 24 dimensions, and another number
+            of axes.
+        ImportError: without matplotlib.
+
+    Example:
+        ``plot_marginals(x_test, draws.samples["x"], names=["acid", "sugar"])``
+    """
+    check_count(OWNER, "bins", bins)
+    both = columns(OWNER, data, draws, names, dims, MAX_DIMS)
+    num = len(both.names)
+    num_columns = min(num, NUM_COLUMNS)
+    shape = (1, num) if axes is not None else (math.ceil(num / num_columns), num_columns)
+    grid = several_axes(OWNER, axes, shape, (2.3 * shape[1] + 0.8, 1.7 * shape[0] + 0.6)).reshape(-1)
+    for i, ax in enumerate(grid[:num]):
+        handles = draw_marginal(ax, both, i, bins)
+        ax.set(xlabel=both.names[i], ylabel="density" if i % shape[1] == 0 else "")
+    for ax in grid[num:]:
+        ax.remove()
+    figure_legend(grid, handles, is_new=axes is None)  # pyright: ignore[reportPossiblyUnbound]
+    return grid[:num]

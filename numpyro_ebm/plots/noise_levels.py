@@ -1,0 +1,145 @@
+"""`plot_noise_levels`: a ladder of noise levels, or a noise process, against the data's own lengths."""
+
+from typing import Any
+
+import numpy as np
+from jax.scipy.stats import norm
+
+from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm.noise import AbstractNoiseProcess, check_sigmas
+from numpyro_ebm.plots._style import DARK, MODEL, numbers, several_axes
+
+OWNER = "plot_noise_levels"
+MAX_ROWS = 1000
+NUM_TIMES = 200
+GOOD_OVERLAP = 0.5
+
+
+def plot_noise_levels(noise: Any, data: Any = None, axes: Any = None, *, dim: int | None = None) -> np.ndarray:
+    r"""Noise levels on a logarithmic scale, the data's lengths beside them, and how much neighbouring levels overlap.
+
+    Lines mark the largest distance between two data, which the largest level should be of the order of (technique 1 of Song
+    and Ermon); the data's standard deviation, pooled over coordinates; and the median distance to the nearest neighbour. In
+    ``d`` dimensions noise of level :math:`\sigma` has length :math:`\sqrt d \sigma`: the least level should be small against
+    the nearest neighbour's distance over :math:`\sqrt d`, which is the line that is drawn for it.
+
+    A second panel, for a ladder in a known dimension, shows the overlap of each level with the one above it,
+
+    .. math:: C = \Phi(\sqrt{2 d} (\gamma - 1) + 3 \gamma) - \Phi(\sqrt{2 d} (\gamma - 1) - 3 \gamma), \qquad
+        \gamma = \sigma_{i-1} / \sigma_i
+
+    the chance that noise of the lower level has a length within three standard deviations of that of the upper one; about
+    0.5 is advised (technique 2). It is an approximation for many dimensions: in few, it is near 1 at any ratio.
+
+    Args:
+        noise: levels, the largest first, as `geometric_sigmas` gives them, drawn over their index; or a noise process (`VE`,
+            `VP`), drawn over time as the noise in the unit of the data, :math:`\sigma(t) / \alpha(t)`.
+        data: rows ``(num_rows, *event_shape)`` in the space of the noise (unconstrained space). Distances are those among at
+            most 1000 rows, evenly spaced.
+        axes: one matplotlib axes, or two where the overlap is drawn; None for a new figure.
+        dim: dimensions of an event, for the overlap without data; None for those of the data.
+
+    Returns:
+        The axes, ``(1,)`` or ``(2,)``.
+
+    Raises:
+        EnergyError: (a ValueError) for levels that are not positive or not falling, fewer than two finite rows, a ``dim``
+            that is not the data's or goes with a process, and another number of axes.
+        TypeError: for data that are no numbers.
+        ImportError: without matplotlib.
+
+    Example:
+        ``plot_noise_levels(geometric_sigmas(10.0, 0.01, 10), x)``
+
+    References:
+        Song and Ermon, Improved techniques for training score-based generative models (2020), techniques 1 and 2.
+    """
+    rows = None if data is None else _rows(data)
+    is_process = isinstance(noise, AbstractNoiseProcess)
+    sigmas = None if is_process else _ladder(noise)
+    dim = _dimension(dim, rows, is_process=is_process)
+    has_overlap = sigmas is not None and len(sigmas) > 1 and dim is not None
+    num = 1 + has_overlap
+    panels = several_axes(
+        OWNER, axes, (num, 1), (6.0, 4.0 + 1.6 * has_overlap), sharex=True, height_ratios=[2, 1][:num]
+    ).reshape(-1)
+    if sigmas is None:
+        times = np.linspace(float(noise.t_min), 1.0, NUM_TIMES)
+        levels = np.asarray(noise.sigma(times) / noise.alpha(times), float)
+        panels[0].plot(times, levels, color=MODEL, lw=1.8, label=r"noise $\sigma(t)/\alpha(t)$")
+    else:
+        panels[0].plot(np.arange(1, len(sigmas) + 1), sigmas, color=MODEL, marker="o", ms=4, lw=1.2, label="levels")
+    _draw_lengths(panels[0], rows)
+    panels[0].set(yscale="log", ylabel="standard deviation (unit of the data)")
+    panels[-1].set_xlabel("time" if sigmas is None else "level")
+    if has_overlap:
+        _draw_overlap(panels[1], sigmas, dim)  # pyright: ignore[reportArgumentType]
+    return panels
+
+
+def _rows(data: Any) -> np.ndarray:
+    """``(num_rows, d)``, those that are finite."""
+    array = np.atleast_1d(numbers(OWNER, "data", data))
+    rows = array.reshape(len(array), -1)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if len(rows) < 2:
+        raise EnergyError(f"{OWNER} needs two finite rows or more, (num_rows, *event_shape); got shape {array.shape}.")
+    return rows
+
+
+def _ladder(noise: Any) -> np.ndarray:
+    check_sigmas(OWNER, noise)
+    sigmas = np.asarray(noise, float)
+    if np.any(np.diff(sigmas) >= 0):
+        raise EnergyError(f"{OWNER} needs the largest level first, each below the last; got {sigmas}. Sort them downwards.")
+    return sigmas
+
+
+def _dimension(dim: int | None, rows: np.ndarray | None, *, is_process: bool) -> int | None:
+    known = None if rows is None else rows.shape[1]
+    if dim is None:
+        return known
+    check_count(OWNER, "dim", dim)
+    if is_process:
+        raise EnergyError(f"dim={dim} is for the overlap of a ladder's levels; a process has none. Leave it out.")
+    if known not in (None, dim):
+        raise EnergyError(f"dim={dim} came beside data of {known} dimensions. Leave it out.")
+    return dim
+
+
+def _draw_lengths(ax: Any, rows: np.ndarray | None) -> None:
+    if rows is not None:
+        farthest, nearest = _distances(rows)
+        spread = float(np.sqrt(np.mean((rows - rows.mean(axis=0)) ** 2)))
+        lengths = (
+            (farthest, "--", "largest distance of two data"),
+            (spread, "-.", "standard deviation of the data"),
+            (nearest / np.sqrt(rows.shape[1]), ":", r"nearest neighbour's distance / $\sqrt{d}$"),
+        )
+        for value, dashes, label in lengths:
+            if value > 0:
+                ax.axhline(value, color=DARK, ls=dashes, lw=1.2, label=f"{label}: {value:.3g}")
+    ax.legend(fontsize="small")
+
+
+def _distances(rows: np.ndarray) -> tuple[float, float]:
+    """The largest of all, and the median of those to the nearest neighbour."""
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, min(MAX_ROWS, len(rows))).astype(int))]
+    some = some - some.mean(axis=0)
+    squares = np.sum(some**2, axis=1)
+    apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * some @ some.T, 0.0))
+    farthest = float(apart.max())
+    np.fill_diagonal(apart, np.inf)
+    return farthest, float(np.median(apart.min(axis=1)))
+
+
+def _draw_overlap(ax: Any, sigmas: np.ndarray, dim: int) -> None:
+    ax.plot(np.arange(2, len(sigmas) + 1), _overlap(sigmas[:-1] / sigmas[1:], dim), color=MODEL, marker="s", ms=4, lw=1.2)
+    ax.axhline(GOOD_OVERLAP, color=DARK, ls="--", lw=1.0, label="advised: 0.5")
+    ax.set(ylim=(-0.05, 1.05), ylabel="overlap with\nthe level above")
+    ax.legend(fontsize="small")
+
+
+def _overlap(ratios: np.ndarray, dim: int) -> np.ndarray:
+    middle, width = np.sqrt(2 * dim) * (ratios - 1), 3 * ratios
+    return np.asarray(norm.cdf(middle + width) - norm.cdf(middle - width), float)

@@ -1,0 +1,170 @@
+"""`plot_training`: losses, held-out losses and the health of chains over the updates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm.plots._style import DARK, FAINT, MODEL, SECOND, numbers, several_axes
+
+OWNER = "plot_training"
+FIGURES = {"energy_gap": "energy gap (nats)", "acceptance_rate": "acceptance rate"}
+
+
+def plot_training(
+    result: Any,
+    axes: Any = None,
+    *,
+    health: Any = None,
+    health_steps: Any = None,
+    window: int | None = None,
+    num_rows: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Losses over the updates with their running mean, held-out losses with the best check, and the chains' health.
+
+    Panels from above, over the same steps: the loss of each update (faint) and its running mean; the held-out losses at
+    each check, if there are any, the best marked; then, with ``health``, the energy gap (mean energy of the data minus that
+    of the negatives, near 0 for a model that fits) and the acceptance rate. Losses are sums over rows, so that those of
+    training and of held-out rows have panels of their own, unless ``num_rows`` brings both to one row. Non-finite values
+    leave gaps. The surrogates of "gradient" estimators (cd, pcd, mle, ...) have values that say nothing of the fit: look at
+    the health there.
+
+    Args:
+        result: what `fit` returned, or ``svi.run``.
+        axes: a matplotlib axes for each panel, in this order; None for a new figure.
+        health: records of the chains over training: a sequence of `NegativePhaseHealth`, one of them with stacked arrays, or
+            a dict of arrays ``energy_gap`` (nats) and ``acceptance_rate``, either or both, ``(num_records,)``.
+        health_steps: how many updates had been made at each record; None where there is one for each update, or one for
+            each check.
+        window: updates of the running mean; None for a fiftieth of all.
+        num_rows: rows of a training update and of the held-out set, to divide the losses by.
+
+    Returns:
+        The axes, ``(num_panels,)``.
+
+    Raises:
+        EnergyError: (a ValueError) for records that are not as many as steps, and another number of axes.
+        TypeError: for a result without losses, and for health that is none.
+        ImportError: without matplotlib.
+
+    Example:
+        ``plot_training(fit(key, svi, 5000, x_train, held_out=(x_test,)), num_rows=(len(x_train), len(x_test)))``
+    """
+    losses, held_out, checks = _losses(result)
+    window = max(1, len(losses) // 50) if window is None else window
+    check_count(OWNER, "window", window)
+    if window > len(losses):
+        raise EnergyError(
+            f"{OWNER} got window={window} for {len(losses)} updates. Write window={max(1, len(losses) // 10)}."
+        )
+    per_row, unit = _units(num_rows)
+    records = _records(health)
+    steps = _steps(records, health_steps, len(losses), checks)
+    is_joined = num_rows is not None or not len(held_out)
+    num = 2 - is_joined + len(records)
+    panels = several_axes(OWNER, axes, (num, 1), (6.0, 1.9 * num + 1.2), sharex=True).reshape(-1)
+    _draw_losses(panels[0], losses / per_row[0], window)
+    if len(held_out):
+        _draw_held_out(panels[1 - is_joined], held_out / per_row[1], checks, result.best_step)
+    for ax in panels[: 2 - is_joined]:
+        ax.set_ylabel(f"loss ({unit})")
+    for ax, (name, values) in zip(panels[2 - is_joined :], records.items(), strict=True):
+        _draw_record(ax, name, steps, values)
+    panels[-1].set_xlabel("updates (steps)")
+    stopped = getattr(result, "stopped", "end")
+    if stopped != "end":
+        panels[0].set_title(f"stopped: {stopped}", fontsize="medium", loc="left")
+    return panels
+
+
+def _losses(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses, held-out losses and the steps of these."""
+    if getattr(result, "losses", None) is None:
+        raise TypeError(f"{OWNER} needs the result of fit or of svi.run; got {type(result).__name__}.")
+    losses = numbers(OWNER, "losses", result.losses).reshape(-1)
+    held_out = np.asarray(getattr(result, "held_out_losses", ()), float)
+    return losses, held_out, np.asarray(getattr(result, "check_steps", ()), float)
+
+
+def _units(num_rows: Any) -> tuple[tuple[int, int], str]:
+    if num_rows is None:
+        return (1, 1), "sum over rows"
+    if not isinstance(num_rows, tuple | list) or len(num_rows) != 2:
+        raise EnergyError(f"{OWNER} needs num_rows as two counts; got {num_rows!r}. Write num_rows=(len(x), len(x_test)).")
+    for each in num_rows:
+        check_count(OWNER, "num_rows", each)
+    return (num_rows[0], num_rows[1]), "per row"
+
+
+def _records(health: Any) -> dict[str, np.ndarray]:
+    """The figures that there are, each ``(num_records,)``."""
+    if health is None:
+        return {}
+    if isinstance(health, Mapping):
+        given = {name: health[name] for name in FIGURES if health.get(name) is not None}
+    elif hasattr(health, "energy_gap"):
+        given = {name: getattr(health, name) for name in FIGURES}
+    elif isinstance(health, Sequence) and health and all(hasattr(each, "energy_gap") for each in health):
+        given = {name: [float(getattr(each, name)) for each in health] for name in FIGURES}
+    else:
+        given = {}
+    if not given:
+        raise TypeError(
+            f"{OWNER} needs health as records of NegativePhaseHealth or a dict with 'energy_gap' or 'acceptance_rate'; got "
+            f"{type(health).__name__}{' of ' + str(sorted(health)) if isinstance(health, Mapping) else ''}."
+        )
+    return {name: np.atleast_1d(numbers(OWNER, name, values)) for name, values in given.items()}
+
+
+def _steps(records: dict[str, np.ndarray], given: Any, num_updates: int, checks: np.ndarray) -> np.ndarray:
+    """At how many updates the records were taken."""
+    shapes = {name: values.shape for name, values in records.items()}
+    if not records:
+        if given is not None:
+            raise EnergyError(f"{OWNER} got health_steps without health. Write health={{'energy_gap': gaps}}.")
+        return np.zeros(0)
+    steps = (
+        next((s for s in (np.arange(1, num_updates + 1), checks) if {s.shape} == set(shapes.values())), None)
+        if given is None
+        else numbers(OWNER, "health_steps", given)
+    )
+    if steps is None or {steps.shape} != set(shapes.values()):
+        raise EnergyError(
+            f"{OWNER} needs a record for each of {num_updates} updates or {len(checks)} checks, or health_steps as long as "
+            f"the records; got {shapes}{'' if given is None else f' and health_steps of shape {np.shape(given)}'}. Write "
+            "health_steps=steps."
+        )
+    return steps
+
+
+def _draw_losses(ax: Any, losses: np.ndarray, window: int) -> None:
+    steps = np.arange(1, len(losses) + 1)
+    ax.plot(steps, np.where(np.isfinite(losses), losses, np.nan), color=FAINT, lw=0.8, label="each update")
+    if window > 1:
+        label = f"mean of {window} updates"
+        ax.plot(steps[window - 1 :], _running_mean(losses, window), color=MODEL, lw=1.8, label=label)
+    ax.legend(fontsize="small")
+
+
+def _running_mean(losses: np.ndarray, window: int) -> np.ndarray:
+    """Of the last ``window`` losses; NaN where one of them is not finite."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.where(np.isfinite(losses), losses, np.nan), window)
+    return windows.mean(axis=1)
+
+
+def _draw_held_out(ax: Any, losses: np.ndarray, checks: np.ndarray, best_step: int) -> None:
+    finite = np.where(np.isfinite(losses), losses, np.nan)
+    ax.plot(checks, finite, color=SECOND, ls="--", marker="o", ms=3.5, lw=1.4, label="held-out rows")
+    ax.axvline(best_step, color=DARK, ls=":", lw=1.2, label=f"best: step {best_step}")
+    ax.legend(fontsize="small")
+
+
+def _draw_record(ax: Any, name: str, steps: np.ndarray, values: np.ndarray) -> None:
+    is_sparse = len(steps) <= 50
+    ax.plot(steps, np.where(np.isfinite(values), values, np.nan), color=MODEL, lw=1.0, marker="o" if is_sparse else "", ms=3)
+    ax.set_ylabel(FIGURES[name])
+    if name == "energy_gap":
+        ax.axhline(0.0, color=DARK, ls="--", lw=1.0)
+    else:
+        ax.set_ylim(-0.02, 1.02)
