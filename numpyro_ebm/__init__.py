@@ -45,6 +45,18 @@ from numpyro_ebm.estimators import TelescopingRatioEstimation as TelescopingRati
 from numpyro_ebm.estimators import UnbiasedMaximumLikelihood as UnbiasedMaximumLikelihood
 from numpyro_ebm.estimators import VarianceReducedSlicedScoreMatching as VarianceReducedSlicedScoreMatching
 from numpyro_ebm.estimators import available_estimators as available_estimators
+from numpyro_ebm.evaluation import C2ST as C2ST
+from numpyro_ebm.evaluation import Evaluation as Evaluation
+from numpyro_ebm.evaluation import KSDTest as KSDTest
+from numpyro_ebm.evaluation import MMDTest as MMDTest
+from numpyro_ebm.evaluation import ModeWeights as ModeWeights
+from numpyro_ebm.evaluation import SMLoss as SMLoss
+from numpyro_ebm.evaluation import classifier_two_sample_test as classifier_two_sample_test
+from numpyro_ebm.evaluation import evaluate as evaluate
+from numpyro_ebm.evaluation import ksd_test as ksd_test
+from numpyro_ebm.evaluation import mmd as mmd
+from numpyro_ebm.evaluation import mode_weights as mode_weights
+from numpyro_ebm.evaluation import sm_loss as sm_loss
 from numpyro_ebm.factors import energy_factor as energy_factor
 from numpyro_ebm.handlers import empty_guide as empty_guide
 from numpyro_ebm.handlers import estimate as estimate
@@ -63,6 +75,8 @@ from numpyro_ebm.kernels import Langevin as Langevin
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
 from numpyro_ebm.kernels import available_kernels as available_kernels
+from numpyro_ebm.likelihood import LogLikelihood as LogLikelihood
+from numpyro_ebm.likelihood import log_likelihood as log_likelihood
 from numpyro_ebm.mcmc import BlackJAXKernel as BlackJAXKernel
 from numpyro_ebm.noise import VE as VE
 from numpyro_ebm.noise import VP as VP

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -119,6 +120,20 @@ class KernelSteinDiscrepancy(AbstractEstimator):
 
     def surrogate(self, rng_key, site: Site, state):
         """Minus the mean of the Stein kernel of each row and its partners."""
+        mean = lambda values, partners: jnp.sum(values) / jnp.maximum(jnp.sum(partners), 1)  # noqa: E731
+        return -self.over_partners(site, mean), state
+
+    def over_partners(self, site: Site, reduce: Callable[[Array, Array], Array]) -> Array:
+        """``reduce(values, partners)`` of each row, a few million pairs at once.
+
+        Args:
+            site: the rows.
+            reduce: a linear function of a row's Stein kernel ``(num_rows,)`` with all rows, 0 for those that are no partners
+                of it; ``partners`` ``(num_rows,)`` says which are: with statistic "u" the row itself is none.
+
+        Returns:
+            What ``reduce`` returns, led by the rows.
+        """
         num = site.num_rows
         takes_part = jnp.ones(num, bool) if site.mask is None else site.mask
         x = jax.lax.stop_gradient(site.position.reshape(num, -1))
@@ -130,13 +145,12 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         def row(inputs):
             own, i = inputs
             partners = takes_part if self.statistic == "v" else takes_part & (jnp.arange(num) != i)
-            values = jnp.where(partners, self._stein_kernel(x[i], own, x, s), 0.0)
-            return -jnp.sum(values) / jnp.maximum(jnp.sum(partners), 1)
+            return reduce(jnp.where(partners, self._stein_kernel(x[i], own, x, s), 0.0), partners)
 
         at_once = max(1, PAIRS_AT_ONCE // max(num, 1))
         rows = (s, jnp.arange(num))
         values = jax.vmap(row)(rows) if at_once >= num else jax.lax.map(jax.checkpoint(row), rows, batch_size=at_once)
-        return values / length**2, state
+        return values / length**2
 
     def _stein_kernel(self, x: Array, s: Array, xs: Array, ss: Array) -> Array:
         """``u`` of one row, of position ``x`` and score ``s``, with all rows, in units of the bandwidth."""

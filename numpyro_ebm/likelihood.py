@@ -1,0 +1,272 @@
+"""`log_likelihood`: held-out rows under an energy whose log Z was estimated, in nats and in bits, with errors."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._data_sites import data_site, has_rows_of_its_own, over_rows
+from numpyro_ebm._errors import EnergyError, at_site
+from numpyro_ebm._typing import Array
+from numpyro_ebm.estimators import Site
+from numpyro_ebm.scores import NO_DENSITY
+
+LARGEST_GAP = 1.0
+FEW_SAMPLES = 10.0
+OTHER_SIDE: dict[Any, Any] = {"lower": "upper", "upper": "lower", None: None}
+NEEDED = (
+    "log_likelihood needs log Z with its error, as numpyro_ebm.log_partition or log_partition_bounds returns it. There is "
+    "no default: without log Z an energy has no likelihood. Write log_likelihood(model, params, x_test, "
+    "log_partition=numpyro_ebm.log_partition(rng_key, model, method='ais', params=params)); for a log Z that is known, "
+    "log_partition=numpyro_ebm.LogPartition(value, 0.0, math.inf, None)"
+)
+
+
+class ApartBounds(EnergyError):
+    """Bounds on log Z that are too far apart for a likelihood."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLikelihood:
+    """Log likelihood of held-out rows.
+
+    Attributes:
+        rows: nats, one value per row in the rows' shape; NaN for masked rows.
+        mean: nats per row, over the rows that take part.
+        standard_error: of the mean: the sampling of rows and the error of log Z together. NaN for a single row.
+        log_partition_error: log Z's part of it.
+        bits_per_dim: ``-mean / (d log 2)``, ``d`` the number of elements of an event.
+        bits_per_dim_error: its standard error.
+        interval: of the mean, where log Z has bounds on both sides: lowest and highest in expectation; else None.
+        bound: "upper" where the values are upper bounds in expectation (log Z from a lower bound), "lower" the other way
+            round, None for neither.
+        ess: effective number of samples behind log Z.
+        num_rows: rows that take part.
+    """
+
+    rows: Array
+    mean: float
+    standard_error: float
+    log_partition_error: float
+    bits_per_dim: float
+    bits_per_dim_error: float
+    interval: tuple[float, float] | None
+    bound: Literal["lower", "upper"] | None
+    ess: float
+    num_rows: int
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether at least 10 effective samples are behind log Z."""
+        return self.ess >= FEW_SAMPLES
+
+    def __str__(self) -> str:
+        """One line."""
+        line = (
+            f"log likelihood {self.mean:.4f} +- {self.standard_error:.2g} nats per row ({self.num_rows} rows), "
+            f"{self.bits_per_dim:.4f} +- {self.bits_per_dim_error:.2g} bits per dimension"
+        )
+        return "; ".join([line, *self.remarks()])
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said beside the figures."""
+        said = []
+        if self.interval is not None:
+            said.append(f"between {self.interval[0]:.4f} and {self.interval[1]:.4f} by bounds on log Z from both sides")
+        if self.bound is not None:
+            side = {"upper": "at most that, log Z being a lower bound", "lower": "at least that, log Z being an upper bound"}
+            said.append(f"in expectation {side[self.bound]}")
+        if not self.is_reliable:
+            said.append(f"log Z rests on {self.ess:.1f} effective samples: neither it nor its error is to be trusted")
+        return tuple(said)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LogZ:
+    """log Z as the rows need it: value ``()`` or of the rows' shape, and what an interval adds."""
+
+    value: np.ndarray
+    standard_error: np.ndarray
+    ess: float
+    bound: Literal["lower", "upper"] | None
+    half_gap: np.ndarray | None = None
+
+
+def log_likelihood(
+    dist_or_model: Any, params: Any, *args: Any, log_partition: Any, site: str | None = None, **kwargs: Any
+) -> LogLikelihood:
+    r"""Log likelihood of held-out rows: :math:`\log \tilde p(x) - \log Z`, in nats and in bits per dimension.
+
+    ``log p~`` is the log density of the event as it is given (``log base - E``, without a Jacobian), log Z that of the same
+    measure, as `log_partition` estimates it. Its error is common to all rows where they share one density, and then
+
+    .. math:: \mathrm{se}^2 = \operatorname{var}(\log \tilde p) / n + \mathrm{se}(\log Z)^2
+
+    Where each row has a log Z of its own (a context), its errors count as independent of each other and are inside the
+    variance between rows. By bounds from both sides log Z is taken in their middle, with half the gap as a further error.
+    Importance sampling and AIS give lower bounds of log Z in expectation, so that the likelihood is an upper bound.
+
+    A density has the units of its data. Rows scaled by ``c`` change the mean by ``-d log c``: of images with 256 levels
+    divided by 256, bits per dimension in the levels' own units are ``bits_per_dim + 8``. Data that are whole numbers have
+    unbounded densities, and a finite figure of them needs uniform noise of one level's width added to the rows
+    (dequantisation), in training and here; the mean is then a lower bound of the log probability of the levels.
+
+    Args:
+        dist_or_model: an `EnergyDistribution`, or a NumPyro model with one observed energy site (or see ``site``).
+            Subsampling plates hold all rows here.
+        params: None for a distribution; for a model values of its parameters and latent sites, or the result of `fit` or
+            ``svi.run``.
+        *args: for a distribution its rows; for a model its arguments, held-out rows in the place of those of training.
+        log_partition: what `log_partition` or `log_partition_bounds` returned: a value, standard_error, ess and bound of
+            shape ``()``, or of the rows' (or the distribution's batch) shape where each row has its own; or ``lower`` and
+            ``upper``, two of these.
+        site: which energy site of a model with several; a joint event of factors by its joined name.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        `LogLikelihood`; ``str`` gives a line.
+
+    Raises:
+        EnergyError: (a ValueError) for bounds that are more than 1 nat apart, which allow no likelihood; for log Z that is
+            not finite or of another shape, or one for rows that need theirs; for rows that are NaN, outside the support or
+            on its boundary, and rows whose energy is NaN, with the row's number; for a `ScoreDistribution`; for parameters
+            or latent sites without a value.
+        TypeError: for a log Z without an error, or something that is neither a distribution nor a model.
+
+    Example:
+        >>> normal = EnergyDistribution(lambda x: x**2 / 2)
+        >>> log_z = log_partition(None, normal, method="grid")
+        >>> round(log_likelihood(normal, None, jnp.array([-1.0, 1.0]), log_partition=log_z).mean, 4)
+        -1.4189
+
+    References:
+        Theis, van den Oord and Bethge, A note on the evaluation of generative models (2016); Grosse, Ghahramani and Adams,
+        Sandwiching the marginal likelihood using bidirectional Monte Carlo (2015); Burda, Grosse and Salakhutdinov, Accurate
+        and conservative estimates of MRF log-likelihood using reverse annealing (2015).
+    """
+    return likelihood_of(data_site("log_likelihood", dist_or_model, params, args, kwargs, site), log_partition)
+
+
+def likelihood_of(site: Site, log_partition: Any) -> LogLikelihood:
+    """`log_likelihood` of rows that are laid out."""
+    log_z = _read(log_partition)
+    with at_site(site.name):
+        if not site.distribution.has_energy:
+            raise EnergyError(NO_DENSITY)
+        _check_shape(log_z, site)
+        values = _densities(site)
+        keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
+        _check_densities(values, keep)
+        if not keep.any():
+            raise EnergyError("No row takes part: every one is masked.")
+        if not np.all(np.isfinite(_per_row(log_z.value, site)[keep])):
+            raise EnergyError(f"log Z is not finite ({log_z.value}), so that there is no likelihood.")
+    values = np.where(keep, values - _per_row(log_z.value, site), np.nan)
+    return _summary(site, values, keep, log_z)
+
+
+def _densities(site: Site) -> np.ndarray:
+    """Unnormalised log density of each row."""
+    return np.asarray(_log_densities(site.distribution, site.value, site.local), float)
+
+
+@jax.jit
+def _log_densities(distribution, value, local):
+    return over_rows(distribution.log_density, Site("", distribution, value.shape[:1], value, local, None))
+
+
+def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> LogLikelihood:
+    kept = values[keep]
+    num, mean = kept.size, float(kept.mean())
+    sampling = math.inf if np.isinf(mean) else float(kept.std(ddof=1)) / math.sqrt(num) if num > 1 else math.nan
+    error = _common_error(log_z, site, keep)
+    interval, systematic = None, 0.0
+    if log_z.half_gap is not None:
+        systematic = float(np.abs(_per_row(log_z.half_gap, site)[keep]).mean())
+        interval = (mean - systematic, mean + systematic)
+    error = math.hypot(error, systematic)
+    total, unit = math.hypot(sampling, error), max(math.prod(site.distribution.event_shape), 1) * math.log(2)
+    return LogLikelihood(
+        rows=jnp.asarray(values.reshape(site.batch_shape)),
+        mean=mean,
+        standard_error=total,
+        log_partition_error=error,
+        bits_per_dim=-mean / unit,
+        bits_per_dim_error=total / unit,
+        interval=interval,
+        bound=OTHER_SIDE[log_z.bound],
+        ess=log_z.ess,
+        num_rows=num,
+    )
+
+
+def _common_error(log_z: _LogZ, site: Site, keep: np.ndarray) -> float:
+    """What errors of log Z do to the mean, beyond what they add to the variance between rows."""
+    if log_z.value.shape == site.batch_shape and site.batch_shape:
+        return 0.0
+    owners = _per_row(np.arange(log_z.value.size).reshape(log_z.value.shape), site)[keep]
+    shares = np.bincount(owners, minlength=log_z.value.size) / owners.size
+    return float(np.linalg.norm(shares * np.broadcast_to(log_z.standard_error, log_z.value.shape).ravel()))
+
+
+def _read(log_partition: Any) -> _LogZ:
+    """One value of log Z from one estimate of it, or from bounds on both sides."""
+    if all(hasattr(getattr(log_partition, end, None), "value") for end in ("lower", "upper")):
+        return _between(_one(log_partition.lower), _one(log_partition.upper))
+    return _one(log_partition)
+
+
+def _one(log_partition: Any) -> _LogZ:
+    missing = [n for n in ("value", "standard_error", "ess", "bound") if not hasattr(log_partition, n)]
+    if missing:
+        raise TypeError(f"{NEEDED}; got {type(log_partition).__name__}, which has no {missing}.")
+    value, error = np.asarray(log_partition.value, float), np.asarray(log_partition.standard_error, float)
+    if log_partition.bound not in OTHER_SIDE:
+        raise EnergyError(f"log Z's bound is 'lower', 'upper' or None; got {log_partition.bound!r}.")
+    return _LogZ(value, error, float(np.min(np.asarray(log_partition.ess, float))), log_partition.bound)
+
+
+def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
+    gap = upper.value - lower.value
+    worst = float(gap.ravel()[np.argmax(np.abs(gap))])
+    if abs(worst) > LARGEST_GAP:
+        where = f" in row {int(np.argmax(np.abs(gap)))}" if gap.ndim else ""
+        raise ApartBounds(
+            f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {LARGEST_GAP:g} nat no likelihood is to be "
+            "reported: it could be anything between. Write more temperatures, more steps at each or more chains in "
+            "log_partition_bounds, or give the EnergyDistribution a base nearer to the data; compare models by "
+            "numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which need no log Z."
+        )
+    error = np.hypot(lower.standard_error, upper.standard_error) / 2
+    return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, gap / 2)
+
+
+def _per_row(values: np.ndarray, site: Site) -> np.ndarray:
+    return np.broadcast_to(values, site.batch_shape).reshape(-1)
+
+
+def _check_shape(log_z: _LogZ, site: Site) -> None:
+    if log_z.value.ndim == 0:
+        if has_rows_of_its_own(site):
+            raise EnergyError(
+                "Each row has a context or a base of its own and so a log Z of its own; log_partition holds one for all. "
+                f"It needs values of the rows' shape {site.batch_shape}: estimate log Z of the distribution with these "
+                "rows' contexts."
+            )
+    elif log_z.value.shape not in (site.batch_shape, site.distribution.batch_shape):
+        raise EnergyError(
+            f"log_partition holds values of shape {log_z.value.shape}, the rows have shape {site.batch_shape}. It needs one "
+            "value, or one per row where each row has a context: estimate log Z with the contexts of these rows."
+        )
+
+
+def _check_densities(values: np.ndarray, keep: np.ndarray) -> None:
+    for bad, what in ((np.isnan(values), "NaN"), (np.isposinf(values), "infinite")):
+        rows = np.flatnonzero(bad & keep)
+        if rows.size:
+            raise EnergyError(
+                f"The log density of row {rows[0]} is {what} ({rows.size} such rows). Look at the energy there."
+            )
