@@ -25,6 +25,7 @@ FLOORS = {
     "_held_out": 1,
     "_surrogates": 1,
     "_context": 0,
+    "_normalized": 0,
     "_levels": 0,
     "_derivatives": 0,
     "optimizers": 0,
@@ -45,12 +46,14 @@ FLOORS = {
     "handlers": 5,
     "mcmc": 5,
     "sampling": 5,
+    "_recording": 6,
     "arviz": 6,
+    "diagnostics": 7,
     "_results": 6,
     "standard_errors": 6,
     "reports": 6,
     "training": 6,
-    "__init__": 7,
+    "__init__": 8,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
