@@ -1,7 +1,7 @@
 """From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import arviz
 import jax
@@ -226,3 +226,79 @@ def _build(
     for name, dataset in training.items():
         data[name] = xarray.DataTree(dataset=dataset)
     return data
+
+
+class Recorded(NamedTuple):
+    """Draws as diagnostics read them, whatever they came as.
+
+    Attributes:
+        variables: by name, ``(chains, draws, ...)``.
+        stats: by ArviZ's names, ``(chains, draws, ...)``.
+        observed: by name, data that came with the draws.
+        kernel: what drew them, where it is known.
+    """
+
+    variables: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    observed: dict[str, np.ndarray]
+    kernel: Any = None
+
+
+def read(owner: str, draws: Any) -> Recorded:
+    """Take what `to_arviz` takes, what it gives, or training chains.
+
+    Args:
+        owner: who asks, for messages.
+        draws: an MCMC, `Draws`, a dict of arrays, ``InferenceData``, a ``DataTree``, or the result of `fit` with its
+            recorded chains.
+
+    Raises:
+        EnergyError: (a ValueError) for draws that are not there, or not led by chains and draws.
+        TypeError: for anything else.
+    """
+    if isinstance(draws, FitResult):
+        if draws.chains is None:
+            raise EnergyError(f"{owner}: this result of fit has no chains. Write fit(..., record_chains=8).")
+        return Recorded(draws.chains.samples, {}, {})
+    if hasattr(draws, "groups"):  # ArviZ's, of either kind
+        if "posterior" not in _group_names(draws):
+            raise EnergyError(f"{owner} needs a posterior group. Write to_arviz(draws).")
+        return Recorded(*(_arrays(draws, group) for group in ("posterior", "sample_stats", "observed_data")))
+    posterior, stats = _collect(draws)
+    _check_shapes(posterior)
+    kernel = getattr(draws, "kernel", None) if isinstance(draws, Draws) else getattr(draws, "sampler", None)
+    variables = {name: _as_numpy(name, value) for name, value in posterior.items()}
+    known = {STATISTICS[name]: _as_numpy(name, value) for name, value in stats.items() if name in STATISTICS}
+    return Recorded(variables, known, {}, getattr(kernel, "kernel", kernel) if isinstance(draws, MCMC) else kernel)
+
+
+def _group_names(data: Any) -> set[str]:
+    names: Any = data.groups() if callable(data.groups) else data.groups
+    return {name.strip("/") for name in names}
+
+
+def _arrays(data: Any, group: str) -> dict[str, np.ndarray]:
+    if group not in _group_names(data):
+        return {}
+    arrays = {name: data[group][name] for name in data[group].data_vars}
+    if group != "observed_data":
+        arrays = {name: array.transpose("chain", "draw", ...) for name, array in arrays.items()}
+    return {name: np.asarray(array.values) for name, array in arrays.items()}
+
+
+def rank_rhat(values: np.ndarray) -> np.ndarray:
+    """Rank-normalised split R-hat of ``(chains, draws, ...)``, by coordinate; NaN for one chain or constant values."""
+    return _of_coordinates(arviz.rhat, values, method="rank")
+
+
+def effective_size(values: np.ndarray, method: str = "bulk") -> np.ndarray:
+    """Effective sample size of ``(chains, draws, ...)``, by coordinate."""
+    return _of_coordinates(arviz.ess, values, method=method)
+
+
+def _of_coordinates(function: Any, values: np.ndarray, method: str) -> np.ndarray:
+    values = np.asarray(values, float)
+    flat = values.reshape((*values.shape[:2], -1))
+    dataset = xarray.Dataset({"values": (("chain", "draw", "coordinate"), flat)})
+    with np.errstate(all="ignore"):
+        return np.asarray(function(dataset, method=method)["values"].values).reshape(values.shape[2:])
