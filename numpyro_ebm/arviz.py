@@ -196,9 +196,15 @@ def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, 
         return {"training_stats": stats}
     chains = {name: _as_numpy(name, value) for name, value in result.chains.samples.items()}
     chains |= {f"{name}_energy": _as_numpy(name, value) for name, value in result.chains.energies.items()}
-    own = {name: dims[name] for name in chains if name in dims}
-    dataset = arviz.dict_to_dataset(chains, coords=coords | {"draw": result.chains.steps}, dims=own)
-    return {"training": dataset, "training_stats": stats}
+    # By hand: ArviZ warns of more chains than draws, and here both are meant.
+    variables = {}
+    for name, value in chains.items():
+        names = dims.get(name, [f"{name}_dim_{i}" for i in range(value.ndim - 2)])
+        variables[name] = (("chain", "draw", *names), value)
+    used = {name for names, _ in variables.values() for name in names}
+    known = {name: value for name, value in coords.items() if name in used}
+    places = {"chain": np.arange(len(next(iter(chains.values())))), "draw": result.chains.steps}
+    return {"training": xarray.Dataset(variables, known | places), "training_stats": stats}
 
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:

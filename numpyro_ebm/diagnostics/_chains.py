@@ -12,7 +12,6 @@ MAX_COORDINATES = 200
 MIN_MOVES = 0.02  # as the health of a negative phase has it
 ROUNDING = 8.0  # units in the last place
 GROWTH = 10.0
-ESS_PER_CHAIN, ESS_WANTED = 100, 400
 RHAT, RHAT_AT_MOST = 1.01, 1.1
 
 
@@ -131,7 +130,7 @@ def check_growth(chains: Chains) -> Finding:
     )
 
 
-def check_convergence(chains: Chains, lp: np.ndarray | None) -> list[Finding]:
+def check_convergence(chains: Chains, lp: np.ndarray | None, min_ess: float) -> list[Finding]:
     """Rank-normalised split R-hat, bulk and tail ESS, of all coordinates and of the log density."""
     names, values = list(chains.names), chains.values
     if lp is not None and lp.shape == values.shape[:2]:
@@ -144,7 +143,7 @@ def check_convergence(chains: Chains, lp: np.ndarray | None) -> list[Finding]:
         advice = "See the other findings first." if num_draws >= 8 else "Draw more: num_samples=1000."
         return [unchecked(name, why or "no coordinate that is finite and moves", advice) for name in ("R-hat", "ESS")]
     names, values = [names[i] for i in keep], values[..., keep]
-    found = [_check_ess(names, values)]
+    found = [_check_ess(names, values, min_ess)]
     if num_chains < 2:
         return [unchecked("R-hat", "one chain has no R-hat", "Draw several: sample(..., num_chains=4)."), *found]
     return [_check_rhat(names, values), *found]
@@ -160,8 +159,8 @@ def _check_rhat(names: list[str], values: np.ndarray) -> Finding:
     """The bound is 1.01, or what converged chains of this length may well reach by chance."""
     stuck = np.all(values == values[:, :1], axis=(0, 1))
     rhat = np.where(stuck, np.inf, rank_rhat(values))
-    # Within each chain by itself, since between chains that disagree there is no effective sample.
-    within = effective_size(np.moveaxis(values, 0, 2)[None]).mean(axis=-1)
+    # Within the worst chain by itself, since between chains that disagree there is no effective sample.
+    within = np.nan_to_num(effective_size(np.moveaxis(values, 0, 2)[None]), nan=1.0).min(axis=-1)
     halves = 2 * len(values)
     noise = chi2_bound(halves - 1, len(names)) / (halves - 1) / np.maximum(within / 2, 1.0)
     bound = np.clip(np.sqrt(1 + noise), RHAT, RHAT_AT_MOST)
@@ -176,16 +175,16 @@ def _check_rhat(names: list[str], values: np.ndarray) -> Finding:
     )
 
 
-def _check_ess(names: list[str], values: np.ndarray) -> Finding:
+def _check_ess(names: list[str], values: np.ndarray, min_ess: float) -> Finding:
     sizes = {method: effective_size(values, method) for method in ("bulk", "tail")}
     method = min(sizes, key=lambda each: np.nanmin(sizes[each]))
     worst = int(np.nanargmin(sizes[method]))
-    smallest, wanted = float(sizes[method][worst]), min(ESS_PER_CHAIN * len(values), ESS_WANTED)
-    times = max(2, int(np.ceil(wanted / max(smallest, 1.0))))
+    smallest = float(sizes[method][worst])
+    times = max(2, int(np.ceil(min_ess / max(smallest, 1.0))))
     return judge(
         "ESS",
         f"{smallest:.3g} effective draws ({method}) of {names[worst]}, of {values.shape[0] * values.shape[1]}",
-        f"at least {wanted}",
+        f"at least {min_ess:g}",
         f"Draw {min(times, 100)} times as many, or use a kernel that moves farther: 'nuts', or another step_size.",
-        is_bad=not smallest >= wanted,
+        is_bad=not smallest >= min_ess,
     )

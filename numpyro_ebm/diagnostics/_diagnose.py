@@ -17,7 +17,7 @@ from numpyro_ebm.handlers import estimate
 from numpyro_ebm.training import FitResult
 
 
-def diagnose(subject: Any, *args: Any, data: Any = None, **kwargs: Any) -> Diagnosis:
+def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float = 100, **kwargs: Any) -> Diagnosis:
     r"""Look at draws, or at a training, for what goes wrong without an error, and say what to try.
 
     Finite numbers are no proof: kernels reject what is not finite, frozen chains have as many effective draws as ArviZ
@@ -25,10 +25,10 @@ def diagnose(subject: Any, *args: Any, data: Any = None, **kwargs: Any) -> Diagn
     chance about once in a million times, or those of the literature where these are wider.
 
     Of draws: that they are finite, move, are no copies of one another and do not run away; rank-normalised split R-hat of
-    all coordinates and the log density, below 1.01 or what chance allows at this length; bulk and tail effective sizes, 100
-    per chain and at most 400; divergences, acceptance, tree depth, E-BFMI, a trend of the energy. With data: the farthest
-    draw; mean and covariance in standard errors; and by the five nearest neighbours among data and draws, modes that the
-    draws miss, places without data that they go to, and whether the two mix as samples of one law do.
+    all coordinates and the log density, below 1.01 or what chance allows at this length (and 1.1); bulk and tail effective
+    sizes; divergences, acceptance, tree depth, E-BFMI, a trend of the energy. With data: the farthest draw; mean and
+    covariance in standard errors; and by the five nearest neighbours among data and draws, modes that the draws miss, places
+    without data that they go to, whether the two mix as samples of one law do, and draws that lie on rows of the data.
 
     Of a training: that losses are finite and have settled, the rise of the held-out loss, the conditions of
     `NegativePhaseHealth`, the energy of data minus that of chains in standard errors, modes that persistent chains miss,
@@ -43,6 +43,8 @@ def diagnose(subject: Any, *args: Any, data: Any = None, **kwargs: Any) -> Diagn
         data: for draws: rows ``(num_rows, *event)``, by variable, or an array where there is one variable. None for the
             observed data that came with ArviZ data, where they are of the events' shape. Draws in a plate count as
             draws of one law, each row a chain more.
+        min_ess: for draws: effective draws that there have to be. 100 give a mean to a tenth of a standard deviation;
+            Vehtari et al. ask for 400 where tails and R-hat itself are to be trusted.
         **kwargs: for a model only: its keyword arguments (``data`` among them).
 
     Returns:
@@ -68,18 +70,18 @@ def diagnose(subject: Any, *args: Any, data: Any = None, **kwargs: Any) -> Diagn
         return Diagnosis(tuple(check_training(subject, args[0], args[1:], kwargs)))
     if args or kwargs:
         raise TypeError(
-            f"diagnose of {type(subject).__name__} takes no further arguments but data. Write diagnose(draws, data=x), or "
-            "diagnose(model, result, x) with the model as estimate returned it."
+            f"diagnose of {type(subject).__name__} takes no further arguments but data and min_ess. Write diagnose(draws, "
+            "data=x), or diagnose(model, result, x) with the model as estimate returned it."
         )
     if isinstance(subject, FitResult | SVIRunResult | SVIState):
         raise EnergyError(
             "The result of a training is judged beside its model. Write diagnose(model, result, x), with the model as "
             "estimate returned it and its arguments; for recorded chains split_rhat(result, ...) or to_arviz(result)."
         )
-    return Diagnosis(tuple(_draws(read("diagnose", subject), data)))
+    return Diagnosis(tuple(_draws(read("diagnose", subject), data, min_ess)))
 
 
-def _draws(recorded: Recorded, data: Any) -> list[Finding]:
+def _draws(recorded: Recorded, data: Any, min_ess: float) -> list[Finding]:
     pairs = _pairs(recorded, data)
     chains = _chains.coordinates(recorded)
     found = [
@@ -87,7 +89,7 @@ def _draws(recorded: Recorded, data: Any) -> list[Finding]:
         _chains.check_moves(chains),
         _chains.check_copies(chains),
         _chains.check_growth(chains),
-        *_chains.check_convergence(chains, recorded.stats.get("lp")),
+        *_chains.check_convergence(chains, recorded.stats.get("lp"), min_ess),
     ]
     found += check_sampler(recorded, is_slow=any(each.name == "ESS" and each.status != "ok" for each in found))
     if not pairs:

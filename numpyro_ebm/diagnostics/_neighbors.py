@@ -13,11 +13,13 @@ class Neighbors(NamedTuple):
 
     Attributes:
         same: fraction of neighbours that are of a point's own sample.
+        nearest: the same of the single nearest neighbour.
         missed: fraction of data without a draw among their nearest neighbours.
         alone: fraction of draws without a data point among theirs.
     """
 
     same: "Statistic"
+    nearest: "Statistic"
     missed: "Statistic"
     alone: "Statistic"
 
@@ -44,8 +46,8 @@ class Statistic(NamedTuple):
 def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIGHBORS) -> Neighbors:
     r"""Compare two samples by the k nearest neighbours of each point among all others.
 
-    - ``same`` (Schilling; Henze): expected :math:`\sum_i n_i (n_i - 1) / (N (N - 1))`; more where the laws differ, less
-      where one sample lies on the other.
+    - ``same`` (Schilling; Henze): expected :math:`\sum_i n_i (n_i - 1) / (N (N - 1))`; more where the laws differ.
+    - ``nearest``: the same for k = 1; less where each sample lies on points of the other.
     - ``missed`` (one minus the coverage of Naeem et al.): no draw is nearer to a data point than its k-th nearest data
       point, which is where all its k nearest neighbours are data, under one law with probability
       :math:`\prod_{j=1}^{k} (n - j) / (N - j)`. A mode without draws is missed, wherever it is.
@@ -64,11 +66,12 @@ def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIG
         diversity metrics for generative models (2020).
     """
     points = np.concatenate([data, draws])
-    points = (points - points.mean(axis=0)) / np.maximum(points.std(axis=0), np.finfo(float).tiny)
+    spread = data.std(axis=0)
+    points = (points - data.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     squares = np.sum(points**2, axis=1)
     distances = squares[:, None] + squares - 2 * points @ points.T
     np.fill_diagonal(distances, np.inf)
-    near = np.argpartition(distances, num_neighbors, axis=1)[:, :num_neighbors]
+    near = np.argpartition(distances, (0, num_neighbors), axis=1)[:, :num_neighbors]  # the nearest first
     is_data = np.arange(len(points)) < len(data)
     rng = np.random.default_rng(0)
     null = np.array([_fractions(near, rng.permutation(is_data)) for _ in range(NUM_PERMUTATIONS)])
@@ -76,12 +79,12 @@ def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIG
     total = sum(sizes)
     same = sum(n * (n - 1) for n in sizes) / (total * (total - 1))
     alone = [np.prod([(n - j) / (total - j) for j in range(1, num_neighbors + 1)]) for n in sizes]
-    means = (same, *alone)
+    means = (same, same, *alone)
     values = _fractions(near, is_data)
     return Neighbors(*(Statistic(float(v), float(m), float(s)) for v, m, s in zip(values, means, null.std(0), strict=True)))
 
 
-def _fractions(near: np.ndarray, is_data: np.ndarray) -> tuple[float, float, float]:
+def _fractions(near: np.ndarray, is_data: np.ndarray) -> tuple[float, float, float, float]:
     agree = is_data[near] == is_data[:, None]
     alone = agree.all(axis=1)
-    return float(agree.mean()), float(alone[is_data].mean()), float(alone[~is_data].mean())
+    return float(agree.mean()), float(agree[:, 0].mean()), float(alone[is_data].mean()), float(alone[~is_data].mean())
