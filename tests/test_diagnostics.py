@@ -339,6 +339,7 @@ class TestTraining:
         assert "unbounded" in diagnosis["x chains"].measured
         assert "base" in diagnosis["x chains"].advice
         assert diagnosis["x energy gap"].status == "not checked"
+        assert names(ebm.diagnose(state)) == {"x chains"}
         values = svi.get_params(state) | state.mutable_state
         assert "x energy gap" in names(ebm.diagnose(model, values, ROWS[:64]))
 
@@ -375,8 +376,11 @@ class TestTraining:
         model, result = trained("sm", ROWS, updates=2)
         diagnosis = ebm.diagnose(model, result)
         assert diagnosis["figures"].status == "not checked"
-        with pytest.raises(ebm.EnergyError, match=r"beside its model. Write diagnose\(model, result, x\)"):
-            ebm.diagnose(result)
+        alone = ebm.diagnose(result)
+        assert alone["loss"].status == "ok"
+        assert alone["descent"].status == alone["figures"].status == "not checked"
+        with pytest.raises(TypeError, match="for draws"):
+            ebm.diagnose(result, data=ROWS)
         with pytest.raises(ebm.EnergyError, match="no value"):
             ebm.diagnose(model, {}, ROWS)
 

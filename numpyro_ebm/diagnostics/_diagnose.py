@@ -12,12 +12,12 @@ from numpyro_ebm.diagnostics import _chains
 from numpyro_ebm.diagnostics._data import check_fits, compare, fits
 from numpyro_ebm.diagnostics._report import Diagnosis, Finding, unchecked
 from numpyro_ebm.diagnostics._sampler import check_sampler
-from numpyro_ebm.diagnostics._training import check_training
+from numpyro_ebm.diagnostics._training import check_result, check_training
 from numpyro_ebm.handlers import estimate
 from numpyro_ebm.training import FitResult
 
 
-def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float = 100, **kwargs: Any) -> Diagnosis:
+def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float | None = None, **kwargs: Any) -> Diagnosis:
     r"""Look at draws, or at a training, for what goes wrong without an error, and say what to try.
 
     Finite numbers are no proof: kernels reject what is not finite, frozen chains have as many effective draws as ArviZ
@@ -38,7 +38,7 @@ def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float = 100, *
     Args:
         subject: draws, as an MCMC, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)`` or ArviZ data;
             or the model as `estimate` returned it, with the result of its training and the model's arguments behind it, as
-            `training_report` takes them.
+            `training_report` takes them. A result by itself is judged by its losses and its chains' last update alone.
         *args: for a model only.
         data: for draws: rows ``(num_rows, *event)``, by variable, or an array where there is one variable. None for the
             observed data that came with ArviZ data, where they are of the events' shape. Draws in a plate count as
@@ -51,7 +51,7 @@ def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float = 100, *
         `Diagnosis`: ``print`` it; ``is_healthy``, ``warnings``, ``as_dict()``.
 
     Raises:
-        EnergyError: (a ValueError) for draws or data that do not fit, and a result without the model that it is of.
+        EnergyError: (a ValueError) for draws or data that do not fit, and parameters without a value.
         TypeError: for anything else.
 
     Example:
@@ -66,7 +66,8 @@ def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float = 100, *
     if isinstance(subject, estimate):
         if not args:
             raise TypeError("diagnose of a model needs the result of its training. Write diagnose(model, result, x).")
-        kwargs = kwargs if data is None else {**kwargs, "data": data}
+        given = {"data": data, "min_ess": min_ess}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
         return Diagnosis(tuple(check_training(subject, args[0], args[1:], kwargs)))
     if args or kwargs:
         raise TypeError(
@@ -74,11 +75,10 @@ def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float = 100, *
             "data=x), or diagnose(model, result, x) with the model as estimate returned it."
         )
     if isinstance(subject, FitResult | SVIRunResult | SVIState):
-        raise EnergyError(
-            "The result of a training is judged beside its model. Write diagnose(model, result, x), with the model as "
-            "estimate returned it and its arguments; for recorded chains split_rhat(result, ...) or to_arviz(result)."
-        )
-    return Diagnosis(tuple(_draws(read("diagnose", subject), data, min_ess)))
+        if data is not None or min_ess is not None:
+            raise TypeError("data and min_ess are for draws. Write diagnose(model, result, x) for a training.")
+        return Diagnosis(tuple(check_result(subject)))
+    return Diagnosis(tuple(_draws(read("diagnose", subject), data, 100 if min_ess is None else min_ess)))
 
 
 def _draws(recorded: Recorded, data: Any, min_ess: float) -> list[Finding]:

@@ -10,14 +10,14 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._overfitting import held_out_rise, runaway
-from numpyro_ebm._results import mutable_state, values_of
+from numpyro_ebm._results import is_ours, mutable_state, values_of
 from numpyro_ebm.diagnostics._data import MIN_POINTS, modes
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, Site
 from numpyro_ebm.estimators.dsm import SMOOTHING_BOUNDS
 from numpyro_ebm.handlers import estimate
-from numpyro_ebm.reports import SiteReport, training_report
+from numpyro_ebm.reports import SiteReport, site_report, training_report
 from numpyro_ebm.training import FitResult
 
 OVERLAP = 0.01
@@ -61,6 +61,16 @@ def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, 
         if report.estimator in PERSISTENT and report.site in seen and pool is not None:
             found += _pool(seen[report.site], pool["state"])
     return found
+
+
+def check_result(result: Any) -> list[Finding]:
+    """Findings of a result without its model."""
+    found = check_losses(result, set())
+    for name, value in mutable_state(result).items():
+        if is_ours(name, value) and "health" in value["state"]:
+            report = site_report(name, value["state"], {})
+            found += [_conditions(report), _gap(report, None)]
+    return [*found, unchecked("figures", "those of the data need the model", "Write diagnose(model, result, x).")]
 
 
 def check_losses(result: Any, roles: set[str]) -> list[Finding]:
