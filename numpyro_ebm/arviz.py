@@ -211,9 +211,8 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
     """An array that netCDF can hold: half precision widened, random keys refused."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise EnergyError(f"'{name}' holds random keys, which are no data. Leave it out.")
-    if jnp.asarray(value).dtype in (jnp.bfloat16, jnp.float16):
-        value = jnp.asarray(value, jnp.float32)
-    return np.asarray(value)
+    value = np.asarray(value)  # not by JAX, which would narrow float64
+    return value.astype(np.float32) if value.dtype in (jnp.bfloat16, jnp.float16) else value
 
 
 def _build(

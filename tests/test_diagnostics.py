@@ -222,6 +222,9 @@ class TestData:
         diagnosis = ebm.diagnose(draws, data=np.random.default_rng(0).normal(size=(200, 1)))
         assert "x distance" in names(diagnosis)
         assert "base=" in diagnosis["x distance"].advice
+        x = autoregression((4, 50, 1))[..., 0].astype(float)
+        x[2] = 1e300
+        assert {"movement", "x distance"} <= names(ebm.diagnose({"x": x}, data=np.arange(50.0)))
 
     def test_rows_in_a_plate_and_values_that_repeat(self):
         rows = np.random.default_rng(0).normal(size=300)

@@ -11,6 +11,7 @@ from numpyro_ebm.estimators._health import RUNAWAY_DISTANCE
 
 MAX_POINTS = 600
 MIN_POINTS = 40
+HUGE = 1e100  # beyond, squares overflow
 FEWEST_DISTINCT = 0.9
 MAX_DIMENSIONS = 20
 
@@ -28,8 +29,8 @@ def compare(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
     if not (np.all(np.isfinite(chains)) and len(points) >= 2):
         return [unchecked(f"{name} against data", "not all draws are finite, or there are fewer than two rows of data")]
     found = [_distance(name, chains, points)]
-    if np.all(np.ptp(chains, axis=(0, 1)) == 0) or chains.shape[1] < 8:
-        return [*found, unchecked(f"{name} modes", "the draws are frozen or few, and stand for no law to compare")]
+    if np.all(np.ptp(chains, axis=(0, 1)) == 0) or chains.shape[1] < 8 or np.abs(chains).max() > HUGE:
+        return [*found, unchecked(f"{name} modes", "the draws are frozen, few or huge, and stand for no law to compare")]
     both = np.concatenate([chains, (chains - chains.mean(axis=(0, 1))) ** 2], axis=2)
     size = float(np.nanmin(effective_size(both)))
     found += _moments(name, chains, points)
