@@ -5,7 +5,14 @@ from numpyro_ebm._errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
+from numpyro_ebm._recording import RecordedChains as RecordedChains
 from numpyro_ebm.arviz import to_arviz as to_arviz
+from numpyro_ebm.diagnostics import Diagnosis as Diagnosis
+from numpyro_ebm.diagnostics import Finding as Finding
+from numpyro_ebm.diagnostics import FunctionRhat as FunctionRhat
+from numpyro_ebm.diagnostics import diagnose as diagnose
+from numpyro_ebm.diagnostics import nested_rhat as nested_rhat
+from numpyro_ebm.diagnostics import split_rhat as split_rhat
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.empirical import Empirical as Empirical
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import arviz
 import jax
@@ -12,8 +12,10 @@ import xarray
 from numpyro.infer import MCMC
 
 from numpyro_ebm._errors import EnergyError, nearest
+from numpyro_ebm._normalized import normalized
 from numpyro_ebm._typing import Array
 from numpyro_ebm.sampling import Draws
+from numpyro_ebm.training import FitResult
 
 STATISTICS = {
     "accept_prob": "acceptance_rate",
@@ -33,51 +35,83 @@ STATISTICS = {
 
 
 def to_arviz(
-    draws: MCMC | Draws | Mapping[str, Any],
+    draws: MCMC | Draws | FitResult | Mapping[str, Any],
     *,
+    training: FitResult | None = None,
     observed_data: Mapping[str, Any] | None = None,
     prior: Mapping[str, Any] | None = None,
+    prior_predictive: Mapping[str, Any] | None = None,
     posterior_predictive: Mapping[str, Any] | None = None,
+    log_likelihood: Mapping[str, Any] | None = None,
+    log_partition: Mapping[str, Any] | None = None,
     dims: Mapping[str, list[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Draws and sampler statistics as ArviZ data: ``InferenceData`` (0.23) or ``DataTree`` (1.x).
+    """Draws, sampler statistics and training chains as ArviZ data: ``InferenceData`` (0.23) or ``DataTree`` (1.x).
 
-    There is no ``log_likelihood`` group: the term of an energy site lacks log Z, and ``loo`` of it would be a number
-    without meaning.
+    There is no ``log_likelihood`` group of itself: the term of an energy site lacks log Z, and ``loo`` of it would be a
+    number without meaning. Given log Z with its error, it is there, with the error in the group's ``attrs``.
 
     Args:
-        draws: a finished ``numpyro.infer.MCMC``, the result of `sample`, or a dict of arrays
-            ``(num_chains, num_draws, ...)``.
+        draws: a finished ``numpyro.infer.MCMC``, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)``,
+            or the result of `fit` by itself.
+        training: the result of `fit` that the draws belong to.
         observed_data: by name, arrays without chain and draw.
-        prior: by name, prior (predictive) draws ``(num_draws, ...)``.
+        prior: by name, prior draws ``(num_draws, ...)``.
+        prior_predictive: by name, the same of the data.
         posterior_predictive: by name, draws ``(num_chains, num_draws, ...)`` or ``(num_chains * num_draws, ...)``.
+        log_likelihood: by observed site, ``(num_chains, num_draws, *rows)`` or ``(num_chains * num_draws, *rows)``, what
+            ``numpyro.infer.log_likelihood(model, samples)`` gives of the bare model: unnormalised at energy sites.
+        log_partition: by the same sites, log Z as `log_partition` returns it, one per draw (and row) where the draws change
+            the energy; None for an ordinary site, whose values are normalised as they are.
         dims: by variable, names of the dimensions after chain and draw.
         coords: by dimension, its coordinates.
 
     Returns:
         Groups ``posterior`` and, where known, ``sample_stats`` (``acceptance_rate``, ``diverging``, ``energy``, ``lp``,
         ``n_steps``, ``nonfinite``, ``step_size``, ``swap_rate``, ``tree_depth``), ``observed_data``, ``prior``,
-        ``posterior_predictive``.
+        ``prior_predictive``, ``posterior_predictive``, ``log_likelihood``. Of training ``training``, the persistent chains
+        that ``fit(..., record_chains=n)`` recorded, a draw per check (its coordinate the number of updates), their energies
+        as ``"<site>_energy"``; and ``training_stats``, ``loss`` by update and ``held_out_loss`` by check.
+
+        ``arviz.convert_to_dataset(data, group="training")`` is what R-hat, ESS and rank plots of either ArviZ take. For zarr
+        write ``data.to_zarr(path)`` under ArviZ 1, and under 0.23, which does not know zarr 3,
+        ``data.to_datatree().to_zarr(path)`` and ``arviz.InferenceData.from_datatree(xarray.open_datatree(path))``.
 
     Raises:
-        EnergyError: (a ValueError) for arrays that are not led by chains and draws, or an MCMC that has not run.
+        EnergyError: (a ValueError) for arrays that are not led by chains and draws, an MCMC that has not run, log
+            likelihoods without log Z, and log Z of a shape that does not fit.
         TypeError: for anything else.
 
     Example:
         ``arviz.summary(to_arviz(mcmc))``
     """
+    if isinstance(draws, FitResult):
+        if training is not None:
+            raise TypeError("to_arviz got two results of fit. Write to_arviz(result), or to_arviz(draws, training=result).")
+        draws, training = {}, draws
+    if training is not None and not isinstance(training, FitResult):
+        raise TypeError(f"training is what fit returned; got {type(training).__name__}.")
     posterior, stats = _collect(draws)
-    shape = _check_shapes(posterior)
+    shape = _check_shapes(posterior) if posterior or training is None else None
+    given = {"posterior_predictive": posterior_predictive, "log_likelihood": log_likelihood}
+    chained = {group: _by_chain(group, values or {}, shape) for group, values in given.items()}
+    likelihoods, notes = _likelihoods(chained["log_likelihood"], log_partition or {}, shape)
     groups = {
         "posterior": posterior,
         "sample_stats": {STATISTICS[k]: v for k, v in stats.items() if k in STATISTICS},
-        "posterior_predictive": {k: _by_chain(k, v, shape) for k, v in (posterior_predictive or {}).items()},
+        "posterior_predictive": chained["posterior_predictive"],
+        "log_likelihood": likelihoods,
         "prior": {k: jnp.asarray(v)[None] for k, v in (prior or {}).items()},
+        "prior_predictive": {k: jnp.asarray(v)[None] for k, v in (prior_predictive or {}).items()},
         "observed_data": dict(observed_data or {}),
     }
     groups = {name: {k: _as_numpy(k, v) for k, v in group.items()} for name, group in groups.items() if group}
-    return _build(groups, dict(dims or {}), dict(coords or {}))
+    names = dict(dims or {}), dict(coords or {})
+    data = _build(groups, _training(training, *names), *names)
+    if notes:
+        data["log_likelihood"].attrs.update(notes)
+    return data
 
 
 def _collect(draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,7 +123,9 @@ def _collect(draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return dict(draws.get_samples(group_by_chain=True)), dict(draws.get_extra_fields(group_by_chain=True))
     if isinstance(draws, Mapping):
         return dict(draws), {}
-    raise TypeError(f"to_arviz needs an MCMC, the result of sample or a dict of arrays; got {type(draws).__name__}.")
+    raise TypeError(
+        f"to_arviz needs an MCMC, the result of sample or of fit, or a dict of arrays; got {type(draws).__name__}."
+    )
 
 
 def _check_shapes(posterior: dict[str, Any]) -> tuple[int, int]:
@@ -106,29 +142,172 @@ def _check_shapes(posterior: dict[str, Any]) -> tuple[int, int]:
     return next(iter(distinct))  # pyright: ignore[reportReturnType]
 
 
-def _by_chain(name: str, value: Any, shape: tuple[int, int]) -> Array:
-    value = jnp.asarray(value)
+def _by_chain(group: str, values: Mapping[str, Any], shape: tuple[int, int] | None) -> dict[str, Array]:
+    """Arrays led by chains and draws."""
+    if values and shape is None:
+        raise EnergyError(f"{group} belongs to draws, and there are none. Write to_arviz(draws, training=result, ...).")
+    return {name: _one_by_chain(group, name, value, cast(Any, shape)) for name, value in values.items()}
+
+
+def _one_by_chain(group: str, name: str, value: Any, shape: tuple[int, int]) -> Any:
+    value = value if isinstance(value, Array) else np.asarray(value)
     if value.shape[:2] == shape:
         return value
     if value.shape[:1] != (shape[0] * shape[1],):
-        raise EnergyError(f"posterior_predictive '{name}' leads with {value.shape[:2]}; the draws have {shape}.")
+        raise EnergyError(f"{group} '{name}' leads with {value.shape[:2]}; the draws have {shape}.")
     return value.reshape((*shape, *value.shape[1:]))
+
+
+def _likelihoods(
+    values: Mapping[str, Array], log_partition: Mapping[str, Any], shape: tuple[int, int] | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Log likelihoods less log Z, and what is to say of log Z."""
+    missing, unused = sorted(set(values) - set(log_partition)), sorted(set(log_partition) - set(values))
+    if missing:
+        raise EnergyError(
+            f"log_likelihood of {missing} came without log Z, and loo of an unnormalised log density means nothing. Write "
+            f"to_arviz(..., log_partition={{'{missing[0]}': log_z}}) with what log_partition(...) returned, under each "
+            f"draw's parameters; for an ordinary, normalised site write {{'{missing[0]}': None}}."
+        )
+    if unused:
+        raise EnergyError(
+            f"log_partition has {unused}, of which there is no log_likelihood. Write to_arviz(..., "
+            f"log_likelihood=numpyro.infer.log_likelihood(model, samples, x))."
+        )
+    likelihoods, notes = {}, {}
+    for name, value in values.items():
+        likelihoods[name] = _as_numpy(name, value)
+        if log_partition[name] is not None:
+            pair = normalized(name, likelihoods[name], log_partition[name], cast(Any, shape))
+            likelihoods[name], notes = pair[0], notes | pair[1]
+    return likelihoods, notes
+
+
+def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> dict[str, xarray.Dataset]:
+    """Groups of a training."""
+    if result is None:
+        return {}
+    stats = xarray.Dataset(
+        {"loss": ("update", np.asarray(result.losses)), "held_out_loss": ("check", np.asarray(result.held_out_losses))},
+        {"update": 1 + np.arange(len(result.losses)), "check": result.check_steps},
+    )
+    if not result.held_out_losses.size:
+        stats = stats.drop_dims("check")
+    if result.chains is None:
+        return {"training_stats": stats}
+    chains = {name: _as_numpy(name, value) for name, value in result.chains.samples.items()}
+    chains |= {f"{name}_energy": _as_numpy(name, value) for name, value in result.chains.energies.items()}
+    # By hand: ArviZ warns of more chains than draws, and here both are meant.
+    variables = {}
+    for name, value in chains.items():
+        names = dims.get(name, [f"{name}_dim_{i}" for i in range(value.ndim - 2)])
+        variables[name] = (("chain", "draw", *names), value)
+    used = {name for names, _ in variables.values() for name in names}
+    known = {name: value for name, value in coords.items() if name in used}
+    places = {"chain": np.arange(len(next(iter(chains.values())))), "draw": result.chains.steps}
+    return {"training": xarray.Dataset(variables, known | places), "training_stats": stats}
 
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
     """An array that netCDF can hold: half precision widened, random keys refused."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise EnergyError(f"'{name}' holds random keys, which are no data. Leave it out.")
-    if jnp.asarray(value).dtype in (jnp.bfloat16, jnp.float16):
-        value = jnp.asarray(value, jnp.float32)
-    return np.asarray(value)
+    value = np.asarray(value)  # not by JAX, which would narrow float64
+    return value.astype(np.float32) if value.dtype in (jnp.bfloat16, jnp.float16) else value
 
 
-def _build(groups: dict[str, dict[str, np.ndarray]], dims: dict[str, Any], coords: dict[str, Any]) -> Any:
+def _build(
+    groups: dict[str, dict[str, np.ndarray]],
+    training: dict[str, xarray.Dataset],
+    dims: dict[str, Any],
+    coords: dict[str, Any],
+) -> Any:
     # ArviZ 1 took InferenceData away, and answers a look for it with a warning.
     if arviz.__version__.startswith("0."):
-        return arviz.from_dict(**groups, dims=dims, coords=coords)  # pyright: ignore
-    return arviz.from_dict(groups, dims=dims, coords=coords)
+        data: Any = arviz.from_dict(**groups, dims=dims, coords=coords)  # pyright: ignore
+        if training:
+            data.add_groups(training, warn_on_custom_groups=False)
+        return data
+    data = arviz.from_dict(groups, dims=dims, coords=coords) if groups else xarray.DataTree()
+    for name, dataset in training.items():
+        data[name] = xarray.DataTree(dataset=dataset)
+    return data
+
+
+class Recorded(NamedTuple):
+    """Draws as diagnostics read them, whatever they came as.
+
+    Attributes:
+        variables: by name, ``(chains, draws, ...)``.
+        stats: by ArviZ's names, ``(chains, draws, ...)``.
+        observed: by name, data that came with the draws.
+        kernel: what drew them, where it is known.
+    """
+
+    variables: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    observed: dict[str, np.ndarray]
+    kernel: Any = None
+
+
+def read(owner: str, draws: Any) -> Recorded:
+    """Take what `to_arviz` takes, what it gives, or training chains.
+
+    Args:
+        owner: who asks, for messages.
+        draws: an MCMC, `Draws`, a dict of arrays, ``InferenceData``, a ``DataTree``, or the result of `fit` with its
+            recorded chains.
+
+    Raises:
+        EnergyError: (a ValueError) for draws that are not there, or not led by chains and draws.
+        TypeError: for anything else.
+    """
+    if isinstance(draws, FitResult):
+        if draws.chains is None:
+            raise EnergyError(f"{owner}: this result of fit has no chains. Write fit(..., record_chains=8).")
+        return Recorded(draws.chains.samples, {}, {})
+    if hasattr(draws, "groups"):  # ArviZ's, of either kind
+        if "posterior" not in _group_names(draws):
+            raise EnergyError(f"{owner} needs a posterior group. Write to_arviz(draws).")
+        return Recorded(*(_arrays(draws, group) for group in ("posterior", "sample_stats", "observed_data")))
+    posterior, stats = _collect(draws)
+    _check_shapes(posterior)
+    kernel = getattr(draws, "kernel", None) if isinstance(draws, Draws) else getattr(draws, "sampler", None)
+    variables = {name: _as_numpy(name, value) for name, value in posterior.items()}
+    known = {STATISTICS[name]: _as_numpy(name, value) for name, value in stats.items() if name in STATISTICS}
+    return Recorded(variables, known, {}, getattr(kernel, "kernel", kernel) if isinstance(draws, MCMC) else kernel)
+
+
+def _group_names(data: Any) -> set[str]:
+    names: Any = data.groups() if callable(data.groups) else data.groups
+    return {name.strip("/") for name in names}
+
+
+def _arrays(data: Any, group: str) -> dict[str, np.ndarray]:
+    if group not in _group_names(data):
+        return {}
+    arrays = {name: data[group][name] for name in data[group].data_vars}
+    if group != "observed_data":
+        arrays = {name: array.transpose("chain", "draw", ...) for name, array in arrays.items()}
+    return {name: np.asarray(array.values) for name, array in arrays.items()}
+
+
+def rank_rhat(values: np.ndarray) -> np.ndarray:
+    """Rank-normalised split R-hat of ``(chains, draws, ...)``, by coordinate; NaN for one chain or constant values."""
+    return _of_coordinates(arviz.rhat, values, method="rank")
+
+
+def effective_size(values: np.ndarray, method: str = "bulk") -> np.ndarray:
+    """Effective sample size of ``(chains, draws, ...)``, by coordinate."""
+    return _of_coordinates(arviz.ess, values, method=method)
+
+
+def _of_coordinates(function: Any, values: np.ndarray, method: str) -> np.ndarray:
+    values = np.asarray(values, float)
+    flat = values.reshape((*values.shape[:2], -1))
+    dataset = xarray.Dataset({"values": (("chain", "draw", "coordinate"), flat)})
+    with np.errstate(all="ignore"):
+        return np.asarray(function(dataset, method=method)["values"].values).reshape(values.shape[2:])
 
 
 MAX_PANELS = 20
@@ -165,10 +344,9 @@ def draw_chains(
 
 
 def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
-    found = data.groups() if callable(data.groups) else data.groups
-    names = [name.strip("/") for name in found]  # pyright: ignore[reportGeneralTypeIssues]
+    names = _group_names(data)
     if group not in names:
-        raise EnergyError(f"There is no group '{group}'. {nearest(group, [name for name in names if name])}")
+        raise EnergyError(f"There is no group '{group}'. {nearest(group, filter(None, names))}")
     known = data[group].data_vars
     for name in var_names or ():
         if name not in known:

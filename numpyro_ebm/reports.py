@@ -105,7 +105,7 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
     if not isinstance(model, estimate):
         raise TypeError(f"training_report needs the model as estimate returned it; got {type(model).__name__}.")
     mutable = mutable_state(state)
-    found = [_report(name, value["state"], model.estimators) for name, value in mutable.items() if is_ours(name, value)]
+    found = [site_report(name, value["state"], model.estimators) for name, value in mutable.items() if is_ours(name, value)]
     has_arguments = bool(args or kwargs) or not inspect.signature(model.fn).parameters  # pyright: ignore[reportArgumentType]
     if has_arguments and _have_figures(model):
         found += _data_reports(model, values_of("training_report", state), args, kwargs)
@@ -183,7 +183,14 @@ def _log_normalizer(
     return value, (f"log_normalizer has no standard error here. {refusal}",)
 
 
-def _report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteReport:
+def site_report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteReport:
+    """What a state says.
+
+    Args:
+        name: of its mutable site, ``"<site>$<estimator>"``.
+        state: of the estimator.
+        estimators: the estimator, or a dict of them by site, for their notes; an empty one for none.
+    """
     site, _, kind = name.rpartition("$")
     estimator = estimators if isinstance(estimators, AbstractEstimator) else estimators.get(site)
     health = state.get("health")

@@ -16,9 +16,8 @@ from numpyro_ebm._callables import Structure, assemble
 from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
 from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
 from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
+from numpyro_ebm._recording import Look, RecordedChains, check_recordable, estimators_of, look, together
 from numpyro_ebm._typing import PRNGKey
-from numpyro_ebm.estimators import AbstractEstimator
-from numpyro_ebm.handlers import estimate
 
 Stop = Literal["end", "patience", "nonfinite", "interrupted"]
 
@@ -35,6 +34,7 @@ class FitResult(NamedTuple):
         check_steps: how many updates had been made at each of these checks.
         best_step: how many updates ``params`` have seen.
         stopped: why it stopped: "end" (all updates were made), "patience", "nonfinite" or "interrupted" (from the keyboard).
+        chains: `RecordedChains`, where ``record_chains`` asked for them.
     """
 
     params: dict[str, Any]
@@ -44,6 +44,7 @@ class FitResult(NamedTuple):
     check_steps: np.ndarray
     best_step: int
     stopped: Stop
+    chains: RecordedChains | None = None
 
 
 class _Task(NamedTuple):
@@ -53,6 +54,7 @@ class _Task(NamedTuple):
     train: Arguments
     held_out: Arguments | None
     key_held_out: PRNGKey
+    num_recorded: int = 0
 
 
 class _Run(NamedTuple):
@@ -65,6 +67,7 @@ class _Run(NamedTuple):
     check_steps: tuple[int, ...] = ()
     best_step: int = 0
     stopped: Stop | None = None
+    looks: tuple[Look, ...] = ()
 
     @property
     def num_updates(self) -> int:
@@ -82,6 +85,7 @@ def fit(
     patience: int | None = None,
     init_state: SVIState | None = None,
     init_params: dict[str, Any] | None = None,
+    record_chains: int = 0,
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> FitResult:
@@ -107,6 +111,9 @@ def fit(
         patience: stop when the held-out loss has not improved for this many checks in a row; None for never.
         init_state: state to go on from, as ``FitResult.state``; ``rng_key`` then serves the held-out loss alone.
         init_params: values of parameters to start from, as in ``svi.run``.
+        record_chains: how many of the persistent chains of each energy site ("pcd", "replay", "f_ebm") to look at, at every
+            check: where each of that many slots of its pool is then, kept in ``FitResult.chains``. A slot of "replay" now
+            and then begins anew.
         progress_bar: whether to show progress, with the mean loss since the last check and the held-out loss.
         **kwargs: keyword arguments of the model and the guide.
 
@@ -117,8 +124,8 @@ def fit(
 
     Raises:
         EnergyError: (a ValueError) for counts that are none, ``patience`` without held-out rows, held-out rows under a
-            "gradient" estimator, whose surrogate has no meaningful value, held-out rows that the model does not take, and
-            ``init_params`` beside ``init_state``.
+            "gradient" estimator, whose surrogate has no meaningful value, held-out rows that the model does not take,
+            ``init_params`` beside ``init_state``, and ``record_chains`` where none persist, or fewer.
         TypeError: for an ``svi`` that is none, and for ``held_out`` that is not a tuple.
 
     Warns:
@@ -133,12 +140,12 @@ def fit(
         Prechelt, Early stopping, but when? (1998).
     """
     _check_settings(svi, num_steps, check_every, patience, is_held_out=held_out is not None or held_out_kwargs is not None)
-    task = _make_task(rng_key, svi, args, kwargs, held_out, held_out_kwargs)
+    task = _make_task(rng_key, svi, args, kwargs, held_out, held_out_kwargs)._replace(num_recorded=record_chains)
     run = _start(rng_key, task, args, kwargs, init_state, init_params)
     try:
         with tqdm(total=num_steps, disable=not progress_bar) as bar:
             for length in _chunks(num_steps, check_every):
-                run = _check(_advance(run, task, length), task, patience)
+                run = _check(_record(_advance(run, task, length), task), task, patience)
                 bar.set_postfix_str(_progress(run), refresh=False)
                 bar.update(length)
                 if run.stopped:
@@ -165,23 +172,13 @@ def _check_settings(svi: Any, num_steps: Any, check_every: Any, patience: Any, *
                 f"patience={patience} waits for the loss of held-out rows, and there are none. Write fit(rng_key, svi, "
                 f"num_steps, x_train, held_out=(x_test,), patience={patience})."
             )
-    gradient = [estimator.name for estimator in _estimators(svi) if estimator.role == "gradient"]
+    gradient = [estimator.name for estimator in estimators_of(svi) if estimator.role == "gradient"]
     if is_held_out and gradient:
         raise EnergyError(
             f"Held-out rows cannot be compared under the estimator '{gradient[0]}': only the gradient of its surrogate "
             "means something, its value is no measure of fit. Train without held_out and look at training_report, at draws, "
             "or at estimates of log Z; or take an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
         )
-
-
-def _estimators(svi: SVI) -> list[AbstractEstimator]:
-    """The estimators of the model; none where it does not come from `estimate`."""
-    model: Any = svi.model
-    while model is not None and not isinstance(model, estimate):
-        model = getattr(model, "fn", None) or getattr(model, "func", None)
-    if model is None:
-        return []
-    return list(model.estimators.values()) if isinstance(model.estimators, dict) else [model.estimators]
 
 
 def _make_task(
@@ -210,6 +207,7 @@ def _start(
     if state is None or task.svi.constrain_fn is None:  # which init sets
         started = task.svi.init(rng_key, *args, init_params=init_params, **kwargs)
         state = started if state is None else state
+    check_recordable(task.svi, task.num_recorded, state)
     run = _Run(jax.tree.map(_strong, state), None)
     if task.held_out is None:
         return run
@@ -250,6 +248,14 @@ def _updates(svi: SVI, structure: Structure, length: int, state: SVIState, array
     return state, losses, jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
 
 
+def _record(run: _Run, task: _Task) -> _Run:
+    if not task.num_recorded or run.stopped:
+        return run
+    train = task.train
+    new = look(task.svi, train.structure, train.arrays, task.num_recorded, run.state, run.num_updates)
+    return run._replace(looks=(*run.looks, new))
+
+
 def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
     """The loss of the held-out rows, and whether to wait for a better one."""
     if task.held_out is None or run.stopped:
@@ -281,6 +287,7 @@ def _result(run: _Run, svi: SVI) -> FitResult:
         np.asarray(run.check_steps, int),
         num_checked if run.params is None else run.best_step,
         run.stopped or "end",
+        together(run.looks),
     )
 
 
@@ -311,7 +318,7 @@ def _overfitting(result: FitResult, task: _Task) -> str | None:
                 f"Overfitting: {rise}. The parameters returned are those after {result.best_step}. Stop there by "
                 f"fit(..., patience=5), or use {remedies}."
             )
-    estimators = _estimators(task.svi)
+    estimators = estimators_of(task.svi)
     if not estimators or any(estimator.role == "gradient" for estimator in estimators):
         return None
     fall = runaway(result.losses)

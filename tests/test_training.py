@@ -351,3 +351,58 @@ class TestRefusals:
         for held_out in (rows(5), [rows(5)], (rows(5), 1)):
             with pytest.raises(TypeError, match=r"1 positional arguments, as a tuple; got.*held_out=\(x_test,\)"):
                 fit(KEY, svi_of(), 10, rows(5), held_out=held_out)
+
+
+class TestRecordedChains:
+    @pytest.mark.parametrize(
+        ("name", "options"), [("replay", {"buffer_size": 32}), pytest.param("pcd", {}, marks=pytest.mark.slow)]
+    )
+    def test_they_are_where_the_state_has_them(self, name, options):
+        def model(x):
+            t = numpyro.param("t", 2.0)
+            with numpyro.plate("rows", len(x)):
+                energy = ebm.EnergyDistribution(
+                    lambda v: t * v, support=dist.constraints.positive, base=dist.Exponential(1.0)
+                )
+                numpyro.sample("x", energy, obs=x)
+
+        svi = svi_of(name, model=model, kernel=ebm.ParallelTempering("mala", temperatures=(1.0, 2.0)), **options)
+        x = np.random.default_rng(0).exponential(size=16)
+        result = fit(KEY, svi, 6, x, check_every=2, record_chains=3)
+        samples, energies, steps = result.chains
+        np.testing.assert_array_equal(steps, [2, 4, 6])
+        assert samples["x"].shape == energies["x"].shape == (3, 3)
+        state = result.state.mutable_state[f"x${name}"]["state"]
+        cold = jax.vmap(svi.model.estimators.kernel.lower)(state["position"])[:3]
+        np.testing.assert_allclose(samples["x"][:, -1], np.exp(cold), rtol=1e-5)
+        np.testing.assert_allclose(energies["x"][:, -1], (1 + result.params["t"]) * samples["x"][:, -1], rtol=1e-4)
+        plain = fit(KEY, svi, 6, x, check_every=2)
+        assert plain.chains is None
+        np.testing.assert_array_equal(plain.losses, result.losses)
+
+    @pytest.mark.slow
+    def test_rows_of_their_own_and_a_latent_parameter(self):
+        def model(x, context, batch_size=None):
+            t = numpyro.sample("t", dist.Gamma(2.0, 1.0))
+            with numpyro.plate("rows", 12, subsample_size=batch_size):
+                batch, rows = numpyro.subsample(x, event_dim=0), numpyro.subsample(context, event_dim=0)
+                energy = lambda v, c: 0.5 * t * (v - c) ** 2  # noqa: E731
+                numpyro.sample("x", ebm.EnergyDistribution(energy, context=rows, batch_shape=rows.shape), obs=batch)
+
+        estimated = ebm.estimate(model, "pcd")
+        svi = SVI(estimated, AutoNormal(estimated), optax.adam(0.01), Trace_ELBO())
+        x, context = rows(12), 100 * np.arange(12.0)
+        result = fit(KEY, svi, 4, x + context, context, check_every=2, record_chains=5)
+        assert np.all(abs(result.chains.samples["x"] - context[:5, None]) < 20)
+        assert np.all(result.chains.energies["x"] < 1000)
+        result = fit(KEY, svi, 4, x + context, context, batch_size=4, check_every=2, record_chains=5)
+        assert not result.chains.energies
+
+    def test_refusals(self):
+        x = rows(8)
+        with pytest.raises(ebm.EnergyError, match=r"the estimators are \['cd'\].*\['f_ebm', 'pcd', 'replay'\] do"):
+            fit(KEY, svi_of("cd"), 2, x, record_chains=2)
+        with pytest.raises(ebm.EnergyError, match=r"record_chains=9.*'x' has 8 persistent chains"):
+            fit(KEY, svi_of("pcd"), 2, x, record_chains=9)
+        with pytest.raises(ebm.EnergyError, match="record_chains >= 0"):
+            fit(KEY, svi_of("pcd"), 2, x, record_chains=-1)

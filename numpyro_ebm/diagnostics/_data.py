@@ -1,0 +1,181 @@
+"""Draws against data: distance, mean, covariance, and by nearest neighbours the modes."""
+
+import numpy as np
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm.arviz import effective_size
+from numpyro_ebm.diagnostics._levels import gamma_bound, normal_bound
+from numpyro_ebm.diagnostics._neighbors import NUM_NEIGHBORS, neighbors
+from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+from numpyro_ebm.estimators._health import RUNAWAY_DISTANCE
+
+MAX_POINTS = 600
+MIN_POINTS = 40
+HUGE = 1e100  # beyond, squares overflow
+FEWEST_DISTINCT = 0.9
+MAX_DIMENSIONS = 20
+
+
+def compare(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
+    """Findings of one variable.
+
+    Args:
+        name: of the variable.
+        draws: ``(chains, draws, ..., *event)``; what stands before the event are rows of one law, each a chain more.
+        data: ``(num_rows, *event)``.
+    """
+    chains, points = _as_chains(draws, data), data.reshape(len(data), -1).astype(float)
+    points = points[np.all(np.isfinite(points), axis=1)]
+    if not (np.all(np.isfinite(chains)) and len(points) >= 2):
+        return [unchecked(f"{name} against data", "not all draws are finite, or there are fewer than two rows of data")]
+    found = [_distance(name, chains, points)]
+    if np.all(np.ptp(chains, axis=(0, 1)) == 0) or chains.shape[1] < 8 or np.abs(chains).max() > HUGE:
+        return [*found, unchecked(f"{name} modes", "the draws are frozen, few or huge, and stand for no law to compare")]
+    both = np.concatenate([chains, (chains - chains.mean(axis=(0, 1))) ** 2], axis=2)
+    size = float(np.nanmin(effective_size(both)))
+    found += _moments(name, chains, points)
+    if not np.issubdtype(draws.dtype, np.floating) or len(np.unique(points, axis=0)) < FEWEST_DISTINCT * len(points):
+        return [*found, unchecked(f"{name} modes", "values repeat, and have no nearest neighbours")]
+    return [*found, *_modes(name, chains, points, size)]
+
+
+def fits(draws: np.ndarray, data: np.ndarray) -> bool:
+    """Whether rows of data are events of these draws."""
+    event = data.shape[1:]
+    return data.ndim >= 1 and draws.ndim - 2 >= len(event) and draws.shape[draws.ndim - len(event) :] == event
+
+
+def check_fits(name: str, draws: np.ndarray, data: np.ndarray) -> None:
+    """Refuse data that are not.
+
+    Raises:
+        EnergyError: with both shapes.
+    """
+    if not fits(draws, data):
+        raise EnergyError(
+            f"The data of '{name}' have shape {data.shape}, and its draws {draws.shape}: data need shape (num_rows, "
+            f"*event), with the event's shape at the end of {draws.shape[2:]}."
+        )
+
+
+def _as_chains(draws: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """``(chains * rows, draws, dimensions)``."""
+    size = int(np.prod(data.shape[1:]))
+    flat = draws.reshape((*draws.shape[:2], -1, size)).astype(float)
+    return np.moveaxis(flat, 2, 1).reshape((-1, draws.shape[1], size))
+
+
+def _distance(name: str, chains: np.ndarray, points: np.ndarray) -> Finding:
+    """Half a chain beyond twice the farthest of n data points has probability below 2^-n under one law."""
+    centre, spread = points.mean(axis=0), points.std()
+    spread = spread if spread > 0 else 1.0
+    with np.errstate(over="ignore"):
+        ours, theirs = (np.sqrt(np.mean((x - centre) ** 2, axis=-1)) / spread for x in (chains, points))
+    farthest, typical = float(ours.max()), float(np.median(ours, axis=1).max())
+    return judge(
+        f"{name} distance",
+        f"the farthest draw is {farthest:.3g} standard deviations of the data away from their mean, the median draw of a "
+        f"chain up to {typical:.3g}, the farthest data point {theirs.max():.3g}",
+        f"medians below {2 * theirs.max():.3g}, all below {RUNAWAY_DISTANCE:g}",
+        "The energy may fall without limit away from the data, so that it has no density: give the EnergyDistribution a "
+        "base, e.g. base=numpyro.distributions.Normal(0, 1).expand([d]).to_event(1), or an energy that grows at infinity.",
+        is_bad=not (typical < 2 * theirs.max() and farthest < RUNAWAY_DISTANCE),
+    )
+
+
+def _moments(name: str, chains: np.ndarray, points: np.ndarray) -> list[Finding]:
+    """Means and second moments, in standard errors of draws and data together."""
+    advice = (
+        "The model is not that of the data, or the chains do not see all of it: look at the other findings first; then "
+        "train for longer, or give the energy more room."
+    )
+    dim = points.shape[1]
+    centre = points.mean(axis=0)
+    pairs = [(i, i) for i in range(dim)]
+    if dim <= MAX_DIMENSIONS:
+        pairs += [(i, j) for i in range(dim) for j in range(i)]
+    first, second = np.array(pairs).T
+
+    def products(x):
+        return (x - x.reshape(-1, dim).mean(axis=0))[..., first] * (x - x.reshape(-1, dim).mean(axis=0))[..., second]
+
+    found = []
+    means = (chains - centre, points - centre)
+    squares = (products(chains), products(points))
+    for what, (ours, theirs) in {"mean": means, "covariance": squares}.items():
+        z = _standardised(ours, theirs)
+        worst = int(np.argmax(np.abs(z)))
+        where = f"coordinate {worst}" if what == "mean" else f"entry {pairs[worst]}"
+        values = [float(x.reshape(-1, x.shape[-1]).mean(axis=0)[worst]) for x in (ours, theirs)]
+        if what == "mean":
+            values = [value + float(centre[worst]) for value in values]
+        bound = normal_bound(len(z))
+        measured = f"{where}: draws {values[0]:.4g}, data {values[1]:.4g}, {abs(z[worst]):.2g} standard errors apart"
+        found.append(judge(f"{name} {what}", measured, f"below {bound:.2g}", advice, is_bad=abs(z[worst]) > bound))
+    return found
+
+
+def _standardised(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    sizes = np.clip(np.nan_to_num(effective_size(ours), nan=1.0), 1.0, ours.shape[0] * ours.shape[1])
+    # Under one law both variances are estimates of one: the larger, since a small sample of a heavy tail has a small one.
+    variance = np.maximum(ours.var(axis=(0, 1)), theirs.var(axis=0)) * (1 / sizes + 1 / len(theirs))
+    change = ours.mean(axis=(0, 1)) - theirs.mean(axis=0)
+    return np.where(
+        variance > 0, change / np.sqrt(np.where(variance > 0, variance, 1.0)), np.where(change == 0, 0.0, np.inf)
+    )
+
+
+def _modes(name: str, chains: np.ndarray, points: np.ndarray, size: float) -> list[Finding]:
+    # Half the effective size: what is left of the correlation between draws so thinned does not count.
+    wanted = int(min(size / 2, len(points), MAX_POINTS))
+    if wanted < MIN_POINTS:
+        why = f"{size:.0f} effective draws and {len(points)} rows of data are too few to compare"
+        return [unchecked(f"{name} modes", why, f"Take at least {2 * MIN_POINTS} effective draws and {MIN_POINTS} rows.")]
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation(len(chains))[:wanted]
+    kept = np.linspace(0, chains.shape[1] - 1, wanted // len(chosen)).astype(int)
+    thinned = chains[chosen][:, kept].reshape(-1, chains.shape[-1])
+    return modes(name, thinned, points[rng.permutation(len(points))[: len(thinned)]])
+
+
+def modes(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
+    """By nearest neighbours of independent draws ``(m, d)`` and data ``(n, d)``."""
+    seen = neighbors(data, draws)
+    bound = normal_bound()
+    missed, alone = (gamma_bound(each.mean, each.sd) for each in (seen.missed, seen.alone))
+    return [
+        judge(
+            f"{name} modes",
+            f"{seen.missed.value:.1%} of {len(data)} data points have no draw among their {NUM_NEIGHBORS} nearest "
+            f"neighbours, {seen.missed.mean:.1%} expected",
+            f"below {missed:.1%}",
+            "Draws miss part of the data: chains that stay in one mode, or an energy without the other. Start chains in "
+            "every mode, use kernel='parallel_tempering', or train for longer.",
+            is_bad=seen.missed.value > missed,
+        ),
+        judge(
+            f"{name} support",
+            f"{seen.alone.value:.1%} of {len(draws)} draws have no data point among their {NUM_NEIGHBORS} nearest "
+            f"neighbours, {seen.alone.mean:.1%} expected",
+            f"below {alone:.1%}",
+            "Draws go where there are no data: the energy is low there, which dsm and nce with near noise do not see. Train "
+            "with chains ('pcd'), or with wider noise.",
+            is_bad=seen.alone.value > alone,
+        ),
+        judge(
+            f"{name} neighbours",
+            f"{seen.same.value:.1%} of nearest neighbours are of the same sample, {seen.same.mean:.1%} expected "
+            f"({seen.same.z:+.2g} standard deviations)",
+            f"below {bound:.2g}",
+            "Draws and data are of different laws, by whatever the other findings say, or by what they do not see.",
+            is_bad=seen.same.z > bound,
+        ),
+        judge(
+            f"{name} copies",
+            f"{seen.nearest.value:.1%} of points are nearest to one of the same sample, {seen.nearest.mean:.1%} expected "
+            f"({seen.nearest.z:+.2g} standard deviations)",
+            f"above {-bound:.2g}",
+            "Draws lie on rows of the data: chains that started there have not moved, or the energy learned its rows.",
+            is_bad=seen.nearest.z < -bound,
+        ),
+    ]

@@ -1,0 +1,119 @@
+"""`diagnose`: what is wrong with draws or a training, and what to try."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpyro.infer.svi import SVIRunResult, SVIState
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm.arviz import Recorded, read
+from numpyro_ebm.diagnostics import _chains
+from numpyro_ebm.diagnostics._data import check_fits, compare, fits
+from numpyro_ebm.diagnostics._report import Diagnosis, Finding, unchecked
+from numpyro_ebm.diagnostics._sampler import check_sampler
+from numpyro_ebm.diagnostics._training import check_result, check_training
+from numpyro_ebm.handlers import estimate
+from numpyro_ebm.training import FitResult
+
+
+def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float | None = None, **kwargs: Any) -> Diagnosis:
+    r"""Look at draws, or at a training, for what goes wrong without an error, and say what to try.
+
+    Finite numbers are no proof: kernels reject what is not finite, frozen chains have as many effective draws as ArviZ
+    counts numbers, and chains that all sit in one mode agree. Bounds are such that a healthy run passes any one of them by
+    chance about once in a million times, or those of the literature where these are wider.
+
+    Of draws: that they are finite, move, are no copies of one another and do not run away; rank-normalised split R-hat of
+    all coordinates and the log density, below 1.01 or what chance allows at this length (and 1.1); bulk and tail effective
+    sizes; divergences, acceptance, tree depth, E-BFMI, a trend of the energy. With data: the farthest draw; mean and
+    covariance in standard errors; and by the five nearest neighbours among data and draws, modes that the draws miss, places
+    without data that they go to, whether the two mix as samples of one law do, and draws that lie on rows of the data.
+
+    Of a training: that losses are finite and have settled, the rise of the held-out loss, the conditions of
+    `NegativePhaseHealth`, the energy of data minus that of chains in standard errors, modes that persistent chains miss,
+    and what `training_report` has of the estimator: overlap and accuracy (nce), smoothing (dsm), the score's square against
+    its divergence (sm and its kin).
+
+    Args:
+        subject: draws, as an MCMC, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)`` or ArviZ data;
+            or the model as `estimate` returned it, with the result of its training and the model's arguments behind it, as
+            `training_report` takes them. A result by itself is judged by its losses and its chains' last update alone.
+        *args: for a model only.
+        data: for draws: rows ``(num_rows, *event)``, by variable, or an array where there is one variable. None for the
+            observed data that came with ArviZ data, where they are of the events' shape. Draws in a plate count as
+            draws of one law, each row a chain more.
+        min_ess: for draws: effective draws that there have to be. 100 give a mean to a tenth of a standard deviation;
+            Vehtari et al. ask for 400 where tails and R-hat itself are to be trusted.
+        **kwargs: for a model only: its keyword arguments (``data`` among them).
+
+    Returns:
+        `Diagnosis`: ``print`` it; ``is_healthy``, ``warnings``, ``as_dict()``.
+
+    Raises:
+        EnergyError: (a ValueError) for draws or data that do not fit, and parameters without a value.
+        TypeError: for anything else.
+
+    Example:
+        ``print(diagnose(draws, data=x))`` and ``print(diagnose(estimated, fit(key, svi, 1000, x), x))``
+
+    References:
+        Vehtari et al., Rank-normalization, folding, and localization (2021); Betancourt, Diagnosing suboptimal cotangent
+        disintegrations in Hamiltonian Monte Carlo (2016); Henze, A multivariate two-sample test based on the number of
+        nearest neighbor type coincidences (1988); Naeem et al., Reliable fidelity and diversity metrics for generative
+        models (2020).
+    """
+    if isinstance(subject, estimate):
+        if not args:
+            raise TypeError("diagnose of a model needs the result of its training. Write diagnose(model, result, x).")
+        given = {"data": data, "min_ess": min_ess}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        return Diagnosis(tuple(check_training(subject, args[0], args[1:], kwargs)))
+    if args or kwargs:
+        raise TypeError(
+            f"diagnose of {type(subject).__name__} takes no further arguments but data and min_ess. Write diagnose(draws, "
+            "data=x), or diagnose(model, result, x) with the model as estimate returned it."
+        )
+    if isinstance(subject, FitResult | SVIRunResult | SVIState):
+        if data is not None or min_ess is not None:
+            raise TypeError("data and min_ess are for draws. Write diagnose(model, result, x) for a training.")
+        return Diagnosis(tuple(check_result(subject)))
+    return Diagnosis(tuple(_draws(read("diagnose", subject), data, 100 if min_ess is None else min_ess)))
+
+
+def _draws(recorded: Recorded, data: Any, min_ess: float) -> list[Finding]:
+    pairs = _pairs(recorded, data)
+    chains = _chains.coordinates(recorded)
+    found = [
+        _chains.check_finite(recorded),
+        _chains.check_moves(chains),
+        _chains.check_copies(chains),
+        _chains.check_growth(chains),
+        *_chains.check_convergence(chains, recorded.stats.get("lp"), min_ess),
+    ]
+    found += check_sampler(recorded, is_slow=any(each.name == "ESS" and each.status != "ok" for each in found))
+    if not pairs:
+        why = "no data to compare with, and chains that all sit in one mode look converged"
+        return [*found, unchecked("modes", why, "Pass the data: diagnose(draws, data=x).")]
+    for name, rows in pairs.items():
+        found += compare(name, recorded.variables[name], rows)
+    return found
+
+
+def _pairs(recorded: Recorded, data: Any) -> dict[str, np.ndarray]:
+    """Data by variable."""
+    variables = recorded.variables
+    if data is None:
+        known = {name: recorded.observed[name] for name in variables if name in recorded.observed}
+        return {name: rows for name, rows in known.items() if fits(variables[name], rows)}
+    if not isinstance(data, Mapping):
+        if len(variables) != 1:
+            raise EnergyError(f"The draws have the variables {sorted(variables)}. Write data={{'{min(variables)}': x}}.")
+        data = {next(iter(variables)): data}
+    unknown = sorted(set(data) - set(variables))
+    if unknown:
+        raise EnergyError(f"Data came of {unknown}, and the draws are of {sorted(variables)}.")
+    pairs = {name: np.asarray(rows) for name, rows in data.items()}
+    for name, rows in pairs.items():
+        check_fits(name, variables[name], rows)
+    return pairs

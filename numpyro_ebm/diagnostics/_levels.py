@@ -1,0 +1,26 @@
+"""Bounds that a healthy run passes by chance about once in a million times."""
+
+from statistics import NormalDist
+
+import numpy as np
+
+LEVEL = 1e-6
+
+
+def normal_bound(num_tests: int = 1) -> float:
+    """What the largest of so many standard normal variables stays below in size: 4.9 for one."""
+    return -NormalDist().inv_cdf(LEVEL / (2 * max(num_tests, 1)))
+
+
+def chi2_bound(degrees: float, num_tests: int = 1) -> float:
+    """The same of chi-square variables (Wilson and Hilferty)."""
+    z = -NormalDist().inv_cdf(LEVEL / max(num_tests, 1))
+    spread = 2 / (9 * degrees)
+    return float(degrees * (1 - spread + z * np.sqrt(spread)) ** 3)
+
+
+def gamma_bound(mean: float, sd: float) -> float:
+    """The same of a positive variable of this mean and standard deviation, taken for a gamma: counts of rare events."""
+    if sd <= 0:
+        return mean
+    return sd**2 / (2 * mean) * chi2_bound(2 * mean**2 / sd**2)

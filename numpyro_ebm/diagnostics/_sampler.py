@@ -1,0 +1,138 @@
+"""Checks of what the sampler says of itself: divergences, acceptance, tree depth, energies."""
+
+from typing import Any
+
+import numpy as np
+
+from numpyro_ebm.arviz import Recorded, effective_size
+from numpyro_ebm.diagnostics._levels import normal_bound
+from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+
+EBFMI = 0.3
+SATURATED = 0.01
+NONFINITE = 0.5  # as the health of a negative phase has it
+RUN = "sample(...) has it; of an MCMC ask for extra_fields=('{}',)."
+
+
+def check_sampler(recorded: Recorded, *, is_slow: bool) -> list[Finding]:
+    """All that the statistics allow.
+
+    Args:
+        recorded: the draws.
+        is_slow: whether there are too few effective draws; a high acceptance is a fault where there are.
+    """
+    stats, kernel = recorded.stats, recorded.kernel
+    findings = [_divergences(stats), _acceptance(stats, kernel, is_slow=is_slow)]
+    if "nonfinite" in stats:
+        findings.append(_nonfinite(stats["nonfinite"]))
+    depth = _longest(kernel)
+    if depth is not None and {"tree_depth", "n_steps"} & set(stats):
+        findings.append(_tree_depth(stats, depth))
+    if "energy" in stats and np.all(np.isfinite(stats["energy"])):
+        findings.append(_ebfmi(stats["energy"]))
+    name = "lp" if "lp" in stats else "energy"
+    findings.append(_trend(name, stats[name]) if name in stats else _no_energy())
+    return findings
+
+
+def _divergences(stats: dict[str, np.ndarray]) -> Finding:
+    if "diverging" not in stats:
+        return unchecked("divergences", "no statistics came with the draws", RUN.format("diverging"))
+    count = int(np.sum(stats["diverging"]))
+    return judge(
+        "divergences",
+        f"{count} of {stats['diverging'].size} transitions diverged",
+        "none",
+        "Use a smaller step_size or a higher target acceptance and more num_warmup; look for walls and narrow valleys of "
+        "the energy where they are, and declare a support in the place of a wall.",
+        is_bad=count,
+    )
+
+
+def _acceptance(stats: dict[str, np.ndarray], kernel: Any, *, is_slow: bool) -> Finding:
+    rates = stats.get("acceptance_rate")
+    if rates is None or not np.all(np.isfinite(rates)):
+        return unchecked("acceptance", "no acceptance rates came with the draws", RUN.format("accept_prob"))
+    if not getattr(kernel, "is_exact", True):
+        return unchecked("acceptance", f"the kernel '{kernel.name}' never rejects: draws carry the bias of its step size")
+    by_chain = rates.reshape(len(rates), -1).mean(axis=1)
+    target = getattr(kernel, "target_acceptance", getattr(kernel, "_target_accept_prob", None))
+    low = 0.1 if target is None else float(target) / 3
+    high = 1.0 if target is None else 1 - (1 - float(target)) / 20
+    is_low, is_high = by_chain.min() < low, is_slow and by_chain.max() > high
+    advice = "Use a smaller step_size, or more num_warmup." if is_low else "The steps are too small: use a larger step_size."
+    return judge(
+        "acceptance",
+        f"{by_chain.min():.2g} to {by_chain.max():.2g} by chain",
+        f"at least {low:.2g}" + (f", and below {high:.3g} where effective draws are few" if target is not None else ""),
+        advice,
+        is_bad=is_low or is_high,
+    )
+
+
+def _nonfinite(flags: np.ndarray) -> Finding:
+    rate = float(np.mean(flags))
+    return judge(
+        "finite proposals",
+        f"the log density was not finite at {rate:.1%} of the proposals, which kernels reject without a word",
+        f"below {NONFINITE:.0%}",
+        "Declare the support of the energy in the place of a wall, or look where it overflows.",
+        is_bad=rate > NONFINITE,
+    )
+
+
+def _longest(kernel: Any) -> int | None:
+    depth = getattr(kernel, "max_num_doublings", getattr(kernel, "_max_tree_depth", None))
+    return depth[-1] if isinstance(depth, tuple) else depth
+
+
+def _tree_depth(stats: dict[str, np.ndarray], depth: int) -> Finding:
+    ended = stats["tree_depth"] >= depth if "tree_depth" in stats else stats["n_steps"] >= 2**depth - 1
+    rate = float(np.mean(ended))
+    return judge(
+        "tree depth",
+        f"{rate:.1%} of the trajectories ended at the largest depth, {depth}",
+        f"below {SATURATED:.0%}",
+        "The step is small for the length of the density: more num_warmup, or coordinates of like scale.",
+        is_bad=rate > SATURATED,
+    )
+
+
+def _ebfmi(energy: np.ndarray) -> Finding:
+    variance = np.var(energy, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fraction = np.mean(np.diff(energy, axis=1) ** 2, axis=1) / variance
+    smallest = float(np.min(np.where(variance > 0, fraction, 0.0)))
+    return judge(
+        "E-BFMI",
+        f"{smallest:.2g} in the worst chain",
+        f"at least {EBFMI}",
+        "Momenta do not reach the energies of the tails (Betancourt 2016): heavier tails need other coordinates, or more "
+        "draws.",
+        is_bad=smallest < EBFMI,
+    )
+
+
+def _no_energy() -> Finding:
+    advice = "An MCMC of BlackJAXKernel has them; of NumPyro's own ask for extra_fields=('potential_energy',)."
+    return unchecked("energy trend", "no energies came with the draws", advice)
+
+
+def _trend(name: str, values: np.ndarray) -> Finding:
+    """The first half against the last, in standard errors by the effective sizes of both."""
+    half = values.shape[1] // 2
+    if half < 4:
+        return unchecked("energy trend", "fewer than 8 draws per chain")
+    if not np.all(np.isfinite(values)):
+        return judge("energy trend", f"{name} is not finite", "finite", "See where the draws are.", is_bad=True)
+    halves = [np.asarray(part, float) for part in (values[:, :half], values[:, -half:])]
+    errors = [part.var() / max(float(effective_size(part)), 1.0) for part in halves]
+    change, error = halves[1].mean() - halves[0].mean(), np.sqrt(sum(errors))
+    ratio = abs(change) / error if error > 0 else (np.inf if change else 0.0)
+    return judge(
+        "energy trend",
+        f"mean {name} changes by {change:.3g} from the first half to the last, {ratio:.2g} standard errors",
+        f"below {normal_bound():.2g}",
+        "The chains are still on their way. Use more num_warmup; where the energy falls without limit, give it a base.",
+        is_bad=ratio > normal_bound(),
+    )

@@ -1,0 +1,272 @@
+"""Checks of a training: losses, chains of the negative phase, and what reports say of the data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro import handlers
+from numpyro.infer.svi import SVIRunResult, SVIState
+
+from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._overfitting import held_out_rise, runaway
+from numpyro_ebm._results import is_ours, mutable_state, values_of
+from numpyro_ebm.diagnostics._data import MIN_POINTS, modes
+from numpyro_ebm.diagnostics._levels import normal_bound
+from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, Site
+from numpyro_ebm.estimators.dsm import SMOOTHING_BOUNDS
+from numpyro_ebm.handlers import estimate
+from numpyro_ebm.reports import SiteReport, site_report, training_report
+from numpyro_ebm.training import FitResult
+
+OVERLAP = 0.01
+EFFECTIVE_ROWS = 10
+SCORE_DEPARTURE = 0.25
+FALLING = 0.02
+MIN_UPDATES = 100
+PERSISTENT = ("pcd", "f_ebm")
+"""Estimators none of whose chains begins anew: a chain's end is a draw of the model, as far as it has converged."""
+
+
+class Seen:
+    """A site as it was trained, with what the energy says of its rows.
+
+    Attributes:
+        estimator: of the site.
+        site: its rows.
+        energies: of the rows that take part, minus the log density in unconstrained space.
+    """
+
+    def __init__(self, estimator: AbstractEstimator, site: Site, energies: np.ndarray):
+        self.estimator, self.site = estimator, site
+        keep = slice(None) if site.mask is None else np.asarray(site.mask)
+        self.energies = energies[keep]
+        self.rows = np.asarray(site.position)[keep].reshape(len(self.energies), -1)
+
+
+def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, Any]) -> list[Finding]:
+    """Findings of a model and what its training left."""
+    found = check_losses(result, _roles(model))
+    try:
+        reports = training_report(model, result, *args, **kwargs).sites
+    except EnergyError as error:
+        if not str(error).startswith("The state holds no chains"):
+            raise
+        return [*found, unchecked("figures", str(error))]
+    seen = {} if isinstance(result, SVIState) or not (args or kwargs) else _look(model, result, args, kwargs)
+    for report in reports:
+        found += _site(report, seen.get(report.site))
+        pool = mutable_state(result).get(f"{report.site}${report.estimator}")
+        if report.estimator in PERSISTENT and report.site in seen and pool is not None:
+            found += _pool(seen[report.site], pool["state"])
+    return found
+
+
+def check_result(result: Any) -> list[Finding]:
+    """Findings of a result without its model."""
+    found = check_losses(result, set())
+    for name, value in mutable_state(result).items():
+        if is_ours(name, value) and "health" in value["state"]:
+            report = site_report(name, value["state"], {})
+            found += [_conditions(report), _gap(report, None)]
+    return [*found, unchecked("figures", "those of the data need the model", "Write diagnose(model, result, x).")]
+
+
+def check_losses(result: Any, roles: set[str]) -> list[Finding]:
+    """Findings of the losses, where the result has any."""
+    if not isinstance(result, FitResult | SVIRunResult):
+        return [unchecked("loss", "a state has no losses", "Pass the result of fit or of svi.run.")]
+    losses = np.asarray(result.losses, float)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    found = [
+        judge(
+            "loss",
+            f"{bad.size} of {losses.size} losses are not finite, the first at update {bad[0] + 1}" if bad.size else "finite",
+            "finite",
+            "Use a smaller learning rate, optax.chain(optax.clip_by_global_norm(1.0), ...), or look where the energy "
+            "overflows.",
+            is_bad=bad.size or getattr(result, "stopped", "") == "nonfinite",
+        )
+    ]
+    if "gradient" in roles or not roles:
+        why = "values of a surrogate that is no objective say nothing" if roles else "the estimator is not known here"
+        found.append(unchecked("descent", why, "" if roles else "Write diagnose(model, result, x)."))
+    elif not bad.size:
+        found += _descent(losses)
+    if isinstance(result, FitResult) and result.held_out_losses.size > 1:
+        rise = held_out_rise(result.held_out_losses, result.check_steps, losses[: result.check_steps[-1]])
+        found.append(
+            judge(
+                "held-out loss",
+                rise or "it has not risen well above its best",
+                "no rise",
+                "The energy learned its rows by heart. Stop by fit(..., patience=5), or use more rows, a smaller net, or an "
+                "estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'.",
+                is_bad=rise,
+            )
+        )
+    return found
+
+
+def _roles(model: estimate) -> set[str]:
+    estimators = model.estimators.values() if isinstance(model.estimators, dict) else [model.estimators]
+    return {each.role for each in estimators}
+
+
+def _descent(losses: np.ndarray) -> list[Finding]:
+    """Whether losses still fall: the last fifth against the one before, by means of ten batches each."""
+    if losses.size < MIN_UPDATES:
+        return [unchecked("descent", f"fewer than {MIN_UPDATES} updates")]
+    fall = runaway(losses)
+    if fall:
+        advice = "Pass held-out rows, fit(..., held_out=(x_test,), patience=5), or take 'dsm' or 'regularized_sm'."
+        return [judge("descent", fall, "a loss that settles", advice, is_bad=True)]
+    width = losses.size // 50
+    batches = losses[losses.size - 20 * width :].reshape(20, width).mean(axis=1)
+    before, last = batches[:10], batches[10:]
+    change = before.mean() - last.mean()
+    error = np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / 10)
+    whole = max(float(losses[:width].mean() - last.mean()), 0.0)
+    part = change / whole if whole > 0 else 0.0
+    return [
+        judge(
+            "descent",
+            f"the last fifth of the updates brought {part:.1%} of the whole fall, {change / max(error, 1e-300):.2g} "
+            "standard errors",
+            f"below {FALLING:.0%}, or {normal_bound():.2g} standard errors",
+            "The loss still falls: train for longer, or with a larger learning rate.",
+            is_bad=part > FALLING and change > normal_bound() * error,
+        )
+    ]
+
+
+def _look(model: estimate, result: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Seen]:
+    with handlers.seed(rng_seed=0), handlers.substitute(data=values_of("diagnose", result)):
+        pairs = model.sites(*args, **kwargs)
+    seen = {}
+    for estimator, site in pairs:
+        if site.distribution.has_energy:
+            log_density = jax.jit(jax.vmap(site.log_density))(site.position, site.local)
+            seen[site.name] = Seen(estimator, site, -np.asarray(log_density))
+    return seen
+
+
+def _site(report: SiteReport, seen: Seen | None) -> list[Finding]:
+    figures, name = report.figures, report.site
+    found = []
+    if "acceptance_rate" in figures and "energy_gap" in figures:
+        found += [_conditions(report), _gap(report, seen)]
+    if "overlap" in figures:
+        found += _overlap(name, figures, seen)
+    if "smoothing_min" in figures:
+        found.append(_smoothing(name, figures))
+    if "score_norm" in figures:
+        found.append(_score(name, figures, seen))
+    return found or [unchecked(f"{name} figures", f"'{report.estimator}' has figures without a bound: see training_report")]
+
+
+def _conditions(report: SiteReport) -> Finding:
+    held = [text.partition(":")[0] for text in report.conditions]
+    return judge(
+        f"{report.site} chains",
+        f"these hold: {', '.join(held)}" if held else f"none of {', '.join(CONDITIONS)} holds",
+        "none",
+        " ".join(report.conditions),
+        is_bad=held,
+    )
+
+
+def _gap(report: SiteReport, seen: Seen | None) -> Finding:
+    """Energy of the data minus that of the chains, in standard errors of both batches."""
+    name, gap = f"{report.site} energy gap", report.figures["energy_gap"]
+    if not np.isfinite(gap):
+        return unchecked(name, f"the gap is {gap}: no update has been made, or chains are lost")
+    if seen is None:
+        return unchecked(name, f"{gap:.3g} nats, and its error is not known", "Write diagnose(model, result, x).")
+    error = float(np.sqrt(2 * np.var(seen.energies) / len(seen.energies)))
+    ratio = abs(gap) / error if error > 0 else 0.0
+    return judge(
+        name,
+        f"data minus chains {gap:.3g} nats, {ratio:.2g} standard errors",
+        f"below {normal_bound():.2g}",
+        "Chains and data are at different energies: the chains do not follow the energy. Use more num_steps, a smaller "
+        "learning rate, or chains that persist ('pcd').",
+        is_bad=ratio > normal_bound(),
+    )
+
+
+def _overlap(name: str, figures: Mapping[str, float], seen: Seen | None) -> list[Finding]:
+    overlap, rows = figures["overlap"], None if seen is None else len(seen.energies)
+    least = OVERLAP if rows is None else max(OVERLAP, min(EFFECTIVE_ROWS / rows, 0.5))
+    found = [
+        judge(
+            f"{name} overlap",
+            f"noise and data overlap by {overlap:.2g}",
+            f"at least {least:.2g}",
+            "The classifier is saturated and nothing more is learned. Use noise nearer to the data: noise=a distribution "
+            "fitted to them, 'flow_nce', or 'tre' for steps between.",
+            is_bad=not overlap >= least,
+        )
+    ]
+    if rows is None or "accuracy" not in figures:
+        return found
+    expected = 1 - overlap / 2
+    error = 0.5 / np.sqrt(rows)
+    ratio = abs(figures["accuracy"] - expected) / error
+    found.append(
+        judge(
+            f"{name} accuracy",
+            f"{figures['accuracy']:.3g} of telling data from noise, {expected:.3g} where the energy fits, {ratio:.2g} "
+            "standard errors",
+            f"below {normal_bound():.2g}",
+            "The energy does not fit the data yet: train for longer, or give the energy more room.",
+            is_bad=not ratio <= normal_bound(),
+        )
+    )
+    return found
+
+
+def _smoothing(name: str, figures: Mapping[str, float]) -> Finding:
+    smallest, largest = figures["smoothing_min"], figures["smoothing_max"]
+    low, high = SMOOTHING_BOUNDS
+    return judge(
+        f"{name} smoothing",
+        f"sigma is {smallest:.3g} to {largest:.3g} standard deviations of the data",
+        f"{low} to {high}",
+        "The loss is almost all noise: use a larger sigma, or a fitted control_variate."
+        if smallest < low
+        else "The energy is that of data smoothed beyond their own width: use a smaller sigma.",
+        is_bad=not (smallest >= low and largest <= high),
+    )
+
+
+def _score(name: str, figures: Mapping[str, float], seen: Seen | None) -> Finding:
+    r"""By parts :math:`E|s|^2 = -E \operatorname{tr} \nabla s`; a Gaussian's standard error stands for that of the ratio."""
+    square, trace = figures["score_norm"] ** 2, figures["trace_per_dim"]
+    noise = 0.0 if seen is None else np.sqrt(2 / seen.rows.size)
+    bound = SCORE_DEPARTURE + normal_bound() * noise
+    departure = abs(np.log(square / -trace)) if square > 0 > trace else np.inf
+    return judge(
+        f"{name} score",
+        f"square of the score {square:.3g} and minus its divergence {-trace:.3g} per dimension, {departure:.2g} apart in "
+        "logs",
+        f"below {bound:.2g}; equal at the optimum",
+        "The energy is not at its optimum: train for longer; on held-out rows, it learned those of training by heart.",
+        is_bad=not departure < bound,
+    )
+
+
+def _pool(seen: Seen, state: Mapping[str, Any]) -> list[Finding]:
+    """Where the persistent chains are, beside the data."""
+    if seen.site.local is not None:
+        return [unchecked(f"{seen.site.name} modes", "each row's chain has a density of its own")]
+    kernel: Any = seen.estimator.kernel.bind(seen.site.distribution)  # pyright: ignore[reportAttributeAccessIssue]
+    chains = np.asarray(jax.vmap(kernel.lower)(state["position"]))
+    chains = chains.reshape(len(chains), -1)[:600]
+    chains = chains[np.all(np.isfinite(chains), axis=1)]
+    size = min(len(chains), len(seen.rows))
+    if size < MIN_POINTS:
+        return [unchecked(f"{seen.site.name} modes", f"fewer than {MIN_POINTS} chains or rows to compare")]
+    rows = seen.rows[np.random.default_rng(0).permutation(len(seen.rows))[:size]]
+    return modes(seen.site.name, chains[:size], rows)[:2]

@@ -1,0 +1,162 @@
+"""R-hat of functions that the user names, and nested R-hat of many short chains."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm.arviz import effective_size, rank_rhat, read
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionRhat:
+    """Convergence of one function of the draws.
+
+    Attributes:
+        mean: over all draws.
+        rhat: rank-normalised split R-hat; infinite where each chain is stuck at a value of its own, NaN where not known.
+        ess_bulk: effective sample size for the mean; NaN where nothing moves.
+        ess_tail: for the 5 % and 95 % quantiles.
+        note: what is to say of it, "" for nothing.
+    """
+
+    mean: float
+    rhat: float
+    ess_bulk: float
+    ess_tail: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        """One line."""
+        figures = f"mean {self.mean:.4g}, R-hat {self.rhat:.4g}, ESS bulk {self.ess_bulk:.4g}, tail {self.ess_tail:.4g}"
+        return f"{figures} ({self.note})" if self.note else figures
+
+
+def split_rhat(draws: Any, functions: Mapping[str, Callable[[Any], Any]]) -> dict[str, FunctionRhat]:
+    r"""R-hat and effective sample size of functions of the draws, such as the energy or which mode a draw is in.
+
+    Rank-normalised split R-hat (the larger of bulk and tail), as ArviZ has it. Means of coordinates may agree between chains
+    that are in different places; an indicator of a mode, or the energy, may not.
+
+    Args:
+        draws: an MCMC, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)``, ArviZ data, or the result
+            of `fit` with recorded chains.
+        functions: by name, a function of ONE draw with a number or a truth value as its result: of the draw's event where
+            the draws have one variable, of a dict of them elsewhere.
+
+    Returns:
+        By name, `FunctionRhat`. One that is constant is said to be, and has no R-hat.
+
+    Raises:
+        EnergyError: (a ValueError) for functions that do not return a scalar, or draws that are none.
+        TypeError: for something that is no dict of functions.
+
+    Example:
+        ``split_rhat(draws, {"energy": energy, "left": lambda x: x[0] < 0})``
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter and Burkner, Rank-normalization, folding, and localization: an improved R-hat
+        (2021).
+    """
+    values = _evaluate("split_rhat", read("split_rhat", draws).variables, functions)
+    return {name: _convergence(value) for name, value in values.items()}
+
+
+def nested_rhat(
+    draws: Any, num_superchains: int, functions: Mapping[str, Callable[[Any], Any]] | None = None
+) -> dict[str, np.ndarray]:
+    r"""Nested R-hat, for many chains too short for R-hat: between superchains of chains that share their start.
+
+    With K superchains of M chains of N draws, means :math:`\bar x^{(mk)}` of chains and :math:`\bar x^{(k)}` of superchains,
+
+    .. math::
+        \hat R_\nu = \sqrt{1 + B / W}, \quad B = \operatorname{var}_k \bar x^{(k)}, \quad
+        W = \frac{1}{K} \sum_k \Bigl( \operatorname{var}_m \bar x^{(mk)} + \frac{1}{M} \sum_m s^2_{mk} \Bigr)
+
+    with variances over n - 1, the first term of W 0 for M = 1 and the second, the variance within a chain, 0 for N = 1. One
+    draw per chain is enough where chains share starts. For chains at stationarity whose draws are independent B / W is about
+    1 / (M (N + 1)), for N = 1 it is 1 / M; a superchain that remembers its start makes it large.
+
+    Args:
+        draws: as in `split_rhat`. Chains of one superchain follow one another: the first M chains are the first superchain.
+        num_superchains: K, at least 2; it divides the number of chains.
+        functions: as in `split_rhat`, to be looked at in the place of the variables.
+
+    Returns:
+        By variable, one R-hat per coordinate; by function, one.
+
+    Raises:
+        EnergyError: (a ValueError) for a K that does not divide the chains, or M = N = 1, which leaves nothing within.
+
+    Example:
+        ``nested_rhat(draws, num_superchains=16)["x"]``
+
+    References:
+        Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman, Nested R-hat: assessing the convergence of Markov
+        chain Monte Carlo when running many short chains (2022).
+    """
+    check_count("nested_rhat", "num_superchains", num_superchains, 2)
+    variables = read("nested_rhat", draws).variables
+    if functions is not None:
+        variables = _evaluate("nested_rhat", variables, functions)
+    num_chains, num_draws = next(iter(variables.values())).shape[:2]
+    size, rest = divmod(num_chains, num_superchains)
+    if rest or size == 0:
+        raise EnergyError(
+            f"nested_rhat needs superchains of equal size; got num_superchains={num_superchains} for {num_chains} chains."
+        )
+    if size == 1 and num_draws == 1:
+        raise EnergyError(
+            "nested_rhat has nothing within a superchain of one chain of one draw. Write a smaller num_superchains, with "
+            "chains that share their starts."
+        )
+    return {name: _nested(np.asarray(value, float), num_superchains) for name, value in variables.items()}
+
+
+def _nested(values: np.ndarray, num_superchains: int) -> np.ndarray:
+    values = values.reshape((num_superchains, -1, *values.shape[1:]))
+    chain_means = values.mean(axis=2)
+    within = np.zeros(chain_means[:, 0].shape)
+    if values.shape[1] > 1:
+        within = within + chain_means.var(axis=1, ddof=1)
+    if values.shape[2] > 1:
+        within = within + values.var(axis=2, ddof=1).mean(axis=1)
+    between = chain_means.mean(axis=1).var(axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt(1 + between / within.mean(axis=0))
+
+
+def _evaluate(owner: str, variables: Mapping[str, np.ndarray], functions: Any) -> dict[str, np.ndarray]:
+    """Values ``(chains, draws)`` of each function."""
+    if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
+        raise TypeError(f"{owner} needs functions by name, e.g. {{'left': lambda x: x[0] < 0}}; got {functions!r}.")
+    single = next(iter(variables)) if len(variables) == 1 else None
+    given = {name: jnp.asarray(value) for name, value in variables.items()}
+    values = {}
+    for name, function in functions.items():
+        value = jax.jit(jax.vmap(jax.vmap(function)))(given if single is None else given[single])
+        if not hasattr(value, "shape") or value.ndim != 2:
+            shape = np.shape(value)[2:] if hasattr(value, "shape") else type(value).__name__
+            raise EnergyError(
+                f"{owner}: '{name}' returned {shape} for one draw, and a number is needed. Write it for one draw "
+                f"({'a dict of ' + str(list(variables)) if single is None else repr(single)}), with a scalar as its result."
+            )
+        values[name] = np.asarray(value, float)
+    return values
+
+
+def _convergence(values: np.ndarray) -> FunctionRhat:
+    mean, nan = float(values.mean()), float("nan")
+    if not np.all(np.isfinite(values)):
+        return FunctionRhat(mean, nan, nan, nan, f"{np.sum(~np.isfinite(values))} of {values.size} values are not finite")
+    if np.all(values == values.flat[0]):
+        return FunctionRhat(mean, nan, nan, nan, f"it is {values.flat[0]:.4g} in all draws of all chains")
+    if np.all(values == values[:, :1]):
+        return FunctionRhat(mean, float("inf"), nan, nan, "it is constant in each chain and differs between chains")
+    note = "one chain: R-hat needs two or more" if len(values) == 1 else ""
+    bulk, tail = (float(effective_size(values, method)) for method in ("bulk", "tail"))
+    return FunctionRhat(mean, float(rank_rhat(values)), bulk, tail, note)
