@@ -50,7 +50,7 @@ def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
         EnergyError: for a kernel that cannot move on the support.
     """
     if kernel is None:
-        kernel = Gibbs() if distribution.is_discrete else DynamicHMC(num_integration_steps=5)
+        kernel = Gibbs() if distribution.is_discrete else DynamicHMC(num_integration_steps=5)  # pyright: ignore[reportCallIssue]
     return resolve_kernel(kernel, is_discrete=distribution.is_discrete).bind(distribution)
 
 
@@ -128,14 +128,15 @@ def pilot(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts
             step_size = None if log_step is None else jnp.exp(log_step)
             positions, health = _move(key, kernel, densities, positions, beta, step_size, 1)
             if log_step is not None:
-                log_step += health.acceptance_rate - kernel.target_acceptance
+                log_step += health.acceptance_rate - target
             return (positions, log_step), None
 
         (positions, log_step), _ = jax.lax.scan(move, (positions, log_step), jax.random.split(key, num_moves))
         values = ratios(jax.vmap(kernel.lower)(positions))
         return (positions, log_step), (_spread(values), log_step)
 
-    adapts = kernel.target_acceptance is not None
+    target: Any = kernel.target_acceptance
+    adapts = target is not None
     log_step = jnp.log(jnp.asarray(kernel.step_size, float)) if adapts else None
     key_first, key_rest = jax.random.split(rng_key)
     carry, first = level((jax.vmap(kernel.lift)(starts), log_step), (key_first, betas[0], FIRST_MOVES))

@@ -60,7 +60,8 @@ class Densities:
 
     def log_target(self, position: Position) -> Array:
         """Unnormalised log density; NaN counts as no density at all."""
-        return _no_nan(self.distribution.unconstrained_log_density(position, self.local))
+        energy: Any = self.distribution
+        return _no_nan(energy.unconstrained_log_density(position, self.local))
 
     def log_start(self, position: Position) -> Array:
         """Normalised log density of the start."""
@@ -96,7 +97,7 @@ class AbstractPartition(abc.ABC):
     unreliable: ClassVar[str] = ""
 
     @abc.abstractmethod
-    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: Array | None, draws: Array | None) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: Any, draws: Any) -> Estimate:
         """Log Z of one row.
 
         Args:
@@ -164,7 +165,7 @@ def from_log_weights(log_weights: Array) -> Estimate:
 
 
 def rounding(value: Array) -> Array:
-    """What is left of error in an exact sum of terms that were rounded."""
+    """What is left of error in a sum of terms that were rounded."""
     return 16 * jnp.finfo(value.dtype).eps * jnp.maximum(jnp.abs(value), 1.0)
 
 

@@ -11,7 +11,7 @@ from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import PRNGKey, PyTree
 from numpyro_ebm.partition import _problem
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition, rounding
 from numpyro_ebm.partition.table import METHODS
 
 MIN_ESS = 10
@@ -110,7 +110,7 @@ def log_partition(
 @jax.jit
 def _estimate(rng_key: Any, method: AbstractPartition, problem: _problem.Problem, draws: Any) -> Estimate:
     distribution = problem.resolve()
-    keys = [None] * 3 if rng_key is None else jax.random.split(rng_key, 3)
+    keys: Any = [None] * 3 if rng_key is None else jax.random.split(rng_key, 3)
     starts = None
     if method.num_starts:
         starts = _problem.start_positions(keys[0], distribution, method.start_law, method.num_starts)
@@ -126,8 +126,8 @@ def _estimate(rng_key: Any, method: AbstractPartition, problem: _problem.Problem
 
 
 def shaped(found: Estimate, bound: Bound | None) -> LogPartition:
-    """What the user sees."""
-    return LogPartition(found.value, found.standard_error, found.ess, bound)
+    """What the user sees, rounding counted as error."""
+    return LogPartition(found.value, found.standard_error + rounding(found.value), found.ess, bound)
 
 
 def check_finite(owner: str, *found: Estimate) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm.partition._base import AbstractPartition, Estimate, rounding
+from numpyro_ebm.partition._base import AbstractPartition, Estimate
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}
 AT_ONCE = 2**14
@@ -102,7 +102,7 @@ class Grid(AbstractPartition):
 
         nothing = (jnp.asarray(-jnp.inf, float),) * 3
         (fine, coarse, edge), _ = jax.lax.scan(block, nothing, jnp.arange(0, num**size, AT_ONCE))
-        error = jnp.abs(fine - coarse) + rounding(fine)
+        error = jnp.abs(fine - coarse)
         is_finished = (edge - fine < math.log(LARGEST_EDGE)) & (error < LARGEST_ERROR)
         return Estimate(fine, error, jnp.full((), jnp.inf), is_finished)
 

@@ -173,7 +173,8 @@ def _settings(kernel: AbstractKernel, starts: Array) -> dict[str, Array]:
 def _adapt(kernel: AbstractKernel, settings: dict[str, Array], particles: Array, rates: Array) -> dict[str, Array]:
     new = dict(settings)
     if "step_size" in new:
-        log_step = jnp.log(new["step_size"]) + 2 * (jnp.mean(rates) - kernel.target_acceptance)
+        target: Any = kernel.target_acceptance
+        log_step = jnp.log(new["step_size"]) + 2 * (jnp.mean(rates) - target)
         new["step_size"] = jnp.clip(jnp.exp(log_step), SHORTEST, LONGEST)
     if "inverse_mass_matrix" in new:
         new["inverse_mass_matrix"] = _spread(particles)[None]
