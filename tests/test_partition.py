@@ -65,7 +65,7 @@ PROBLEMS = {
 KEY = jax.random.key(0)
 EXACT = {"grid", "enumerate"}
 OPTIONS = {
-    "ais": {"num_levels": 300},
+    "ais": {"num_levels": 300, "num_chains": 400},
     "smc": {},
     "importance": {"num_samples": 5000},
     "bridge": {},
@@ -88,7 +88,7 @@ def is_slow(case):
     return case[0] not in EXACT and QUICK.get(case[0]) != case[1]
 
 
-def options_of(method, problem, seed, num=1500):
+def options_of(method, problem, seed, num=2000):
     """Methods that take draws get exact ones: what is tested is the method, not the chains."""
     name = {"importance": "data", "nce": "data", "bridge": "draws"}.get(method)
     return OPTIONS[method] | ({name: PROBLEMS[problem][2](seed, num)} if name else {})
