@@ -173,6 +173,13 @@ def diagnoses(trained: dict[str, Trained], splits: wine.Splits) -> dict[str, ebm
     return found
 
 
+def print_diagnoses(found: dict[str, ebm.Diagnosis]) -> None:
+    """In full for pcd, the warnings of the others."""
+    for name, each in found.items():
+        text = each if name.startswith("pcd") else "\n".join([f"{len(each.warnings)} warnings", *map(str, each.warnings)])
+        print(f"\n{name}: {text}")
+
+
 def print_mixing(trained: Trained) -> None:
     """R-hat of the energy, along NUTS chains and along the training chains."""
     net = nnx.merge(nnx.graphdef(wine.NET), trained.params["net$params"])
@@ -202,7 +209,8 @@ def draw_pictures(
         "log_z": plots.plot_annealing(bounds),
         "pairs": plots.plot_pairs(splits.train, pcd.draws.samples["x"], names=wine.COMPONENTS, dims=few),
         "marginals": plots.plot_marginals(splits.train, pcd.draws.samples["x"], names=wine.COMPONENTS),
-        "training": plots.plot_training(nce.result, num_rows=sizes),
+        "training_pcd": plots.plot_training(pcd.result, num_rows=sizes),
+        "training_nce": plots.plot_training(nce.result, num_rows=sizes),
         "training_ranks": plots.plot_rank(idata, group="training", var_names=["x"], coords={"component": few}),
         "calibration": plots.plot_calibration(*ratios),
     }
@@ -237,8 +245,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     evaluation = compare(trained, splits, args)
     print_comparison(evaluation)
     found = diagnoses(trained, splits)
-    for name, each in found.items():
-        print(f"\n{name}: {each}")
+    print_diagnoses(found)
     print_mixing(trained["pcd"])
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -252,7 +259,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     idata.to_netcdf(args.out / "evaluate.nc")
     draw_pictures(args.out, trained, idata, bounds, splits, args.seed)
-    print(f"\nWrote evaluate.html, evaluate.nc and six pictures to {args.out}.")
+    print(f"\nWrote evaluate.html, evaluate.nc and seven pictures to {args.out}.")
     return {"log_z": rows, "bounds": bounds, "evaluation": evaluation, "diagnoses": found}
 
 
