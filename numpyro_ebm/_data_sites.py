@@ -8,28 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.primitives import Messenger
 
 from numpyro_ebm._bases import is_improper
 from numpyro_ebm._errors import EnergyError, at_site, is_concrete, nearest
 from numpyro_ebm._results import check_values_given, values_of
 from numpyro_ebm._rows import lay_out, unwrap
+from numpyro_ebm._sites import bare_model, whole_plates
 from numpyro_ebm._typing import Array
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators import Site
 from numpyro_ebm.handlers import estimate
 
 ROWS_AT_ONCE = 4096
-
-
-class whole_plates(Messenger):  # noqa: N801
-    """Plates hold all their rows, also those that subsample."""
-
-    def process_message(self, msg: Any) -> None:
-        """All indices in the place of a subset."""
-        if msg["type"] == "plate":
-            size = msg["args"][0]
-            msg["value"], msg["args"] = jnp.arange(size), (size, size)
 
 
 def data_site(
@@ -99,6 +89,8 @@ def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kw
             f"{owner} is for an energy, whose log Z is not known; {type(distribution).__name__} is normalised. Write "
             "distribution.log_prob(rows), or numpyro_ebm.evaluate to compare it with energies."
         )
+    if 0 in jnp.shape(args[0]):
+        raise EnergyError(f"{owner} needs rows; got none: shape {jnp.shape(args[0])}.")
     site = lay_out("x", unwrapped, args[0], {})
     check_discrete(site)
     return site
@@ -106,8 +98,7 @@ def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kw
 
 def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None) -> Site:
     given = values_of(owner, {} if params is None else params)
-    bare: Any = model.fn if isinstance(model, estimate) else model
-    estimated = estimate(bare, "sm")
+    estimated = estimate(bare_model(model), "sm")
     with handlers.trace() as trace, whole_plates(), handlers.seed(rng_seed=0), handlers.substitute(data=given):
         pairs = estimated.sites(*args, **kwargs)
     check_values_given(trace, given)
