@@ -6,6 +6,7 @@ from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
 from numpyro_ebm._recording import RecordedChains as RecordedChains
+from numpyro_ebm._recording import RecordedHealth as RecordedHealth
 from numpyro_ebm.arviz import to_arviz as to_arviz
 from numpyro_ebm.diagnostics import Diagnosis as Diagnosis
 from numpyro_ebm.diagnostics import Finding as Finding

@@ -13,7 +13,7 @@ from numpyro.infer.svi import SVIState
 from numpyro_ebm._callables import Structure, assemble
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import PyTree
-from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, Site
+from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, NegativePhaseHealth, Site
 from numpyro_ebm.estimators._pool import PoolEstimator
 from numpyro_ebm.handlers import estimate
 
@@ -35,16 +35,30 @@ class RecordedChains(NamedTuple):
     steps: np.ndarray
 
 
+class RecordedHealth(NamedTuple):
+    """Figures of the chains along training, of the last update before every check of `fit`.
+
+    Attributes:
+        sites: by energy site, `NegativePhaseHealth` whose leaves lead with ``num_checks``.
+        steps: ``(num_checks,)``, how many updates had been made.
+    """
+
+    sites: dict[str, NegativePhaseHealth]
+    steps: np.ndarray
+
+
 class Look(NamedTuple):
-    """One draw of each chain.
+    """One look at a training: what the chains did, and a draw of each that is recorded.
 
     Attributes:
         step: updates made.
+        health: by site.
         samples: by site, ``(num_chains, ...)``.
         energies: by site, ``(num_chains,)``.
     """
 
     step: int
+    health: dict[str, NegativePhaseHealth]
     samples: dict[str, np.ndarray]
     energies: dict[str, np.ndarray]
 
@@ -94,14 +108,25 @@ def check_recordable(svi: SVI, num_chains: Any, state: SVIState) -> None:
 
 
 def look(svi: SVI, structure: Structure, arrays: list[Any], num_chains: int, state: SVIState, step: int) -> Look:
-    """Where the first ``num_chains`` chains of each pool are."""
-    samples, energies = jax.device_get(_look(svi, structure, arrays, num_chains, state))
-    return Look(step, samples, energies)
+    """Health, and where the first ``num_chains`` chains of each pool are."""
+    health = jax.device_get(_health(state))
+    samples, energies = jax.device_get(_look(svi, structure, arrays, num_chains, state)) if num_chains else ({}, {})
+    return Look(step, health, samples, energies)
 
 
-def together(looks: tuple[Look, ...]) -> RecordedChains | None:
-    """All looks as one record; None for none."""
-    if not looks:
+def health_of(looks: tuple[Look, ...]) -> RecordedHealth | None:
+    """The health of all looks as one record; None for none."""
+    if not looks or not looks[0].health:
+        return None
+    sites = {
+        name: jax.tree.map(lambda *all_: np.stack(all_), *(each.health[name] for each in looks)) for name in looks[0].health
+    }
+    return RecordedHealth(sites, np.array([each.step for each in looks], int))
+
+
+def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
+    """The draws of all looks as one record; None for none."""
+    if not looks or not looks[0].samples:
         return None
     samples, energies = (
         {name: np.stack([getattr(each, field)[name] for each in looks], axis=1) for name in getattr(looks[0], field)}
@@ -137,6 +162,12 @@ def _sites(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> li
         guide = handlers.trace(svi.guide).get_trace(*args, **kwargs)
         with handlers.replay(trace=guide):
             return model.sites(*args, **kwargs)
+
+
+def _health(state: SVIState) -> dict[str, NegativePhaseHealth]:
+    entries = {name: value.get("state") for name, value in (state.mutable_state or {}).items() if isinstance(value, dict)}
+    kept = {name: entry.get("health") for name, entry in entries.items() if isinstance(entry, dict)}
+    return {name.rpartition("$")[0]: each for name, each in kept.items() if isinstance(each, NegativePhaseHealth)}
 
 
 def _pools(state: SVIState) -> dict[str, Any]:

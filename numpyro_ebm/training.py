@@ -16,7 +16,16 @@ from numpyro_ebm._callables import Structure, assemble
 from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
 from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
 from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
-from numpyro_ebm._recording import Look, RecordedChains, check_recordable, estimators_of, look, together
+from numpyro_ebm._recording import (
+    Look,
+    RecordedChains,
+    RecordedHealth,
+    chains_of,
+    check_recordable,
+    estimators_of,
+    health_of,
+    look,
+)
 from numpyro_ebm._typing import PRNGKey
 
 Stop = Literal["end", "patience", "nonfinite", "interrupted"]
@@ -35,6 +44,7 @@ class FitResult(NamedTuple):
         best_step: how many updates ``params`` have seen.
         stopped: why it stopped: "end" (all updates were made), "patience", "nonfinite" or "interrupted" (from the keyboard).
         chains: `RecordedChains`, where ``record_chains`` asked for them.
+        health: `RecordedHealth`, where an estimator runs chains: energy gap, acceptance and more at each check.
     """
 
     params: dict[str, Any]
@@ -45,6 +55,7 @@ class FitResult(NamedTuple):
     best_step: int
     stopped: Stop
     chains: RecordedChains | None = None
+    health: RecordedHealth | None = None
 
 
 class _Task(NamedTuple):
@@ -249,7 +260,7 @@ def _updates(svi: SVI, structure: Structure, length: int, state: SVIState, array
 
 
 def _record(run: _Run, task: _Task) -> _Run:
-    if not task.num_recorded or run.stopped:
+    if run.stopped:
         return run
     train = task.train
     new = look(task.svi, train.structure, train.arrays, task.num_recorded, run.state, run.num_updates)
@@ -287,7 +298,8 @@ def _result(run: _Run, svi: SVI) -> FitResult:
         np.asarray(run.check_steps, int),
         num_checked if run.params is None else run.best_step,
         run.stopped or "end",
-        together(run.looks),
+        chains_of(run.looks),
+        health_of(run.looks),
     )
 
 

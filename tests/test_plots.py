@@ -13,12 +13,14 @@ import matplotlib
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 import xarray
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.path import Path as Outline
 from numpyro.distributions import constraints
+from numpyro.infer import SVI, Trace_ELBO
 from scipy.stats import norm
 
 import numpyro_ebm as ebm
@@ -363,6 +365,26 @@ def test_health_at_every_update_and_at_steps_of_its_own():
     np.testing.assert_allclose(np.stack(ax.lines[0].get_data()), [np.arange(1, 201), gaps])
     ax = plots.plot_training(RESULT, health={"energy_gap": [1.0, 2.0]}, health_steps=[7, 9])[-1]
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [7, 9])
+
+
+def test_the_health_that_fit_kept_is_drawn_by_itself():
+    def model(x):
+        t = numpyro.param("t", 1.0)
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=x)
+
+    svi = SVI(ebm.estimate(model, "cd"), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+    result = ebm.fit(jax.random.key(0), svi, 30, jnp.linspace(-1, 1, 20), check_every=10, progress_bar=False)
+    assert result.health.steps.tolist() == [10, 20, 30]
+    last = result.state.mutable_state["x$cd"]["state"]["health"]
+    jax.tree.map(lambda kept, now: np.testing.assert_array_equal(kept[-1], now), result.health.sites["x"], last)
+    axes = plots.plot_training(result)
+    np.testing.assert_allclose(axes[-1].lines[0].get_data(), [[10, 20, 30], result.health.sites["x"].acceptance_rate])
+    two = result._replace(health=ebm.RecordedHealth({"x": RECORDS[0], "y": RECORDS[0]}, np.array([1])))
+    with pytest.raises(ebm.EnergyError, match="site='x'"):
+        plots.plot_training(two)
+    with pytest.raises(ebm.EnergyError, match="Did you mean 'x'|no health of a site 'z'"):
+        plots.plot_training(two, site="z")
 
 
 def test_faults_of_training():

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm.plots._style import DARK, FAINT, MODEL, SECOND, numbers, several_axes
 
 OWNER = "plot_training"
@@ -20,25 +20,28 @@ def plot_training(
     health_steps: Any = None,
     window: int | None = None,
     num_rows: tuple[int, int] | None = None,
+    site: str | None = None,
 ) -> np.ndarray:
     """Losses over the updates with their running mean, held-out losses with the best check, and the chains' health.
 
     Panels from above, over the same steps: the loss of each update (faint) and its running mean; the held-out losses at
-    each check, if there are any, the best marked; then, with ``health``, the energy gap (mean energy of the data minus that
-    of the negatives, near 0 for a model that fits) and the acceptance rate. Losses are sums over rows, so that those of
-    training and of held-out rows have panels of their own, unless ``num_rows`` brings both to one row. Non-finite values
-    leave gaps. The surrogates of "gradient" estimators (cd, pcd, mle, ...) have values that say nothing of the fit: look at
-    the health there.
+    each check, if there are any, the best marked; then, for estimators with chains, the energy gap (mean energy of the data
+    minus that of the negatives, near 0 for a model that fits) and the acceptance rate. Losses are sums over rows, so that
+    those of training and of held-out rows have panels of their own, unless ``num_rows`` brings both to one row. Non-finite
+    values leave gaps. The surrogates of "gradient" estimators (cd, pcd, mle, ...) have values that say nothing of the fit:
+    look at the health there.
 
     Args:
         result: what `fit` returned, or ``svi.run``.
         axes: a matplotlib axes for each panel, in this order; None for a new figure.
-        health: records of the chains over training: a sequence of `NegativePhaseHealth`, one of them with stacked arrays, or
-            a dict of arrays ``energy_gap`` (nats) and ``acceptance_rate``, either or both, ``(num_records,)``.
+        health: records of the chains over training; None for those that `fit` kept, one for each check. A sequence of
+            `NegativePhaseHealth`, one of them with stacked arrays, or a dict of arrays ``energy_gap`` (nats) and
+            ``acceptance_rate``, either or both, ``(num_records,)``.
         health_steps: how many updates had been made at each record; None where there is one for each update, or one for
             each check.
         window: updates of the running mean; None for a fiftieth of all.
         num_rows: rows of a training update and of the held-out set, to divide the losses by.
+        site: whose health, where `fit` kept that of several energy sites.
 
     Returns:
         The axes, ``(num_panels,)``.
@@ -59,6 +62,8 @@ def plot_training(
             f"{OWNER} got window={window} for {len(losses)} updates. Write window={max(1, len(losses) // 10)}."
         )
     per_row, unit = _units(num_rows)
+    if health is None and getattr(result, "health", None) is not None:
+        health, health_steps = _kept(result.health, site)
     records = _records(health)
     steps = _steps(records, health_steps, len(losses), checks)
     is_joined = num_rows is not None or not len(held_out)
@@ -95,6 +100,16 @@ def _units(num_rows: Any) -> tuple[tuple[int, int], str]:
     for each in num_rows:
         check_count(OWNER, "num_rows", each)
     return (num_rows[0], num_rows[1]), "per row"
+
+
+def _kept(recorded: Any, site: str | None) -> tuple[Any, np.ndarray]:
+    """What `fit` kept of a site, and at how many updates."""
+    names = sorted(recorded.sites)
+    if site is None and len(names) > 1:
+        raise EnergyError(f"There is health of the sites {names}. Write {OWNER}(result, site='{names[0]}').")
+    if site is not None and site not in names:
+        raise EnergyError(f"There is no health of a site '{site}'. {nearest(site, names)}")
+    return recorded.sites[site or names[0]], recorded.steps
 
 
 def _records(health: Any) -> dict[str, np.ndarray]:
