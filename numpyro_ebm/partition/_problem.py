@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from numpyro_ebm._callables import Structure, assemble, dismantle
+from numpyro_ebm._data_sites import check_discrete
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._reads import reads
 from numpyro_ebm._results import values_of
-from numpyro_ebm._rows import unwrap
+from numpyro_ebm._rows import Unwrapped, lay_out, unwrap
 from numpyro_ebm._sites import find_distribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
@@ -124,16 +125,18 @@ def data_positions(owner: str, distribution: EventDistribution, data: Any) -> Ar
     """Events ``(num, *batch_shape, *event_shape)`` as positions ``(num_rows, num, ...)``.
 
     Raises:
-        EnergyError: for another shape.
+        EnergyError: for another shape, and for events that are not finite or not inside the support.
     """
-    events = distribution.as_events(data)
-    shape = shape_of(distribution)
-    if events.shape[1:] != shape + distribution.event_shape or not len(events):
+    shape, given = shape_of(distribution), jnp.shape(data)
+    if given[1:] != shape + distribution.event_shape or not given[0]:
         raise EnergyError(
-            f"{owner} needs events of shape (number, {', '.join(map(str, shape + distribution.event_shape))}); got "
-            f"{events.shape}. Give the rows of one context after the other along the second dimension."
+            f"{owner} needs events of shape (number, {', '.join(map(str, shape + distribution.event_shape))}); got {given}. "
+            "Give the rows of one context after the other along the second dimension."
         )
-    return _positions(distribution, jnp.moveaxis(events.reshape((len(events), -1, *distribution.event_shape)), 0, 1))
+    lead = (given[0], *(shape or (1,) * len(distribution.batch_shape)))
+    events = distribution.as_events(jnp.reshape(data, lead + distribution.event_shape))
+    check_discrete(lay_out("data", Unwrapped(distribution, lead, 0, None), events, {}))
+    return _positions(distribution, jnp.moveaxis(events.reshape((given[0], -1, *distribution.event_shape)), 0, 1))
 
 
 def _by_row(distribution: EventDistribution, events: Array) -> Array:
