@@ -444,6 +444,8 @@ REFUSED = {
         "outside the support Positive",
     ),
     "data between whole numbers": (ISING, {"method": "nce", "data": jnp.full((4, 9), 0.5)}, "outside the support"),
+    "draws that are few": (WELL, {"method": "bridge", "draws": jnp.arange(3.0)}, "at least 8 of them; got 3"),
+    "rows that are all the same": (WELL, {"method": "importance", "data": jnp.ones(20)}, "coordinate 0 is 1 in all"),
     "a proposal and data": (
         WELL,
         {"method": "importance", "proposal": dist.Normal(0, 1), "data": jnp.zeros(4)},
@@ -465,6 +467,12 @@ def test_what_cannot_be_is_refused(name):
     distribution, options, words = REFUSED[name]
     with pytest.raises(ebm.EnergyError, match=words):
         ebm.log_partition(**({"rng_key": KEY} | options), dist_or_model=distribution)
+
+
+def test_a_grid_under_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        found = ebm.log_partition(None, ebm.EnergyDistribution(lambda x: x**2), method="grid", num_points=101)
+    np.testing.assert_allclose(found.value, 0.5 * np.log(np.pi), atol=1e-5)
 
 
 def test_types_that_do_not_fit():
@@ -489,7 +497,7 @@ def test_types_that_do_not_fit():
 def test_nested_shells_of_an_energy_that_is_infinite_in_places(share):
     """Exact nested sampling of a ratio ``exp(x)`` on ``(share, 1)``, none below, in 60 runs."""
     num_live, stages, rng = 100, 20, np.random.default_rng(0)
-    errors, integrate = [], jax.jit(nested._integrate)
+    errors, integrate = [], jax.numpy_dtype_promotion("strict")(jax.jit(nested._integrate))
     ratio = lambda x: np.where(x < share, -1e30, x)  # noqa: E731
     for seed in range(60):
         live, dead = rng.random(num_live), np.zeros((stages + 2, 10))

@@ -131,7 +131,7 @@ def _integrate(rng_key: PRNGKey, dead: Array, num_stages: Array, live: Array) ->
     is_point = jnp.concatenate([jnp.repeat(jnp.arange(max_stages) < num_stages, num_delete), jnp.ones(num_live, bool)])
     log_ratios = jnp.concatenate([jnp.where(is_point[:-num_live], dead.reshape(-1), 0.0), jnp.sort(live)])
     alive = jnp.concatenate([jnp.tile(num_live - jnp.arange(num_delete), max_stages), num_live - jnp.arange(num_live)])
-    alive = _alive_on_plateaus(alive, log_ratios, is_point)
+    alive = _alive_on_plateaus(alive, log_ratios, is_point).astype(dead.dtype)
     shrinkage = jnp.log(jax.random.uniform(rng_key, (NUM_PATHS, len(alive)), minval=jnp.finfo(dead.dtype).tiny)) / alive
     shrinkage = jnp.where(is_point, shrinkage, 0.0)
     before = jnp.cumsum(shrinkage, axis=1) - shrinkage

@@ -124,7 +124,7 @@ class SequentialMonteCarlo(AbstractPartition):
         end = jax.lax.while_loop(goes_on, lambda p: self._stage(p, kernel, densities), population)
         left = jax.ops.segment_sum(end.state.weights, end.founders, num)
         concentration = jnp.sum(left**2)
-        variance = 1 - (num / (num - 1)) ** (end.num_stages + 1.0) * (1 - concentration)
+        variance = 1 - (num / (num - 1)) ** (end.num_stages + 1).astype(concentration.dtype) * (1 - concentration)
         return Estimate(end.log_z, jnp.sqrt(jnp.maximum(variance, 0.0)), 1 / concentration, end.state.tempering_param >= 1)
 
     def _stage(self, population: Population, kernel: AbstractKernel, densities: Densities) -> Population:
