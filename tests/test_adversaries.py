@@ -64,6 +64,7 @@ def in_turns(model, num_steps, *args, adversary, optimizer=None, rate=0.1, steps
 
 @pytest.mark.usefixtures("x64")
 class TestTheBestCriticOfTheSteinDiscrepancy:
+    @pytest.mark.slow
     def test_a_linear_one_gives_the_gradient_of_score_matching(self):
         # On the rows themselves: the maximum over a and c is a linear system, solved by one Newton step.
         lsd = ebm.estimate(quadratic, "lsd", critic=linear, num_projections=None)

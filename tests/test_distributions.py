@@ -222,6 +222,7 @@ class TestGuard:
 
 
 class TestSample:
+    @pytest.mark.slow
     def test_variance_of_a_gaussian_from_the_default_sampler(self):
         draws = ebm.EnergyDistribution(lambda x: 2.0 * x**2).sample(jax.random.key(1), (4000,))
         assert abs(draws.var() - 0.25) < 0.02

@@ -47,6 +47,7 @@ def test_latent_prior(tmp_path, capsys):
     assert (tmp_path / "latent_prior.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_the_splits_and_the_baselines_are_those_of_the_literature(wine):
     splits = wine.load(2019)
     assert [len(part) for part in splits] == [1296, 144, 159]

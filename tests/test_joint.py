@@ -94,6 +94,7 @@ class TestSameAsOneEvent:
 class TestImputation:
     """What is not observed is drawn given what is."""
 
+    @pytest.mark.slow
     def test_any_member_given_the_others(self):
         # NUTS on the factors, b observed: (a, c) given b is Gaussian of precision K_oo.
         out, given, value = [0, 3], [1, 2], np.array([0.7, -1.1])
@@ -117,6 +118,7 @@ class TestImputation:
         check_moments(mcmc.get_samples(group_by_chain=True)["b"], mean, np.broadcast_to(np.diag(cov), (5, 2)))
 
 
+@pytest.mark.slow
 class TestChainOfTwenty:
     """x0 ... x19, each tied to the next: precision t I + s T, T the neighbours."""
 

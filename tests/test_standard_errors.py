@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import fit, precision_model
+from helpers import fit, precision_model, some_slow
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
@@ -28,7 +28,7 @@ def of_nce(t, nu, noise_sd):
     return inverse - (1 + 1 / nu) * np.outer(inverse @ mean, inverse @ mean)
 
 
-@pytest.mark.parametrize("nu", [1, 5])
+@pytest.mark.parametrize("nu", some_slow([5], [1]))
 @pytest.mark.usefixtures("x64")
 def test_of_nce_are_those_of_its_theory(nu):
     n, t = 200_000, 4.0
