@@ -50,7 +50,7 @@ def _key(value: Any, seen: dict[int, Any], depth: int) -> Hashable:
         return _of_array(value)
     seen[id(value)] = value
     parts = tuple((name, _key(each, seen, depth - 1)) for name, each in _parts(value))
-    return parts or _Same(value)
+    return parts if parts or isinstance(value, tuple | list | Mapping) else _Same(value)
 
 
 def _of_array(value: np.ndarray) -> Hashable:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from numpyro_ebm import _models, chains
 from numpyro_ebm._callables import assemble, dismantle
@@ -100,7 +101,7 @@ def sample(
         key_start, key_run = jax.random.split(rng_key)
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
         samples, run, finite = _sample_distribution(key_start, key_run, resolved, model_or_dist, starts, **counts)
-    elif callable(model_or_dist):
+    elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
         arguments = (tuple(model_args), dict(model_kwargs or {}))
@@ -109,7 +110,10 @@ def sample(
         fixed = (model_or_dist, dict(params or {}), dynamic, static, reads(model_or_dist))
         samples, run, finite = _sample_model(rng_key, resolve_kernel(kernel), *fixed, **counts)
     else:
-        raise TypeError(f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}.")
+        raise TypeError(
+            f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
+            "into EnergyDistribution(..., batch_shape=...)."
+        )
     if not bool(jnp.all(finite)):
         raise EnergyError(
             "A chain starts where the log density or its gradient is not finite. Look at the energy there, or give the "
