@@ -1,7 +1,7 @@
 """A distribution or a model, and rows of data, as the `Site` that estimators see."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.primitives import Messenger
 
 from numpyro_ebm._bases import is_improper
 from numpyro_ebm._callables import Structure, assemble, dismantle
 from numpyro_ebm._errors import EnergyError, at_site, is_concrete, nearest
+from numpyro_ebm._reads import reads
 from numpyro_ebm._results import check_values_given, values_of
 from numpyro_ebm._rows import lay_out, unwrap
+from numpyro_ebm._sites import bare_model, whole_plates
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators import Site
@@ -37,6 +38,7 @@ class ModelEnergy:
         model: the NumPyro model.
         structure: the rest of the arguments.
         site: the site's name.
+        reads: what the model reads beside its arguments.
     """
 
     params: PyTree
@@ -44,6 +46,7 @@ class ModelEnergy:
     model: Any
     structure: Structure
     site: str
+    reads: Hashable
 
     def __call__(self, *event_and_context: Any) -> Any:
         """The energy of one event."""
@@ -53,17 +56,9 @@ class ModelEnergy:
         return sites[self.site].distribution.energy(*event_and_context)
 
 
-jax.tree_util.register_dataclass(ModelEnergy, data_fields=["params", "arrays"], meta_fields=["model", "structure", "site"])
-
-
-class whole_plates(Messenger):  # noqa: N801
-    """Plates hold all their rows, also those that subsample."""
-
-    def process_message(self, msg: Any) -> None:
-        """All indices in the place of a subset."""
-        if msg["type"] == "plate":
-            size = msg["args"][0]
-            msg["value"], msg["args"] = jnp.arange(size), (size, size)
+jax.tree_util.register_dataclass(
+    ModelEnergy, data_fields=["params", "arrays"], meta_fields=["model", "structure", "site", "reads"]
+)
 
 
 def data_site(
@@ -133,6 +128,8 @@ def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kw
             f"{owner} is for an energy, whose log Z is not known; {type(distribution).__name__} is normalised. Write "
             "distribution.log_prob(rows), or numpyro_ebm.evaluate to compare it with energies."
         )
+    if 0 in jnp.shape(args[0]):
+        raise EnergyError(f"{owner} needs rows; got none: shape {jnp.shape(args[0])}.")
     site = lay_out("x", unwrapped, args[0], {})
     check_discrete(site)
     return site
@@ -140,7 +137,7 @@ def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kw
 
 def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None) -> Site:
     given = values_of(owner, {} if params is None else params)
-    bare: Any = model.fn if isinstance(model, estimate) else model
+    bare = bare_model(model)
     sites, trace = _sites(bare, given, args, kwargs)
     check_values_given(trace, given)
     found = {name: each for name, each in sites.items() if _is_observed(name, trace)}
@@ -149,7 +146,7 @@ def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str
     if not chosen.distribution.has_energy:
         return chosen
     arrays, structure = dismantle((args, kwargs))
-    energy = ModelEnergy(given, arrays, bare, structure, chosen.name)
+    energy = ModelEnergy(given, arrays, bare, structure, chosen.name, reads(bare))
     return dataclasses.replace(chosen, distribution=chosen.distribution.with_energy(energy))
 
 

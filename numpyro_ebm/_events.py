@@ -13,6 +13,7 @@ from numpyro_ebm._bases import split_rows
 from numpyro_ebm._blocks import Blocks
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._errors import EnergyError, is_concrete
+from numpyro_ebm._reads import reads
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
 
@@ -40,7 +41,7 @@ class EventDistribution(dist.Distribution):
 
     arg_constraints = {}
     pytree_data_fields = ("context", "base", "_support", "_sampler_arrays")
-    pytree_aux_fields = ("_sampler_structure", "_discrete_bounds")
+    pytree_aux_fields = ("_sampler_structure", "_discrete_bounds", "_reads")
     has_energy: ClassVar[bool]
 
     def __init__(
@@ -66,6 +67,16 @@ class EventDistribution(dist.Distribution):
         self._sampler_arrays, self._sampler_structure = dismantle(sampler)
         self.context, self.base = context, base
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """As NumPyro's; what the functions read beside their arguments is in the structure, so that no jit keeps it."""
+        self._reads = reads(*self._functions)
+        return super().tree_flatten()
+
+    @property
+    def _functions(self) -> tuple[Any, ...]:
+        """What of the functions given is no array."""
+        return self._sampler_structure.static
 
     @property
     def sampler(self) -> Callable[..., Array]:

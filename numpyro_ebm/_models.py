@@ -1,6 +1,6 @@
 """A NumPyro model as a target for kernels: its parameters fixed, its latents unconstrained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -69,7 +69,13 @@ def check_params(model: Callable, params: PyTree | None, args: tuple, kwargs: di
 
     Raises:
         EnergyError: naming the parameters that have no value.
+        TypeError: for values that are not by name.
     """
+    if params is not None and not isinstance(params, Mapping):
+        raise TypeError(
+            f"params are values by name; got {type(params).__name__}. Write params=result.params of what fit or svi.run "
+            "returned, or params=svi.get_params(state)."
+        )
     # Latents start as NumPyro's kernels start them, not drawn: an energy's sampler would run its chains for nothing.
     initialized = handlers.substitute(handlers.seed(fixed(model, params), 0), substitute_fn=init_to_uniform())
     with handlers.block(), handlers.trace() as trace:

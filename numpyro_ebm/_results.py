@@ -25,11 +25,16 @@ def values_of(owner: str, state: Any) -> dict[str, Any]:
 
     Raises:
         EnergyError: for a state of SVI, which holds parameters in another form.
+        TypeError: for what holds no values by name.
     """
     if isinstance(state, SVIState):
         raise EnergyError(
             f"A state of SVI alone holds parameters in unconstrained form, and the model cannot run on it. Pass to {owner} "
             "the result of fit or of svi.run, or svi.get_params(state)."
+        )
+    if not isinstance(state, SVIRunResult | FitResult | Mapping):
+        raise TypeError(
+            f"{owner} needs parameters by name: a dict, or the result of fit or of svi.run; got {type(state).__name__}."
         )
     is_result = isinstance(state, SVIRunResult | FitResult)
     values = {**state.params, **mutable_state(state)} if is_result else dict(state)

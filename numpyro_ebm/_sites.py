@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from numpyro_ebm._errors import EnergyError, nearest
 from numpyro_ebm._events import EventDistribution
@@ -14,6 +16,21 @@ from numpyro_ebm._rows import unwrap
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators import MaximumLikelihood, Site
 from numpyro_ebm.handlers import estimate
+
+
+class whole_plates(Messenger):  # noqa: N801
+    """Plates hold all their rows, also those that subsample."""
+
+    def process_message(self, msg: Any) -> None:
+        """All indices in the place of a subset."""
+        if msg["type"] == "plate":
+            size = msg["args"][0]
+            msg["value"], msg["args"] = jnp.arange(size), (size, size)
+
+
+def bare_model(model: Any) -> Any:
+    """The model inside what `estimate` made of it."""
+    return model.fn if isinstance(model, estimate) else model
 
 
 def find_site(
@@ -26,7 +43,8 @@ def find_site(
 ) -> Site:
     """The one energy site of a model, or the one that is named, with its rows; sites that a factor joins are one.
 
-    An energy that is not observed gets a value of its base, which nothing is computed from; no chain runs.
+    Plates that subsample hold all their rows. An energy that is not observed gets a value of its base, which nothing is
+    computed from; no chain runs.
 
     Args:
         owner: who asks, for messages.
@@ -41,12 +59,12 @@ def find_site(
             sites without a value.
         TypeError: for something that is no model.
     """
-    if not callable(model):
+    if not callable(model) or isinstance(model, dist.Distribution):
         raise TypeError(f"{owner} needs a NumPyro model or an EnergyDistribution; got {type(model).__name__}.")
-    bare = model.fn if isinstance(model, estimate) else model
     given = values_of(owner, {} if params is None else params)
-    estimated = estimate(handlers.substitute(bare, substitute_fn=_any_value), MaximumLikelihood())
-    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=given):
+    estimated = estimate(handlers.substitute(bare_model(model), substitute_fn=_any_value), MaximumLikelihood())
+    seeded = handlers.seed(rng_seed=0)
+    with handlers.block(), handlers.trace() as trace, whole_plates(), seeded, handlers.substitute(data=given):
         found = {each.name: each for _, each in estimated.sites(*args, **(kwargs or {}))}
     energies = {member for name in found for member in name.split(",")}
     check_values_given({name: message for name, message in trace.items() if name not in energies}, given)

@@ -92,7 +92,7 @@ def to_arviz(
         draws, training = {}, draws
     if training is not None and not isinstance(training, FitResult):
         raise TypeError(f"training is what fit returned; got {type(training).__name__}.")
-    posterior, stats = _collect(draws)
+    posterior, stats = _collect("to_arviz", draws)
     shape = _check_shapes(posterior) if posterior or training is None else None
     given = {"posterior_predictive": posterior_predictive, "log_likelihood": log_likelihood}
     chained = {group: _by_chain(group, values or {}, shape) for group, values in given.items()}
@@ -114,7 +114,7 @@ def to_arviz(
     return data
 
 
-def _collect(draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _collect(owner: str, draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(draws, Draws):
         return dict(draws.samples), dict(draws.stats)
     if isinstance(draws, MCMC):
@@ -124,7 +124,7 @@ def _collect(draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(draws, Mapping):
         return dict(draws), {}
     raise TypeError(
-        f"to_arviz needs an MCMC, the result of sample or of fit, or a dict of arrays; got {type(draws).__name__}."
+        f"{owner} needs an MCMC, the result of sample or of fit, or a dict of arrays; got {type(draws).__name__}."
     )
 
 
@@ -270,7 +270,7 @@ def read(owner: str, draws: Any) -> Recorded:
         if "posterior" not in _group_names(draws):
             raise EnergyError(f"{owner} needs a posterior group. Write to_arviz(draws).")
         return Recorded(*(_arrays(draws, group) for group in ("posterior", "sample_stats", "observed_data")))
-    posterior, stats = _collect(draws)
+    posterior, stats = _collect(owner, draws)
     _check_shapes(posterior)
     kernel = getattr(draws, "kernel", None) if isinstance(draws, Draws) else getattr(draws, "sampler", None)
     variables = {name: _as_numpy(name, value) for name, value in posterior.items()}

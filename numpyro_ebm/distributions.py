@@ -94,6 +94,10 @@ class EnergyDistribution(EventDistribution):
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
 
     @property
+    def _functions(self) -> tuple[Any, ...]:
+        return (*super()._functions, *self._energy_structure.static)
+
+    @property
     def energy(self) -> EnergyFn:
         """The energy as it was given."""
         return assemble(self._energy_arrays, self._energy_structure)

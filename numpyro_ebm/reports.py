@@ -177,6 +177,8 @@ def _log_normalizer(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the figures say the same of these rows
                 errors = standard_errors(jax.random.key(2), model, given, *args, names=names, **kwargs).errors
+            if name not in errors:  # of another model, and no part of this one
+                return {}, ()
             return value | {"log_normalizer_se": float(errors[name])}, said
         except EnergyError as error:
             refusal = str(error)

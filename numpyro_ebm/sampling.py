@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from numpyro_ebm import _models, chains
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._reads import reads
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 from numpyro_ebm.samplers import check_start, draw_start
@@ -57,7 +59,8 @@ def sample(
 
     Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. A second call with the
     same shapes compiles nothing: for a distribution its energy's arrays, for a model ``params`` and the arrays in its
-    arguments may change. The model itself is the cache's key: pass the same function.
+    arguments may change. The model is the cache's key, and what it reads beside its arguments (globals, closures): pass the
+    same function.
 
     Args:
         rng_key: random key.
@@ -98,17 +101,19 @@ def sample(
         key_start, key_run = jax.random.split(rng_key)
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
         samples, run, finite = _sample_distribution(key_start, key_run, resolved, model_or_dist, starts, **counts)
-    elif callable(model_or_dist):
+    elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
         arguments = (tuple(model_args), dict(model_kwargs or {}))
         _models.check_params(model_or_dist, params, *arguments)
         dynamic, static = dismantle(arguments)
-        samples, run, finite = _sample_model(
-            rng_key, resolve_kernel(kernel), model_or_dist, dict(params or {}), dynamic, static, **counts
-        )
+        fixed = (model_or_dist, dict(params or {}), dynamic, static, reads(model_or_dist))
+        samples, run, finite = _sample_model(rng_key, resolve_kernel(kernel), *fixed, **counts)
     else:
-        raise TypeError(f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}.")
+        raise TypeError(
+            f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
+            "into EnergyDistribution(..., batch_shape=...)."
+        )
     if not bool(jnp.all(finite)):
         raise EnergyError(
             "A chain starts where the log density or its gradient is not finite. Look at the energy there, or give the "
@@ -134,8 +139,8 @@ def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, nu
     return {"x": draws}, run._replace(info=info), finite
 
 
-@partial(jax.jit, static_argnames=("model", "static", "num_warmup", "num_samples", "num_chains"))
-def _sample_model(rng_key, kernel, model, params, dynamic, static, *, num_warmup, num_samples, num_chains):
+@partial(jax.jit, static_argnames=("model", "static", "read", "num_warmup", "num_samples", "num_chains"))
+def _sample_model(rng_key, kernel, model, params, dynamic, static, read, *, num_warmup, num_samples, num_chains):
     args, kwargs = assemble(dynamic, static)
     key_start, key_run = jax.random.split(rng_key)
     target = _models.make_target(jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs)

@@ -86,6 +86,10 @@ class ScoreDistribution(EventDistribution):
             )
 
     @property
+    def _functions(self) -> tuple[Any, ...]:
+        return (*super()._functions, *self._score_structure.static)
+
+    @property
     def score(self) -> Callable[..., Array]:
         """The score as it was given."""
         return assemble(self._score_arrays, self._score_structure)

@@ -470,3 +470,10 @@ class TestNestedRhat:
             ebm.nested_rhat({"x": np.ones((4, 1))}, 4)
         with pytest.raises(ebm.EnergyError, match="num_superchains >= 2"):
             ebm.nested_rhat({"x": np.ones((4, 1))}, 1)
+
+
+def test_data_that_are_all_the_same_say_nothing():
+    draws = {"x": np.random.default_rng(0).normal(size=(4, 100, 2))}
+    assert ebm.diagnose(draws, data=np.ones((2, 2)))["x against data"].status == "not checked"
+    with pytest.raises(TypeError, match="diagnose needs an MCMC"):
+        ebm.diagnose(draws["x"])

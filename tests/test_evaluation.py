@@ -118,7 +118,7 @@ def test_what_ksd_and_sm_refuse():
             measure(standard_model, X)
         with pytest.raises(ebm.EnergyError, match="ImproperUniform has no normaliser"):
             measure(dist.ImproperUniform(constraints.real, (), ()), np.ones(5))
-    with pytest.raises(ebm.EnergyError, match="1 row that takes part"):
+    with pytest.raises(ebm.EnergyError, match="needs two or more; got 1"):
         ebm.ksd_test(KEY, NORMAL, X[:1])
     with pytest.raises(ebm.EnergyError, match="num_bootstraps >= 1"):
         ebm.ksd_test(KEY, NORMAL, X, num_bootstraps=0)
@@ -528,3 +528,7 @@ def test_what_evaluate_refuses():
 
     with pytest.raises(ebm.EnergyError, match="different numbers of rows"):
         ebm.evaluate(KEY, {"truth": TRUTH, "half": (half, {})}, X, measures="sm")
+
+
+def test_ksd_of_two_rows_has_no_error():
+    assert np.isinf(ebm.ksd_test(jax.random.key(0), dist.Normal(0.0, 1.0), jnp.array([0.0, 1.0])).standard_error)

@@ -18,6 +18,7 @@ FLOORS = {
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,
+    "_reads": 0,
     "_blocks": 0,
     "_bases": 0,
     "_laplacian": 0,

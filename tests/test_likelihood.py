@@ -229,6 +229,8 @@ def test_what_is_no_energy_is_refused():
         ebm.log_likelihood(lambda x: numpyro.sample("x", dist.Normal(0, 1), obs=x), None, X, log_partition=log_z)
     with pytest.raises(ebm.EnergyError, match="do not match event_shape"):
         ebm.log_likelihood(gaussian(), None, X[:, :1], log_partition=log_z)
+    with pytest.raises(ebm.EnergyError, match=r"got none: shape \(0, 2\)"):
+        ebm.log_likelihood(gaussian(), None, X[:0], log_partition=known(0.0))
 
 
 def test_log_z_as_it_is_estimated():

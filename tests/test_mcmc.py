@@ -207,6 +207,10 @@ class TestEnergySites:
         ):
             with pytest.raises(ValueError, match=r"\['t'\].*params=svi_result.params"):
                 call()
+        with pytest.raises(TypeError, match="params=result.params"):
+            ebm.sample(jax.random.key(0), precision_model, params=[1.0])
+        with pytest.raises(TypeError, match="got Independent"):
+            ebm.sample(jax.random.key(0), dist.Normal(jnp.zeros(2), 1).to_event(1))
 
     def test_observed_rows_in_a_subsampled_plate_are_refused(self):
         def model(y):

@@ -11,10 +11,11 @@ import numpyro.distributions as dist
 import pytest
 from helpers import some_slow
 from numpyro.distributions import constraints
+from scipy import stats
 from test_discrete_kernels import ising
 
 import numpyro_ebm as ebm
-from numpyro_ebm.partition import _contrast, _proposal
+from numpyro_ebm.partition import _contrast, _proposal, nested
 from numpyro_ebm.partition.table import METHODS
 
 RING = 3 * jnp.stack([jnp.cos(jnp.arange(8) * jnp.pi / 4), jnp.sin(jnp.arange(8) * jnp.pi / 4)], -1)
@@ -172,6 +173,11 @@ class TestRows:
         found = ebm.log_partition(jax.random.key(1), d, num_levels=100)
         truth = -0.5 * np.log(2) - np.array([-4.0, 0.0, 4.0]) ** 2 / 4
         assert np.max(np.abs(found.value - truth) / found.standard_error) < 4
+
+    @pytest.mark.parametrize("wrap", [lambda d: d.expand((4,)), lambda d: d.expand((4,)).to_event(1)])
+    def test_expand_and_to_event_change_nothing(self, wrap):
+        found = ebm.log_partition(None, wrap(WELL), method="grid")
+        np.testing.assert_array_equal(found.value, ebm.log_partition(None, WELL, method="grid").value)
 
     def test_rows_that_share_a_density_have_one(self):
         d = ebm.EnergyDistribution(double_well, batch_shape=(5,))
@@ -339,6 +345,17 @@ class TestModels:
         found = ebm.log_partition(None, model, method="grid", model_args=(c,))
         np.testing.assert_allclose(found.value, 0.5 * np.log(2 * np.pi / np.asarray(c)), atol=1e-5)
 
+    def test_plates_that_subsample_hold_all_contexts(self):
+        def model(c, y=None):
+            with numpyro.plate("rows", 4, subsample_size=2):
+                c = numpyro.subsample(c, event_dim=0)
+                energy = lambda y, c: 0.5 * c * y**2  # noqa: E731
+                numpyro.sample("y", ebm.EnergyDistribution(energy, context=c, batch_shape=c.shape), obs=y)
+
+        c = jnp.array([1.0, 4.0, 2.0, 3.0])
+        found = ebm.log_partition(None, model, params={}, model_args=(c,), method="grid")
+        np.testing.assert_allclose(found.value, 0.5 * np.log(2 * np.pi / np.asarray(c)), atol=1e-5)
+
     def test_factors_tilt_their_site(self):
         def model(x=None):
             x = numpyro.sample("x", dist.Normal(0, 1), obs=x)
@@ -421,6 +438,15 @@ REFUSED = {
     "a share above 1": (WELL, {"method": "smc", "target_ess": 1.5}, "share below 1"),
     "nce without data": (WELL, {"method": "nce"}, "data=x"),
     "data of another shape": (WELL, {"method": "nce", "data": jnp.zeros((4, 2))}, "events of shape"),
+    "data that are NaN": (WELL, {"method": "nce", "data": jnp.array([0.0, jnp.nan])}, "Row 1 of the data is not finite"),
+    "data on a wall": (
+        ebm.EnergyDistribution(lambda x: x, support=constraints.positive),
+        {"method": "nce", "data": jnp.zeros(50)},
+        "outside the support Positive",
+    ),
+    "data between whole numbers": (ISING, {"method": "nce", "data": jnp.full((4, 9), 0.5)}, "outside the support"),
+    "draws that are few": (WELL, {"method": "bridge", "draws": jnp.arange(3.0)}, "at least 8 of them; got 3"),
+    "rows that are all the same": (WELL, {"method": "importance", "data": jnp.ones(20)}, "coordinate 0 is 1 in all"),
     "a proposal and data": (
         WELL,
         {"method": "importance", "proposal": dist.Normal(0, 1), "data": jnp.zeros(4)},
@@ -444,13 +470,59 @@ def test_what_cannot_be_is_refused(name):
         ebm.log_partition(**({"rng_key": KEY} | options), dist_or_model=distribution)
 
 
+def test_a_grid_under_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        found = ebm.log_partition(None, ebm.EnergyDistribution(lambda x: x**2), method="grid", num_points=101)
+    np.testing.assert_allclose(found.value, 0.5 * np.log(np.pi), atol=1e-5)
+
+
 def test_types_that_do_not_fit():
     with pytest.raises(TypeError, match="belong to a model"):
         ebm.log_partition(KEY, WELL, params={})
     with pytest.raises(TypeError, match="needs a NumPyro model"):
         ebm.log_partition(KEY, 3.0)
+    for law in (dist.Normal(0, 1), dist.Normal(0, 1).expand([3]).to_event(1)):
+        with pytest.raises(TypeError, match="needs a NumPyro model or an EnergyDistribution"):
+            ebm.log_partition(KEY, law)
+    with pytest.raises(TypeError, match="parameters by name"):
+        ebm.log_partition(KEY, lambda: None, params=[1.0])
+    with pytest.raises(TypeError, match="model_args=\\(x,\\)"):
+        ebm.log_partition(KEY, lambda x: None, model_args=jnp.zeros(3))
+    with pytest.raises(ebm.EnergyError, match="inside jax.jit"):
+        jax.jit(lambda low: ebm.log_partition(None, WELL, method="grid", low=low).value)(-5.0)
+    with pytest.raises(TypeError, match="distribution to start from; got str"):
+        ebm.log_partition(KEY, WELL, start="normal")
+    with pytest.raises(TypeError, match="no option 'levels'"):
+        ebm.log_partition_bounds(KEY, WELL, levels=5)
     with pytest.raises(TypeError, match="no option 'levels'"):
         ebm.log_partition(KEY, WELL, levels=5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.9])
+def test_nested_shells_of_an_energy_that_is_infinite_in_places(share):
+    """Exact nested sampling of a ratio ``exp(x)`` on ``(share, 1)``, none below, in 60 runs."""
+    num_live, stages, rng = 100, 20, np.random.default_rng(0)
+    errors, integrate = [], jax.numpy_dtype_promotion("strict")(jax.jit(nested._integrate))
+    ratio = lambda x: np.where(x < share, -1e30, x)  # noqa: E731
+    for seed in range(60):
+        live, dead = rng.random(num_live), np.zeros((stages + 2, 10))
+        for stage in range(stages):
+            worst = np.argsort(ratio(live))[:10]
+            dead[stage] = ratio(live[worst])
+            live[worst] = rng.uniform(max(share, live[worst].max()), 1, 10)
+        found = integrate(jax.random.key(seed), jnp.asarray(dead, float), stages, jnp.asarray(ratio(live), float))
+        errors.append(float(jnp.exp(found.value)) - (np.e - np.exp(share)))
+    assert abs(np.mean(errors)) < 5 * np.std(errors) / np.sqrt(60)
+
+
+def test_the_error_of_many_small_stages_is_none_too_small():
+    """Of 20 runs: the families' variance by itself was negative in a good part of them."""
+    far = ebm.EnergyDistribution(lambda x: 2 * jnp.sum((x - 2.0) ** 2), (2,))
+    options = {"method": "smc", "num_particles": 1000, "target_ess": 0.95, "kernel": "hmc"}
+    found = [ebm.log_partition(jax.random.key(seed), far, **options) for seed in range(20)]
+    errors = np.array([float(each.value) for each in found]) - np.log(np.pi / 2)
+    scores = errors / np.array([float(each.standard_error) for each in found])
+    assert np.mean(scores**2) < stats.chi2.isf(1e-4, 20) / 20
 
 
 def test_few_effective_draws_are_said():

@@ -28,6 +28,8 @@ def compare(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
     points = points[np.all(np.isfinite(points), axis=1)]
     if not (np.all(np.isfinite(chains)) and len(points) >= 2):
         return [unchecked(f"{name} against data", "not all draws are finite, or there are fewer than two rows of data")]
+    if np.all(points == points[0]):
+        return [unchecked(f"{name} against data", "the rows of data are all the same")]
     found = [_distance(name, chains, points)]
     if np.all(np.ptp(chains, axis=(0, 1)) == 0) or chains.shape[1] < 8 or np.abs(chains).max() > HUGE:
         return [*found, unchecked(f"{name} modes", "the draws are frozen, few or huge, and stand for no law to compare")]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._data_sites import has_rows_of_its_own
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._errors import EnergyError, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators import KernelSteinDiscrepancy, Site
 from numpyro_ebm.estimators.ksd import Kernel
@@ -19,7 +19,7 @@ class KSDTest(NamedTuple):
 
     Attributes:
         statistic: unbiased squared discrepancy, about 0 where the model fits; may be negative.
-        standard_error: of it, to first order; too large rather than too small where the model fits.
+        standard_error: of it, to first order; too large rather than too small where the model fits. Infinite for two rows.
         p_value: chance of a statistic as large if the model were true.
     """
 
@@ -95,6 +95,9 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
             "ksd_test compares the scores of rows, which here have different densities: each row has a context or a base "
             "of its own. Test the rows of one context."
         )
+    num_rows = site.num_rows if site.mask is None or not is_concrete(site.mask) else int(site.mask.sum())
+    if num_rows < 2:
+        raise EnergyError(f"ksd_test compares rows with each other and needs two or more; got {num_rows}.")
     estimator = KernelSteinDiscrepancy(**options)
     estimator.check(site)
     return _test(
@@ -123,4 +126,5 @@ def _test(rng_key, distribution, rows, bandwidth, *, kernel, beta, num_bootstrap
     # The mean over partners is half of a row's influence.
     spread = jnp.var(sums[:, 0] / (num - 1), where=keep) * num / (num - 1)
     p_value = (1 + jnp.sum(null >= statistic)) / (1 + num_bootstraps)
-    return KSDTest(statistic, 2 * jnp.sqrt(spread / num), p_value)
+    # Two rows have one pair between them, and so no spread.
+    return KSDTest(statistic, jnp.where(num > 2, 2 * jnp.sqrt(spread / num), jnp.inf), p_value)

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution, check_same_support
@@ -142,7 +143,10 @@ def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> No
 
     Raises:
         EnergyError: with its shape or support.
+        TypeError: for what is no distribution.
     """
+    if not isinstance(law, dist.Distribution):
+        raise TypeError(f"{owner} needs a numpyro distribution to start from; got {type(law).__name__}.")
     if law.batch_shape or law.event_shape != distribution.event_shape:
         raise EnergyError(
             f"{owner} needs the distribution of one event of shape {distribution.event_shape}; got batch shape "

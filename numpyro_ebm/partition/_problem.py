@@ -2,16 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from numpyro_ebm._callables import Structure, assemble, dismantle
+from numpyro_ebm._data_sites import check_discrete
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._reads import reads
 from numpyro_ebm._results import values_of
+from numpyro_ebm._rows import Unwrapped, lay_out, unwrap
 from numpyro_ebm._sites import find_distribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
@@ -28,6 +32,7 @@ class Problem:
         structure: the rest of the arguments.
         site: the site's name, or None.
         owner: who asks, for messages.
+        reads: what the model reads beside its arguments.
     """
 
     distribution: EventDistribution | None
@@ -37,6 +42,7 @@ class Problem:
     structure: Structure | None
     site: str | None
     owner: str
+    reads: Hashable = None
 
     def resolve(self) -> EventDistribution:
         """The energy's distribution."""
@@ -47,7 +53,7 @@ class Problem:
 
 
 jax.tree_util.register_dataclass(
-    Problem, data_fields=["distribution", "params", "arrays"], meta_fields=["model", "structure", "site", "owner"]
+    Problem, data_fields=["distribution", "params", "arrays"], meta_fields=["model", "structure", "site", "owner", "reads"]
 )
 
 
@@ -60,14 +66,19 @@ def make_problem(
         EnergyError: (a ValueError) as `find_distribution`; for a score without an energy.
         TypeError: for parameters or arguments beside a distribution.
     """
-    if isinstance(dist_or_model, EventDistribution):
+    unwrapped = unwrap(dist_or_model) if isinstance(dist_or_model, dist.Distribution) else None
+    if unwrapped is not None:
         if params is not None or site is not None or args or kwargs:
             raise TypeError("params, site and arguments belong to a model; a distribution holds its own.")
-        problem = Problem(dist_or_model, None, [], None, None, None, owner)
+        problem = Problem(unwrapped.distribution, None, [], None, None, None, owner)
     else:
+        if not isinstance(args, tuple | list):
+            raise TypeError(
+                f"model_args is a tuple of the model's arguments; got {type(args).__name__}. Write model_args=(x,)."
+            )
         arrays, structure = dismantle((tuple(args), dict(kwargs or {})))
         given = None if params is None else values_of(owner, params)
-        problem = Problem(None, given, arrays, dist_or_model, structure, site, owner)
+        problem = Problem(None, given, arrays, dist_or_model, structure, site, owner, reads(dist_or_model))
     distribution = problem.resolve()
     if not distribution.has_energy:
         raise EnergyError(
@@ -114,16 +125,18 @@ def data_positions(owner: str, distribution: EventDistribution, data: Any) -> Ar
     """Events ``(num, *batch_shape, *event_shape)`` as positions ``(num_rows, num, ...)``.
 
     Raises:
-        EnergyError: for another shape.
+        EnergyError: for another shape, and for events that are not finite or not inside the support.
     """
-    events = distribution.as_events(data)
-    shape = shape_of(distribution)
-    if events.shape[1:] != shape + distribution.event_shape or not len(events):
+    shape, given = shape_of(distribution), jnp.shape(data)
+    if given[1:] != shape + distribution.event_shape or not given[0]:
         raise EnergyError(
-            f"{owner} needs events of shape (number, {', '.join(map(str, shape + distribution.event_shape))}); got "
-            f"{events.shape}. Give the rows of one context after the other along the second dimension."
+            f"{owner} needs events of shape (number, {', '.join(map(str, shape + distribution.event_shape))}); got {given}. "
+            "Give the rows of one context after the other along the second dimension."
         )
-    return _positions(distribution, jnp.moveaxis(events.reshape((len(events), -1, *distribution.event_shape)), 0, 1))
+    lead = (given[0], *(shape or (1,) * len(distribution.batch_shape)))
+    events = distribution.as_events(jnp.reshape(data, lead + distribution.event_shape))
+    check_discrete(lay_out("data", Unwrapped(distribution, lead, 0, None), events, {}))
+    return _positions(distribution, jnp.moveaxis(events.reshape((given[0], -1, *distribution.event_shape)), 0, 1))
 
 
 def _by_row(distribution: EventDistribution, events: Array) -> Array:

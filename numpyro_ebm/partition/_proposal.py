@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
+from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PRNGKey
 
@@ -37,6 +39,25 @@ class Proposal(NamedTuple):
     def log_prob(self, position: Array) -> Array:
         """Of one position."""
         return self.law.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
+
+
+def check_rows(owner: str, data: Any, distribution: EventDistribution, fewest: int) -> None:
+    """Refuse rows that no proposal can be fitted to.
+
+    Raises:
+        EnergyError: with how many there are, or the coordinate in which they are all the same.
+    """
+    if data is None or not is_concrete(data):
+        return
+    rows = np.asarray(data, float).reshape(len(data), -1) if np.ndim(data) else np.zeros((0, 1))
+    if len(rows) < fewest:
+        raise EnergyError(f"{owner} fits a proposal to draws and needs at least {fewest} of them; got {len(rows)}.")
+    still = np.flatnonzero(np.ptp(rows, axis=0) == 0)
+    if still.size and not distribution.is_discrete:
+        raise EnergyError(
+            f"{owner} fits a proposal to rows that vary, and coordinate {still[0]} is {rows[0, still[0]]:g} in all of them. "
+            "Write method='importance', proposal=a distribution of one event, or method='smc'."
+        )
 
 
 def fit_proposal(rng_key: PRNGKey, draws: Array, distribution: EventDistribution, num_components: int) -> Proposal:

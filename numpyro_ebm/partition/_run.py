@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning
+from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning, is_concrete
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import PRNGKey, PyTree
 from numpyro_ebm.partition import _problem
@@ -136,6 +136,11 @@ def check_finite(owner: str, *found: Estimate) -> None:
     Raises:
         EnergyError: with what it is.
     """
+    if not is_concrete(found):
+        raise EnergyError(
+            f"{owner} looks at what it found, and cannot do so inside jax.jit, vmap or grad. Call it outside: it compiles "
+            "itself; for many densities at once write one EnergyDistribution(..., context=..., batch_shape=...)."
+        )
     for each in found:
         bad = jnp.flatnonzero(~jnp.isfinite(each.value).ravel())
         if bad.size:

@@ -13,6 +13,7 @@ from numpyro_ebm.partition._annealing import anneal, default_kernel, reverse
 from numpyro_ebm.partition._base import Densities, Estimate, LogPartition, from_log_weights
 from numpyro_ebm.partition._run import check_finite, shaped
 from numpyro_ebm.partition.ais import AnnealedImportanceSampling
+from numpyro_ebm.partition.table import METHODS
 
 RELIABLE_GAP = 1.0
 
@@ -98,7 +99,7 @@ def log_partition_bounds(
         Grosse, Ghahramani and Adams, Sandwiching the marginal likelihood using bidirectional Monte Carlo (2015); Burda,
         Grosse and Salakhutdinov, Accurate and conservative estimates of MRF log-likelihood using reverse annealing (2015).
     """
-    method = AnnealedImportanceSampling(**options)
+    method: Any = METHODS.resolve(AnnealedImportanceSampling.name, **options)
     owner = "log_partition_bounds"
     problem, distribution = _problem.make_problem(owner, dist_or_model, params, site, model_args, model_kwargs)
     method.check(distribution)

@@ -10,7 +10,9 @@ from blackjax.diagnostics import effective_sample_size
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 from numpyro_ebm.partition._contrast import log_partition_by_contrast
-from numpyro_ebm.partition._proposal import fit_proposal
+from numpyro_ebm.partition._proposal import check_rows, fit_proposal
+
+FEWEST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class BridgeSampling(AbstractPartition):
         num_components: Gaussians in the mixture.
 
     Raises:
-        EnergyError: for counts that are none, and draws that are too few or no multiple of ``num_chains``.
+        EnergyError: for counts that are none, and draws that are too few (8, of each chain), no multiple of ``num_chains``
+            or all the same in a coordinate.
 
     Example:
         ``log_partition(rng_key, d, method="bridge", draws=sample(key, d).get_samples()["x"], num_chains=4)``
@@ -54,16 +57,17 @@ class BridgeSampling(AbstractPartition):
     num_components: int = 10
 
     def __post_init__(self):
-        for name in ("num_samples", "num_components"):
-            check_count(type(self).__name__, name, getattr(self, name))
+        for name, least in (("num_samples", FEWEST), ("num_components", 1)):
+            check_count(type(self).__name__, name, getattr(self, name), least)
         if self.num_chains is None:
             return
         check_count(type(self).__name__, "num_chains", self.num_chains)
         num = None if self.draws is None else jnp.shape(self.draws)[:1]
-        if not num or num[0] % self.num_chains or num[0] // self.num_chains < 8:
+        if not num or num[0] % self.num_chains or num[0] // self.num_chains < FEWEST:
             raise EnergyError(
-                f"BridgeSampling got num_chains={self.num_chains} and {num[0] if num else 'no'} draws; it needs at least 8 "
-                "of each chain, laid end to end. Write draws=sample(rng_key, distribution).get_samples()['x'], num_chains=4."
+                f"BridgeSampling got num_chains={self.num_chains} and {num[0] if num else 'no'} draws; it needs at least "
+                f"{FEWEST} of each chain, laid end to end. Write draws=sample(rng_key, distribution).get_samples()['x'], "
+                "num_chains=4."
             )
 
     @property
@@ -75,6 +79,11 @@ class BridgeSampling(AbstractPartition):
     def num_draws(self) -> int:
         """As many as are asked for."""
         return self.num_samples
+
+    def check(self, distribution):
+        """Refuse draws that no proposal can be fitted to."""
+        super().check(distribution)
+        check_rows(type(self).__name__, self.draws, distribution, FEWEST)
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
         """The constant at which draws and proposals are least told apart."""

@@ -87,9 +87,9 @@ class Grid(AbstractPartition):
 
         def point(index):
             which = index // places % num
-            log_p = densities.log_target((low + which * step).reshape(shape))
+            log_p = densities.log_target((low + which.astype(low.dtype) * step).reshape(shape))
             is_edge = (which == 0) | (which == num - 1)
-            log_weight = jnp.sum(jnp.log(step)) - jnp.sum(is_edge) * math.log(2)
+            log_weight = jnp.sum(jnp.log(step)) - jnp.sum(is_edge, dtype=float) * math.log(2)
             is_even = jnp.all(which % 2 == 0)
             return log_p + log_weight, is_even, jnp.any((which <= 1) | (which >= num - 2))
 

@@ -7,7 +7,7 @@ import jax
 
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Estimate, from_log_weights
-from numpyro_ebm.partition._proposal import fit_proposal
+from numpyro_ebm.partition._proposal import check_rows, fit_proposal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class ImportanceSampling(AbstractPartition):
         num_components: Gaussians in the mixture.
 
     Raises:
-        EnergyError: for counts that are none, a proposal of another shape or support, both a proposal and data.
+        EnergyError: for counts that are none, a proposal of another shape or support, both a proposal and data,
+            data that are all the same in a coordinate.
 
     Example:
         ``log_partition(rng_key, model, params=params, method="importance", data=x_train)``
@@ -69,6 +70,11 @@ class ImportanceSampling(AbstractPartition):
     def num_draws(self) -> int:
         """Draws to fit to, where nothing is given."""
         return 1000 if self.proposal is None else 0
+
+    def check(self, distribution):
+        """Refuse data that no proposal can be fitted to."""
+        super().check(distribution)
+        check_rows(type(self).__name__, self.data, distribution, 2)
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
         """Log of the mean weight."""

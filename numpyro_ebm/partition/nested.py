@@ -129,13 +129,28 @@ def _integrate(rng_key: PRNGKey, dead: Array, num_stages: Array, live: Array) ->
     """
     num_live, (max_stages, num_delete) = len(live), dead.shape
     is_point = jnp.concatenate([jnp.repeat(jnp.arange(max_stages) < num_stages, num_delete), jnp.ones(num_live, bool)])
+    log_ratios = jnp.concatenate([jnp.where(is_point[:-num_live], dead.reshape(-1), 0.0), jnp.sort(live)])
     alive = jnp.concatenate([jnp.tile(num_live - jnp.arange(num_delete), max_stages), num_live - jnp.arange(num_live)])
+    alive = _alive_on_plateaus(alive, log_ratios, is_point).astype(dead.dtype)
     shrinkage = jnp.log(jax.random.uniform(rng_key, (NUM_PATHS, len(alive)), minval=jnp.finfo(dead.dtype).tiny)) / alive
     shrinkage = jnp.where(is_point, shrinkage, 0.0)
     before = jnp.cumsum(shrinkage, axis=1) - shrinkage
     log_shells = before + jnp.where(is_point, jnp.log(-jnp.expm1(jnp.minimum(shrinkage, -1e-12))), -jnp.inf)
-    log_weights = log_shells + jnp.concatenate([jnp.where(is_point[:-num_live], dead.reshape(-1), 0.0), jnp.sort(live)])
+    log_weights = log_shells + log_ratios
     values = jax.nn.logsumexp(log_weights, axis=1)
     mean = jax.nn.logsumexp(log_weights, axis=0)
     ess = jnp.exp(2 * jax.nn.logsumexp(mean) - jax.nn.logsumexp(2 * mean))
     return Estimate(jnp.mean(values), jnp.std(values), ess)
+
+
+def _alive_on_plateaus(alive: Array, log_ratios: Array, is_point: Array) -> Array:
+    """How many points are alive at each death, where points of equal ratio die one after the other.
+
+    None of those that take their places lies on the plateau: ``n, n - 1, ...`` are alive until it is empty, and what is left
+    of ``X`` is the share of the points above it. Where an energy is infinite on a part of the space, that part is one.
+    """
+    places = jnp.cumsum(is_point) - 1
+    last = jnp.full(len(places), -jnp.inf, log_ratios.dtype).at[places].max(jnp.where(is_point, log_ratios, -jnp.inf))
+    is_new = is_point & ((places == 0) | (log_ratios != last[places - 1]))
+    first = jax.lax.cummax(jnp.where(is_new, jnp.arange(len(places)), 0))
+    return jnp.maximum(alive[first] - (places - places[first]), 1)

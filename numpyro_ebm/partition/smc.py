@@ -25,6 +25,7 @@ class Population(NamedTuple):
     Attributes:
         state: BlackJAX's: particles, their weights and the temperature's inverse.
         log_z: log of the product of the mean weights so far.
+        variance: sum of the relative variances of these means, each of independent particles.
         founders: which particle of the first population each descends from.
         settings: the kernel's, as adapted so far.
         num_stages: resampling steps so far.
@@ -33,6 +34,7 @@ class Population(NamedTuple):
 
     state: Any
     log_z: Array
+    variance: Array
     founders: Array
     settings: dict[str, Array]
     num_stages: Array
@@ -52,7 +54,9 @@ class SequentialMonteCarlo(AbstractPartition):
 
     The standard error is that of Lee and Whiteley, which needs one run: with ``A`` the share of the final weights that each
     of the first particles left to its descendants, and ``T`` resampling steps, the relative variance is
-    ``1 - (n / (n - 1))^{T + 1} (1 - sum A^2)``, and ``ess`` is ``1 / sum A^2``.
+    ``1 - (n / (n - 1))^{T + 1} (1 - sum A^2)``, and ``ess`` is ``1 / sum A^2``. After many stages it
+    is noisy and may be negative: the sum of the relative variances of the stages' mean weights, as if they were independent,
+    is the least that counts.
 
     Args:
         num_particles: particles.
@@ -112,6 +116,7 @@ class SequentialMonteCarlo(AbstractPartition):
         population = Population(
             blackjax.smc.tempered.init(jax.vmap(kernel.lift)(starts))._replace(tempering_param=jnp.zeros((), float)),
             jnp.zeros((), float),
+            jnp.zeros((), float),
             jnp.arange(num),
             _settings(kernel, starts),
             jnp.zeros((), jnp.int32),
@@ -124,8 +129,10 @@ class SequentialMonteCarlo(AbstractPartition):
         end = jax.lax.while_loop(goes_on, lambda p: self._stage(p, kernel, densities), population)
         left = jax.ops.segment_sum(end.state.weights, end.founders, num)
         concentration = jnp.sum(left**2)
-        variance = 1 - (num / (num - 1)) ** (end.num_stages + 1.0) * (1 - concentration)
-        return Estimate(end.log_z, jnp.sqrt(jnp.maximum(variance, 0.0)), 1 / concentration, end.state.tempering_param >= 1)
+        variance = 1 - (num / (num - 1)) ** (end.num_stages + 1).astype(concentration.dtype) * (1 - concentration)
+        return Estimate(
+            end.log_z, jnp.sqrt(jnp.maximum(variance, end.variance)), 1 / concentration, end.state.tempering_param >= 1
+        )
 
     def _stage(self, population: Population, kernel: AbstractKernel, densities: Densities) -> Population:
         key, key_stage = jax.random.split(population.key)
@@ -143,9 +150,12 @@ class SequentialMonteCarlo(AbstractPartition):
             self.target_ess,
         )
         state, info = step(key_stage, population.state, self.num_steps, population.settings)
+        num = self.num_particles
+        of_stage = jnp.maximum(num * jnp.sum(state.weights**2) - 1, 0.0) / (num - 1)
         return Population(
             state,
             population.log_z + info.log_likelihood_increment,
+            population.variance + of_stage,
             population.founders[info.ancestors],
             _adapt(kernel, population.settings, jax.vmap(kernel.lower)(state.particles), info.update_info.acceptance_rate),
             population.num_stages + 1,
