@@ -11,7 +11,7 @@ whose persistent chains are recorded on the way, "nce" and "dsm", which stop by 
 * pictures: the paths to log Z, data against draws, training curves, ranks of training chains, the nce classifier.
 
     python examples/evaluate.py            about four minutes
-    python examples/evaluate.py --quick    a minute, nearly all of it compilation
+    python examples/evaluate.py --quick    two minutes, nearly all of it compilation
 """
 
 import argparse

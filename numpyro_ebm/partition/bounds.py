@@ -50,8 +50,8 @@ class LogPartitionBounds(NamedTuple):
         if jnp.ndim(self.gap):
             text = f"log Z of {self.gap.size} densities, gaps from {self.gap.min():.3f} to {self.gap.max():.3f} nats"
         else:
-            ends = f"{self.lower.value:.3f} +- {self.lower.standard_error:.3f} and {self.upper.value:.3f} +- "
-            text = f"log Z between {ends}{self.upper.standard_error:.3f}, gap {self.gap:.3f} nats"
+            ends = (f"{end.value:.3f} +- {end.standard_error:.3f}" for end in (self.lower, self.upper))
+            text = "log Z {} from below, {} from above, gap {:.3f} nats".format(*ends, self.gap)
         return text if self.is_reliable else f"{text}: above {RELIABLE_GAP:g} nat, do not report a likelihood"
 
 

@@ -30,7 +30,7 @@ class BridgeSampling(AbstractPartition):
 
     Args:
         draws: ``(num, *batch_shape, *event_shape)``, draws of the target; None for ``num_samples`` of the distribution's own
-            ``sampler``, which are independent.
+            ``sampler``, by default a chain each: independent, and nearly all of the time.
         num_samples: how many, where none are given.
         num_chains: of how many chains the draws given are, laid end to end as ``Draws.get_samples()`` does; their
             autocorrelation is then in the error. None for independent draws.

@@ -25,7 +25,7 @@ class ImportanceSampling(AbstractPartition):
         num_samples: draws of the proposal.
         proposal: a NumPyro distribution of one event; None for a law fitted to ``data``.
         data: events to fit the proposal to, ``(num, *batch_shape, *event_shape)``: training rows, or draws of the target;
-            None for 1000 of the distribution's own ``sampler``.
+            None for 1000 of the distribution's own ``sampler``, by default a chain each: nearly all of the time then.
         num_components: Gaussians in the mixture.
 
     Raises:
