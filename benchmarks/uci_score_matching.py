@@ -32,9 +32,8 @@ def train(name: str, splits: wine.Splits, args: argparse.Namespace) -> ebm.FitRe
     """Parameters at the least loss on the validation rows."""
     svi = SVI(ebm.estimate(wine.model, name, **METHODS[name]), ebm.empty_guide, optax.adamw(1e-3), Trace_ELBO())
     train, valid = jnp.asarray(splits.train), jnp.asarray(splits.valid)
-    sizes = {"num_rows": len(train), "held_out_kwargs": {"num_rows": len(valid)}}
     stop = {"check_every": 20, "patience": 10, "progress_bar": False}
-    return ebm.fit(jax.random.key(0), svi, args.steps, train, held_out=(valid,), **sizes, **stop)
+    return ebm.fit(jax.random.key(0), svi, args.steps, train, held_out=(valid,), **stop)
 
 
 def losses_of(seed: int, args: argparse.Namespace) -> dict[str, float]:
@@ -43,7 +42,7 @@ def losses_of(seed: int, args: argparse.Namespace) -> dict[str, float]:
     losses = {row["method"].split(" ")[0]: row["sm_loss"] for row in wine.baselines(splits, seed)}
     for name in METHODS:
         params = {"net$params": train(name, splits, args).params["net$params"]}
-        losses[name] = float(wine.sm_loss(params, jnp.asarray(splits.test)))
+        losses[name] = ebm.sm_loss((wine.model, params), splits.test).mean
     return losses
 
 

@@ -222,9 +222,9 @@ def noise():
     sample("x", register_params("flow", FLOW))
 
 
-def flow_model(x, num_rows):
+def flow_model(x):
     """The flow as a model of the rows."""
-    with numpyro.plate("rows", num_rows, subsample_size=min(BATCH, num_rows)):
+    with numpyro.plate("rows", len(x), subsample_size=min(BATCH, len(x))):
         sample("x", register_params("flow", FLOW), obs=numpyro.subsample(x, event_dim=1))
 
 
@@ -234,7 +234,7 @@ def flow_log_prob(params: dict, x: np.ndarray) -> np.ndarray:
         return np.asarray(register_params("flow", FLOW).log_prob(x), float)
 
 
-def energy_log_prob(params: dict, x: np.ndarray, args: argparse.Namespace) -> tuple[np.ndarray, dict]:
+def energy_summary(params: dict, x: np.ndarray, args: argparse.Namespace) -> dict:
     """Log-likelihood of rows under the energy, and log Z as `wine.py` finds it: by importance around the model's draws."""
     net = {"net$params": params["net$params"]}
     draws = ebm.sample(
@@ -245,10 +245,16 @@ def energy_log_prob(params: dict, x: np.ndarray, args: argparse.Namespace) -> tu
         num_warmup=args.warmup,
         num_samples=args.samples,
     )
-    flat = np.asarray(draws.get_samples()["x"], float)
-    log_z, error, share = wine.log_partition(net, flat, args.seed, args.proposals)
-    figures = {"log_z": log_z, "log_z_se": error, "ess": share, "learned": float(params["x$log_normalizer"])}
-    return np.asarray(wine.log_density(net, x), float) - log_z, figures
+    log_z = wine.log_partition(net, draws.get_samples()["x"], args.seed, args.proposals)
+    likelihood = ebm.log_likelihood(wine.model, net, x, log_partition=log_z)
+    return {
+        "ll": likelihood.mean,
+        "ll_se": likelihood.standard_error,
+        "log_z": float(log_z.value),
+        "log_z_se": float(log_z.standard_error),
+        "ess": float(log_z.ess) / args.proposals,
+        "learned": float(params["x$log_normalizer"]),
+    }
 
 
 def train(name, model, rate, validate, splits: wine.Splits, args: argparse.Namespace, params: dict | None = None) -> dict:
@@ -262,7 +268,6 @@ def train(name, model, rate, validate, splits: wine.Splits, args: argparse.Names
             svi,
             args.chunk,
             splits.train,
-            num_rows=len(splits.train),
             init_state=state,
             init_params=params if state is None else None,
             progress_bar=False,
@@ -278,13 +283,10 @@ def train(name, model, rate, validate, splits: wine.Splits, args: argparse.Names
 
 def summaries(flow_by: str, energy_by: str, params: dict, splits: wine.Splits, args: argparse.Namespace) -> list[dict]:
     """Mean log-likelihood of test rows and its standard error, of the flow and of the energy."""
-    of_energy, figures = energy_log_prob(params, splits.test, args)
-    error = lambda values: values.std() / np.sqrt(len(values))  # noqa: E731
     of_flow = flow_log_prob(params, splits.test)
-    energy_error = np.hypot(error(of_energy), figures["log_z_se"])
     return [
-        {"method": f"flow by {flow_by}", "ll": of_flow.mean(), "ll_se": error(of_flow)},
-        {"method": f"energy by {energy_by}", "ll": of_energy.mean(), "ll_se": energy_error} | figures,
+        {"method": f"flow by {flow_by}", "ll": of_flow.mean(), "ll_se": of_flow.std() / np.sqrt(len(of_flow))},
+        {"method": f"energy by {energy_by}"} | energy_summary(params, splits.test, args),
     ]
 
 

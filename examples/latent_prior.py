@@ -29,7 +29,6 @@ from numpyro.contrib.module import nnx_module
 from numpyro.infer import SVI, Trace_ELBO
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
-from sklearn.mixture import GaussianMixture
 from tqdm import tqdm
 
 import numpyro_ebm as ebm
@@ -165,24 +164,12 @@ def log_weights(vae: Autoencoder, params: dict, x: jax.Array, rng_key: jax.Array
 
 
 def log_partition(vae: Autoencoder, params: dict, draws: np.ndarray, num: int) -> tuple[float, float, float]:
-    """Log Z of the energy by importance sampling, its standard error, and the effective share of the proposals.
-
-    The proposal is a Gaussian mixture fitted to the prior's own draws, with a tenth of a wide Gaussian.
-    """
+    """Log Z of the energy by importance sampling around the prior's own draws, its standard error, the effective share."""
     if vae.prior == "normal":
         return 0.0, 0.0, 1.0
-    draws = draws.astype(float)
-    mixture = GaussianMixture(min(10, len(draws) // 100), random_state=0, reg_covar=1e-3).fit(draws)
-    wide = dist.Normal(0, 3).expand([vae.dim]).to_event(1)
-    num_wide = num // 10
-    far = np.random.default_rng(0).normal(0, 3, (num_wide, vae.dim))
-    z = np.concatenate([mixture.sample(num - num_wide)[0], far])
-    log_q = np.logaddexp(np.log(0.9) + mixture.score_samples(z), np.log(0.1) + np.asarray(wide.log_prob(z)))
-    log_p = jax.jit(lambda z: with_params(params, vae.code).log_prob(z))(jnp.asarray(z, jnp.float32))
-    weights = np.asarray(log_p, float) - log_q
-    log_z = logsumexp(weights) - np.log(num)
-    ratios = np.exp(weights - log_z)
-    return log_z, ratios.std() / np.sqrt(num), ratios.sum() ** 2 / (ratios**2).sum() / num
+    code = with_params(params, vae.code)
+    log_z = ebm.log_partition(jax.random.key(4), code, method="importance", data=draws, num_samples=num)
+    return float(log_z.value), float(log_z.standard_error), float(log_z.ess) / num
 
 
 def draw_codes(vae: Autoencoder, params: dict, args: argparse.Namespace) -> np.ndarray:

@@ -3,7 +3,7 @@
 One NumPyro model of the 11 chemical measurements of 1599 red wines (whitened, as in the score matching literature): a
 small neural energy over a Gaussian base. Only the estimator's name changes from run to run. For each the script prints
 how well the trained density does on held-out rows, beside a Gaussian and a Gaussian mixture, and whether its chains mix;
-it writes an ArviZ file and a picture.
+it writes an ArviZ file and pictures.
 
     python examples/wine.py                     the whole table, a few minutes
     python examples/wine.py --quick             seconds, to see that it runs
@@ -12,7 +12,7 @@ it writes an ArviZ file and a picture.
 
 import argparse
 import time
-from functools import partial
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,22 +27,25 @@ import optax
 from flax import nnx
 from numpyro.contrib.module import nnx_module
 from numpyro.infer import SVI, Trace_ELBO
-from scipy.special import logsumexp
-from scipy.stats import rankdata
 from sklearn.mixture import GaussianMixture
 from tqdm import tqdm
 
 import numpyro_ebm as ebm
+from numpyro_ebm import plots
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "winequality-red.csv"
 DIM = 11
+COMPONENTS = [f"PC{i + 1}" for i in range(DIM)]
 BATCH = 256
 BASE = dist.Normal(0, 1).expand([DIM]).to_event(1)
 WIDE = dist.Normal(0, 2).expand([DIM]).to_event(1)  # reaches modes that the model has where no data are
 MALA = ebm.MALA(step_size=0.05)
+ROUGHLY = ebm.AnnealedImportanceSampling(
+    num_levels=50, num_chains=256, kernel=ebm.HMC(step_size=0.2, num_integration_steps=3), start=WIDE
+)
 METHODS = {
     "sm": {},
     "ssm_vr": {"num_projections": 4},
@@ -92,18 +95,14 @@ class Energy(nnx.Module):
 NET = Energy(nnx.Rngs(0))
 
 
-def energy_site():
-    net = nnx_module("net", NET)
-    return ebm.EnergyDistribution(net, event_shape=(DIM,), base=BASE)
-
-
-def model(x=None, num_rows=None):
+def model(x=None):
     """The rows of a data set, in batches; without data, one wine to be drawn."""
-    energy = energy_site()
+    net = nnx_module("net", NET)
+    energy = ebm.EnergyDistribution(net, event_shape=(DIM,), base=BASE)
     if x is None:
         numpyro.sample("x", energy)
         return
-    with numpyro.plate("rows", num_rows, subsample_size=min(BATCH, num_rows)):
+    with numpyro.plate("rows", len(x), subsample_size=min(BATCH, len(x))):
         numpyro.sample("x", energy, obs=numpyro.subsample(x, event_dim=1))
 
 
@@ -123,55 +122,13 @@ def load(seed: int) -> Splits:
     return Splits(x[: -num_test - num_valid], x[-num_test - num_valid : -num_test], x[-num_test:])
 
 
-@jax.jit
-def log_density(params, x):
-    """Unnormalised log density of rows under the model."""
-    with numpyro.handlers.block(), numpyro.handlers.substitute(data=params):
-        return energy_site().log_prob(x)
-
-
-@jax.jit
-def sm_loss(params, x):
-    """Exact score matching loss per row: what needs no log Z."""
-    exact = ebm.estimate(model, "sm")
-    log_joint, _ = numpyro.infer.util.log_density(
-        numpyro.handlers.seed(exact, 0), (x,), {"num_rows": len(x)}, {**params, "rows": jnp.arange(len(x))}
-    )
-    return -log_joint / len(x)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def anneal(rng_key, params, num_chains, num_levels):
-    """Log Z by annealed importance sampling from a wide Gaussian, one HMC step a level (Neal 2001)."""
-    kernel = ebm.HMC(step_size=0.2, num_integration_steps=3)
-    levels = jnp.linspace(0, 1, num_levels + 1) ** 2
-
-    def log_ratio(x):
-        return log_density(params, x) - WIDE.log_prob(x)
-
-    def one_chain(key, x):
-        def step(carry, inputs):
-            x, log_weight = carry
-            key, low, high = inputs
-            log_weight += (high - low) * log_ratio(x)
-            target = lambda x: WIDE.log_prob(x) + high * log_ratio(x)  # noqa: E731
-            state, _ = kernel.step(key, kernel.init(key, x, target), target)
-            return (state.position, log_weight), None
-
-        keys = jax.random.split(key, num_levels)
-        (_, log_weight), _ = jax.lax.scan(step, (x, 0.0), (keys, levels[:-1], levels[1:]))
-        return log_weight
-
-    key_start, key_chains = jax.random.split(rng_key)
-    start = WIDE.sample(key_start, (num_chains,))
-    log_weights = jax.vmap(one_chain)(jax.random.split(key_chains, num_chains), start)
-    return jax.nn.logsumexp(log_weights) - jnp.log(num_chains)
-
-
 def validate(params, splits: Splits) -> float:
     """Log-likelihood of the validation rows, roughly: exact score matching overfits within a few hundred steps."""
-    log_z = anneal(jax.random.key(1), params, 256, 50)
-    return float(log_density(params, splits.valid).mean() - log_z)
+    with warnings.catch_warnings():
+        # That few effective draws are behind it: what cannot be told well is not the best either.
+        warnings.simplefilter("ignore", ebm.UnreliableLogPartitionWarning)
+        log_z = ebm.log_partition(jax.random.key(1), model, params=params, method=ROUGHLY)
+    return ebm.log_likelihood(model, params, splits.valid, log_partition=log_z).mean
 
 
 def train(name: str, options: dict, splits: Splits, args: argparse.Namespace) -> Fit:
@@ -182,12 +139,12 @@ def train(name: str, options: dict, splits: Splits, args: argparse.Namespace) ->
     @jax.jit
     def chunk(state):
         def step(state, _):
-            return svi.update(state, x, num_rows=len(x))
+            return svi.update(state, x)
 
         return jax.lax.scan(step, state, None, length=args.chunk)[0]
 
     start = time.time()
-    state = svi.init(jax.random.key(args.seed), x, num_rows=len(x))
+    state = svi.init(jax.random.key(args.seed), x)
     best, curve = (-np.inf, 0, {}), []
     bar = tqdm(range(args.chunk, args.steps + 1, args.chunk), desc=f"{name:>4}", unit="chunk", leave=False)
     for done in bar:
@@ -203,20 +160,10 @@ def train(name: str, options: dict, splits: Splits, args: argparse.Namespace) ->
     return Fit(best[2], curve, time.time() - start)
 
 
-def log_partition(params, draws: np.ndarray, seed: int, num: int) -> tuple[float, float, float]:
-    """Log Z by importance sampling, its standard error and the effective sample size as a share.
-
-    The proposal is a Gaussian mixture fitted to the model's own draws, with a tenth of a wide Gaussian.
-    """
-    mixture = GaussianMixture(10, random_state=seed, reg_covar=1e-3).fit(draws[:: max(1, len(draws) // 4000)])
-    rng = np.random.default_rng(seed)
-    num_wide = num // 10
-    x = np.concatenate([mixture.sample(num - num_wide)[0], 2.0 * rng.normal(size=(num_wide, DIM))])
-    log_q = np.logaddexp(np.log(0.9) + mixture.score_samples(x), np.log(0.1) + np.asarray(WIDE.log_prob(x)))
-    log_w = np.asarray(log_density(params, jnp.asarray(x, jnp.float32)), float) - log_q
-    log_z = logsumexp(log_w) - np.log(num)
-    w = np.exp(log_w - log_z)
-    return log_z, w.std() / np.sqrt(num), w.sum() ** 2 / (w**2).sum() / num
+def log_partition(params, draws: jax.Array, seed: int, num: int) -> ebm.LogPartition:
+    """Log Z by importance sampling from a mixture fitted to the model's own draws."""
+    method = ebm.ImportanceSampling(num_samples=num, data=draws[:: max(1, len(draws) // 4000)])
+    return ebm.log_partition(jax.random.key(seed), model, params=params, method=method)
 
 
 def report(name: str, fit: Fit, splits: Splits, args: argparse.Namespace) -> dict:
@@ -234,21 +181,21 @@ def report(name: str, fit: Fit, splits: Splits, args: argparse.Namespace) -> dic
         draws,
         observed_data={"x_test": splits.test},
         dims={"x": ["component"], "x_test": ["row", "component"]},
-        coords={"component": [f"PC{i + 1}" for i in range(DIM)]},
+        coords={"component": COMPONENTS},
     )
-    flat = np.asarray(draws.get_samples()["x"], float)
-    log_z, log_z_se, share = log_partition(fit.params, flat, args.seed, args.proposals)
-    test = np.asarray(log_density(fit.params, jnp.asarray(splits.test)))
+    flat = draws.get_samples()["x"]
+    log_z = log_partition(fit.params, flat, args.seed, args.proposals)
+    likelihood = ebm.log_likelihood(model, fit.params, splits.test, log_partition=log_z)
     return {
         "method": name,
-        "sm_loss": float(sm_loss(fit.params, jnp.asarray(splits.test))),
-        "ll": test.mean() - log_z,
-        "ll_se": np.hypot(test.std() / np.sqrt(len(test)), log_z_se),
-        "log_z_se": log_z_se,
-        "is_ess": share,
+        "sm_loss": ebm.sm_loss((model, fit.params), splits.test).mean,
+        "ll": likelihood.mean,
+        "ll_se": likelihood.standard_error,
+        "log_z_se": float(log_z.standard_error),
+        "is_ess": float(log_z.ess) / args.proposals,
         "rhat": float(arviz.rhat(idata)["x"].max()),
         "ess": float(arviz.ess(idata)["x"].min()),
-        "gap": float(np.asarray(log_density(fit.params, jnp.asarray(flat))).mean() - test.mean()),
+        "gap": ebm.log_likelihood(model, fit.params, flat, log_partition=log_z).mean - likelihood.mean,
         "train": fit.seconds,
         "evaluate": time.time() - start,
         "idata": idata,
@@ -264,15 +211,11 @@ def baselines(splits: Splits, seed: int, sizes=(2, 4, 6, 8, 12, 16)) -> list[dic
     for name, m in (("gaussian", GaussianMixture(1).fit(splits.train)), (f"mixture of {chosen.n_components}", chosen)):
         components = dist.MultivariateNormal(jnp.asarray(m.means_), precision_matrix=jnp.asarray(m.precisions_))
         density = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(m.weights_)), components)
-
-        score_rows = ebm.EnergyDistribution(lambda x, density=density: -density.log_prob(x), (DIM,), normalized=True)
-        exact = ebm.estimate(lambda x, d=score_rows: numpyro.sample("x", d, obs=x), "sm", trace="columns")
-        loss = jax.jit(lambda x, m=exact: numpyro.infer.util.log_density(m, (x,), {}, {})[0])(splits.test)
         values = m.score_samples(splits.test)
         rows.append(
             {
                 "method": name,
-                "sm_loss": -float(loss) / len(splits.test),
+                "sm_loss": ebm.sm_loss(density, splits.test).mean,
                 "ll": values.mean(),
                 "ll_se": values.std() / np.sqrt(len(values)),
             }
@@ -301,10 +244,10 @@ def print_table(rows: list[dict]) -> None:
     )
 
 
-def draw_picture(path: Path, fits: dict[str, Fit], best: dict, splits: Splits) -> None:
-    """Training curves, marginals of data against draws, and ranks of the chains."""
-    figure = plt.figure(figsize=(12, 9), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.1, 1.6, 0.9])
+def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits) -> None:
+    """Training curves and marginals of data against draws; ranks of the chains."""
+    figure = plt.figure(figsize=(12, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.6])
     axis = top.subplots()
     for (name, fit), style in zip(fits.items(), ["-", "--", "-.", ":", "-", "--", "-."], strict=False):
         steps, values = np.array(fit.curve).T
@@ -313,29 +256,14 @@ def draw_picture(path: Path, fits: dict[str, Fit], best: dict, splits: Splits) -
     axis.set(xlabel="training step", ylabel="nats per row", ylim=(top_value - 5, top_value + 0.5))
     axis.set_title("Log-likelihood of the validation rows while training (higher is better)")
     axis.legend(ncols=7, loc="lower right", fontsize=8)
-    data, draws = np.concatenate(splits), best["draws"].reshape(-1, DIM)
-    for i, axis in enumerate(middle.subplots(2, 6).flat):
-        if i == DIM:
-            axis.axis("off")
-            handles = [plt.Line2D([], [], color="0.6", lw=6), plt.Line2D([], [], color="C3")]
-            axis.legend(handles, ["data", f"draws ({best['method']})"], loc="center", frameon=False)
-            continue
-        bins = np.linspace(*np.quantile(data[:, i], [0.002, 0.998]), 40)
-        axis.hist(data[:, i], bins, density=True, color="0.75")
-        axis.hist(draws[:, i], bins, density=True, histtype="step", color="C3", lw=1.5)
-        axis.set(title=f"PC{i + 1}", yticks=[])
-        axis.title.set_fontsize(9)
-    middle.suptitle("Marginals of the whitened data and of the draws", fontsize=11)
-    chains = best["draws"][..., 0]
-    ranks = rankdata(chains).reshape(chains.shape)
-    axes = bottom.subplots(1, len(chains), sharey=True)
-    for i, axis in enumerate(axes):
-        axis.hist(ranks[i], 20, range=(0, chains.size), color="C0", edgecolor="white")
-        axis.axhline(chains.shape[1] / 20, color="k", lw=0.8, ls="--")
-        axis.set(title=f"chain {i + 1}", xticks=[])
-    bottom.suptitle("Ranks of PC1 in each chain (flat where the chains mix)", fontsize=11)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    *axes, last = bottom.subplots(2, 6).flat
+    last.remove()
+    plots.plot_marginals(np.concatenate(splits), best["draws"], axes, names=COMPONENTS)
+    bottom.suptitle(f"Marginals of the whitened data and of the draws ({best['method']})", fontsize=11)
+    figure.savefig(folder / "wine.png", dpi=110)
+    ranks = plots.plot_rank(best["idata"], coords={"component": COMPONENTS[:4]})[0].figure
+    ranks.savefig(folder / "wine_ranks.png", dpi=80)
+    plt.close("all")
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -348,7 +276,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--samples", type=int, default=1000, help="NUTS draws per chain")
     parser.add_argument("--proposals", type=int, default=50_000, help="importance samples for log Z")
     parser.add_argument("--seed", type=int, default=2019)
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for wine.nc and wine.png")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for wine.nc and the pictures")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args(argv)
     if args.quick:
@@ -363,8 +291,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     best = max(rows, key=lambda row: row["ll"])
     args.out.mkdir(parents=True, exist_ok=True)
     best["idata"].to_netcdf(args.out / "wine.nc")
-    draw_picture(args.out / "wine.png", fits, best, splits)
-    print(f"Wrote {args.out / 'wine.nc'} (draws of {best['method']}) and {args.out / 'wine.png'}.")
+    draw_pictures(args.out, fits, best, splits)
+    print(f"Wrote wine.nc (draws of {best['method']}), wine.png and wine_ranks.png to {args.out}.")
     return rows
 
 

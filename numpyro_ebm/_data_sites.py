@@ -1,6 +1,7 @@
 """A distribution or a model, and rows of data, as the `Site` that estimators see."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -10,16 +11,54 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from numpyro_ebm._bases import is_improper
+from numpyro_ebm._callables import Structure, assemble, dismantle
 from numpyro_ebm._errors import EnergyError, at_site, is_concrete, nearest
+from numpyro_ebm._reads import reads
 from numpyro_ebm._results import check_values_given, values_of
 from numpyro_ebm._rows import lay_out, unwrap
 from numpyro_ebm._sites import bare_model, whole_plates
-from numpyro_ebm._typing import Array
+from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators import Site
 from numpyro_ebm.handlers import estimate
 
 ROWS_AT_ONCE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelEnergy:
+    """The energy of a model's site as a pytree that finds it by running the model.
+
+    A model makes the closure of a network anew in each run, which jit takes for another function. This one is the same as
+    long as the model is, so that new parameters and rows compile nothing.
+
+    Attributes:
+        params: values of parameters and latent sites.
+        arrays: the arrays in the model's arguments.
+        model: the NumPyro model.
+        structure: the rest of the arguments.
+        site: the site's name.
+        reads: what the model reads beside its arguments.
+    """
+
+    params: PyTree
+    arrays: list[Any]
+    model: Any
+    structure: Structure
+    site: str
+    reads: Hashable
+
+    def __call__(self, *event_and_context: Any) -> Any:
+        """The energy of one event."""
+        args, kwargs = assemble(self.arrays, self.structure)
+        with handlers.block():
+            sites, _ = _sites(self.model, self.params, args, kwargs)
+        return sites[self.site].distribution.energy(*event_and_context)
+
+
+jax.tree_util.register_dataclass(
+    ModelEnergy, data_fields=["params", "arrays"], meta_fields=["model", "structure", "site", "reads"]
+)
 
 
 def data_site(
@@ -98,14 +137,24 @@ def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kw
 
 def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None) -> Site:
     given = values_of(owner, {} if params is None else params)
-    estimated = estimate(bare_model(model), "sm")
-    with handlers.trace() as trace, whole_plates(), handlers.seed(rng_seed=0), handlers.substitute(data=given):
-        pairs = estimated.sites(*args, **kwargs)
+    bare = bare_model(model)
+    sites, trace = _sites(bare, given, args, kwargs)
     check_values_given(trace, given)
-    found = {each.name: each for _, each in pairs if _is_observed(each.name, trace)}
+    found = {name: each for name, each in sites.items() if _is_observed(name, trace)}
     chosen = found[_choose(owner, found, site)]
     check_discrete(chosen)
-    return chosen
+    if not chosen.distribution.has_energy:
+        return chosen
+    arrays, structure = dismantle((args, kwargs))
+    energy = ModelEnergy(given, arrays, bare, structure, chosen.name, reads(bare))
+    return dataclasses.replace(chosen, distribution=chosen.distribution.with_energy(energy))
+
+
+def _sites(model: Any, params: PyTree, args: tuple, kwargs: Mapping[str, Any]) -> tuple[dict[str, Site], Mapping[str, Any]]:
+    """All energy sites of a model by name, and the trace of its run."""
+    with handlers.trace() as trace, whole_plates(), handlers.seed(rng_seed=0), handlers.substitute(data=params):
+        pairs = estimate(model, "sm").sites(*args, **kwargs)
+    return {each.name: each for _, each in pairs}, trace
 
 
 def _is_observed(name: str, trace: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """`EnergyDistribution`: an unnormalised density as a NumPyro distribution."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -100,6 +101,12 @@ class EnergyDistribution(EventDistribution):
     def energy(self) -> EnergyFn:
         """The energy as it was given."""
         return assemble(self._energy_arrays, self._energy_structure)
+
+    def with_energy(self, energy: EnergyFn) -> "EnergyDistribution":
+        """The same with another energy in its place."""
+        new = copy.copy(self)
+        new._energy_arrays, new._energy_structure = dismantle(energy)
+        return new
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         """``log base(x) - E(x)`` per row: the log density without log Z.

@@ -1,11 +1,13 @@
 """The examples, run small."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
+import xarray
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,10 +32,51 @@ def test_wine(wine, tmp_path, capsys):
     for row in rows:
         assert np.isfinite([row[k] for k in ("sm_loss", "ll", "ll_se", "log_z_se", "is_ess", "rhat", "ess", "gap")]).all()
         assert -16 < row["ll"] < -12
-    assert (tmp_path / "wine.png").stat().st_size > 20_000
+    for name in ("wine.png", "wine_ranks.png"):
+        assert (tmp_path / name).stat().st_size > 20_000
     data = arviz.from_netcdf(tmp_path / "wine.nc")
     assert dict(data["posterior"].sizes) == {"chain": 4, "draw": 60, "component": 11}
     assert dict(data["observed_data"].sizes) == {"row": 159, "component": 11}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluate")
+    sizes = {"steps": 600, "check-every": 50, "samples": 500, "levels": 200, "particles": 1000, "proposals": 20_000}
+    return out, load("evaluate").main([f"--{name}={value}" for name, value in sizes.items()] + ["--out", str(out)])
+
+
+@pytest.mark.slow
+def test_evaluate(evaluated):
+    out, results = evaluated
+    evaluation, found = results["evaluation"], results["diagnoses"]
+    assert list(evaluation.results) == ["pcd", "nce", "dsm", "gaussian", "mixture"]
+    for measures in evaluation.results.values():
+        assert all(measures.values())
+        assert -16 < measures["log_likelihood"].mean < -12
+    gain = evaluation.difference("pcd", "gaussian")
+    assert gain.mean > 5 * gain.standard_error
+    assert len(found) == 6
+    assert not {"movement", "R-hat", "divergences", "acceptance"} & {
+        each.name for each in found["pcd: draws by NUTS"].warnings
+    }
+    html = (out / "evaluate.html").read_text()
+    assert all(name in html for name in found)
+    assert len([path for path in out.glob("evaluate_*.png") if path.stat().st_size > 10_000]) == 7
+    training = xarray.open_dataset(out / "evaluate.nc", group="training")
+    assert dict(training.sizes) == {"chain": 6, "draw": 12, "component": 11}
+    assert training["draw"].values[-1] == 600
+
+
+@pytest.mark.slow
+def test_importance_ais_and_smc_agree_on_a_deep_energy_of_red_wine(evaluated):
+    _, results = evaluated
+    rows = {row["method"]: row for row in results["log_z"]}
+    for a, b in itertools.combinations(("importance", "ais", "smc"), 2):
+        assert abs(rows[a]["value"] - rows[b]["value"]) < 4 * np.hypot(rows[a]["se"], rows[b]["se"])
+    # The errors are small enough for that to say something.
+    assert all(0 < row["se"] < 0.15 for row in rows.values())
+    assert -0.5 < float(results["bounds"].gap) < 1
 
 
 @pytest.mark.slow

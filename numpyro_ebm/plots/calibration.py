@@ -158,5 +158,6 @@ def _wilson(frequencies: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np
 def _draw_counts(ax: Any, at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
     ax.hist(at_data, edges, color=DATA, label="data")
     ax.hist(at_noise, edges, histtype="step", color=MODEL, lw=1.5, label="noise")
-    ax.set(xlabel="predicted probability of data", ylabel="events")
+    # Rows are few beside nu times as many draws of the noise.
+    ax.set(xlabel="predicted probability of data", ylabel="events", yscale="log", ylim=(0.5, None))
     ax.legend(fontsize="small")
