@@ -518,7 +518,7 @@ def test_nested_shells_of_an_energy_that_is_infinite_in_places(share):
 def test_the_error_of_many_small_stages_is_none_too_small():
     """Of 20 runs: the families' variance by itself was negative in a good part of them."""
     far = ebm.EnergyDistribution(lambda x: 2 * jnp.sum((x - 2.0) ** 2), (2,))
-    options = {"method": "smc", "num_particles": 1000, "target_ess": 0.95, "kernel": "hmc"}
+    options = {"method": "smc", "num_particles": 1000, "target_ess": 0.95, "num_steps": 4, "kernel": "hmc"}
     found = [ebm.log_partition(jax.random.key(seed), far, **options) for seed in range(20)]
     errors = np.array([float(each.value) for each in found]) - np.log(np.pi / 2)
     scores = errors / np.array([float(each.standard_error) for each in found])

@@ -91,8 +91,8 @@ def test_a_module_that_was_trained_is_seen():
 
 
 def test_code_that_is_kept_sees_another_global(monkeypatch):
-    def model():
-        numpyro.sample("x", ebm.EnergyDistribution(energy))
+    def model(x=None):
+        numpyro.sample("x", ebm.EnergyDistribution(energy), obs=x)
 
     d, x = ebm.EnergyDistribution(energy), jnp.array([1.0, 2.0])
     given = {"num_warmup": 20, "num_samples": 200, "num_chains": 1}
@@ -102,6 +102,7 @@ def test_code_that_is_kept_sees_another_global(monkeypatch):
         log_z = [float(ebm.log_partition(None, each, method="grid").value) for each in (d, model)]
         draws = [ebm.sample(jax.random.key(0), each, "nuts", **given).samples["x"] for each in (d, model)]
         found.append([*log_z, ebm.sm_loss(d, x).mean, *(float(jnp.std(each)) for each in draws)])
+        np.testing.assert_allclose(ebm.sm_loss((model, {}), x).mean, found[-1][2])
         np.testing.assert_allclose(log_z, 0.5 * np.log(np.pi / scale), atol=1e-5)
     low, high = np.array(found)
     np.testing.assert_allclose(high[2], 100.0**2 * 2.5 / 2 - 100.0)
