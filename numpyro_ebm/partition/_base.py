@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from blackjax.diagnostics import psis_weights
 
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution, check_same_support
@@ -13,6 +14,7 @@ from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 
 NOTHING = -1e30
 """A log density of nothing that may be multiplied by 0."""
+FEWEST_FOR_TAIL = 25
 BARELY = -1e15
 """Below it a sum of such numbers, with small factors, is one of them."""
 
@@ -37,12 +39,21 @@ class LogPartition(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """One row's log Z as a method found it, and whether the method came to its end."""
+    """One row's log Z as a method found it.
+
+    Attributes:
+        value: log Z.
+        standard_error: of it.
+        ess: effective number of draws.
+        is_finished: whether the method came to its end.
+        tail: Pareto shape of the weights' upper tail; from 1/2 on their variance is infinite. 0 without weights.
+    """
 
     value: Array
     standard_error: Array
     ess: Array
     is_finished: Any = True
+    tail: Any = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +175,15 @@ def from_log_weights(log_weights: Array) -> Estimate:
     total = jnp.sum(weights)
     ess = total**2 / jnp.sum(weights**2)
     relative_variance = jnp.maximum(num / ess - 1, 0.0) / max(num - 1, 1)
-    value = jnp.log(total / num) + largest
-    return Estimate(jnp.where(largest < BARELY, -jnp.inf, value), jnp.sqrt(relative_variance), ess)
+    value = jnp.where(largest < BARELY, -jnp.inf, jnp.log(total / num) + largest)
+    return Estimate(value, jnp.sqrt(relative_variance), ess, tail=tail_of(log_weights))
+
+
+def tail_of(log_weights: Array) -> Array:
+    """Pareto shape of the largest weights (Vehtari et al. 2024); 0 where there are too few to tell."""
+    if len(log_weights) < FEWEST_FOR_TAIL:
+        return jnp.zeros((), log_weights.dtype)
+    return jnp.nan_to_num(psis_weights(log_weights)[1])
 
 
 def rounding(value: Array) -> Array:

@@ -15,6 +15,7 @@ from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Est
 from numpyro_ebm.partition.table import METHODS
 
 MIN_ESS = 10
+HEAVY_TAIL = 0.7
 
 
 def available_partition_methods() -> tuple[str, ...]:
@@ -74,7 +75,8 @@ def log_partition(
         TypeError: for unknown options, for what is neither a model nor an energy.
 
     Warns:
-        UnreliableLogPartitionWarning: where fewer than 10 effective draws are behind it, so that its standard error means
+        UnreliableLogPartitionWarning: where fewer than 10 effective draws are behind it, or the tail of its weights has a
+            Pareto shape above 0.7, as under a start whose tails are lighter than the target's: its standard error then means
             nothing.
 
     Example:
@@ -82,7 +84,8 @@ def log_partition(
         >>> log_z = log_partition(None, EnergyDistribution(lambda x: 2.0 * x**2), method="grid")  # doctest: +SKIP
 
     References:
-        Song and Kingma, How to train your energy-based models (2021), section 3; and each method's own.
+        Song and Kingma, How to train your energy-based models (2021), section 3; Vehtari et al., Pareto smoothed importance
+        sampling (2024), for the tail; and each method's own.
     """
     chosen = METHODS.resolve(method, **options)
     if rng_key is None and chosen.needs_key:
@@ -101,6 +104,13 @@ def log_partition(
         warnings.warn(
             f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(result.ess)):.1f}) are behind log Z by '{chosen.name}': "
             f"its standard error means nothing. {chosen.unreliable}",
+            UnreliableLogPartitionWarning,
+            stacklevel=2,
+        )
+    elif not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):  # states that recur have no such tail
+        warnings.warn(
+            f"The weights behind log Z by '{chosen.name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
+            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small. {chosen.unreliable}",
             UnreliableLogPartitionWarning,
             stacklevel=2,
         )

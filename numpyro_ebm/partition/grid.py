@@ -47,7 +47,8 @@ class Grid(AbstractPartition):
     needs_key: ClassVar[bool] = False
     unfinished: ClassVar[str] = (
         "The density has not faded at the edges of the grid, or the grid is too coarse for it. Write low=..., high=... "
-        "further out, or nearer where everything lies within a few points, or num_points=... for more of them."
+        "further out, or nearer where everything lies within a few points, or num_points=... for more of them; where "
+        "energies are in the thousands, take a constant out of them or compute in 64 bits."
     )
     low: Any = -10.0
     high: Any = 10.0

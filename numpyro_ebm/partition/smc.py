@@ -14,7 +14,7 @@ from numpyro_ebm._errors import EnergyError, check_count, check_positive
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, tail_of
 
 SHORTEST, LONGEST = 1e-8, 1e8
 
@@ -130,12 +130,17 @@ class SequentialMonteCarlo(AbstractPartition):
         left = jax.ops.segment_sum(end.state.weights, end.founders, num)
         concentration = jnp.sum(left**2)
         variance = 1 - (num / (num - 1)) ** (end.num_stages + 1).astype(concentration.dtype) * (1 - concentration)
-        return Estimate(
-            end.log_z, jnp.sqrt(jnp.maximum(variance, end.variance)), 1 / concentration, end.state.tempering_param >= 1
-        )
+        error = jnp.sqrt(jnp.maximum(variance, end.variance))
+        is_finished = end.state.tempering_param >= 1
+        return Estimate(end.log_z, error, 1 / concentration, is_finished, tail_of(jnp.log(end.state.weights)))
 
     def _stage(self, population: Population, kernel: AbstractKernel, densities: Densities) -> Population:
-        key, key_stage = jax.random.split(population.key)
+        key, key_stage, key_init = jax.random.split(population.key, 3)
+
+        def init(position, log_density):
+            # BlackJAX has no key for this, and momenta that all particles share would tie them together.
+            bits = jax.lax.bitcast_convert_type(jnp.sum(position).astype(jnp.float32), jnp.uint32)
+            return kernel.init(jax.random.fold_in(key_init, bits), position, log_density)
 
         def transition(key, state, log_density, **settings):
             return (kernel.adapted(**settings) if settings else kernel).step(key, state, log_density)
@@ -144,7 +149,7 @@ class SequentialMonteCarlo(AbstractPartition):
             lambda z: densities.log_start(kernel.lower(z)),
             lambda z: densities.log_ratio(kernel.lower(z)),
             transition,
-            lambda z, log_density: kernel.init(key_stage, z, log_density),
+            init,
             # The variance estimate is that of multinomial resampling.
             resampling.multinomial,
             self.target_ess,
