@@ -531,7 +531,7 @@ def test_few_effective_draws_are_said():
         ebm.log_partition(KEY, far, num_levels=2, num_chains=20)
 
 
-@pytest.mark.parametrize("method", some_slow(["importance"], ["ais", "smc"]))
+@pytest.mark.parametrize("method", some_slow(["importance"], ["smc"]))
 def test_a_heavier_tail_than_the_start_has_is_said(method):
     heavy = ebm.EnergyDistribution(lambda x: 1.5 * jnp.log1p(jnp.sum(x**2)), (2,))  # a bivariate t of one degree of freedom
     options = {"proposal": dist.Normal(0, 1).expand([2]).to_event(1)} if method == "importance" else {}

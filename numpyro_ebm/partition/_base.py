@@ -4,6 +4,7 @@ import abc
 import dataclasses
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from blackjax.diagnostics import psis_weights
@@ -15,6 +16,7 @@ from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 NOTHING = -1e30
 """A log density of nothing that may be multiplied by 0."""
 FEWEST_FOR_TAIL = 25
+EVEN = 0.8
 BARELY = -1e15
 """Below it a sum of such numbers, with small factors, is one of them."""
 
@@ -180,10 +182,12 @@ def from_log_weights(log_weights: Array) -> Estimate:
 
 
 def tail_of(log_weights: Array) -> Array:
-    """Pareto shape of the largest weights (Vehtari et al. 2024); 0 where there are too few to tell."""
+    """Pareto shape of the largest weights (Vehtari et al. 2024); 0 where they are too few to tell, or nearly all equal."""
     if len(log_weights) < FEWEST_FOR_TAIL:
         return jnp.zeros((), log_weights.dtype)
-    return jnp.nan_to_num(psis_weights(log_weights)[1])
+    weights, shape = psis_weights(log_weights)
+    is_even = jnp.exp(-jax.nn.logsumexp(2 * weights)) > EVEN * len(log_weights)
+    return jnp.where(is_even, 0.0, jnp.nan_to_num(shape))
 
 
 def rounding(value: Array) -> Array:
