@@ -49,14 +49,9 @@ def num_chains_of(positions: Position) -> int:
     return jax.tree.leaves(positions)[0].shape[0]
 
 
-def as_positions(tree: PyTree) -> PyTree:
-    """Every leaf in one floating type, float64 under x64 and float32 otherwise; discrete positions stay whole numbers."""
-
-    def cast(leaf):
-        leaf = jnp.asarray(leaf)
-        return leaf if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf.astype(float)
-
-    return jax.tree.map(cast, tree)
+def as_positions(kernel: AbstractKernel, tree: PyTree) -> PyTree:
+    """Every leaf in one type: whole numbers for a discrete kernel, else float64 under x64 and float32 otherwise."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int if kernel.is_discrete else float), tree)
 
 
 def advance(
@@ -87,7 +82,7 @@ def advance(
     Returns:
         The new positions and the `ChainHealth` of the run.
     """
-    positions = as_positions(positions)
+    positions = as_positions(kernel, positions)
     num_chains = num_chains_of(positions)
 
     def start(key, position, row, temperature):
@@ -143,7 +138,7 @@ def run(
     Returns:
         The draws, their statistics and the adapted kernel of each chain.
     """
-    positions = jax.vmap(kernel.lift)(as_positions(positions))
+    positions = jax.vmap(kernel.lift)(as_positions(kernel, positions))
     stages = adaptation.schedule(kernel, num_warmup)
     num_chains = num_chains_of(positions)
 

@@ -280,6 +280,7 @@ class TestRoles:
         with pytest.raises(ValueError, match="frozen subset"):
             mcmc.run(jax.random.key(0), gaussian_data)
 
+    @pytest.mark.slow
     def test_autoguides_are_no_samplers(self, gaussian_data):
         model = ebm.estimate(bayesian, "pcd", num_steps=5)
         guide = AutoNormal(model)

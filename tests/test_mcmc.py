@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from blackjax.diagnostics import effective_sample_size
-from helpers import check_moments, precision_model
+from helpers import check_moments, precision_model, some_slow
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
@@ -84,7 +84,7 @@ def test_eight_schools_agrees_with_numpyro(kernel, schools):
     assert_same_posterior(ours, schools, ["mu", "tau", "theta"])
 
 
-@pytest.mark.parametrize("kernel", [pytest.param("nuts", marks=pytest.mark.slow), "hmc", "mala"])
+@pytest.mark.parametrize("kernel", some_slow(["mala"], ["nuts", "hmc"]))
 def test_logistic_regression_agrees_with_numpyro(kernel, regression):
     ours = run(ebm.BlackJAXKernel(logistic, kernel), *logistic_data(), num_samples=2500)
     assert_same_posterior(ours, regression, ["weights"])

@@ -184,6 +184,7 @@ class TestRows:
         assert ebm.log_partition(None, d, method="grid").value.shape == ()
         assert ebm.log_partition(jax.random.key(0), d, num_levels=20).value.shape == ()
 
+    @pytest.mark.slow
     def test_bounds_have_rows_too(self):
         d = self.rows(base=dist.Normal(0, 3))
         truth = self.truth - np.log(3) - 0.5 * np.log(2 * np.pi) - 0.5 * np.log(1 + np.asarray(self.SCALES) ** 2 / 9)
@@ -210,6 +211,7 @@ class TestBounds:
             assert bounds.is_reliable
         assert sum(inside) >= 19
 
+    @pytest.mark.slow
     def test_few_levels_leave_a_gap_around_the_truth_in_the_mean(self):
         d = ebm.EnergyDistribution(lambda x: 2.0 * jnp.sum((x - 2.0) ** 2), (4,))
         truth = 2 * math.log(math.pi / 2)
@@ -223,6 +225,7 @@ class TestBounds:
         bad = next(run for run in runs if not run.is_reliable)
         assert "do not report a likelihood" in str(bad)
 
+    @pytest.mark.slow
     def test_the_paths_end_at_the_bounds_and_agree_between(self):
         distribution, truth, exact = PROBLEMS["gaussian"]
         bounds = ebm.log_partition_bounds(
@@ -263,6 +266,7 @@ class TestIdentities:
         np.testing.assert_allclose(found.ess, 100, rtol=1e-4)
         assert float(found.standard_error) < 1e-3
 
+    @pytest.mark.slow
     def test_a_base_and_the_same_start_differ_by_nothing(self):
         """p = base exp(-E) and the energy E - log base have one log Z, and one path from the same start."""
         law = dist.BernoulliProbs(0.3).expand([9]).to_event(1)
@@ -515,6 +519,7 @@ def test_nested_shells_of_an_energy_that_is_infinite_in_places(share):
     assert abs(np.mean(errors)) < 5 * np.std(errors) / np.sqrt(60)
 
 
+@pytest.mark.slow
 def test_the_error_of_many_small_stages_is_none_too_small():
     """Of 20 runs: the families' variance by itself was negative in a good part of them."""
     far = ebm.EnergyDistribution(lambda x: 2 * jnp.sum((x - 2.0) ** 2), (2,))

@@ -9,7 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import AT, POSITIVE, fit, positive_model, precision_model, rows_of, surrogate
+from helpers import AT, POSITIVE, fit, positive_model, precision_model, rows_of, some_slow, surrogate
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
@@ -370,7 +370,7 @@ class TestStein:
         return jax.vmap(lambda x: jax.vmap(lambda y: u(x, y))(z))(z)
 
     @pytest.mark.parametrize("kernel", ["imq", "rbf"])
-    @pytest.mark.parametrize("statistic", ["u", "v"])
+    @pytest.mark.parametrize("statistic", some_slow(["v"], ["u"]))
     def test_against_all_pairs_one_by_one(self, kernel, statistic, monkeypatch):
         x = POSITIVE[:30]
         expected = lambda t: self.rows(self.brute(t, x, KERNELS[kernel]), statistic)  # noqa: E731

@@ -90,6 +90,7 @@ def test_a_module_that_was_trained_is_seen():
     assert reads(function) != after
 
 
+@pytest.mark.slow
 def test_code_that_is_kept_sees_another_global(monkeypatch):
     def model(x=None):
         numpyro.sample("x", ebm.EnergyDistribution(energy), obs=x)

@@ -321,6 +321,7 @@ class TestGradient:
         np.testing.assert_allclose(reverse, rows @ x, rtol=1e-4)
         np.testing.assert_allclose(values, 2.0 * rows, rtol=1e-4)
 
+    @pytest.mark.slow
     def test_of_rows_of_their_own_densities(self):
         # E = t exp(k_i) x^2 / 2 + label_i: each row's own chains, own weight, own derivative in k.
         x, label = np.array([0.3, -1.0, 0.7]), jnp.array([0, 2, 1])
