@@ -118,11 +118,13 @@ RANDOM = [case for case in CASES if case[0] not in EXACT]
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RANDOM, ids="-".join)
 def test_every_method_is_within_three_of_its_own_standard_errors(case):
+    """Of 20 runs: honest errors leave one in 370 beyond 3, which among all cases here happens once or twice."""
     scores, errors = scores_of(*case, num_seeds=20)
-    assert np.max(np.abs(scores)) < 3
+    assert np.sum(np.abs(scores) > 3) <= 1
+    assert np.max(np.abs(scores)) < 5
     assert np.max(errors) < 0.15
-    # The errors are not too large either: of chi squared with 20 degrees of freedom, one in 10000 is below.
-    assert np.mean(np.square(scores)) > 0.28
+    # Neither too small nor too large: of chi squared with 20 degrees of freedom, one in 10000 is beyond either.
+    assert 0.28 < np.mean(np.square(scores)) < 2.62
 
 
 @pytest.mark.parametrize("case", [c for c in RANDOM if not is_slow(c)], ids="-".join)
