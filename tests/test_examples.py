@@ -80,6 +80,7 @@ def test_importance_ais_and_smc_agree_on_a_deep_energy_of_red_wine(evaluated):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default:The weights behind log Z")  # so few proposals as --quick has
 def test_latent_prior(tmp_path, capsys):
     rows = load("latent_prior").main(["--quick", "--out", str(tmp_path)])
     assert "the energy prior gains" in capsys.readouterr().out
