@@ -12,11 +12,11 @@ from numpyro import handlers
 
 from numpyro_ebm._bases import is_improper
 from numpyro_ebm._callables import Structure, assemble, dismantle
-from numpyro_ebm._errors import EnergyError, at_site, is_concrete, nearest
+from numpyro_ebm._errors import EnergyError, at_site, is_concrete
 from numpyro_ebm._reads import reads
 from numpyro_ebm._results import check_values_given, values_of
 from numpyro_ebm._rows import lay_out, unwrap
-from numpyro_ebm._sites import bare_model, whole_plates
+from numpyro_ebm._sites import bare_model, choose, whole_plates
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators import Site
@@ -141,7 +141,11 @@ def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str
     sites, trace = _sites(bare, given, args, kwargs)
     check_values_given(trace, given)
     found = {name: each for name, each in sites.items() if _is_observed(name, trace)}
-    chosen = found[_choose(owner, found, site)]
+    none = (
+        f"The model observes no energy site, so {owner} has no rows. Give it held-out rows in the place of those of "
+        f"training: {owner}(model, params, x_test, ...)."
+    )
+    chosen = choose(owner, found, site, none)
     check_discrete(chosen)
     if not chosen.distribution.has_energy:
         return chosen
@@ -160,19 +164,6 @@ def _sites(model: Any, params: PyTree, args: tuple, kwargs: Mapping[str, Any]) -
 def _is_observed(name: str, trace: Mapping[str, Any]) -> bool:
     members = [name] if name in trace else name.split(",")
     return all(trace[member]["is_observed"] for member in members)
-
-
-def _choose(owner: str, found: Mapping[str, Site], name: str | None) -> str:
-    if not found:
-        raise EnergyError(
-            f"The model observes no energy site, so {owner} has no rows. Give it held-out rows in the place of those of "
-            f"training: {owner}(model, params, x_test, ...)."
-        )
-    if name is None and len(found) > 1:
-        raise EnergyError(f"The model has the energy sites {list(found)}. Write {owner}(..., site='{next(iter(found))}').")
-    if name is not None and name not in found:
-        raise EnergyError(f"The model observes no energy site '{name}'. {nearest(name, found)}")
-    return next(iter(found)) if name is None else name
 
 
 def check_discrete(site: Site) -> None:

@@ -33,15 +33,15 @@ def bare_model(model: Any) -> Any:
     return model.fn if isinstance(model, estimate) else model
 
 
-def find_site(
+def find_distribution(
     owner: str,
     model: Callable,
     params: PyTree | None = None,
     args: tuple = (),
     kwargs: Mapping[str, Any] | None = None,
     site: str | None = None,
-) -> Site:
-    """The one energy site of a model, or the one that is named, with its rows; sites that a factor joins are one.
+) -> EventDistribution:
+    """The energy of a model's one energy site, or of the one that is named; sites that a factor joins are one.
 
     Plates that subsample hold all their rows. An energy that is not observed gets a value of its base, which nothing is
     computed from; no chain runs.
@@ -68,24 +68,18 @@ def find_site(
         found = {each.name: each for _, each in estimated.sites(*args, **(kwargs or {}))}
     energies = {member for name in found for member in name.split(",")}
     check_values_given({name: message for name, message in trace.items() if name not in energies}, given)
-    return _choose(owner, found, site)
+    none = f"{owner} needs a model with an energy, and this one has none. Write an EnergyDistribution in it."
+    return choose(owner, found, site, none).distribution
 
 
-def find_distribution(
-    owner: str,
-    model: Callable,
-    params: PyTree | None = None,
-    args: tuple = (),
-    kwargs: Mapping[str, Any] | None = None,
-    site: str | None = None,
-) -> EventDistribution:
-    """The distribution of `find_site`."""
-    return find_site(owner, model, params, args, kwargs, site).distribution
+def choose(owner: str, found: Mapping[str, Site], site: str | None, none: str) -> Site:
+    """The one site found, or the one that is named.
 
-
-def _choose(owner: str, found: Mapping[str, Site], site: str | None) -> Site:
+    Raises:
+        EnergyError: ``none`` where there is none; for several without a name, and for an unknown name.
+    """
     if not found:
-        raise EnergyError(f"{owner} needs a model with an energy, and this one has none. Write an EnergyDistribution in it.")
+        raise EnergyError(none)
     if site is None and len(found) > 1:
         raise EnergyError(f"The model has the energy sites {sorted(found)}. Write {owner}(..., site='{sorted(found)[0]}').")
     if site is not None and site not in found:

@@ -12,9 +12,9 @@ from numpyro_ebm._data_sites import data_site, has_rows_of_its_own, over_rows
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import Site
+from numpyro_ebm.partition.bounds import RELIABLE_GAP
 from numpyro_ebm.scores import NO_DENSITY
 
-LARGEST_GAP = 1.0
 FEW_SAMPLES = 10.0
 OTHER_SIDE: dict[Any, Any] = {"lower": "upper", "upper": "lower", None: None}
 NEEDED = (
@@ -232,10 +232,10 @@ def _one(log_partition: Any) -> _LogZ:
 def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
     gap = upper.value - lower.value
     worst = float(gap.ravel()[np.argmax(np.abs(gap))])
-    if abs(worst) > LARGEST_GAP:
+    if abs(worst) > RELIABLE_GAP:
         where = f" in row {int(np.argmax(np.abs(gap)))}" if gap.ndim else ""
         raise ApartBounds(
-            f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {LARGEST_GAP:g} nat no likelihood is to be "
+            f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {RELIABLE_GAP:g} nat no likelihood is to be "
             "reported: it could be anything between. Write more temperatures, more steps at each or more chains in "
             "log_partition_bounds, or give the EnergyDistribution a base nearer to the data; compare models by "
             "numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which need no log Z."

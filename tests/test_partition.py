@@ -213,6 +213,13 @@ class TestBounds:
             assert bounds.is_reliable
         assert sum(inside) >= 19
 
+    def test_ends_that_lie_apart_either_way_are_not_reliable(self):
+        at = lambda value, bound: ebm.LogPartition(jnp.asarray(value), jnp.asarray(0.1), jnp.asarray(50.0), bound)  # noqa: E731
+        for upper, is_reliable in ((0.9, True), (-0.9, True), (1.1, False), (-3.0, False), (jnp.nan, False)):
+            bounds = ebm.LogPartitionBounds(at(0.0, "lower"), at(upper, "upper"), *[jnp.zeros(2)] * 3)
+            assert bounds.is_reliable == is_reliable
+            assert ("do not report" in str(bounds)) != is_reliable
+
     @pytest.mark.slow
     def test_few_levels_leave_a_gap_around_the_truth_in_the_mean(self):
         d = ebm.EnergyDistribution(lambda x: 2.0 * jnp.sum((x - 2.0) ** 2), (4,))

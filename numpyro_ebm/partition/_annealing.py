@@ -22,7 +22,7 @@ class Levels(NamedTuple):
 
     Attributes:
         betas: ``(num_levels + 1,)``, from 0 to 1.
-        kernel: its leaves that differ from level to level led by ``num_levels + 1``.
+        step_sizes: ``(num_levels + 1,)``; None for a kernel whose step does not adapt.
     """
 
     betas: Array
@@ -35,12 +35,10 @@ class Annealed(NamedTuple):
     Attributes:
         log_weights: ``(num_chains,)``; the mean of their exponentials is the ratio of the normalisers, end over beginning.
         path: ``(num_levels + 1,)``, the log of that mean at each level on the way.
-        acceptance_rate: mean acceptance over chains and levels.
     """
 
     log_weights: Array
     path: Array
-    acceptance_rate: Array
 
 
 def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
@@ -88,14 +86,14 @@ def anneal(
         positions, log_weights = carry
         key, before, after, step_size = inputs
         log_weights += (after - before) * ratios(jax.vmap(kernel.lower)(positions))
-        positions, health = _move(key, kernel, densities, positions, after, step_size, num_steps)
-        return (positions, log_weights), (_log_mean(log_weights), health.acceptance_rate)
+        positions, _ = _move(key, kernel, densities, positions, after, step_size, num_steps)
+        return (positions, log_weights), _log_mean(log_weights)
 
     inputs = jax.random.split(rng_key, len(levels.betas) - 1), levels.betas[:-1], levels.betas[1:]
     step_sizes = None if levels.step_sizes is None else levels.step_sizes[1:]
     first = jax.vmap(kernel.lift)(starts), jnp.zeros(len(starts), float)
-    (_, log_weights), (path, rates) = jax.lax.scan(level, first, (*inputs, step_sizes))
-    return Annealed(log_weights, jnp.concatenate([jnp.zeros(1), path]), jnp.mean(rates))
+    (_, log_weights), path = jax.lax.scan(level, first, (*inputs, step_sizes))
+    return Annealed(log_weights, jnp.concatenate([jnp.zeros(1), path]))
 
 
 def reverse(levels: Levels) -> Levels:

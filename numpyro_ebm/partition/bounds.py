@@ -16,6 +16,7 @@ from numpyro_ebm.partition.ais import AnnealedImportanceSampling
 from numpyro_ebm.partition.table import METHODS
 
 RELIABLE_GAP = 1.0
+"""Nats above which no likelihood is to be reported."""
 
 
 class LogPartitionBounds(NamedTuple):
@@ -42,8 +43,11 @@ class LogPartitionBounds(NamedTuple):
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the two are within 1 nat of each other, everywhere; if not, do not report a likelihood."""
-        return bool(jnp.all(self.gap <= RELIABLE_GAP))
+        """Whether the two are within 1 nat of each other, everywhere; if not, do not report a likelihood.
+
+        An upper bound far below the lower one is no better: chains of one side or the other did not see the target.
+        """
+        return bool(jnp.all(jnp.abs(self.gap) <= RELIABLE_GAP))
 
     def __str__(self) -> str:
         """Both ends, and what the gap means."""
@@ -52,7 +56,7 @@ class LogPartitionBounds(NamedTuple):
         else:
             ends = (f"{end.value:.3f} +- {end.standard_error:.3f}" for end in (self.lower, self.upper))
             text = "log Z {} from below, {} from above, gap {:.3f} nats".format(*ends, self.gap)
-        return text if self.is_reliable else f"{text}: above {RELIABLE_GAP:g} nat, do not report a likelihood"
+        return text if self.is_reliable else f"{text}: more than {RELIABLE_GAP:g} nat, do not report a likelihood"
 
 
 def log_partition_bounds(

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm.partition.bounds import RELIABLE_GAP
 from numpyro_ebm.plots._style import DARK, MODEL, SECOND, several_axes
 
 OWNER = "plot_annealing"
-RELIABLE = 1.0
-"""Nats of gap above which no likelihood is to be reported."""
 
 
 def plot_annealing(bounds: Any, axes: Any = None, *, row: int | None = None) -> np.ndarray:
@@ -81,12 +80,12 @@ def _draw_difference(ax: Any, betas: np.ndarray, difference: np.ndarray, error: 
     ax.plot(betas, difference, color="black", lw=1.4)
     ax.errorbar(betas[-1], difference[-1], error, fmt="o", color="black", ms=5, capsize=4, mfc="white")
     ax.axhline(0.0, color=DARK, lw=0.8)
-    if np.any(np.abs(difference) > 0.2 * RELIABLE):
-        ax.axhline(RELIABLE, color=DARK, lw=1.0, ls=":", label="1 nat")
+    if np.any(np.abs(difference) > 0.2 * RELIABLE_GAP):
+        ax.axhline(RELIABLE_GAP, color=DARK, lw=1.0, ls=":", label="1 nat")
         ax.legend(fontsize="small")
     ax.set_ylabel("reverse - forward\n(nats)")
 
 
 def _title(gap: float, error: float) -> str:
     text = f"gap {gap:.2f} ± {error:.2f} nats"
-    return text if gap <= RELIABLE else f"{text}: do not report a likelihood"
+    return text if abs(gap) <= RELIABLE_GAP else f"{text}: do not report a likelihood"
