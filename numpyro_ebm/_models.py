@@ -115,11 +115,3 @@ def make_target(
         return lambda z: -jnp.asarray(potential(z), float)
 
     return Target(info.param_info.z, log_density, lambda args, kwargs: info.postprocess_fn(*args, **kwargs))
-
-
-def initial_is_finite(log_density: Callable, position: Position) -> jax.Array:
-    """Whether the log density and, of a continuous position, its gradient are finite."""
-    if all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(position)):
-        return jnp.isfinite(log_density(position))
-    value, grad = jax.value_and_grad(log_density)(position)
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grad))]).all()
