@@ -80,7 +80,7 @@ def check_params(model: Callable, params: PyTree | None, args: tuple, kwargs: di
     initialized = handlers.substitute(handlers.seed(fixed(model, params), 0), substitute_fn=init_to_uniform())
     with handlers.block(), handlers.trace() as trace:
         initialized(*args, **kwargs)
-    missing = [n for n, site in trace.items() if site["type"] == "param" and n not in (params or {})]
+    missing = [n for n, site in trace.items() if site["type"] == "param" and (params or {}).get(n) is None]
     if missing:
         raise EnergyError(
             f"The model has parameters {missing} without values, so MCMC would use their initial ones. Pass those that "

@@ -112,6 +112,8 @@ class AbstractEstimator(abc.ABC):
         """State before the first update: a pytree of arrays, or None."""
         return None
 
+    takes_ends: ClassVar[bool] = False
+
     def check(self, site: Site) -> None:
         """Refuse what this estimator cannot do.
 
