@@ -104,7 +104,7 @@ def check_covariance(owner: str, name: str, value: Any, *, may_be_dense: bool = 
     if array.ndim == 1 and not np.all(array > 0):
         raise EnergyError(f"{owner} needs {name} > 0 in each coordinate; got {value!r}. {write}")
     if array.ndim == 2 and not is_positive_definite(array.astype(float)):
-        raise EnergyError(f"{owner} needs {name} symmetric and positive definite; got shape {array.shape}: {value!r}. {write}")
+        raise EnergyError(f"{owner} needs {name} symmetric and positive definite; got {value!r}. {write}")
 
 
 def is_positive_definite(matrix: np.ndarray) -> bool:

@@ -14,9 +14,9 @@ from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.estimators import Site
 
 ON_THE_END = (
-    "Move such values inside (a rounded or censored value by a random part of its rounding), or, where the density is finite "
-    "there, write estimate(model, 'generalized_sm'), which takes them. Where a share of the rows is exactly there, no density "
-    "is: model by a Bernoulli site whether a row is, and by the energy the other rows."
+    "Move such values inside (rounded or censored ones by a random part of their rounding); or, where the density is finite "
+    "there, write estimate(model, 'generalized_sm'), which takes them. A share of rows exactly there has no density: model "
+    "by a Bernoulli site whether a row is there, and by the energy the other rows."
 )
 
 

@@ -21,7 +21,7 @@ SPHERE = (
     "the energy; on the sphere support=constraints.interval(jnp.zeros(2), jnp.array([jnp.pi, 2 * jnp.pi])) of polar angle "
     "and azimuth, with - jnp.log(jnp.sin(polar)) in the energy for the area."
 )
-REGISTER = "Write another constraint, or give this one a transform: numpyro.distributions.biject_to.register(type({name}))(...)."
+REGISTER = "Write another, or give {name} a transform: numpyro.distributions.biject_to.register(type(support))(...)."
 
 
 def event_support(support: Any, event_shape: tuple[int, ...]) -> Frozen:

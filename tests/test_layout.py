@@ -15,6 +15,7 @@ PACKAGE = ROOT / "numpyro_ebm"
 FLOORS = {
     "_typing": 0,
     "_errors": 0,
+    "_doors": 0,
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,
