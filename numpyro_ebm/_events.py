@@ -43,7 +43,7 @@ class EventDistribution(dist.Distribution):
 
     arg_constraints = {}
     pytree_data_fields = ("context", "base", "_sampler_arrays")
-    pytree_aux_fields = ("_sampler_structure", "_support", "_reads")
+    pytree_aux_fields = ("_sampler_structure", "_frozen_support", "_reads")
     has_energy: ClassVar[bool]
 
     def __init__(
@@ -61,7 +61,7 @@ class EventDistribution(dist.Distribution):
             raise TypeError(f"{type(self).__name__} needs a callable sampler; got {type(sampler).__name__}.")
         event_shape, batch_shape = _shape("event_shape", event_shape), _shape("batch_shape", batch_shape)
         _check_context(context, batch_shape)
-        self._support = event_support(support, event_shape)
+        self._frozen_support = event_support(support, event_shape)
         if base is not None:
             batch_shape = _check_base(base, event_shape, batch_shape, self.support)
         self._sampler_arrays, self._sampler_structure = dismantle(sampler)
@@ -86,7 +86,7 @@ class EventDistribution(dist.Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """The constraint of one event."""
-        return self._support.thaw()
+        return self._frozen_support.thaw()
 
     @property
     def has_rsample(self) -> bool:

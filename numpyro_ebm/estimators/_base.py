@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from numpyro_ebm._errors import EnergyError, eager
 from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.estimators._lattice import warn_of_lattice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,7 @@ class AbstractEstimator(abc.ABC):
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
                 "discrete. For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
             )
+        warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
                 f"The estimator '{self.name}' needs values of an energy, and a {type(site.distribution).__name__} has only "
