@@ -12,8 +12,14 @@ from numpyro_ebm._blocks import Product, cut
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PyTree
 
-ONE_OF = ("covariance_matrix", "precision_matrix", "rate_matrix", "scale_matrix")
-"""Other forms of ``scale_tril``, of which a class takes one."""
+OTHER_FORMS = {
+    "scale_tril": ("covariance_matrix", "precision_matrix", "rate_matrix", "scale_matrix"),
+    "correlation_cholesky": ("correlation_matrix",),
+    "correlation": ("weighted_correlation",),
+    "component_distributions": ("support",),
+}
+"""Of what a class takes in one of several forms, the form that it keeps."""
+KEPT_AS = {"base_distribution": "base_dist"}
 ELEMENTWISE = transforms.AffineTransform | transforms.PowerTransform
 
 
@@ -95,10 +101,12 @@ def _take_apart(whole: Distribution, shape: tuple[int, ...]) -> tuple[PyTree, Ca
         else:
             fixed[name] = value
 
+    # The rows' parameters went through their constraints when the user built the distribution.
+    if "validate_args" in inspect.signature(type(whole)).parameters:
+        fixed["validate_args"] = False
+
     def build(own: PyTree) -> Distribution:
-        # The rows' parameters went through their constraints when the user built the distribution.
-        made = {name: builds[name](own[name]) for name in builds}
-        return type(whole)(**fixed, **made, validate_args=False)
+        return type(whole)(**fixed, **{name: builds[name](own[name]) for name in builds})
 
     return local, build
 
@@ -112,8 +120,8 @@ def _rows_of(whole: Distribution, name: str, value: Any, shape: tuple[int, ...])
     """Arrays of one argument, each with the rows in front; what is elementwise has the dimensions of one draw."""
     leaves, treedef = jax.tree.flatten(value)
     constraint = whole.arg_constraints.get(name)
-    if constraint is not None:
-        dims = constraint.event_dim
+    if constraint is not None:  # a matrix may be declared as its rows
+        dims = max(constraint.event_dim, jnp.ndim(value) - len(whole.batch_shape))
     elif all(isinstance(part, ELEMENTWISE) or not jax.tree.leaves(part) for part in _parts(value)):
         dims = len(whole.event_shape)
     else:
@@ -125,13 +133,15 @@ def _rows_of(whole: Distribution, name: str, value: Any, shape: tuple[int, ...])
 
 def _arguments(whole: Distribution) -> dict[str, Any]:
     """The constructor's arguments, from the attributes that keep them."""
-    names = [name for name in inspect.signature(type(whole)).parameters if name != "validate_args"]
-    if "scale_tril" in names:
-        names = [name for name in names if name not in ONE_OF]
-    known = {name: getattr(whole, name, getattr(whole, f"_{name}", inspect.Parameter.empty)) for name in names}
-    if any(value is inspect.Parameter.empty for value in known.values()):
-        raise _refused(whole)
-    return known
+    names = set(inspect.signature(type(whole)).parameters) - {"validate_args"}
+    names -= {other for kept, others in OTHER_FORMS.items() if kept in names for other in others}
+    values = {}
+    for name in names:
+        attributes = [each for each in (KEPT_AS.get(name, name), f"_{name}") if hasattr(whole, each)]
+        if not attributes:
+            raise _refused(whole)
+        values[name] = getattr(whole, attributes[0])
+    return values
 
 
 def _holds_arrays(value: Any) -> bool:
