@@ -15,7 +15,7 @@ from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._reads import reads
-from numpyro_ebm._supports import check_same_support, elementary, event_support, values_of
+from numpyro_ebm._supports import check_same_support, discrete_values, elementary, event_support, name_of
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
 
@@ -171,7 +171,14 @@ class EventDistribution(dist.Distribution):
         Raises:
             EnergyError: for a support without two bounds.
         """
-        return values_of(self.support)
+        values = discrete_values(self.support)
+        if values is None:
+            raise EnergyError(
+                f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
+                "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "
+                "with an end that no value comes near."
+            )
+        return values
 
     @property
     def _uniform(self) -> dist.Distribution:

@@ -93,21 +93,15 @@ def check_same_support(role: str, distribution: dist.Distribution, support: Any)
         )
 
 
-def values_of(support: Any) -> np.ndarray:
-    """The values that one element of a finite discrete support takes, in increasing order.
-
-    Raises:
-        EnergyError: for a support without two bounds, or whose elements differ.
-    """
+def discrete_values(support: Any) -> np.ndarray | None:
+    """The values that one element of a discrete support takes, in increasing order; None where it has no two bounds."""
     region = region_of(support)
-    low, high = (np.unique(bound) for bound in region.bounds) if region.kind == "integers" else (np.zeros(0), np.zeros(0))
-    if low.size == high.size == 1 and np.all(np.isfinite([low, high])):
-        return np.arange(int(low[0]), int(high[0]) + 1)
-    reason = "its elements have no upper end" if high.size == 1 else "its elements have to share two bounds"
-    raise EnergyError(
-        f"The values of the support {name_of(support)} cannot be listed: {reason}. Write support=numpyro.distributions."
-        "constraints.boolean, or constraints.integer_interval(0, 99) with an end that no value comes near."
-    )
+    if region.kind != "integers" or any(bound is None for bound in region.bounds):
+        return None
+    low, high = (np.unique(bound) for bound in region.bounds)
+    if not (low.size == high.size == 1 and np.all(np.isfinite([low, high]))):
+        return None
+    return np.arange(int(low[0]), int(high[0]) + 1)
 
 
 def elementary(constraint: Any) -> Any:

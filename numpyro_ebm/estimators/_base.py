@@ -14,6 +14,8 @@ from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.estimators._lattice import warn_of_lattice
 
+FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
+
 
 @dataclasses.dataclass(frozen=True)
 class Site:
@@ -124,7 +126,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete. For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
+                f"discrete.{FOR_BINARY_UNITS}"
             )
         warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
         if self.needs_energy and not site.distribution.has_energy:
