@@ -133,10 +133,10 @@ def _rows_of(whole: Distribution, name: str, value: Any, shape: tuple[int, ...])
 
 def _arguments(whole: Distribution) -> dict[str, Any]:
     """The constructor's arguments, from the attributes that keep them."""
-    names = set(inspect.signature(type(whole)).parameters) - {"validate_args"}
-    names -= {other for kept, others in OTHER_FORMS.items() if kept in names for other in others}
+    names = [name for name in inspect.signature(type(whole)).parameters if name != "validate_args"]
+    left_out = {other for kept, others in OTHER_FORMS.items() if kept in names for other in others}
     values = {}
-    for name in names:
+    for name in (name for name in names if name not in left_out):
         attributes = [each for each in (KEPT_AS.get(name, name), f"_{name}") if hasattr(whole, each)]
         if not attributes:
             raise _refused(whole)
@@ -145,7 +145,7 @@ def _arguments(whole: Distribution) -> dict[str, Any]:
 
 
 def _holds_arrays(value: Any) -> bool:
-    return any(isinstance(leaf, jax.Array) or hasattr(leaf, "shape") for leaf in jax.tree.leaves(value))
+    return any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(value))
 
 
 def _parts(value: Any) -> Any:

@@ -89,6 +89,7 @@ class AbstractEstimator(abc.ABC):
         is_persistent: whether state is carried from one update to the next.
         couples_rows: whether a row's value depends on the events of other rows by more than scales fitted to the batch.
         needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
+        takes_ends: whether rows may lie on the boundary of the support, where unconstrained space has no place for them.
     """
 
     name: ClassVar[str]
@@ -97,6 +98,7 @@ class AbstractEstimator(abc.ABC):
     is_persistent: ClassVar[bool] = False
     couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
+    takes_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
@@ -114,8 +116,6 @@ class AbstractEstimator(abc.ABC):
     def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """State before the first update: a pytree of arrays, or None."""
         return None
-
-    takes_ends: ClassVar[bool] = False
 
     def check(self, site: Site) -> None:
         """Refuse what this estimator cannot do.
