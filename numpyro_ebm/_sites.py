@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from numpyro_ebm._context import scope_prefix
 from numpyro_ebm._errors import EnergyError, nearest
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._results import check_values_given, values_of
@@ -28,9 +29,30 @@ class whole_plates(Messenger):  # noqa: N801
             msg["value"], msg["args"] = jnp.arange(size), (size, size)
 
 
+def estimated_in(model: Any) -> estimate | None:
+    """The handler `estimate` in a model, under whatever is around it; None where there is none.
+
+    Scopes around it are moved inside, so that its sites have the names by which the whole model's values are known.
+    """
+    scopes = []
+    while model is not None and not isinstance(model, estimate):
+        scopes += [model] if isinstance(model, handlers.scope) else []
+        model = getattr(model, "fn", None) or getattr(model, "func", None)
+    if model is None or not scopes:
+        return model
+    fn: Any = model.fn
+    for each in reversed(scopes):
+        fn = handlers.scope(fn, each.prefix, each.divider, hide_types=each.hide_types)
+    if not isinstance(model.estimators, Mapping):
+        return estimate(fn, model.estimators)
+    prefix = scope_prefix(scopes)
+    return estimate(fn, {prefix + name: each for name, each in model.estimators.items()})
+
+
 def bare_model(model: Any) -> Any:
     """The model inside what `estimate` made of it."""
-    return model.fn if isinstance(model, estimate) else model
+    estimated = estimated_in(model) if isinstance(model, Messenger) else None
+    return model if estimated is None else estimated.fn
 
 
 def find_distribution(

@@ -137,7 +137,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             msg["fn"] = Surrogate(self._surrogate(name, unwrapped, msg["value"], msg), fn.event_shape, fn.support)
         else:
             with at_site(name):
-                _context.check_latent(name)
+                _context.check_latent(name, self)
             msg["fn"] = FrozenEnergy(fn)
             self._latents[name] = unwrapped, kept(msg)
 
@@ -157,7 +157,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         with at_site(joint.name):
             for member in joint.members:
                 if not member.message["is_observed"]:
-                    _context.check_latent(member.name)
+                    _context.check_latent(member.name, self)
             message = {**joint.message, "is_observed": joint.is_observed}
             log_factor = self._surrogate(joint.name, joint.unwrapped, joint.value, message, joint.names)
         if self._collected is None:
@@ -165,7 +165,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
         """Values of the site's surrogate, in the batch shape its log probability has."""
-        with at_site(name):
+        with at_site(name), _context.outside_scopes(self):
             estimator = self._estimator_of(name, members)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
