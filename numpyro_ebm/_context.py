@@ -51,10 +51,16 @@ def check_carries_state(estimator: str) -> None:
             )
 
 
-def scope_prefix(handlers: Iterable[Any]) -> str:
-    """What the scopes among handlers, outermost first, put in front of a sample site's name."""
-    scopes = [each for each in handlers if isinstance(each, scope) and "sample" not in each.hide_types]
+def scope_prefix(handlers: Iterable[Any], kind: str = "sample") -> str:
+    """What the scopes among handlers, outermost first, put in front of the name of a site of this kind."""
+    scopes = [each for each in handlers if isinstance(each, scope) and kind not in each.hide_types]
     return "".join(f"{each.prefix}{each.divider}" for each in scopes)
+
+
+def name_at(handler: Messenger, message: Any) -> str:
+    """The name that a message had when it passed a handler, before the scopes around gave it theirs."""
+    around = _PYRO_STACK[: _PYRO_STACK.index(handler)]
+    return message["name"].removeprefix(scope_prefix(around, message["type"]))
 
 
 @contextmanager

@@ -12,11 +12,10 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_ebm._callables import Structure, assemble
 from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._sites import estimated_in
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, NegativePhaseHealth, Site
 from numpyro_ebm.estimators._pool import PoolEstimator
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimate, estimated_in
 
 
 class RecordedChains(NamedTuple):

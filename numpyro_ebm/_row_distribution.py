@@ -91,7 +91,7 @@ class RowDistribution(dist.Distribution):
         new._set_own(new._batch_shape)
         return new
 
-    def alone(self) -> "RowDistribution":
+    def alone(self) -> Any:
         """Without the rows that `expand` and plates have added: those alone that differ."""
         if self._own_shape == self.batch_shape:
             return self
@@ -172,6 +172,6 @@ class RowDistribution(dist.Distribution):
         return dismantle(function)
 
 
-@promote_batch_shape.register
-def _promote(d: RowDistribution):
+@promote_batch_shape.register(RowDistribution)  # pyright: ignore[reportArgumentType, reportCallIssue]
+def _promote(d: RowDistribution) -> RowDistribution:
     return d  # it has taken up its rows when it was put together

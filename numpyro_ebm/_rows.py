@@ -11,6 +11,7 @@ from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistr
 
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._shapes import check_mesh
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.estimators import Site
 
@@ -59,6 +60,7 @@ def lay_out(name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Pl
     distribution = unwrapped.distribution
     with eager(value):
         events = distribution.as_events(value)
+    check_mesh(events)
     try:
         batch_shape = distribution.rows_of_site(events.shape, unwrapped.batch_shape)
     except EnergyError:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from numpyro.distributions import Distribution, Independent
+from jax.sharding import AxisType
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_ebm._blocks import Product
@@ -111,6 +112,23 @@ def rows_of_data(shape: Shape, batch_shape: Shape, event_shape: Shape) -> Shape:
     return rows
 
 
+def check_mesh(value: Array) -> None:
+    """Refuse data that are split over a mesh with axes of the explicit kind.
+
+    Raises:
+        EnergyError: with the mesh to write.
+    """
+    sharding: Any = jax.typeof(value).sharding
+    mesh = sharding.mesh
+    if AxisType.Explicit in mesh.axis_types and any(each is not None for each in sharding.spec):
+        raise EnergyError(
+            f"The data are split over a mesh with axes of the explicit kind ({sharding.spec}), where every gather and "
+            "reshape has to be told how its result is split; estimators leave that to the compiler. Write jax.make_mesh("
+            f"{tuple(mesh.axis_sizes)}, {tuple(mesh.axis_names)}, axis_types=(jax.sharding.AxisType.Auto,) * "
+            f"{len(mesh.axis_names)})."
+        )
+
+
 def widen(value: Any, *, booleans: bool = True) -> Any:
     """Narrow integers (and booleans) as the integer type in use: in their own an energy would wrap round.
 
@@ -151,21 +169,19 @@ def stack_base(base: Distribution, num: int, shape: Shape) -> Distribution:
     """
     if isinstance(base, Product):
         return Product(base.names, [stack_base(part, num, shape) for part in base.parts])
+    if isinstance(base, Independent):
+        taken = base.reinterpreted_batch_ndims
+        return stack_base(base.base_dist, num, shape + tuple(base.event_shape[:taken])).to_event(taken)
     if not jax.tree.leaves(base):
         return base
     missing = len(shape) - num - len(base.batch_shape)
     wanted = shape[:num] + (1,) * missing + tuple(base.batch_shape)
-    promoted = _promoted(jax.tree.map(lambda leaf: insert_ones(leaf, num, missing), base))
+    if isinstance(base, ExpandedDistribution):
+        return stack_base(base.base_dist, num, shape).expand(wanted)
+    promoted = promote_batch_shape(jax.tree.map(lambda leaf: insert_ones(leaf, num, missing), base))
     if promoted.batch_shape != wanted:
         raise EnergyError(
             f"A base {type(base).__name__} cannot be stacked by scan or vmap. Write it without parameters of the step, or "
             "as a parametric distribution such as numpyro.distributions.Normal(loc, scale).to_event(1)."
         )
     return promoted
-
-
-def _promoted(base: Distribution) -> Distribution:
-    if isinstance(base, Independent):
-        # NumPyro's own counts the event's dimensions twice.
-        return _promoted(base.base_dist).to_event(base.reinterpreted_batch_ndims)
-    return promote_batch_shape(base)

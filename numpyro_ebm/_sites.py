@@ -9,14 +9,13 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from numpyro_ebm._context import scope_prefix
 from numpyro_ebm._errors import EnergyError, nearest
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._results import check_values_given, values_of
 from numpyro_ebm._rows import unwrap
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators import MaximumLikelihood, Site
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimate, estimated_in
 
 
 class whole_plates(Messenger):  # noqa: N801
@@ -27,26 +26,6 @@ class whole_plates(Messenger):  # noqa: N801
         if msg["type"] == "plate":
             size = msg["args"][0]
             msg["value"], msg["args"] = jnp.arange(size), (size, size)
-
-
-def estimated_in(model: Any) -> estimate | None:
-    """The handler `estimate` in a model, under whatever is around it; None where there is none.
-
-    Scopes around it are moved inside, so that its sites have the names by which the whole model's values are known.
-    """
-    scopes = []
-    while model is not None and not isinstance(model, estimate):
-        scopes += [model] if isinstance(model, handlers.scope) else []
-        model = getattr(model, "fn", None) or getattr(model, "func", None)
-    if model is None or not scopes:
-        return model
-    fn: Any = model.fn
-    for each in reversed(scopes):
-        fn = handlers.scope(fn, each.prefix, each.divider, hide_types=each.hide_types)
-    if not isinstance(model.estimators, Mapping):
-        return estimate(fn, model.estimators)
-    prefix = scope_prefix(scopes)
-    return estimate(fn, {prefix + name: each for name, each in model.estimators.items()})
 
 
 def bare_model(model: Any) -> Any:

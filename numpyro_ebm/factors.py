@@ -203,6 +203,6 @@ def _is_sampled(name: str) -> bool:
     return False
 
 
-@promote_batch_shape.register
-def _promote(d: EnergyFactor):
+@promote_batch_shape.register(EnergyFactor)  # pyright: ignore[reportArgumentType, reportCallIssue]
+def _promote(d: EnergyFactor) -> EnergyFactor:
     return d  # it has taken up its rows when it was put together

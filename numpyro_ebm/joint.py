@@ -186,10 +186,10 @@ class FactoredSites:
         """Note a factor."""
         self._factors.append(Factor(message["fn"], kept(message)))
 
-    def add_value(self, message: Message) -> None:
+    def add_value(self, name: str, message: Message) -> None:
         """Note the value that a site has got in the end."""
-        if message["name"] in self._messages:
-            self._messages[message["name"]].update(value=message["value"], is_observed=message["is_observed"])
+        if name in self._messages:
+            self._messages[name].update(value=message["value"], is_observed=message["is_observed"])
 
     def check_not_named(self, name: str) -> None:
         """Refuse a factor on a site that is an energy already.
@@ -240,13 +240,15 @@ class FactoredSites:
     def _check_same(self, factor: Factor, key: str, name: str) -> None:
         """Refuse a factor and a site that do not speak of the same rows."""
         fn, site = factor.fn, self._messages[name]
-        if not _is_same(fn.values[key], site["value"]):
-            if factor.message.get("_control_flow_done"):
+        is_same = _is_same(fn.values[key], site["value"])
+        if factor.message.get("_control_flow_done"):
+            if not is_same or fn.batch_shape != tuple(site["fn"].batch_shape):
                 raise EnergyError(
                     f"The factor '{fn.name}' and its site '{name}' stand in scan, and estimate sees their values after it, "
                     "when they can no longer be told to be the same. Write the site as an EnergyDistribution(..., base=..., "
                     "context=...) in the place of the factor."
                 )
+        if not is_same:
             raise EnergyError(
                 f"The factor '{fn.name}' got another value for '{name}' than the site has. Write "
                 f"energy_factor('{fn.name}', energy, {key}={key}), and transform it inside the energy."
