@@ -41,7 +41,7 @@ class RowDistribution(dist.Distribution):
         base: a NumPyro distribution of the rows, or None.
     """
 
-    pytree_data_fields = ("context", "base", "_support", "_sampler_arrays", "_row_marker")
+    pytree_data_fields = ("context", "base", "_sampler_arrays", "_row_marker")
     pytree_aux_fields = ("_own_shape", "_is_told")
 
     def _place(self, context: PyTree, batch_shape: Any) -> None:
@@ -145,11 +145,10 @@ class RowDistribution(dist.Distribution):
             self._stack(num, missing)
 
     def _stack(self, num: int, missing: int) -> None:
-        """Give all that leads with ``num`` new rows its place; support and sampler are the same in all of them."""
+        """Give all that leads with ``num`` new rows its place; the sampler is the same in all of them."""
         self.context = jax.tree.map(lambda leaf: insert_ones(leaf, num, missing), self.context)
         self.base = None if self.base is None else stack_base(self.base, num, self._own_shape)
-        first = (0,) * num
-        self._support, self._sampler_arrays = jax.tree.map(lambda leaf: leaf[first], (self._support, self._sampler_arrays))
+        self._sampler_arrays = jax.tree.map(lambda leaf: leaf[(0,) * num], self._sampler_arrays)
 
     @abc.abstractmethod
     def _hoisted(self) -> "RowDistribution":
