@@ -263,8 +263,8 @@ def _in_blocks(job: _Job, progress: chains.Progress) -> chains.Progress:
 
 
 def _next_length(length: int, taken: float, wanted: float) -> int:
-    """How many transitions take the time that is wanted, by what the last block took; four times as many at most."""
-    return 4 * length if taken < wanted / 4 else max(1, int(length * wanted / taken))
+    """How many transitions take the time that is wanted, by what the last block took; 16 times as many at most."""
+    return 16 * length if taken < wanted / 16 else max(1, int(length * wanted / taken))
 
 
 def _stats(run: chains.Run) -> dict[str, Array]:

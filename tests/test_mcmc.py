@@ -258,7 +258,7 @@ class TestBlocks:
             np.testing.assert_array_equal(one, other)
 
     def test_a_block_takes_about_the_time_that_is_wanted(self):
-        assert [sampling._next_length(100, taken, 0.5) for taken in (0.0, 0.1, 0.25, 1.0, 100.0)] == [400, 400, 200, 50, 1]
+        assert [sampling._next_length(100, taken, 0.5) for taken in (0.0, 0.01, 0.25, 1.0, 100.0)] == [1600, 1600, 200, 50, 1]
 
     @pytest.mark.parametrize("kept", [0, 10])
     def test_an_interruption_returns_the_draws_until_then(self, kept, blocks_of, monkeypatch):
