@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,24 +114,6 @@ def advance(
     return states.position, means._replace(num_gradients=totals.num_gradients)
 
 
-class Progress(NamedTuple):
-    """A run on its way.
-
-    Attributes:
-        step: transitions made, warm-up included.
-        states: of the chains.
-        warmups: of the chains, the kernels as adapted so far in them.
-        draws: positions and `TransitionInfo` as in `Run`, zeros where there is none yet.
-        keys: of all transitions.
-    """
-
-    step: Any
-    states: Any
-    warmups: adaptation.WarmupState
-    draws: tuple[Position, TransitionInfo]
-    keys: PRNGKey
-
-
 def run(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
@@ -156,77 +138,40 @@ def run(
     Returns:
         The draws, their statistics and the adapted kernel of each chain.
     """
-    counts = {"num_warmup": num_warmup, "num_samples": num_samples}
-    progress = begin(rng_key, kernel, log_density, positions, local, **counts)
-    return so_far(go_on(progress._replace(step=0), log_density, local, num_warmup + num_samples))
-
-
-def begin(
-    rng_key: PRNGKey,
-    kernel: AbstractKernel,
-    log_density: LogDensityFn,
-    positions: Position,
-    local: PyTree = None,
-    *,
-    num_warmup: int,
-    num_samples: int,
-) -> Progress:
-    """The start of a `run`, with the same arguments, before its first transition."""
     positions = jax.vmap(kernel.lift)(as_positions(kernel, positions))
+    stages = adaptation.schedule(kernel, num_warmup)
     num_chains = num_chains_of(positions)
 
     def start(key, position, row):
         return kernel.init(key, position, _at(log_density, position, row)), adaptation.start(kernel, position)
 
+    def step_one(key, state, warmup, row):
+        return warmup.kernel.step(key, state, _at(log_density, state.position, row))
+
+    def step_all(carry, inputs):
+        # One loop for warm-up and draws: the kernel, NUTS above all, is compiled once.
+        states, warmups, draws = carry
+        i, key = inputs
+        states, info = jax.vmap(step_one)(jax.random.split(key, num_chains), states, warmups, local)
+        if num_warmup:
+            adapt = jax.vmap(partial(adaptation.update_at, stages, i))
+            warmups = adapt(warmups, states.position, info)
+        kept = jnp.maximum(i - num_warmup, 0)
+        new = (jax.vmap(kernel.lower)(states.position), info)
+        draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, new)
+        return (states, warmups, draws), None
+
     key_init, key_steps = jax.random.split(rng_key)
     states, warmups = jax.vmap(start)(jax.random.split(key_init, num_chains), positions, local)
-    _, info = jax.eval_shape(lambda: _transition(rng_key, states, warmups, log_density, local))
+    _, info = jax.eval_shape(lambda: jax.vmap(step_one)(jax.random.split(rng_key, num_chains), states, warmups, local))
     draws = jax.tree.map(
         lambda leaf: jnp.zeros((num_chains, num_samples, *leaf.shape[1:]), leaf.dtype),
         (jax.vmap(kernel.lower)(positions), info),
     )
-    return Progress(jnp.zeros((), jnp.int32), states, warmups, draws, jax.random.split(key_steps, num_warmup + num_samples))
-
-
-def go_on(progress: Progress, log_density: LogDensityFn, local: PyTree, stop: Any) -> Progress:
-    """The run after ``stop`` transitions, whatever they were cut into: the draws are the same."""
-    num_warmup = len(progress.keys) - progress.draws[1].acceptance_rate.shape[1]
-    stages = adaptation.schedule(progress.warmups.kernel, num_warmup)
-
-    def step_all(i, carry):
-        # One loop for warm-up and draws: the kernel, NUTS above all, is compiled once.
-        states, warmups, draws = carry
-        states, info = _transition(progress.keys[i], states, warmups, log_density, local)
-        if num_warmup:
-            warmups = jax.vmap(partial(adaptation.update_at, stages, i))(warmups, states.position, info)
-        kept = jnp.maximum(i - num_warmup, 0)
-        new = (jax.vmap(_lower)(warmups, states.position), info)
-        draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, new)
-        return states, warmups, draws
-
-    # With numbers at both ends this is a scan; otherwise a while loop, one program for blocks of any length.
-    start = (progress.states, progress.warmups, progress.draws)
-    states, warmups, draws = jax.lax.fori_loop(progress.step, stop, step_all, start)
-    return Progress(stop, states, warmups, draws, progress.keys)
-
-
-def so_far(progress: Progress) -> Run:
-    """What a run has come to."""
-    return Run(*progress.draws, progress.warmups.kernel)
-
-
-def _transition(rng_key: PRNGKey, states: Any, warmups: Any, log_density: LogDensityFn, local: PyTree):
-    """One transition of every chain, by the kernel as adapted in it."""
-
-    def step_one(key, state, warmup, row):
-        return warmup.kernel.step(key, state, _at(log_density, state.position, row))
-
-    keys = jax.random.split(rng_key, num_chains_of(states.position))
-    return jax.vmap(step_one)(keys, states, warmups, local)
-
-
-def _lower(warmup: adaptation.WarmupState, position: Position) -> Position:
-    return warmup.kernel.lower(position)
+    num_steps = num_warmup + num_samples
+    inputs = (jnp.arange(num_steps), jax.random.split(key_steps, num_steps))
+    (_, warmups, draws), _ = jax.lax.scan(step_all, (states, warmups, draws), inputs)
+    return Run(draws[0], draws[1], warmups.kernel)
 
 
 def _at(

@@ -1,9 +1,7 @@
-"""`sample`: warm-up and draws of all chains by one compiled program, a block of transitions at a time."""
+"""`sample`: warm-up and draws of all chains as one compiled program."""
 
 import dataclasses
-import time
-import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,13 +15,9 @@ from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._reads import reads
-from numpyro_ebm._typing import Array, LogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
-from numpyro_ebm.samplers import check_start, draw_start, rows_local, to_positions
-
-FIRST_BLOCK = 50  # transitions
-SHORTEST_BLOCK = 0.5  # seconds
-COPIED_PER_SECOND = 1e8  # bytes; memory is twenty times as fast
+from numpyro_ebm.samplers import check_start, draw_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +56,12 @@ def sample(
     model_args: tuple = (),
     model_kwargs: dict[str, Any] | None = None,
 ) -> Draws:
-    """Draw from an energy or a model by MCMC, all chains in one compiled loop.
+    """Draw from an energy or a model by MCMC, all chains in one compiled program.
 
-    Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. The loop runs in blocks of
-    about half a second, which do not change the draws: an interruption from the keyboard returns those of the blocks until
-    then, with a warning. A second call with the same shapes compiles nothing: for a distribution its energy's arrays, for a
-    model ``params`` and the arrays in its arguments may change. The model is the cache's key, and what it reads beside its
-    arguments (globals, closures): pass the same function.
+    Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. A second call with the
+    same shapes compiles nothing: for a distribution its energy's arrays, for a model ``params`` and the arrays in its
+    arguments may change. The model is the cache's key, and what it reads beside its arguments (globals, closures): pass the
+    same function.
 
     Args:
         rng_key: random key.
@@ -91,7 +84,6 @@ def sample(
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
             model whose parameters have no value, one with both discrete and continuous latents, and a start where the log
             density is not finite.
-        KeyboardInterrupt: for an interruption during the warm-up.
         TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
             start that is no sampler or is beside a model.
 
@@ -102,169 +94,73 @@ def sample(
     """
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
     check_key("sample", rng_key)
-    args, kwargs = as_arrays("sample", (tuple(model_args), dict(model_kwargs or {})))
+    model_args, model_kwargs = as_arrays("sample", (tuple(model_args), dict(model_kwargs or {})))
     for name, count in counts.items():
         check_count("sample", name, count, 0 if name == "num_warmup" else 1)
     if isinstance(model_or_dist, EventDistribution):
-        if params is not None or args or kwargs:
+        if params is not None or model_args or model_kwargs:
             raise TypeError("params and arguments belong to a model; a distribution holds its own.")
         check_start("sample", start)
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
         key_start, key_run = jax.random.split(rng_key)
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
-        job: Any = _OfDistribution(resolved, model_or_dist, num_chains)
+        samples, run, finite = _sample_distribution(key_start, key_run, resolved, model_or_dist, starts, **counts)
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
-        resolved = _models.kernel_for(_models.check_model(model_or_dist, params, args, kwargs), kernel)
-        arrays, structure = dismantle((args, kwargs))
-        key_start, key_run = jax.random.split(rng_key)
-        starts, given = None, dict(params or {})
-        job = _OfModel(resolved, given, arrays, num_chains, model_or_dist, structure, reads(model_or_dist))
+        arguments = (model_args, model_kwargs)
+        resolved = _models.kernel_for(_models.check_model(model_or_dist, params, *arguments), kernel)
+        dynamic, static = dismantle(arguments)
+        fixed = (model_or_dist, dict(params or {}), dynamic, static, reads(model_or_dist))
+        samples, run, finite = _sample_model(rng_key, resolved, *fixed, **counts)
     else:
         raise TypeError(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
             "into EnergyDistribution(..., batch_shape=...)."
         )
-    progress, finite = _begin(job, key_start, key_run, starts, num_warmup=num_warmup, num_samples=num_samples)
     check_outside_jit("sample", finite)
     if not bool(jnp.all(finite)):
         raise EnergyError(
             "A chain starts where the log density or its gradient is not finite. Look at the energy there, or give the "
             "EnergyDistribution a base that covers where it is finite."
         )
-    samples, run = _finish(job, _in_blocks(job, progress))
-    kept = run.info.acceptance_rate.shape[1]
-    if kept < num_samples:
-        warnings.warn(
-            f"Interrupted: sample returns the {kept} of {num_samples} draws of each chain that it had.",
-            UserWarning,
-            stacklevel=2,
-        )
     return Draws(samples, _stats(run), run.kernel)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "distribution"], meta_fields=["num_chains"])
-@dataclasses.dataclass(frozen=True)
-class _OfDistribution:
-    """Chains of a distribution, one per row in each of ``num_chains``."""
-
-    kernel: AbstractKernel
-    distribution: Any
-    num_chains: int
-
-    def starts(self, rng_key: PRNGKey, starts: Array | None) -> Position:
-        drawn = self.distribution.reference_sample(rng_key, (self.num_chains,)) if starts is None else starts
-        return to_positions(self.distribution, drawn)
-
-    @property
-    def bound(self) -> AbstractKernel:
-        return self.kernel.bind(self.distribution)
-
-    @property
-    def density(self) -> tuple[LogDensityFn, PyTree]:
-        return self.distribution.target(self.kernel), rows_local(self.distribution, self._shape)
-
-    def draws(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
-        draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(run.positions), run.info
-        if self.distribution.batch_shape:
-            draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, self._shape), (draws, info))
-        return {"x": draws}, run._replace(info=info)
-
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return (self.num_chains, *self.distribution.batch_shape)
+@partial(jax.jit, static_argnames=("num_warmup", "num_samples", "num_chains"))
+def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, num_warmup, num_samples, num_chains):
+    starts = distribution.reference_sample(key_start, (num_chains,)) if starts is None else starts
+    kernel = kernel.bind(distribution)
+    batch_shape = (num_chains, *distribution.batch_shape)
+    rows = distribution.rows(starts, batch_shape)
+    position = jax.vmap(distribution.unconstrain)(rows.value)
+    log_density = distribution.target(kernel)
+    finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)
+    run = chains.run(key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples)
+    draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)
+    info = run.info
+    if distribution.batch_shape:
+        draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, batch_shape), (draws, info))
+    return {"x": draws}, run._replace(info=info), finite
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["kernel", "params", "arrays"],
-    meta_fields=["num_chains", "model", "structure", "reads"],
-)
-@dataclasses.dataclass(frozen=True)
-class _OfModel:
-    """Chains of a model's latents."""
-
-    kernel: AbstractKernel
-    params: dict[str, Any]
-    arrays: list[Any]
-    num_chains: int
-    model: Callable
-    structure: Any
-    reads: Hashable
-
-    def starts(self, rng_key: PRNGKey, starts: None) -> Position:
-        return self._target(jax.random.split(rng_key, self.num_chains)).position
-
-    @property
-    def bound(self) -> AbstractKernel:
-        return self.kernel.bind(self._target()) if self.kernel.is_discrete else self.kernel
-
-    @property
-    def density(self) -> tuple[LogDensityFn, PyTree]:
-        log_density = self._target().log_density(*self._arguments)
-        return lambda z, _: log_density(z), None
-
-    def draws(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
-        return jax.vmap(jax.vmap(self._target().postprocess(*self._arguments)))(run.positions), run
-
-    @property
-    def _arguments(self) -> tuple[tuple, dict[str, Any]]:
-        return assemble(self.arrays, self.structure)
-
-    def _target(self, keys: PRNGKey | None = None) -> _models.Target:
-        keys = jax.random.key(0) if keys is None else keys  # the starts of this one are not used
-        return _models.make_target(keys, _models.fixed(self.model, self.params), *self._arguments)
-
-
-_Job = _OfDistribution | _OfModel
-
-
-@partial(jax.jit, static_argnames=("num_warmup", "num_samples"))
-def _begin(job: _Job, key_start, key_run, starts, *, num_warmup, num_samples):
-    """The chains before their first transition, and which of them are where the density is finite."""
-    positions, (log_density, local) = job.starts(key_start, starts), job.density
-    finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(positions, local)
-    counts = {"num_warmup": num_warmup, "num_samples": num_samples}
-    return chains.begin(key_run, job.bound, log_density, positions, local, **counts), finite
-
-
-@jax.jit
-def _go_on(job: _Job, progress: chains.Progress, stop: Array) -> chains.Progress:
-    return chains.go_on(progress, *job.density, stop)
-
-
-@jax.jit
-def _finish(job: _Job, progress: chains.Progress) -> tuple[dict[str, Array], chains.Run]:
-    return job.draws(chains.so_far(progress))
-
-
-def _in_blocks(job: _Job, progress: chains.Progress) -> chains.Progress:
-    """All transitions, or those before an interruption; in warm-up that is raised.
-
-    A block copies the draws so far: where they are many it is longer, and copying stays a small part of it.
-    """
-    num_steps, num_samples = len(progress.keys), progress.draws[1].acceptance_rate.shape[1]
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(progress.draws))
-    done, length, seconds = 0, FIRST_BLOCK, max(SHORTEST_BLOCK, size / COPIED_PER_SECOND)
-    try:
-        while done < num_steps:
-            began, stop = time.perf_counter(), min(done + length, num_steps)
-            progress, done = jax.block_until_ready(_go_on(job, progress, jnp.asarray(stop, jnp.int32))), stop
-            taken = time.perf_counter() - began
-            if done > FIRST_BLOCK:  # the first may have been compiled as well
-                length = _next_length(length, taken, seconds)
-    except KeyboardInterrupt:
-        kept = done - (num_steps - num_samples)
-        if kept <= 0:
-            raise
-        progress = progress._replace(draws=jax.tree.map(lambda leaf: leaf[:, :kept], progress.draws))
-    return progress
-
-
-def _next_length(length: int, taken: float, wanted: float) -> int:
-    """How many transitions take the time that is wanted, by what the last block took; 16 times as many at most."""
-    return 16 * length if taken < wanted / 16 else max(1, int(length * wanted / taken))
+@partial(jax.jit, static_argnames=("model", "static", "read", "num_warmup", "num_samples", "num_chains"))
+def _sample_model(rng_key, kernel, model, params, dynamic, static, read, *, num_warmup, num_samples, num_chains):
+    args, kwargs = assemble(dynamic, static)
+    key_start, key_run = jax.random.split(rng_key)
+    target = _models.make_target(jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs)
+    kernel = kernel if target.discrete_values is None else kernel.bind(target)
+    log_density = target.log_density(args, kwargs)
+    finite = jax.vmap(lambda z: _models.initial_is_finite(log_density, z))(target.position)
+    run = chains.run(
+        key_run,
+        kernel,
+        lambda z, _: log_density(z),
+        target.position,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+    )
+    return jax.vmap(jax.vmap(target.postprocess(args, kwargs)))(run.positions), run, finite
 
 
 def _stats(run: chains.Run) -> dict[str, Array]:
