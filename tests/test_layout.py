@@ -19,6 +19,7 @@ FLOORS = {
     "_autodiff": 0,
     "_callables": 0,
     "_reads": 0,
+    "_spreads": 0,
     "_blocks": 0,
     "_bases": 0,
     "_laplacian": 0,
