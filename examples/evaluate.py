@@ -161,7 +161,9 @@ def print_comparison(evaluation: ebm.Evaluation) -> None:
     print(f"\n{evaluation}")
     for first, second in (("pcd", "mixture"), ("nce", "mixture"), ("dsm", "mixture")):
         gain = evaluation.difference(first, second)
-        print(f"{first} gains {gain.mean:.2f} +- {gain.standard_error:.2f} nats per row on the {second}, row by row")
+        word = "gains" if gain.mean > 0 else "loses"
+        error = f"{abs(gain.mean):.2f} +- {gain.standard_error:.2f}"
+        print(f"{first} {word} {error} nats per row {'on' if gain.mean > 0 else 'to'} the {second}, row by row")
 
 
 def diagnoses(trained: dict[str, Trained], splits: wine.Splits) -> dict[str, ebm.Diagnosis]:
@@ -198,13 +200,13 @@ def write_html(path: Path, evaluation: ebm.Evaluation, found: dict[str, ebm.Diag
 
 
 def draw_pictures(
-    folder: Path, trained: dict[str, Trained], idata: Any, bounds: Any, splits: wine.Splits, seed: int
+    folder: Path, trained: dict[str, Trained], idata: Any, bounds: Any, splits: wine.Splits, args: argparse.Namespace
 ) -> None:
     """Each on its own."""
     pcd, nce = trained["pcd"], trained["nce"]
     few = wine.COMPONENTS[:4]
     sizes = len(splits.train), len(splits.valid)
-    ratios = plots.log_ratios(jax.random.key(seed), nce.estimated, nce.result, splits.test)
+    ratios = plots.log_ratios(jax.random.key(args.seed), nce.estimated, nce.result, splits.test)
     axes = {
         "log_z": plots.plot_annealing(bounds),
         "pairs": plots.plot_pairs(splits.train, pcd.draws.samples["x"], names=wine.COMPONENTS, dims=few),
@@ -215,6 +217,8 @@ def draw_pictures(
         "calibration": plots.plot_calibration(*ratios),
     }
     for name, each in axes.items():
+        if args.quick:
+            wine.mark_untrained(each.flat[0].figure)
         each.flat[0].figure.savefig(folder / f"evaluate_{name}.png", dpi=100)
         matplotlib.pyplot.close(each.flat[0].figure)
 
@@ -234,6 +238,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
     parser.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
     args = parser.parse_args(argv)
+    wine.check_netcdf()
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.steps, args.check_every, args.warmup, args.samples = 100, 5, 100, 200
         args.levels, args.chains, args.particles, args.proposals = 50, 100, 200, 5000
@@ -248,7 +254,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print_diagnoses(found)
     print_mixing(trained["pcd"])
 
-    args.out.mkdir(parents=True, exist_ok=True)
     write_html(args.out / "evaluate.html", evaluation, found)
     idata = ebm.to_arviz(
         trained["pcd"].draws,
@@ -258,7 +263,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         coords={"component": wine.COMPONENTS},
     )
     idata.to_netcdf(args.out / "evaluate.nc")
-    draw_pictures(args.out, trained, idata, bounds, splits, args.seed)
+    draw_pictures(args.out, trained, idata, bounds, splits, args)
     print(f"\nWrote evaluate.html, evaluate.nc and seven pictures to {args.out}.")
     return {"log_z": rows, "bounds": bounds, "evaluation": evaluation, "diagnoses": found}
 

@@ -176,7 +176,7 @@ def print_table(rows: list[dict]) -> None:
     )
 
 
-def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.ndarray) -> None:
+def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.ndarray, *, is_quick: bool) -> None:
     """Per column one estimator: density, chains, energy gap; the data and the truth come first."""
     figure, axes = plt.subplots(3, len(rows) + 1, figsize=(3 * (len(rows) + 1), 8.2), layout="constrained")
     extent = (-GRID_EDGE, GRID_EDGE, -GRID_EDGE, GRID_EDGE)
@@ -201,6 +201,8 @@ def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.n
         axis.plot(smooth, color="C0", lw=1)
         axis.axhline(0, color="k", lw=0.8, ls="--")
         axis.set(title="energy gap (data - chains)", xlabel="update", ylim=(-0.4, 0.4))
+    if is_quick:
+        figure.text(0.5, 0.5, "untrained (--quick)", ha="center", va="center", rotation=20, fontsize=36, alpha=0.35)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -216,6 +218,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for mixture2d.png")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.rows, args.steps, args.batch, args.chunk = 2000, 40, 100, 20
 
@@ -226,8 +229,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     print()
     for fit in fits.values():
         print(fit.report)
-    args.out.mkdir(parents=True, exist_ok=True)
-    draw_picture(args.out / "mixture2d.png", fits, rows, np.asarray(x))
+    draw_picture(args.out / "mixture2d.png", fits, rows, np.asarray(x), is_quick=args.quick)
     print(f"Wrote {args.out / 'mixture2d.png'}.")
     return rows
 

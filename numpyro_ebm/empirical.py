@@ -4,9 +4,11 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from numpyro_ebm._doors import as_arrays
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 
@@ -42,7 +44,7 @@ class Empirical(dist.Distribution):
     pytree_data_fields = ("rows", "_support")
 
     def __init__(self, rows: Any, support: Any = constraints.real, *, validate_args: bool | None = None):
-        self.rows = jnp.asarray(rows, float)
+        self.rows = jnp.asarray(as_arrays("Empirical", rows), float)
         if self.rows.ndim == 0 or len(self.rows) == 0:
             raise EnergyError(f"Empirical needs rows, of shape (num_rows, *event_shape); got shape {self.rows.shape}.")
         extra = self.rows.ndim - 1 - support.event_dim
@@ -90,7 +92,7 @@ def _check_inside(rows: Array, support: Any) -> None:
         if not support.is_discrete:
             positions = dist.biject_to(support).inv(rows)
             inside &= jnp.isfinite(positions).reshape(len(rows), -1).all(axis=1)
-        bad = jnp.flatnonzero(~inside)
+        bad = np.flatnonzero(~np.asarray(inside))
     if bad.size:
         row = int(bad[0])
         raise EnergyError(
