@@ -14,7 +14,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from numpyro_ebm import chains
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
-from numpyro_ebm._events import check_same_support
+from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators import _health
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
@@ -284,7 +284,11 @@ def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Arr
     else:
         events = distribution.reference.expand(site.batch_shape).sample(rng_key, (repeats,))
     events = distribution.as_events(jnp.asarray(events, float)).reshape((repeats, site.num_rows, *distribution.event_shape))
-    return jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
+    draws = jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
+    if site.mask is None:
+        return draws
+    # The base of a masked row may be missing as well.
+    return jnp.where(over(site.mask, site.position), draws, jax.lax.stop_gradient(site.position))
 
 
 def check_start(start: Any, site: Site) -> None:

@@ -1,13 +1,13 @@
 """Kernels on discrete supports: Gibbs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
 
@@ -47,6 +47,16 @@ class Gibbs(AbstractKernel):
     step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     values: Any = None
 
+    def __post_init__(self):
+        if self.values is None or isinstance(self.values, Mapping) or not is_concrete(self.values):
+            return
+        values = np.asarray(self.values)
+        if values.ndim != 1 or len(values) < 2 or not np.all(np.diff(values.astype(float)) > 0):
+            raise EnergyError(
+                f"Gibbs needs the values of an element in increasing order, two or more; got {self.values!r}. Write "
+                "Gibbs(values=jnp.arange(5)), or Gibbs() for those of the support."
+            )
+
     def bind(self, distribution):
         """The kernel with the values of the support that it is to move on, by site for the latents of a model."""
         return (
@@ -66,15 +76,14 @@ class Gibbs(AbstractKernel):
         values = values * len(sites) if len(values) == 1 else values
         sizes = [site.size for site in sites]
         keys = jnp.split(jax.random.split(rng_key, sum(sizes)), np.cumsum(sizes)[:-1])
-        carry = state.logdensity, jnp.isnan(state.logdensity)
+        logdensity, is_nonfinite = state.logdensity, jnp.isnan(state.logdensity)
         for i in range(len(sites)):
 
             def score(site, i=i):
                 return log_density(jax.tree.unflatten(tree, [*sites[:i], site, *sites[i + 1 :]]))
 
-            sites[i], *carry = _sweep(keys[i], sites[i], *carry, values[i], score)
+            sites[i], logdensity, is_nonfinite = _sweep(keys[i], sites[i], logdensity, is_nonfinite, values[i], score)
         num_evaluations = sum(size * (len(each) - 1) for size, each in zip(sizes, values, strict=True))
-        logdensity, is_nonfinite = carry
         moved = jax.tree.unflatten(tree, sites)
         return GibbsState(moved, logdensity), info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
 
