@@ -6,8 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from folx import forward_laplacian
-from folx.wrapped_functions import is_registered
 from jax.extend.core import Literal
 
 from numpyro_ebm._typing import Array
@@ -20,6 +18,8 @@ SMALL = 32
 
 def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array]:
     """Gradient and Laplacian of a scalar function of ``(d,)``, in one pass forward (the package folx)."""
+    from folx import forward_laplacian
+
     result: Any = forward_laplacian(fn)(flat)
     return result.dense_jacobian.reshape(flat.shape), result.laplacian
 
@@ -61,7 +61,7 @@ def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *
         if not any(inputs):
             continue
         inner = eqn.params["jaxpr"].jaxpr if eqn.primitive.name in ("jit", "pjit") else None
-        if inner is not None and not (missing is not None and is_registered(str(eqn.params["name"]))):
+        if inner is not None and not (missing is not None and _is_known(str(eqn.params["name"]))):
             outputs = _walk(inner, inputs, missing, integers=integers)
         else:
             if missing is not None and not _has_rule(eqn):
@@ -70,6 +70,12 @@ def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *
         for var, flag in zip(eqn.outvars, outputs, strict=True):
             depends[var] = flag and (integers or jnp.issubdtype(var.aval.dtype, jnp.inexact))
     return [is_marked(atom) for atom in jaxpr.outvars]
+
+
+def _is_known(operation: Any) -> bool:
+    from folx.wrapped_functions import is_registered
+
+    return is_registered(operation)
 
 
 def _has_rule(eqn: Any) -> bool:
@@ -83,7 +89,7 @@ def _has_rule(eqn: Any) -> bool:
         return not has_literal and sum(math.prod(v.aval.shape) for v in eqn.invars) <= SMALL
     if eqn.primitive.name not in ("jit", "pjit"):
         has_derivative = any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
-        return is_registered(eqn.primitive) or not has_derivative
+        return _is_known(eqn.primitive) or not has_derivative
     meant = BY_NAME.get(eqn.params["name"])
     if meant is None:
         return False

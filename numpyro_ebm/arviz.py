@@ -1,14 +1,15 @@
-"""From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x."""
+"""From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x.
+
+ArviZ and xarray take longer to import than all the rest; they come with the first function that needs them.
+"""
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-import arviz
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray
 from numpyro.infer import MCMC
 
 from numpyro_ebm._errors import EnergyError, nearest
@@ -16,6 +17,9 @@ from numpyro_ebm._normalized import normalized
 from numpyro_ebm._typing import Array
 from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
+
+if TYPE_CHECKING:
+    import xarray
 
 STATISTICS = {
     "accept_prob": "acceptance_rate",
@@ -120,7 +124,8 @@ def _collect(owner: str, draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(draws, MCMC):
         if draws.last_state is None:
             raise EnergyError("This MCMC has no draws yet. Write mcmc.run(jax.random.key(0)) first.")
-        return dict(draws.get_samples(group_by_chain=True)), dict(draws.get_extra_fields(group_by_chain=True))
+        fields = draws.get_extra_fields(group_by_chain=True)
+        return dict(draws.get_samples(group_by_chain=True)), {k: v for k, v in fields.items() if v is not None}
     if isinstance(draws, Mapping):
         return dict(draws), {}
     raise TypeError(
@@ -183,10 +188,12 @@ def _likelihoods(
     return likelihoods, notes
 
 
-def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> dict[str, xarray.Dataset]:
+def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> "dict[str, xarray.Dataset]":
     """Groups of a training."""
     if result is None:
         return {}
+    import xarray
+
     stats = xarray.Dataset(
         {"loss": ("update", np.asarray(result.losses)), "held_out_loss": ("check", np.asarray(result.held_out_losses))},
         {"update": 1 + np.arange(len(result.losses)), "check": result.check_steps},
@@ -218,10 +225,13 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 
 def _build(
     groups: dict[str, dict[str, np.ndarray]],
-    training: dict[str, xarray.Dataset],
+    training: "dict[str, xarray.Dataset]",
     dims: dict[str, Any],
     coords: dict[str, Any],
 ) -> Any:
+    import arviz
+    import xarray
+
     # ArviZ 1 took InferenceData away, and answers a look for it with a warning.
     if arviz.__version__.startswith("0."):
         data: Any = arviz.from_dict(**groups, dims=dims, coords=coords)  # pyright: ignore
@@ -294,20 +304,23 @@ def _arrays(data: Any, group: str) -> dict[str, np.ndarray]:
 
 def rank_rhat(values: np.ndarray) -> np.ndarray:
     """Rank-normalised split R-hat of ``(chains, draws, ...)``, by coordinate; NaN for one chain or constant values."""
-    return _of_coordinates(arviz.rhat, values, method="rank")
+    return _of_coordinates("rhat", values, "rank")
 
 
 def effective_size(values: np.ndarray, method: str = "bulk") -> np.ndarray:
     """Effective sample size of ``(chains, draws, ...)``, by coordinate."""
-    return _of_coordinates(arviz.ess, values, method=method)
+    return _of_coordinates("ess", values, method)
 
 
-def _of_coordinates(function: Any, values: np.ndarray, method: str) -> np.ndarray:
+def _of_coordinates(function: str, values: np.ndarray, method: str) -> np.ndarray:
+    import arviz
+    import xarray
+
     values = np.asarray(values, float)
     flat = values.reshape((*values.shape[:2], -1))
     dataset = xarray.Dataset({"values": (("chain", "draw", "coordinate"), flat)})
     with np.errstate(all="ignore"):
-        return np.asarray(function(dataset, method=method)["values"].values).reshape(values.shape[2:])
+        return np.asarray(getattr(arviz, function)(dataset, method=method)["values"].values).reshape(values.shape[2:])
 
 
 MAX_PANELS = 20
@@ -332,6 +345,9 @@ def draw_chains(
     Raises:
         EnergyError: for groups, variables or coordinates that are not there, and for more than 20 panels.
     """
+    import arviz
+    import xarray
+
     is_old = arviz.__version__.startswith("0.")
     data = draws if isinstance(draws, arviz.InferenceData if is_old else xarray.DataTree) else to_arviz(draws)
     _check_choice(data, group, **choice)
@@ -366,6 +382,8 @@ def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
 
 
 def _draw_by_0(kind: str, data: Any, group: str, colors: list[str], dashes: list[Any], choice: dict[str, Any]) -> np.ndarray:
+    import arviz
+
     data = data if group == "posterior" else data[group]
     if kind == "rank":
         axes = np.atleast_1d(arviz.plot_rank(data, colors="#56B4E9", **choice)).reshape(-1)
@@ -375,6 +393,8 @@ def _draw_by_0(kind: str, data: Any, group: str, colors: list[str], dashes: list
 
 
 def _draw_by_1(kind: str, data: Any, group: str, colors: list[str], dashes: list[Any], choice: dict[str, Any]) -> np.ndarray:
+    import arviz
+
     options = {"aes": {"color": ["chain"], "linestyle": ["chain"]}, "color": colors, "linestyle": dashes}
     if kind == "rank":
         drawn = arviz.plot_rank(data, group=group, backend="matplotlib", **options, **choice)  # pyright: ignore
