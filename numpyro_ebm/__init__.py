@@ -169,7 +169,6 @@ from numpyro_ebm.training import fit as fit
 __version__ = _version("numpyro-ebm")
 
 __all__ = [
-    "_version",
     "EnergyError",
     "NonFiniteLossWarning",
     "OverfittingWarning",

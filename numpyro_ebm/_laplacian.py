@@ -42,6 +42,28 @@ def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
     return any(_walk(program, [True] * len(program.invars), integers=True))
 
 
+def count_operations(fn: Callable[..., Any], *args: Any) -> int:
+    """Arithmetic operations of a function's program: of a product by its shapes, of all else one per element."""
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    return sum(_count_one(eqn) for eqn in jaxpr.eqns)
+
+
+def _count_one(eqn: Any) -> int:
+    leaves = jax.tree.leaves(tuple(eqn.params.values()), is_leaf=lambda each: hasattr(each, "eqns"))
+    inner = [getattr(each, "jaxpr", each) for each in leaves if hasattr(each, "eqns")]
+    if inner:
+        repeats = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        return repeats * sum(map(_count, inner))
+    size = max((math.prod(var.aval.shape) for var in eqn.outvars), default=0)
+    if eqn.primitive.name != "dot_general":
+        return size
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return 2 * size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+
+
 def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *, integers: bool = False) -> list[bool]:
     """Which outputs depend on the marked inputs; names of operations on the way that folx lacks go to ``missing``.
 

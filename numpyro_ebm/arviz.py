@@ -1,11 +1,8 @@
-"""From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x.
-
-ArviZ and xarray take longer to import than all the rest; they come with the first function that needs them.
-"""
+"""From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x; slow to import, it waits for its first use."""
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +14,6 @@ from numpyro_ebm._normalized import normalized
 from numpyro_ebm._typing import Array
 from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
-
-if TYPE_CHECKING:
-    import xarray
 
 STATISTICS = {
     "accept_prob": "acceptance_rate",
@@ -188,7 +182,7 @@ def _likelihoods(
     return likelihoods, notes
 
 
-def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> "dict[str, xarray.Dataset]":
+def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> dict[str, Any]:
     """Groups of a training."""
     if result is None:
         return {}
@@ -225,7 +219,7 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 
 def _build(
     groups: dict[str, dict[str, np.ndarray]],
-    training: "dict[str, xarray.Dataset]",
+    training: dict[str, Any],
     dims: dict[str, Any],
     coords: dict[str, Any],
 ) -> Any:
@@ -354,7 +348,7 @@ def draw_chains(
     with warnings.catch_warnings():
         # ArviZ 0.23 calls what matplotlib 3.11 is going to take away, and has no successor of its own line.
         warnings.filterwarnings("ignore", "Passing a dict or None as alias_mapping")
-        axes = (_draw_by_0 if is_old else _draw_by_1)(kind, data, group, colors, dashes, choice)
+        axes = (_draw_by_0 if is_old else _draw_by_1)(arviz, kind, data, group, colors, dashes, choice)
     axes.flat[0].figure.set_layout_engine("constrained")
     return axes
 
@@ -381,9 +375,7 @@ def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
         )
 
 
-def _draw_by_0(kind: str, data: Any, group: str, colors: list[str], dashes: list[Any], choice: dict[str, Any]) -> np.ndarray:
-    import arviz
-
+def _draw_by_0(arviz: Any, kind: str, data: Any, group: str, colors: Any, dashes: Any, choice: Any) -> np.ndarray:
     data = data if group == "posterior" else data[group]
     if kind == "rank":
         axes = np.atleast_1d(arviz.plot_rank(data, colors="#56B4E9", **choice)).reshape(-1)
@@ -392,9 +384,7 @@ def _draw_by_0(kind: str, data: Any, group: str, colors: list[str], dashes: list
     return arviz.plot_trace(data, compact=False, chain_prop=chain_prop, legend=True, **choice)
 
 
-def _draw_by_1(kind: str, data: Any, group: str, colors: list[str], dashes: list[Any], choice: dict[str, Any]) -> np.ndarray:
-    import arviz
-
+def _draw_by_1(arviz: Any, kind: str, data: Any, group: str, colors: Any, dashes: Any, choice: Any) -> np.ndarray:
     options = {"aes": {"color": ["chain"], "linestyle": ["chain"]}, "color": colors, "linestyle": dashes}
     if kind == "rank":
         drawn = arviz.plot_rank(data, group=group, backend="matplotlib", **options, **choice)  # pyright: ignore

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from helpers import surrogate
 from numpyro.distributions import constraints
+from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 from numpyro_ebm._laplacian import beyond_forward_laplacian
@@ -47,6 +48,20 @@ class TestForward:
         values = (gradient_of(model, "sm", rows=rows, trace=trace) for trace in ("forward", "columns"))
         for forward, columns in zip(*values, strict=True):
             np.testing.assert_allclose(forward, columns, rtol=2e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(("energy", "size", "cheaper"), [
+        (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x)), 100, "columns"),
+        (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x)), 10, "forward"),  # too small to be worth a count
+        (lambda x, w: jnp.sum(jax.nn.silu(x @ w)), 100, "forward"),
+    ], ids=["elementwise", "small", "net"])  # fmt: skip
+    def test_auto_is_the_way_that_takes_less_arithmetic(self, energy, size, cheaper):
+        def operations(trace):
+            model = ebm.estimate(model_of(energy, (size,)), "sm", trace=trace)
+            value = lambda w: log_density(model, (jnp.ones((2, size)),), {}, {"w": w})[0]  # noqa: E731
+            return jax.jit(value).lower(jnp.ones((size, 16))).cost_analysis()["flops"]
+
+        assert operations("auto") == operations(cheaper)
+        assert operations("forward") != operations("columns")
 
     def test_it_falls_back_and_says_so(self):
         def scanned(x, w):
