@@ -30,7 +30,7 @@ What there is, and ``help`` knows more of each:
 * On held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
     classifier_two_sample_test, evaluate, ksd_test, mmd, mode_weights, sm_loss.
 * Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UnhealthyChainsWarning,
-    UnreliableLogPartitionWarning.
+    UnhealthyChainsError, UnreliableLogPartitionWarning.
 
 Example:
     >>> import jax, numpyro, optax
@@ -50,6 +50,7 @@ from importlib.metadata import version as _version
 from numpyro_ebm._errors import EnergyError as EnergyError
 from numpyro_ebm._errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
+from numpyro_ebm._errors import UnhealthyChainsError as UnhealthyChainsError
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
 from numpyro_ebm._recording import RecordedChains as RecordedChains
@@ -172,6 +173,7 @@ __all__ = [
     "EnergyError",
     "NonFiniteLossWarning",
     "OverfittingWarning",
+    "UnhealthyChainsError",
     "UnhealthyChainsWarning",
     "UnreliableLogPartitionWarning",
     "RecordedChains",
