@@ -241,7 +241,8 @@ KINDS = some_slow(["sm", "nce", "pcd"], [name for name in ALL if name not in ("s
 @pytest.mark.parametrize("name", EVERY)
 def test_recovers_the_precision(name, gaussian_data):
     x = gaussian_data[:500] if name == "ksd" else gaussian_data  # it takes all pairs
-    params = fit(estimated(precision_model, name), x, steps=300 if name in ("cd", "pcd") else 900)
+    quick = {"steps": 300, "rate": 0.2} if name in ("cd", "pcd") else {}
+    params = fit(estimated(precision_model, name), x, **quick)
     options, tolerance = CASES[name]
     truth = 1 / (np.mean(x**2) + options.get("sigma", 0.0) ** 2)
     np.testing.assert_allclose(params["t"], truth, atol=tolerance)

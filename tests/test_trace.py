@@ -49,11 +49,32 @@ class TestForward:
         for forward, columns in zip(*values, strict=True):
             np.testing.assert_allclose(forward, columns, rtol=2e-4, atol=1e-4)
 
-    @pytest.mark.parametrize(("energy", "size", "cheaper"), [
-        (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x)), 100, "columns"),
-        (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x)), 10, "forward"),  # too small to be worth a count
-        (lambda x, w: jnp.sum(jax.nn.silu(x @ w)), 100, "forward"),
-    ], ids=["elementwise", "small", "net"])  # fmt: skip
+    @pytest.mark.parametrize(
+        "energy",
+        [
+            lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x) + x**4),
+            lambda x, w: jnp.sum(x * jnp.sin(w[:, 0] * x) / (1 + x**2)),
+            lambda x, w: jnp.sum((x[1:] - w[1:, 0] * x[:-1]) ** 4 + x[1:] * x[:-1]) + jnp.exp(-jnp.sum(x**2)),
+        ],
+        ids=["sum", "product", "chain"],
+    )
+    @pytest.mark.parametrize("base", [None, dist.Normal(0, 2).expand([5]).to_event(1)], ids=["no base", "base"])
+    def test_of_coordinates_that_hardly_meet(self, energy, base):
+        model = model_of(energy, base=base)
+        values = (gradient_of(model, "sm", trace=trace) for trace in ("forward", "columns"))
+        for forward, columns in zip(*values, strict=True):
+            np.testing.assert_allclose(forward, columns, rtol=2e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("energy", "size", "cheaper"),
+        [
+            (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x)), 100, "forward"),
+            (lambda x, w: jnp.sum(jax.nn.silu(x @ w)), 100, "forward"),
+            (lambda x, w: jnp.sum(jax.nn.softplus(w[0, 0] * x)), 100, "columns"),
+            (lambda x, w: jnp.sum(jax.nn.softplus(w[0, 0] * x)), 10, "forward"),  # too small to be worth a count
+        ],
+        ids=["sum", "net", "sum of softplus", "small"],
+    )
     def test_auto_is_the_way_that_takes_less_arithmetic(self, energy, size, cheaper):
         def operations(trace):
             model = ebm.estimate(model_of(energy, (size,)), "sm", trace=trace)
