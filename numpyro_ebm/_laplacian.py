@@ -28,8 +28,10 @@ def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[A
     """
     from folx import forward_laplacian
 
-    is_sparse = _is_local(jax.make_jaxpr(fn)(flat).jaxpr)
-    result: Any = forward_laplacian(fn, sparsity_threshold=0.5 if is_sparse else 0)(flat)
+    sparsity = 0.5 if _is_local(fn, flat) else 0
+    # Its own arithmetic needs both; that of the function has just been traced without.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        result: Any = forward_laplacian(fn, sparsity_threshold=sparsity)(flat)
     return result.dense_jacobian.reshape(flat.shape), result.laplacian
 
 
@@ -51,12 +53,12 @@ def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
     return any(_walk(program, [True] * len(program.invars), integers=True))
 
 
-def _is_local(jaxpr: Any) -> bool:
-    """Whether a program has local operations only."""
-    return all(
-        _is_local(eqn.params["jaxpr"].jaxpr) if eqn.primitive.name in ("jit", "pjit") else eqn.primitive.name in LOCAL
-        for eqn in jaxpr.eqns
-    )
+def _is_local(fn: Callable[[Array], Array], flat: Array) -> bool:
+    """Whether a program has local operations only between its argument and its result."""
+    jaxpr = jax.make_jaxpr(fn)(flat).jaxpr
+    others: set[str] = set()
+    _walk(jaxpr, [True], others, has_rule=lambda eqn: eqn.primitive.name in LOCAL)
+    return not others
 
 
 def count_operations(fn: Callable[..., Any], *args: Any) -> int:
@@ -81,16 +83,25 @@ def _count_one(eqn: Any) -> int:
     return 2 * size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
 
 
-def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *, integers: bool = False) -> list[bool]:
-    """Which outputs depend on the marked inputs; names of operations on the way that folx lacks go to ``missing``.
+def _walk(
+    jaxpr: Any,
+    marked: Sequence[bool],
+    missing: set[str] | None = None,
+    *,
+    integers: bool = False,
+    has_rule: Callable[[Any], bool] | None = None,
+) -> list[bool]:
+    """Which outputs depend on the marked inputs; names of operations on the way that have no rule go to ``missing``.
 
     Args:
         jaxpr: a program.
         marked: one flag for each input.
         missing: collects names, or None.
+        has_rule: whether an operation has one; None for folx's.
         integers: whether what goes through integers and booleans counts as dependence; it has no derivative.
     """
     depends = dict(zip(jaxpr.invars, marked, strict=True))
+    has_rule = _has_rule if has_rule is None else has_rule
 
     def is_marked(atom):
         return not isinstance(atom, Literal) and depends.get(atom, False)
@@ -101,9 +112,9 @@ def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *
             continue
         inner = eqn.params["jaxpr"].jaxpr if eqn.primitive.name in ("jit", "pjit") else None
         if inner is not None and not (missing is not None and _is_known(str(eqn.params["name"]))):
-            outputs = _walk(inner, inputs, missing, integers=integers)
+            outputs = _walk(inner, inputs, missing, integers=integers, has_rule=has_rule)
         else:
-            if missing is not None and not _has_rule(eqn):
+            if missing is not None and not has_rule(eqn):
                 missing.add(str(eqn.params.get("name", eqn.primitive.name)))
             outputs = [True] * len(eqn.outvars)
         for var, flag in zip(eqn.outvars, outputs, strict=True):

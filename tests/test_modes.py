@@ -99,11 +99,12 @@ def test_kernels(mode, name):
 @pytest.mark.parametrize(("mode", "name"), under_modes(ebm.available_partition_methods()))
 @pytest.mark.filterwarnings("ignore::numpyro_ebm.UnreliableLogPartitionWarning")
 def test_log_z(mode, name):
-    is_discrete = name == "enumeration"
+    is_discrete = name == "enumerate"
     d = ebm.EnergyDistribution(
         lambda x: 0.5 * jnp.sum(x**2), (2,), support=constraints.boolean if is_discrete else constraints.real
     )
-    options = {"bridge": {"draws": ROWS}, "nce": {"draws": ROWS}}.get(name, {})
+    more = np.random.default_rng(0).normal(0, 1, (50, 2)).astype(np.float32)
+    options = {"bridge": {"draws": more}, "nce": {"data": more}}.get(name, {})
     with MODES[mode]():
         value = ebm.log_partition(jax.random.key(0), d, method=name, **options).value
     assert np.isfinite(value)
