@@ -58,9 +58,11 @@ class TestForward:
         ],
         ids=["sum", "product", "chain"],
     )
-    @pytest.mark.parametrize("base", [None, dist.Normal(0, 2).expand([5]).to_event(1)], ids=["no base", "base"])
-    def test_of_coordinates_that_hardly_meet(self, energy, base):
-        model = model_of(energy, base=base)
+    @pytest.mark.parametrize(
+        "options", [{}, {"base": dist.Normal(0, jnp.arange(1.0, 6)).to_event(1)}], ids=["plain", "base"]
+    )
+    def test_of_coordinates_that_hardly_meet(self, energy, options):
+        model = model_of(energy, **options)
         values = (gradient_of(model, "sm", trace=trace) for trace in ("forward", "columns"))
         for forward, columns in zip(*values, strict=True):
             np.testing.assert_allclose(forward, columns, rtol=2e-4, atol=1e-4)
@@ -69,11 +71,10 @@ class TestForward:
         ("energy", "size"),
         [
             (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x)), 100),
-            (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x) + x**4 + jnp.arctan(x)), 200),
             (lambda x, w: jnp.sum(jax.nn.silu(x @ w)), 100),
             (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x) + jnp.arctan(x)), 10),  # too small to be worth a count
         ],
-        ids=["sparse", "dense", "net", "small"],
+        ids=["sparse", "net", "small"],
     )
     def test_auto_is_the_way_that_takes_less_arithmetic(self, energy, size):
         def operations(trace):
@@ -82,6 +83,7 @@ class TestForward:
             return count_operations(value, jnp.ones((size, 16)))
 
         forward, columns = operations("forward"), operations("columns")
+        assert size < 64 or forward < columns
         assert operations("auto") == pytest.approx(forward if size < 64 else min(forward, columns), rel=0.02)
 
     def test_it_falls_back_and_says_so(self):

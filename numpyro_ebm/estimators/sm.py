@@ -88,8 +88,8 @@ class ScoreMatching(SecondOrderEstimator):
 
 def _forward(site: Site):
     def row_loss(position, local):
-        flat, unravel = ravel_pytree(position)
-        score, trace = gradient_and_laplacian(lambda v: site.log_density(unravel(v), local), flat)
+        log_density = lambda v: site.log_density(v.reshape(position.shape), local)  # noqa: E731
+        score, trace = gradient_and_laplacian(log_density, position.reshape(-1))
         return 0.5 * jnp.sum(score**2) + trace
 
     return row_loss
