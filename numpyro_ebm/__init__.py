@@ -3,8 +3,10 @@ from importlib.metadata import version as _version
 from numpyro_ebm._errors import EnergyError as EnergyError
 from numpyro_ebm._errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
+from numpyro_ebm._errors import UncalibratedPosteriorWarning as UncalibratedPosteriorWarning
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
+from numpyro_ebm._errors import UntrainedParametersWarning as UntrainedParametersWarning
 from numpyro_ebm._recording import RecordedChains as RecordedChains
 from numpyro_ebm._recording import RecordedHealth as RecordedHealth
 from numpyro_ebm.arviz import to_arviz as to_arviz

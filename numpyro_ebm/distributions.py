@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from numpyro_ebm._autodiff import guard
+from numpyro_ebm import _unnormalized
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._context import site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site
@@ -17,21 +17,6 @@ from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, EnergyFn, PyTree
 from numpyro_ebm.kernels import resolve_kernel
 from numpyro_ebm.samplers import ChainSampler
-
-GUARD = (
-    "The log density of an energy is known up to log Z only, and log Z depends on the parameters: its derivative in "
-    "anything but the event is wrong. To train the parameters, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1) or "
-    "another of numpyro_ebm.available_estimators(). To sample the event, fix the parameters: "
-    "numpyro.handlers.substitute(model, params) or BlackJAXKernel(model, params=params). If Z is constant or already "
-    "inside the energy, write EnergyDistribution(..., normalized=True)."
-)
-
-
-def guard_message() -> str:
-    """What the guard says, with the name of the site where NumPyro knows it."""
-    name = site_being_scored()
-    return f"At site '{name}': {GUARD}" if name else GUARD
-
 
 class EnergyDistribution(EventDistribution):
     r"""An energy-based model at a ``numpyro.sample`` site: ``p(x) = base(x) exp(-E(x)) / Z``.
@@ -118,7 +103,8 @@ class EnergyDistribution(EventDistribution):
         Raises:
             EnergyError: where a derivative in anything but ``value`` is taken, and for events of another shape.
         """
-        with at_site(site_being_scored()):
+        site = site_being_scored()
+        with at_site(site):
             value = self.as_events(value)
             shape = self._broadcast(value)
             rows = self.rows(value, shape)
@@ -126,7 +112,7 @@ class EnergyDistribution(EventDistribution):
             def batched(events):
                 return jax.vmap(self.log_density)(events, rows.local)
 
-            values = batched(rows.value) if self.normalized else guard(batched, rows.value, guard_message())
+            values = batched(rows.value) if self.normalized else _unnormalized.log_density(batched, rows.value, site)
         return values.reshape(shape)
 
     def evaluate_energy(self, event: Array, context: PyTree = None) -> Array:

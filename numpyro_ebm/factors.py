@@ -10,10 +10,10 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.primitives import _PYRO_STACK
 
-from numpyro_ebm._autodiff import guard
+from numpyro_ebm import _unnormalized
+from numpyro_ebm._context import site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site, eager
 from numpyro_ebm._typing import Array, EnergyFn
-from numpyro_ebm.distributions import guard_message
 
 
 class EnergyFactor(dist.Distribution):
@@ -70,7 +70,7 @@ class EnergyFactor(dist.Distribution):
             return jax.vmap(lambda row: -self.evaluate_energy(row), axis_size=_size(self.batch_shape))({**free, **fixed})
 
         with at_site(self.name):
-            result = guard(minus_energy, free, guard_message())
+            result = _unnormalized.log_density(minus_energy, free, site_being_scored() or self.name)
         result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
         return result.reshape(self.batch_shape)
 
