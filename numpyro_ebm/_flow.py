@@ -102,7 +102,16 @@ def _inner(eqn: Any) -> Any:
 def _join(first: Flow, second: Flow) -> Flow:
     if second is CONSTANT or first is second:
         return first
-    return Flow(*(a | b for a, b in zip(first, second, strict=True))) if first is not CONSTANT else second
+    if first is CONSTANT:
+        return second
+    return Flow(
+        first.sources | second.sources,
+        first.outside | second.outside,
+        first.event | second.event,
+        first.has_term or second.has_term,
+        first.shifts | second.shifts,
+        first.weights | second.weights,
+    )
 
 
 def _together(inputs: Sequence[Flow]) -> Flow:
@@ -161,7 +170,7 @@ def _event(flow: Flow, label: str) -> Flow:
 
 def _term(flow: Flow, label: str) -> Flow:
     # A term inside of the energy is part of it and lacks nothing.
-    return Flow(flow.sources, flow.outside | flow.event, NONE, True, shifts=flow.outside)
+    return Flow(flow.sources, flow.outside | flow.event, has_term=True, shifts=flow.outside)
 
 
 def _base(flow: Flow, label: str) -> Flow:

@@ -62,10 +62,10 @@ def check_holds_no_energy(fn: Any) -> None:
     for inner in _distributions_in(fn):
         if isinstance(inner, EventDistribution) and not getattr(inner, "normalized", False):
             raise EnergyError(
-                f"The {type(fn).__name__} holds an {type(inner).__name__} whose log Z is not known, and estimate takes energies "
-                "at sites of their own only. Write the whole density as one energy, such as E(x) = -logsumexp of the "
-                "components; or put log Z into this one, E + numpyro_ebm.log_partition(rng_key, distribution).value, and "
-                "write EnergyDistribution(..., normalized=True)."
+                f"The {type(fn).__name__} holds an {type(inner).__name__} whose log Z is not known, and estimate takes "
+                "energies at sites of their own only. Write the whole density as one energy, such as E(x) = "
+                "-logsumexp of the components; or put log Z into this one, E + "
+                "numpyro_ebm.log_partition(rng_key, distribution).value, and write EnergyDistribution(..., normalized=True)."
             )
         check_holds_no_energy(inner)
 

@@ -150,8 +150,9 @@ def _refuse(name: str, sources: list[str], words: Callable[[str], str]) -> None:
     if guide is None:
         raise EnergyError(f"At site '{name}': {words('the ' + ' and the '.join(sources))}")
     raise EnergyError(
-        f"At site '{name}': the guide {guide} was built from the model without its estimator, and log Z of the energy depends "
-        f"on the {' and the '.join(sources)}. Write {guide}(estimate(model, ...)), of the same estimated model that SVI gets."
+        f"At site '{name}': the guide {guide} was built from the model without its estimator, and log Z of the energy "
+        f"depends on the {' and the '.join(sources)}. Write {guide}(estimate(model, ...)), of the same estimated model that "
+        "SVI gets."
     )
 
 
@@ -197,9 +198,9 @@ def _warn_untrained(scoring: _context.Scoring, found: dict[str, Flow]) -> None:
         untrained = sorted(n for n in probe.names if f"parameter '{n}'" in params)
         if untrained:
             warnings.warn(
-                f"At site '{name}': the energy's parameters {untrained} have no value, so MCMC samples it with their initial "
-                "ones. Pass those that were trained: MCMC(BlackJAXKernel(model, 'nuts', params=svi_result.params), ...), or "
-                "NUTS(numpyro.handlers.substitute(model, data=svi_result.params)).",
+                f"At site '{name}': the energy's parameters {untrained} have no value, so MCMC samples it with their "
+                "initial ones. Pass those that were trained: MCMC(BlackJAXKernel(model, 'nuts', params=svi_result.params), "
+                "...), or NUTS(numpyro.handlers.substitute(model, data=svi_result.params)).",
                 UntrainedParametersWarning,
                 stacklevel=2,
             )

@@ -18,6 +18,7 @@ from numpyro_ebm._typing import Array, EnergyFn, PyTree
 from numpyro_ebm.kernels import resolve_kernel
 from numpyro_ebm.samplers import ChainSampler
 
+
 class EnergyDistribution(EventDistribution):
     r"""An energy-based model at a ``numpyro.sample`` site: ``p(x) = base(x) exp(-E(x)) / Z``.
 

@@ -252,10 +252,10 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
         if user == _context.SAMPLER or user in _context.POSTERIOR_GUIDES:
             warnings.warn(
-                f"The posterior under '{estimator.name}' is a generalised one: its centre is that of the estimator, its width "
-                "depends on the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated "
-                f"(numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of the "
-                "likelihood write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True.",
+                f"The posterior under '{estimator.name}' is a generalised one: its centre is that of the estimator, its "
+                "width depends on the scale of the loss, such as the unit of the data, and is arbitrary until it is "
+                f"calibrated (numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of "
+                "the likelihood write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True.",
                 UncalibratedPosteriorWarning,
                 stacklevel=2,
             )
@@ -272,8 +272,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
 
 TWICE = (
-    "estimate found a surrogate where the energy was: the model is estimated already, and the inner estimator would be the one "
-    "used. Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
+    "estimate found a surrogate where the energy was: the model is estimated already, and the inner estimator would be the "
+    "one used. Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
 )
 
 

@@ -441,7 +441,11 @@ PROGRAMS = {
     "derivative": (lambda s: jax.jvp(lambda a: source(a) * term(U), (s,), (1.0,))[0], "", "s"),
     "scan sum": (lambda s: jax.lax.scan(lambda c, u: (c + term(u), source(s)), 0.0, U)[0], "", ""),
     "scan power": (lambda s: jax.lax.scan(lambda c, u: (c * source(s) + term(u), c), 0.0, U)[0], "", "s"),
-    "while": (lambda s: jax.lax.while_loop(lambda c: c[0] < source(s), lambda c: (c[0] + 1, c[1] + term(c[0])), (s, s)), "", "s"),
+    "while": (
+        lambda s: jax.lax.while_loop(lambda c: c[0] < source(s), lambda c: (c[0] + 1, c[1] + term(c[0])), (s, s)),
+        "",
+        "s",
+    ),
     "cond": (lambda s: jax.lax.cond(source(s) > 0, lambda: term(U), lambda: U), "", "s"),
     "constant cond": (lambda s: jax.lax.cond(s > 0, lambda: term(U) + source(s), lambda: U), "", ""),
     "energy in energy": (lambda s: term(term(source(s) * mark(U, EVENT)) + U), "s", ""),
