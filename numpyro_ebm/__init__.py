@@ -4,6 +4,7 @@ from numpyro_ebm._errors import EnergyError as EnergyError
 from numpyro_ebm._errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
 from numpyro_ebm._errors import UncalibratedPosteriorWarning as UncalibratedPosteriorWarning
+from numpyro_ebm._errors import UnhealthyChainsError as UnhealthyChainsError
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
 from numpyro_ebm._errors import UntrainedParametersWarning as UntrainedParametersWarning
