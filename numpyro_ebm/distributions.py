@@ -22,8 +22,9 @@ from numpyro_ebm.samplers import ChainSampler
 class EnergyDistribution(EventDistribution):
     r"""An energy-based model at a ``numpyro.sample`` site: ``p(x) = base(x) exp(-E(x)) / Z``.
 
-    ``log_prob`` is ``log base(x) - E(x)``, without log Z. Its derivative in anything but ``x`` raises, since log Z
-    depends on the parameters: train them with `estimate`.
+    ``log_prob`` is ``log base(x) - E(x)``, without log Z. A model in which NumPyro infers or trains what log Z depends on,
+    or in which the energy counts by a weight that does (a component of a mixture, a power), raises under every inference,
+    and so does a derivative in anything but ``x``: train with `estimate`.
 
     Args:
         energy: ``energy(event)``, or ``energy(event, context)`` when there is a context. Maps ONE event of shape
@@ -37,7 +38,7 @@ class EnergyDistribution(EventDistribution):
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; `ChainSampler` by default, with
             NUTS, or `Gibbs` where the support is discrete. Draws are those of MCMC and so approximate.
-        normalized: True where Z does not depend on any parameter; switches the guard off.
+        normalized: True where Z does not depend on any parameter; switches the guard off. In a mixture it has to be 1.
 
     Raises:
         EnergyError: (a ValueError) for a base of another event shape or of a narrower support, for a context that does
