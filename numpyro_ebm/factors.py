@@ -100,10 +100,10 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
 
     ``potential_energy``, NUTS and `BlackJAXKernel` see a potential, for fixed parameters: where the energy depends on
     latents or trained parameters that it does not name, every inference raises, as for `EnergyDistribution`, and where
-    some of the named sites are data, so do latents in the sites' own distributions. Under `estimate` the sites that factors name are an EBM: their
-    own distributions are the base (``ImproperUniform`` for Lebesgue measure), the energy is the sum of the factors.
-    Sites that factors connect, directly or through others, are one joint event, called by their names joined by commas
-    ("x,y"); they stand in the same plates, and rows masked at one of them take no part.
+    some of the named sites are data, so do latents in the sites' own distributions. Under `estimate` the sites that
+    factors name are an EBM: their own distributions are the base (``ImproperUniform`` for Lebesgue measure), the energy
+    is the sum of the factors. Sites that factors connect, directly or through others, are one joint event, called by
+    their names joined by commas ("x,y"); they stand in the same plates, and rows masked at one of them take no part.
 
     Args:
         name: name of the factor.

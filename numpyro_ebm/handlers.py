@@ -53,9 +53,10 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             fit the energy or its support, an energy site that has neither data nor a value of the guide's, an energy without
             its log Z inside another distribution, a model that is estimated already, a "gradient" or random estimator under
             what takes the value or the Hessian of its surrogate (NUTS/HMC, ``AutoLaplaceApproximation``, ``AutoDAIS``,
-            ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``), a latent energy site under NUTS/HMC or an ELBO other than ``Trace_ELBO``
-            and ``TraceMeanField_ELBO``, subsampling under NUTS/HMC, a persistent estimator under an ELBO that would lose
-            its chains, no random key, factors that do not fit their sites, two estimators for one joint event.
+            ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``), a latent energy site under NUTS/HMC or an ELBO other
+            than ``Trace_ELBO`` and ``TraceMeanField_ELBO``, subsampling under NUTS/HMC, a persistent estimator under an
+            ELBO that would lose its chains, no random key, factors that do not fit their sites, two estimators for one
+            joint event.
         TypeError: for an unknown option or something that is no estimator.
 
     Example:
