@@ -69,7 +69,8 @@ def _check(scoring: _context.Scoring) -> None:
     moves = ("latent", "parameter") if _context.is_training() else ("latent",)
     for name, flow in found.items():
         own = {f"latent '{member}'" for member in joint.get(name, ())}
-        _refuse(name, [each for each in sorted(flow.shifts - own) if each.startswith(moves)], _shifted)
+        words = _tilted if name in joint else _shifted
+        _refuse(name, [each for each in sorted(flow.shifts - own) if each.startswith(moves)], words)
         _refuse(name, [each for each in sorted(flow.weights) if each.startswith(moves)], _weighted)
     if _context.is_mcmc():
         _warn_untrained(scoring, found)
@@ -158,6 +159,14 @@ def _refuse(name: str, sources: list[str], words: Callable[[str], str]) -> None:
 
 def _shifted(sources: str) -> str:
     return f"The log density of an energy is known up to log Z only, and log Z depends on {sources}. {WAYS_OUT}"
+
+
+def _tilted(sources: str) -> str:
+    return (
+        "A factor tilts this site's own distribution, so that the two together are known up to log Z only, and log Z depends "
+        f"on {sources}. To train or to infer it, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1). To make it part of the "
+        "joint event that the factor weighs, name it in the factor: energy_factor(name, energy, x=x, t=t)."
+    )
 
 
 def _weighted(sources: str) -> str:
