@@ -163,9 +163,9 @@ def _shifted(sources: str) -> str:
 
 def _tilted(sources: str) -> str:
     return (
-        "A factor tilts this site's own distribution, so that the two together are known up to log Z only, and log Z depends "
-        f"on {sources}. To train or to infer it, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1). To make it part of the "
-        "joint event that the factor weighs, name it in the factor: energy_factor(name, energy, x=x, t=t)."
+        "A factor tilts this site's own distribution, so that the two together are known up to log Z only, and log Z "
+        f"depends on {sources}. To train or to infer it, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1). To make it "
+        "part of the joint event that the factor weighs, name it in the factor: energy_factor(name, energy, x=x, t=t)."
     )
 
 
