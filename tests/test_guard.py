@@ -176,14 +176,20 @@ def test_a_latent_mixture_of_an_energy_is_refused():
         trace_potential(lambda: mixture(None), (), {"x": 0.1})
 
 
-def kernels():
-    many = {"num_chains": 4, "chain_method": "vectorized"}
-    yield from ((SA, precision, {}), (AIES, precision, many), (ESS, factored, many), (NUTS, precision, {}))
-    yield from ((lambda m: DiscreteHMCGibbs(NUTS(m)), chosen, {}), (lambda m: MixedHMC(HMC(m)), chosen, {}))
+MANY = {"num_chains": 4, "chain_method": "vectorized"}
+KERNELS = {
+    "SA": (SA, precision, {}),
+    "AIES": (AIES, precision, MANY),
+    "ESS": (ESS, factored, MANY),
+    "NUTS": (NUTS, precision, {}),
+    "DiscreteHMCGibbs": (lambda model: DiscreteHMCGibbs(NUTS(model)), chosen, {}),
+    "MixedHMC": (lambda model: MixedHMC(HMC(model)), chosen, {}),
+}
 
 
-@pytest.mark.parametrize(("kernel", "model", "options"), kernels(), ids="SA AIES ESS NUTS DiscreteHMCGibbs MixedHMC".split())
-def test_under_every_kernel(kernel, model, options):
+@pytest.mark.parametrize("name", KERNELS)
+def test_under_every_kernel(name):
+    kernel, model, options = KERNELS[name]
     mcmc = MCMC(kernel(model), num_warmup=2, num_samples=2, progress_bar=False, **options)
     with pytest.raises(ebm.EnergyError, match="log Z depends on the latent"):
         mcmc.run(KEY, X)
