@@ -67,6 +67,19 @@ def is_unguarded() -> bool:
     return _unguarded.get()
 
 
+_depth: ContextVar[int] = ContextVar("depth", default=0)
+
+
+@contextmanager
+def one_deeper() -> Iterator[str]:
+    """How many energies the one that is being evaluated stands in, as a label."""
+    token = _depth.set(_depth.get() + 1)
+    try:
+        yield str(_depth.get())
+    finally:
+        _depth.reset(token)
+
+
 def scorings() -> Iterator[Scoring]:
     """The models that NumPyro is scoring, innermost first."""
     for frame in _frames():

@@ -24,7 +24,7 @@ class Flow(NamedTuple):
     Attributes:
         sources: names of the marked sources that it depends on.
         outside: the same on the way to a term, where the term's own event does not count.
-        event: `outside` of that event.
+        event: `outside` of that event, with the label of its marks: an energy may hold another.
         has_term: whether an unnormalised term is in it.
         shifts: sources that the missing log Z's depend on.
         weights: sources that their multiples depend on.
@@ -32,7 +32,7 @@ class Flow(NamedTuple):
 
     sources: frozenset[str] = NONE
     outside: frozenset[str] = NONE
-    event: frozenset[str] = NONE
+    event: frozenset[tuple[str, str]] = frozenset()
     has_term: bool = False
     shifts: frozenset[str] = NONE
     weights: frozenset[str] = NONE
@@ -54,7 +54,7 @@ def mark(tree: Any, kind: str, label: str = "") -> Any:
     Args:
         tree: a pytree of arrays.
         kind: `SOURCE`, `EVENT`, `TERM` or `BASE`.
-        label: name of a source.
+        label: name of a source, or what an event and its term share.
     """
     return jax.tree.map(lambda leaf: mark_p.bind(jnp.asarray(leaf), kind=kind, label=label), tree)
 
@@ -165,12 +165,14 @@ def _source(flow: Flow, label: str) -> Flow:
 
 
 def _event(flow: Flow, label: str) -> Flow:
-    return flow._replace(outside=NONE, event=flow.outside)
+    return flow._replace(outside=NONE, event=flow.event | {(label, source) for source in flow.outside})
 
 
 def _term(flow: Flow, label: str) -> Flow:
     # A term inside of the energy is part of it and lacks nothing.
-    return Flow(flow.sources, flow.outside | flow.event, has_term=True, shifts=flow.outside)
+    own = frozenset(source for name, source in flow.event if name == label)
+    others = frozenset(pair for pair in flow.event if pair[0] != label)
+    return Flow(flow.sources, flow.outside | own, others, has_term=True, shifts=flow.outside)
 
 
 def _base(flow: Flow, label: str) -> Flow:

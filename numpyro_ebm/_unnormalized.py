@@ -56,8 +56,9 @@ def log_density(fn: Callable, value: Any, site: str | None) -> Any:
         if scoring.model not in _checked:
             _checked.add(scoring.model)
             _check(scoring)
-    values = guard(fn, mark(value, EVENT), f"At site '{site}': {DERIVATIVE}" if site else DERIVATIVE)
-    return mark(values, TERM)
+    with _context.one_deeper() as depth:  # the same in each trace, so that programs compare
+        values = guard(fn, mark(value, EVENT, depth), f"At site '{site}': {DERIVATIVE}" if site else DERIVATIVE)
+        return mark(values, TERM, depth)
 
 
 def _check(scoring: _context.Scoring) -> None:
