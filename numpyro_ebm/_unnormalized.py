@@ -9,7 +9,7 @@ and `_flow` reads off what depends on what. A derivative need not be taken for t
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -119,11 +119,19 @@ def _joint_events(sites: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
     """By site, the sites of its joint event, where factors name it and some of that event are data."""
     groups: list[set[str]] = []
     for site in sites.values():
-        named = set(getattr(site["fn"], "sites", ()))
+        named = _named(site, sites)
         touched = [group for group in groups if group & named]
         groups = [group for group in groups if not group & named] + [named.union(*touched)]
     observed = [group for group in groups if any(sites[name]["is_observed"] for name in group if name in sites)]
     return {name: group for group in observed for name in group}
+
+
+def _named(site: dict[str, Any], sites: Container[str]) -> set[str]:
+    """The sites that a factor names, in the scopes that it stands in or outside of them; none of another site."""
+    fn = site["fn"]
+    prefix = site["name"].removesuffix(getattr(fn, "name", ""))
+    keys = getattr(fn, "sites", ())
+    return {next((name for name in (prefix + key, key) if name in sites), key) for key in keys}
 
 
 class _moving(substitute):  # noqa: N801

@@ -1,6 +1,8 @@
 """The house: floors, names, docstrings, and the README's code."""
 
 import ast
+import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -9,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import numpyro_ebm as ebm
+from numpyro_ebm.estimators import ESTIMATORS
+from numpyro_ebm.estimators._chains import ChainEstimator
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "numpyro_ebm"
 FLOORS = {
     "_typing": 0,
@@ -25,6 +30,7 @@ FLOORS = {
     "_supports": 0,
     "_blocks": 0,
     "_bases": 0,
+    "_shapes": 0,
     "_laplacian": 0,
     "_overfitting": 0,
     "_held_out": 1,
@@ -40,8 +46,10 @@ FLOORS = {
     "empirical": 0,
     "kernels": 1,
     "chains": 2,
+    "_starts": 2,
     "coupling": 2,
     "samplers": 3,
+    "_row_distribution": 3,
     "_events": 3,
     "distributions": 3,
     "scores": 3,
@@ -113,6 +121,22 @@ def test_version_comes_from_the_metadata():
     assert re.fullmatch(r"\d+\.\d+\.\d+", ebm.__version__)
 
 
+def test_all_names_what_is_public_and_the_docstring_shows_it_first():
+    public = [name for name in vars(ebm) if not name.startswith("_") and not inspect.ismodule(getattr(ebm, name))]
+    assert sorted(ebm.__all__) == sorted(public)
+    assert set(ebm.__all__) <= set(re.findall(r"\w+", ebm.__doc__))
+
+
+NOT_IMPORTED = ["arviz", "diffrax", "equinox", "flax", "flowjax", "folx", "matplotlib", "pandas", "scipy.stats", "sklearn"]
+NOT_IMPORTED += ["xarray"]
+
+
+def test_the_import_brings_no_more_than_it_needs():
+    script = f"import sys, numpyro_ebm; print([name for name in {NOT_IMPORTED} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr[-2000:]
+
+
 def test_the_registries_hold_what_their_docstrings_say():
     for name in ("available_estimators", "available_kernels", "available_partition_methods"):
         function = getattr(ebm, name)
@@ -120,8 +144,27 @@ def test_the_registries_hold_what_their_docstrings_say():
         assert str(function()) in " ".join(function.__doc__.split())
 
 
+def test_the_readme_names_every_estimator_its_class_and_its_options():
+    shared = {field.name for field in dataclasses.fields(ChainEstimator)} - {"num_steps"}
+    seen = set()
+    rows = re.findall(r"^\| ((?:`[a-z_]+`(?:, )?)+) \| (.*?) \| (objective|gradient) \|", README, re.MULTILINE)
+    for names, text, role in rows:
+        classes, _, options = text.partition(": ")
+        names, classes = re.findall("`([a-z_]+)`", names), re.findall("`([A-Za-z]+)`", classes)
+        for name, cls in zip(names, (ESTIMATORS.classes[name] for name in names), strict=True):
+            assert cls.__name__ in classes
+            assert cls.role == role
+            left_out = shared if issubclass(cls, ChainEstimator) else set()
+            own = [field.name for field in dataclasses.fields(cls) if field.name not in left_out]
+            assert options.strip("`") == ", ".join(own), name
+            seen.add(name)
+    assert seen == set(ebm.available_estimators())
+    for name in shared:
+        assert f"`{name}`" in README
+
+
 def test_readme_code_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks, "the README has an example"
     assert max(block.count("\n") for block in blocks) <= 25
     script = tmp_path / "readme.py"

@@ -87,7 +87,7 @@ class ChainEstimator(AbstractEstimator):
 
     def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Health, counters and step size before the first update."""
-        state: dict[str, Any] = {"health": _health.unknown(), "num_updates": jnp.zeros((), jnp.int32)}
+        state: dict[str, Any] = {"health": _health.unknown(self.kernel), "num_updates": jnp.zeros((), jnp.int32)}
         if self._adapts:
             state["averaging"] = averaging_of(self.kernel)
         return state
@@ -284,7 +284,11 @@ def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Arr
     else:
         events = distribution.reference.expand(site.batch_shape).sample(rng_key, (repeats,))
     events = distribution.as_events(jnp.asarray(events, float)).reshape((repeats, site.num_rows, *distribution.event_shape))
-    return jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
+    draws = jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
+    if site.mask is None:
+        return draws
+    # The base of a masked row may be missing as well.
+    return jnp.where(over(site.mask, site.position), draws, jax.lax.stop_gradient(site.position))
 
 
 def check_start(start: Any, site: Site) -> None:
