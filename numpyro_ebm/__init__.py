@@ -29,8 +29,8 @@ What there is, and ``help`` knows more of each:
     StandardErrors, split_rhat, FunctionRhat, nested_rhat, to_arviz.
 * On held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
     classifier_two_sample_test, evaluate, ksd_test, mmd, mode_weights, sm_loss.
-* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UnhealthyChainsWarning,
-    UnhealthyChainsError, UnreliableLogPartitionWarning.
+* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UncalibratedPosteriorWarning,
+    UnhealthyChainsWarning, UnhealthyChainsError, UnreliableLogPartitionWarning, UntrainedParametersWarning.
 
 Example:
     >>> import jax, numpyro, optax
@@ -175,9 +175,11 @@ __all__ = [
     "EnergyError",
     "NonFiniteLossWarning",
     "OverfittingWarning",
+    "UncalibratedPosteriorWarning",
     "UnhealthyChainsError",
     "UnhealthyChainsWarning",
     "UnreliableLogPartitionWarning",
+    "UntrainedParametersWarning",
     "RecordedChains",
     "RecordedHealth",
     "to_arviz",

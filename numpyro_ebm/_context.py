@@ -249,10 +249,24 @@ def plates_shape() -> tuple[int, ...]:
 
 def site_being_scored() -> str | None:
     """Name of the site whose log probability NumPyro is computing, for messages; None outside of that."""
+    site = _site_being_scored()
+    return None if site is None else site["name"]
+
+
+def is_part_of_site(distribution: Any) -> bool:
+    """Whether the site whose log probability NumPyro is computing is made of several distributions, this one among them."""
+    site = _site_being_scored()
+    inner = None if site is None else site["fn"]
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    return inner is not None and not isinstance(inner, type(distribution))
+
+
+def _site_being_scored() -> Any:
     for frame in _frames():
         site = _local(frame, "site")
         if isinstance(site, dict) and site.get("type") == "sample":
-            return site["name"]
+            return site
     return None
 
 

@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 
 from numpyro_ebm import _unnormalized
 from numpyro_ebm._callables import assemble, dismantle
-from numpyro_ebm._context import site_being_scored
+from numpyro_ebm._context import is_part_of_site, site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, EnergyFn, PyTree
@@ -120,7 +120,7 @@ class EnergyDistribution(EventDistribution):
         site = site_being_scored()
         with at_site(site):
             value = self.as_events(value)
-            if site is not None:
+            if site is not None and not is_part_of_site(self):  # a mixture lays columns against its components
                 self.rows_of_site(value.shape, self.batch_shape)
             shape = self._broadcast(value)
             rows = self.rows(value, shape)
