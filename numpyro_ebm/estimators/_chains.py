@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,17 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from numpyro_ebm import chains
 from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
+from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete, nearest
 from numpyro_ebm._events import check_same_support
+from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators import _health
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._moves import check_scale
+from numpyro_ebm.estimators._scales import Spread, in_scale, next_log_scale, out_of_scale
 from numpyro_ebm.kernels import MALA, AbstractKernel, resolve_kernel
+
+Scale = Literal["auto", "data"]
 
 WIDEST_MOVE = 10.0
 """The longest move, in standard deviations of the data, that an adapted step size grows to."""
@@ -33,6 +38,7 @@ class Start(NamedTuple):
         paired: whether there is one chain per row, of that row's own density.
         slots: where the chains are kept between updates, or None.
         age: transitions of each chain since it began, where chains are kept.
+        log_factor: of each chain's own step size (`chains.Pace`), where it is kept.
     """
 
     position: Position
@@ -40,14 +46,39 @@ class Start(NamedTuple):
     paired: bool = True
     slots: Array | None = None
     age: Array | None = None
+    log_factor: Array | None = None
+
+
+class Phase(NamedTuple):
+    """What a negative phase came to.
+
+    Attributes:
+        ended: where the chains are, as the kernel moves them.
+        health: figures and conditions.
+        lost: ``(num_chains,)``, which of them are lost.
+        log_factor: of each chain's own step size, or None.
+        score: gradient of the log density where they are, ``(num_chains, ...)``, where scales adapt to it, or None.
+    """
+
+    ended: Position
+    health: _health.NegativePhaseHealth
+    lost: Array
+    log_factor: Array | None
+    score: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainEstimator(AbstractEstimator):
     """The negative phase; each estimator says where its chains start and what it keeps of them.
 
-    State, in the mutable site ``"<site>$<name>"``: ``health`` (`NegativePhaseHealth`), ``num_updates`` and, where the step
-    size adapts, ``averaging`` (BlackJAX's dual averaging).
+    State, in the mutable site ``"<site>$<name>"``: ``health`` (`NegativePhaseHealth`), ``num_updates``, ``spread`` (running
+    mean and variance of the data), and where they adapt ``averaging`` (BlackJAX's dual averaging of the step size) and
+    ``log_scale`` (of the scale of each dimension).
+
+    Attributes:
+        paces_rows: whether rows of different densities have step sizes of their own, which follow their chains. A step that
+            depends on where the chain has been leaves no law as it is until it settles, so not where chains begin in the
+            law of the data to see how they leave it.
     """
 
     role = "gradient"
@@ -59,6 +90,8 @@ class ChainEstimator(AbstractEstimator):
     temperature: Any = None
     energy_l2: float = 0.0
     on_unhealthy: _health.Policy = "warn"
+    scale: Any = "auto"
+    paces_rows: ClassVar[bool] = False
 
     def __post_init__(self):
         name = type(self).__name__
@@ -71,7 +104,14 @@ class ChainEstimator(AbstractEstimator):
         if is_concrete(self.energy_l2) and not (np.isfinite(self.energy_l2) and self.energy_l2 >= 0):
             raise EnergyError(f"{name} needs energy_l2 >= 0; got {self.energy_l2!r}. Write energy_l2=0.1.")
         self._check_step_size(name)
+        self._check_scale(name)
         self._temperatures()
+
+    def check(self, site: Site) -> None:
+        """Refuse scales that do not fit the event."""
+        super().check(site)
+        if not isinstance(self.scale, str):
+            check_scale(site, "scale", self.scale)
 
     @abc.abstractmethod
     def begin(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel) -> Start:
@@ -87,9 +127,17 @@ class ChainEstimator(AbstractEstimator):
 
     def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Health, counters and step size before the first update."""
-        state: dict[str, Any] = {"health": _health.unknown(), "num_updates": jnp.zeros((), jnp.int32)}
+        shape = site.position.shape[1:]
+        zeros = jnp.zeros(shape, float)
+        state: dict[str, Any] = {
+            "health": _health.unknown(shape),
+            "num_updates": jnp.zeros((), jnp.int32),
+            "spread": Spread(zeros, zeros),
+        }
         if self._adapts:
             state["averaging"] = averaging_of(self.kernel)
+        if self._scales(site):
+            state["log_scale"] = zeros
         return state
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
@@ -105,14 +153,20 @@ class ChainEstimator(AbstractEstimator):
     ) -> tuple[Array, PyTree]:
         """Where the chains ended, in unconstrained space, and the state with their health and the next step size."""
         key_chains, key_reset = jax.random.split(rng_key)
-        ended, health, lost = self.negative_phase(key_chains, site, state, kernel, start)
+        num_updates = state["num_updates"]
+        state = {**state, "spread": state["spread"].then(Spread.of(site), num_updates)}
+        phase = self.negative_phase(key_chains, site, state, kernel, start)
+        ended, lost = phase.ended, phase.lost
         if self.on_unhealthy == "reset":
             ended = self._replace(key_reset, site, kernel, ended, lost)
         else:
             lost = jnp.zeros_like(lost)
-        state = {**self.keep(state, site, start, ended, lost), "health": health, "num_updates": state["num_updates"] + 1}
-        if self._adapts:
-            state["averaging"] = self._adapt(state["averaging"], site, kernel, health)
+        start = start._replace(log_factor=phase.log_factor)
+        state = {**self.keep(state, site, start, ended, lost), "health": phase.health, "num_updates": num_updates + 1}
+        if "averaging" in state:
+            state["averaging"] = self._adapt(state, kernel)
+        if phase.score is not None:
+            state["log_scale"] = next_log_scale(state["log_scale"], state["spread"].sd, phase.score, num_updates)
         return jax.vmap(kernel.lower)(ended), state
 
     def notes(self) -> tuple[str, ...]:
@@ -127,46 +181,82 @@ class ChainEstimator(AbstractEstimator):
             notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
         return tuple(notes)
 
-    def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start):
-        """Move the chains under parameters cut off from differentiation.
-
-        Returns:
-            Where they ended (lifted), the `NegativePhaseHealth`, and which of them are lost.
-        """
+    def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> Phase:
+        """Move the chains under parameters cut off from differentiation."""
         lower = jax.vmap(kernel.lower)
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
         log_density = freeze(site.log_density, *first)
         owner = f"At site '{site.name}', estimator '{self.name}'"
+        follows_score = "log_scale" in state
 
         @jax.jit  # one program also where the model runs outside jit, as in svi.init
-        def run(rng_key, kernel, position, local, data, data_local, before, num_updates):
-            ended, figures = chains.advance(
-                rng_key,
-                kernel,
-                log_density,
-                position,
-                local,
-                num_steps=self.num_steps,
-                temperatures=self._temperatures(),
-            )
+        def run(rng_key, kernel, position, local, pace, data, data_local, state):
+            scale = self._scale(state)
+            advanced, stayed = self.advance(rng_key, kernel, log_density, position, local, scale, pace)
+            ended, pace = advanced.positions, advanced.pace
             score = jax.vmap(log_density)
             end = lower(ended)
             seen = _health.Observed(
-                chains=figures,
+                chains=advanced.health,
                 start=lower(position),
                 end=end,
-                data=data,
+                stayed=stayed,
+                num_steps=self.num_steps,
+                spread=state["spread"],
                 log_density_end=score(end, local),
                 log_density_data=score(data, data_local),
-                step_size=kernel.step_size,
+                step_size=kernel.step_size if pace is None else _mean_step(kernel, pace),
                 is_adjusted=kernel.target_acceptance is not None,
-                num_updates=num_updates,
+                num_updates=state["num_updates"],
             )
-            health, lost = _health.examine(before, seen, log_density, local)
-            return ended, _health.tell(health, self.on_unhealthy, owner), lost
+            health, lost = _health.examine(state["health"], seen, log_density, local)
+            gradient = None
+            if follows_score:
+                gradient = advanced.gradient
+                if gradient is None:  # this kernel keeps none
+                    gradient = jax.vmap(jax.grad(log_density))(end, local)
+            factor = None if pace is None else pace.log_factor
+            return Phase(ended, _health.tell(health, self.on_unhealthy, owner), lost, factor, gradient)
 
-        inputs = (start.position, start.local, site.position, site.local, state["health"], state["num_updates"])
+        pace = self._pace(site, state, kernel, start)
+        known = {name: state[name] for name in ("health", "num_updates", "spread", "log_scale") if name in state}
+        inputs = (start.position, start.local, pace, site.position, site.local, known)
         return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
+
+    def advance(
+        self,
+        rng_key: PRNGKey,
+        kernel: AbstractKernel,
+        log_density: Callable[[Array, PyTree], Array],
+        position: Position,
+        local: PyTree,
+        scale: Array | None,
+        pace: chains.Pace | None = None,
+    ) -> tuple[chains.Advanced, Array]:
+        """Move the chains, in the coordinates of the scale, by the estimator's steps and temperatures.
+
+        Returns:
+            Where they came to, and which ended where they began.
+        """
+
+        def scaled(position, local):
+            return log_density(out_of_scale(scale, position), local)
+
+        began = in_scale(scale, position)
+        advanced = chains.advance_at_pace(
+            rng_key,
+            kernel,
+            log_density if scale is None else scaled,
+            began,
+            local,
+            num_steps=self.num_steps,
+            temperatures=self._temperatures(),
+            pace=pace,
+        )
+        lower = jax.vmap(kernel.lower)
+        still = (lower(began) == lower(advanced.positions)).reshape(len(jax.tree.leaves(began)[0]), -1).all(axis=1)
+        gradient = None if advanced.gradient is None else in_scale(scale, advanced.gradient)
+        return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
 
     def contrast(self, site: Site, negatives: Array, local: PyTree, *, paired: bool) -> Array:
         """Log density of each row minus that of its own negative, or minus the mean over all negatives."""
@@ -189,12 +279,43 @@ class ChainEstimator(AbstractEstimator):
             return self.kernel.target_acceptance is not None and self.step_size_schedule is None
         return self.adapt_step_size
 
-    def _adapt(self, averaging: Any, site: Site, kernel: AbstractKernel, health: _health.NegativePhaseHealth) -> Any:
+    def _scales(self, site: Site) -> bool:
+        """Whether scales of the dimensions adapt."""
+        if not isinstance(self.scale, str):
+            return False
+        has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
+        return self.scale == "data" or (self._adapts and not has_metric and site.position[0].size > 1)
+
+    def _scale(self, state: PyTree) -> Array | None:
+        """Lengths that positions are measured in, per dimension; None for 1."""
+        if "log_scale" not in state:
+            return None if self.scale is None or isinstance(self.scale, str) else jnp.asarray(self.scale, float)
+        of_data = jnp.log(or_one(state["spread"].sd))
+        log_scale = jnp.where(state["num_updates"] == 0, of_data, state["log_scale"])
+        return jnp.exp(log_scale - jnp.mean(log_scale) if self.scale == "auto" else log_scale)
+
+    def _pace(self, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> chains.Pace | None:
+        """The chains' own step sizes, where rows have densities of their own and the step size adapts."""
+        if not (self.paces_rows and self._adapts and site.local is not None):
+            return None
+        num_chains = jax.tree.leaves(start.position)[0].shape[0]
+        log_factor = jnp.zeros(num_chains, float) if start.log_factor is None else start.log_factor
+        age = jnp.zeros(num_chains, jnp.int32) if start.age is None else start.age
+        largest = (jnp.log(self._widest(state, kernel)) - jnp.log(kernel.step_size)) / (2 * kernel.step_exponent)
+        return chains.Pace(log_factor, age, largest)
+
+    def _widest(self, state: PyTree, kernel: AbstractKernel) -> Array:
+        """The largest step size that adaptation goes to."""
+        spread = or_one(in_scale(self._scale(state), state["spread"].sd))
+        pooled = jnp.sqrt(jnp.mean(spread**2))
+        return jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * kernel.step_exponent))
+
+    def _adapt(self, state: PyTree, kernel: AbstractKernel) -> Any:
         """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
-        _, spread = _health.spread_of(site.position)
-        widest = jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * spread) ** (2 * kernel.step_exponent))
-        updated = next_averaging(averaging, kernel, health.acceptance_rate)
-        updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, jnp.log(widest)))
+        health = state["health"]
+        updated = next_averaging(state["averaging"], kernel, health.acceptance_rate)
+        largest = jnp.log(self._widest(state, kernel))
+        updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, largest))
         if self.on_unhealthy != "reset":
             return updated
         collapsed = health.conditions[list(_health.CONDITIONS).index("collapse")]
@@ -227,6 +348,19 @@ class ChainEstimator(AbstractEstimator):
             )
         return jnp.asarray(values, float)
 
+    def _check_scale(self, name: str) -> None:
+        if isinstance(self.scale, str):
+            if self.scale not in get_args(Scale):
+                raise EnergyError(
+                    f"Unknown scale='{self.scale}'. {nearest(self.scale, get_args(Scale))} Or numbers, or None."
+                )
+        else:
+            check_positive(name, "scale", self.scale)
+        if self.kernel.step_size is None and self.scale not in ("auto", None):
+            raise EnergyError(
+                f"The kernel '{self.kernel.name}' has no step size to measure in scale={self.scale!r}. Leave scale out."
+            )
+
     def _check_step_size(self, name: str) -> None:
         if self.step_size_schedule is not None and (self.adapt_step_size or not callable(self.step_size_schedule)):
             raise EnergyError(
@@ -238,6 +372,11 @@ class ChainEstimator(AbstractEstimator):
                 f"The kernel '{self.kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
                 "adapt_step_size=False, a step_size_schedule, or a kernel such as 'mala'."
             )
+
+
+def _mean_step(kernel: AbstractKernel, pace: chains.Pace) -> Array:
+    """Geometric mean of the chains' step sizes."""
+    return kernel.step_size * jnp.exp(2 * kernel.step_exponent * jnp.mean(pace.log_factor))
 
 
 def averaging_of(kernel: AbstractKernel) -> Any:

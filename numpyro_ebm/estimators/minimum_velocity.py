@@ -61,10 +61,11 @@ class MinimumVelocity(AbstractEstimator):
     Args:
         step_size: ``h``, in squared data units over those of ``D``; None for 0.01 of the batch's variance over the batch's
             mean of ``D``, in the dimension where that is least.
-        diffusion: ``D``: None for 1 where a step_size is given, and otherwise for the batch's variance of each dimension over
-            their geometric mean, by which the estimate does not depend on the units of a column; one number or one for each dimension of unconstrained space; or a function of the event
-            that returns either, not negative. On a constrained support it is the diffusion in unconstrained space: on the
-            positive line, where the position is ``log x``, a weight ``h(x)`` of "generalized_sm" is ``D(x) = h(x) / x^2``.
+        diffusion: ``D``: None for 1 where a step_size is given, and otherwise for the batch's variance of each dimension
+            over their geometric mean, by which the estimate does not depend on the units of a column; one number or one for
+            each dimension of unconstrained space; or a function of the event that returns either, not negative. On a
+            constrained support it is the diffusion in unconstrained space: on the positive line, where the position is
+            ``log x``, a weight ``h(x)`` of "generalized_sm" is ``D(x) = h(x) / x^2``.
         num_projections: directions per row, each taken both ways.
         projection: their law, "rademacher", "gaussian" (as in the paper; the weak Euler step needs no more than the second
             moment) or "sphere".

@@ -20,9 +20,9 @@ STATISTICS = (*AbstractKernel.statistics, "energy")
 class HMC(AbstractKernel):
     """Hamiltonian Monte Carlo.
 
-    On a Gaussian a trajectory of fixed length can resonate: near half a period, where the step adapted to acceptance 0.65 may
-    well land, ``x`` goes to ``-x`` and the spread is hardly explored. So the number of leapfrog steps is drawn anew for each
-    transition, uniformly from ``(1 - jitter) * num_integration_steps`` (rounded up, at least 1) to
+    On a Gaussian a trajectory of fixed length can resonate: near half a period, where the step adapted to acceptance 0.65
+    may well land, ``x`` goes to ``-x`` and the spread is hardly explored. So the number of leapfrog steps is drawn anew for
+    each transition, uniformly from ``(1 - jitter) * num_integration_steps`` (rounded up, at least 1) to
     ``num_integration_steps``. It does not depend on the state, so the law stays exact.
 
     Args:
