@@ -8,45 +8,24 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from numpyro_ebm import chains
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete, nearest
-from numpyro_ebm._events import check_same_support
 from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators import _health
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._moves import check_scale
 from numpyro_ebm.estimators._scales import Spread, in_scale, next_log_scale, out_of_scale
+from numpyro_ebm.estimators._starts import Start, over
+from numpyro_ebm.estimators._steps import averaging_of, mean_step, next_averaging
 from numpyro_ebm.kernels import MALA, AbstractKernel, resolve_kernel
 
 Scale = Literal["auto", "data"]
 
 WIDEST_MOVE = 10.0
 """The longest move, in standard deviations of the data, that an adapted step size grows to."""
-
-
-class Start(NamedTuple):
-    """Where the chains of one update begin.
-
-    Attributes:
-        position: as the kernel moves it (`AbstractKernel.lift`), leaves led by the number of chains.
-        local: what each chain's density has of its own, or None.
-        paired: whether there is one chain per row, of that row's own density.
-        slots: where the chains are kept between updates, or None.
-        age: transitions of each chain since it began, where chains are kept.
-        log_factor: of each chain's own step size (`chains.Pace`), where it is kept.
-    """
-
-    position: Position
-    local: PyTree
-    paired: bool = True
-    slots: Array | None = None
-    age: Array | None = None
-    log_factor: Array | None = None
 
 
 class Phase(NamedTuple):
@@ -205,7 +184,7 @@ class ChainEstimator(AbstractEstimator):
                 spread=state["spread"],
                 log_density_end=score(end, local),
                 log_density_data=score(data, data_local),
-                step_size=kernel.step_size if pace is None else _mean_step(kernel, pace),
+                step_size=kernel.step_size if pace is None else mean_step(kernel, pace),
                 is_adjusted=kernel.target_acceptance is not None,
                 num_updates=state["num_updates"],
             )
@@ -372,76 +351,3 @@ class ChainEstimator(AbstractEstimator):
                 f"The kernel '{self.kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
                 "adapt_step_size=False, a step_size_schedule, or a kernel such as 'mala'."
             )
-
-
-def _mean_step(kernel: AbstractKernel, pace: chains.Pace) -> Array:
-    """Geometric mean of the chains' step sizes."""
-    return kernel.step_size * jnp.exp(2 * kernel.step_exponent * jnp.mean(pace.log_factor))
-
-
-def averaging_of(kernel: AbstractKernel) -> Any:
-    """Dual averaging that begins at the kernel's own step size and shrinks towards it."""
-    step_size = jnp.asarray(kernel.step_size, float)
-    # BlackJAX shrinks towards ten times the start, which is for warm-ups that begin low.
-    return dual_averaging_adaptation(0.0)[0](step_size / 10)._replace(log_step_size=jnp.log(step_size))
-
-
-def next_averaging(averaging: Any, kernel: AbstractKernel, acceptance_rate: Array) -> Any:
-    """One step of dual averaging to the kernel's optimal acceptance."""
-    acceptance_rate = jnp.nan_to_num(acceptance_rate)
-    return dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance_rate)  # pyright: ignore
-
-
-def over(flags: Array, leaf: Array) -> Array:
-    """Flags of chains, shaped to go over a leaf that they lead."""
-    return flags.reshape((-1,) + (1,) * (leaf.ndim - 1))
-
-
-def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
-    """Unconstrained starts, and what their rows have of their own, over the rows as evenly as it goes.
-
-    Args:
-        start: "data", "base", or a distribution of one event.
-        rng_key: random key.
-        site: the rows.
-        num_chains: how many.
-    """
-    key_rows, key_draws = jax.random.split(rng_key)
-    rows = jnp.resize(jax.random.permutation(key_rows, site.num_rows), (num_chains,))
-    repeats = -(-num_chains // max(site.num_rows, 1))
-    draws = draw_rows(start, key_draws, site, repeats)[jnp.arange(num_chains) // site.num_rows, rows]
-    return draws, jax.tree.map(lambda leaf: leaf[rows], site.local)
-
-
-def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Array:
-    """Unconstrained starts for each row, ``(repeats, num_rows, ...)``: the row itself, or draws of its own base."""
-    distribution = site.distribution
-    if isinstance(start, str) and start == "data":
-        return jnp.broadcast_to(site.position, (repeats, *site.position.shape))
-    if isinstance(start, dist.Distribution):
-        events = start.expand((site.num_rows,)).sample(rng_key, (repeats,))
-    else:
-        events = distribution.reference.expand(site.batch_shape).sample(rng_key, (repeats,))
-    events = distribution.as_events(jnp.asarray(events, float)).reshape((repeats, site.num_rows, *distribution.event_shape))
-    return jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
-
-
-def check_start(start: Any, site: Site) -> None:
-    """Refuse a start that is unknown, or of another event shape or support than the energy's.
-
-    Raises:
-        EnergyError: naming both.
-        TypeError: where it is neither a name nor a distribution.
-    """
-    if isinstance(start, str):
-        if start not in ("data", "base"):
-            raise EnergyError(f"Unknown start '{start}'. {nearest(start, ('data', 'base'))} Or a numpyro distribution.")
-        return
-    if not isinstance(start, dist.Distribution):
-        raise TypeError(f"start needs 'data', 'base' or a numpyro distribution; got {type(start).__name__}.")
-    if start.event_shape != site.distribution.event_shape or start.batch_shape != ():
-        raise EnergyError(
-            f"start has event shape {start.event_shape} and batch shape {start.batch_shape}; the energy has "
-            f"event shape {site.distribution.event_shape}. Write start={type(start).__name__}(...).to_event(1)."
-        )
-    check_same_support("start", start, site.distribution.support)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, check_start, draw_start, over
+from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators._starts import Start, check_start, draw_start, over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,5 +85,6 @@ class PoolEstimator(ChainEstimator):
         if "local" in state:
             written["local"] = jax.tree.map(write, state["local"], start.local)
         if "log_factor" in state:
-            written["log_factor"] = write(state["log_factor"], jnp.where(lost, 0.0, start.log_factor))
+            log_factor: Any = start.log_factor
+            written["log_factor"] = write(state["log_factor"], jnp.where(lost, 0.0, log_factor))
         return {**state, **written}

@@ -30,8 +30,8 @@ class Spread(NamedTuple):
     def of(cls, site: Site) -> "Spread":
         """Of the rows of one batch that take part."""
         mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (site.position.ndim - 1))
-        num = site.num_rows if mask is None else jnp.maximum(jnp.sum(mask), 1)
-        mean = jnp.sum(site.position if mask is None else jnp.where(mask, site.position, 0), axis=0) / max(num, 1)
+        counted = site.position if mask is None else jnp.where(mask, site.position, 0)
+        mean = jnp.sum(counted, axis=0) / jnp.maximum(site.num_rows if mask is None else jnp.sum(mask), 1)
         return cls(jax.lax.stop_gradient(mean).astype(float), (site.spread**2).astype(float))
 
     def then(self, batch: "Spread", num_updates: Array) -> "Spread":

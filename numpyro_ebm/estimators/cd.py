@@ -5,7 +5,8 @@ import dataclasses
 import jax
 
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start
+from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators._starts import Start
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,10 @@ from numpyro_ebm import chains
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, averaging_of, next_averaging
+from numpyro_ebm.estimators._chains import ChainEstimator
 from numpyro_ebm.estimators._generator import Generator, context_of
+from numpyro_ebm.estimators._starts import Start
+from numpyro_ebm.estimators._steps import averaging_of, next_averaging
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 

@@ -13,8 +13,9 @@ from numpyro_ebm._levels import at_level, check_level
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, over
+from numpyro_ebm.estimators._chains import ChainEstimator
 from numpyro_ebm.estimators._ladder import rungs_at, stratified, warn_of_scale
+from numpyro_ebm.estimators._starts import Start, over
 from numpyro_ebm.noise import check_sigmas
 
 WRITE = "Write estimate(model, 'diffusion_recovery', sigmas=geometric_sigmas(10.0, 0.1, 8))."

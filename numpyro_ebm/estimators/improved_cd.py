@@ -11,10 +11,11 @@ from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
 from numpyro_ebm._spreads import or_one
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, over
+from numpyro_ebm.estimators._chains import ChainEstimator
 from numpyro_ebm.estimators._neighbors import neighbor_entropies
+from numpyro_ebm.estimators._starts import over
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
-from numpyro_ebm.kernels import Langevin
+from numpyro_ebm.kernels import Langevin, resolve_kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             object.__setattr__(self, "kernel", Langevin())
             object.__setattr__(self, "scale", "data" if self.scale == "auto" else self.scale)
         super().__post_init__()
-        owner = type(self).__name__
+        owner, kernel = type(self).__name__, resolve_kernel(self.kernel)
         check_count(owner, "num_grad_steps", self.num_grad_steps)
         if self.num_grad_steps > self.num_steps:
             raise EnergyError(
@@ -92,9 +93,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
                 f"{owner} needs weight >= 0; got {self.weight!r}. A negative one turns the gradient away from that of the "
                 "likelihood. Write weight=1.0."
             )
-        if self.kernel.is_exact or "swap_rate" in self.kernel.statistics:
+        if kernel.is_exact or "swap_rate" in kernel.statistics:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' accepts and rejects, which cannot be differentiated. Write "
+                f"The kernel '{kernel.name}' accepts and rejects, which cannot be differentiated. Write "
                 "kernel=Langevin(step_size=0.01), or estimate(model, 'cd') with this kernel."
             )
 

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, check_start, draw_rows
+from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators._starts import Start, check_start, draw_rows
 
 
 @dataclasses.dataclass(frozen=True)

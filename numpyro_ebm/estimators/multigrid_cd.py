@@ -11,7 +11,7 @@ from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._typing import Array
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import Start
+from numpyro_ebm.estimators._starts import Start
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import Start, draw_rows, over
 from numpyro_ebm.estimators._pool import PoolEstimator
+from numpyro_ebm.estimators._starts import Start, draw_rows, over
 
 
 @dataclasses.dataclass(frozen=True)
