@@ -15,6 +15,7 @@ PACKAGE = ROOT / "numpyro_ebm"
 FLOORS = {
     "_typing": 0,
     "_errors": 0,
+    "_doors": 0,
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,
@@ -41,7 +42,7 @@ FLOORS = {
     "distributions": 3,
     "scores": 3,
     "factors": 3,
-    "_models": 4,
+    "_models": 5,
     "estimators": 4,
     "_rows": 5,
     "joint": 5,

@@ -15,7 +15,7 @@ from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_con
 from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators import _health
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
 from numpyro_ebm.estimators._moves import check_scale
 from numpyro_ebm.estimators._scales import Spread, in_scale, next_log_scale, out_of_scale
 from numpyro_ebm.estimators._starts import Start, over
@@ -75,7 +75,7 @@ class ChainEstimator(AbstractEstimator):
     def __post_init__(self):
         name = type(self).__name__
         check_count(name, "num_steps", self.num_steps)
-        object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
+        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_BINARY_UNITS))
         if self.on_unhealthy not in get_args(_health.Policy):
             raise EnergyError(
                 f"Unknown on_unhealthy={self.on_unhealthy!r}. {nearest(str(self.on_unhealthy), get_args(_health.Policy))}"
