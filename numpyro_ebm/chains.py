@@ -71,7 +71,7 @@ class Pace(NamedTuple):
     def next(self, kernel: AbstractKernel, acceptance_rate: Array) -> "Pace":
         """After one transition (Robbins and Monro)."""
         rate = jnp.maximum((1.0 + self.age / YOUNG) ** -FORGETTING, LEAST_RATE)
-        error = jnp.nan_to_num(acceptance_rate) - kernel.target_acceptance
+        error = jnp.nan_to_num(acceptance_rate) - jnp.asarray(kernel.target_acceptance)
         return self._replace(log_factor=jnp.minimum(self.log_factor + rate * error, self.largest), age=self.age + 1)
 
 

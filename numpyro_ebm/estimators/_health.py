@@ -150,9 +150,9 @@ def examine(
         log_density: ``log_density(position, local)`` of one chain.
         local: what each chain has of its own.
     """
-    centre, spread = seen.spread.mean, or_one(seen.spread.sd)
+    centre, spread = seen.spread.mean, or_one(seen.spread.sd)[None]
     size = max(centre.size, 1)
-    distances = _length((seen.end - centre) / spread)
+    distances = _length((seen.end - centre[None]) / spread)
     finite = jnp.isfinite(distances) & jnp.isfinite(seen.log_density_end)
     moves = _moves((seen.end - seen.start) / spread, finite)
     gap = jnp.mean(seen.log_density_end) - jnp.mean(seen.log_density_data)

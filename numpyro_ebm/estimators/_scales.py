@@ -75,9 +75,13 @@ def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: A
 
 def in_scale(scale: Array | None, tree: Any) -> Any:
     """Positions measured in the scale, which leads to their last dimensions."""
-    return tree if scale is None else jax.tree.map(lambda leaf: leaf / scale.astype(leaf.dtype), tree)
+    return tree if scale is None else jax.tree.map(lambda leaf: leaf / _over(scale, leaf), tree)
 
 
 def out_of_scale(scale: Array | None, tree: Any) -> Any:
     """What `in_scale` takes back."""
-    return tree if scale is None else jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), tree)
+    return tree if scale is None else jax.tree.map(lambda leaf: leaf * _over(scale, leaf), tree)
+
+
+def _over(scale: Array, leaf: Array) -> Array:
+    return scale.astype(leaf.dtype).reshape((1,) * (leaf.ndim - scale.ndim) + scale.shape)

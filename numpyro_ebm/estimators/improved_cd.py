@@ -131,7 +131,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         ends = jnp.where(over(takes_part, negatives), negatives, site.position)
         energy = -jax.vmap(freeze(site.log_density, ends[0]))(ends)
         # Of the ends in units of each dimension's spread: the entropy differs by a constant, the neighbours are true ones.
-        units = (ends / or_one(site.spread)).reshape(site.num_rows, -1)
+        units = (ends / or_one(site.spread)[None]).reshape(site.num_rows, -1)
         entropies = neighbor_entropies(units, takes_part, self.num_neighbors)
         divergence = jnp.where(takes_part, energy - entropies, 0.0)
         return values + self.weight * divergence
