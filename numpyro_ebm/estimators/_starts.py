@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from numpyro_ebm._errors import EnergyError, nearest
-from numpyro_ebm._events import check_same_support
+from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators._base import Site
 
