@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -233,7 +234,8 @@ class ChainEstimator(AbstractEstimator):
             pace=pace,
         )
         lower = jax.vmap(kernel.lower)
-        still = (lower(began) == lower(advanced.positions)).reshape(len(jax.tree.leaves(began)[0]), -1).all(axis=1)
+        is_same = lower(began) == lower(advanced.positions)
+        still = jnp.all(is_same, axis=tuple(range(1, is_same.ndim)))
         gradient = None if advanced.gradient is None else in_scale(scale, advanced.gradient)
         return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
 
@@ -263,7 +265,7 @@ class ChainEstimator(AbstractEstimator):
         if not isinstance(self.scale, str):
             return False
         has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
-        return self.scale == "data" or (self._adapts and not has_metric and site.position[0].size > 1)
+        return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
 
     def _scale(self, state: PyTree) -> Array | None:
         """Lengths that positions are measured in, per dimension; None for 1."""

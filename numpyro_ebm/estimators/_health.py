@@ -181,7 +181,7 @@ def examine(
         stuck_rate=before.stuck_rate + rate * (jnp.mean(seen.stayed) - before.stuck_rate),
         stuck_by_chance=before.stuck_by_chance + rate * (by_chance - before.stuck_by_chance),
     )
-    is_slow = slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * jnp.max(mean_moves))
+    is_slow = slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * jnp.max(mean_moves, initial=0.0))
     conditions = {
         "unbounded": _is_unbounded(
             log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local
@@ -270,6 +270,8 @@ def _moves(moves: Array, finite: Array) -> Array:
 
 def _slowest(moves: Array, spread: Spread) -> tuple[Array, Array]:
     """The coordinate that moves least, and by how much, among those that are not constant in the data."""
+    if not moves.size:
+        return jnp.zeros((), float), jnp.ones((), float)
     counted = jnp.where(spread.variance > 0, moves, jnp.inf).reshape(-1)
     counted = jnp.where(jnp.any(counted < jnp.inf), counted, moves.reshape(-1))
     slowest = jnp.argmin(counted)

@@ -65,8 +65,8 @@ def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: A
     References:
         Titsias, Optimal preconditioning and Fisher adaptive Langevin sampling (2023).
     """
-    finite = jnp.all(jnp.isfinite(score.reshape(len(score), -1)), axis=1)
-    deviation = jnp.std(score, axis=0, where=finite.reshape((-1,) + (1,) * (score.ndim - 1)))
+    finite = jnp.all(jnp.isfinite(score), axis=tuple(range(1, score.ndim)), keepdims=True)
+    deviation = jnp.std(score, axis=0, where=finite)
     spread = or_one(spread)
     scale = jnp.where(deviation > 1 / spread, 1 / deviation, spread)
     rate = 1.0 / jnp.minimum(num_updates + 1.0, PATIENCE)
