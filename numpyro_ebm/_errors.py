@@ -3,13 +3,15 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.custom_batching import custom_vmap
 
 
 class EnergyError(ValueError):
@@ -137,3 +139,20 @@ def check_count(owner: str, name: str, value: Any, minimum: int = 1) -> None:
             f"{owner} needs a whole number {name} >= {minimum}; got {name}={value!r}. "
             f"Write {owner}({name}={max(minimum, 10)})."
         )
+
+
+def call_where_any(report: Callable[..., None], flags: Any, values: Any) -> None:
+    """Call the host where a flag is up, and leave it alone elsewhere; under vmap, once for the first that has one."""
+
+    @custom_vmap
+    def notify(flags, values):
+        jax.lax.cond(jnp.any(flags), lambda: jax.debug.callback(report, flags, values), lambda: None)
+        return jnp.zeros(())
+
+    @notify.def_vmap
+    def notify_batch(_, is_batched, flags, values):
+        first = jnp.argmax(jnp.any(flags, axis=-1)) if is_batched[0] else 0
+        chosen = jax.tree.map(lambda leaf, batched: leaf[first] if batched else leaf, (flags, values), tuple(is_batched))
+        return notify(*chosen), False
+
+    notify(flags, values)

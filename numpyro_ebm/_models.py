@@ -112,13 +112,27 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
     found = _latents(trace)
     if not (found.discrete or found.continuous):
         raise EnergyError("The model has no latent site, so there is nothing to sample. Call it without data.")
+    if not found.continuous:  # with continuous latents derivatives tell, and estimate itself judges
+        _check_log_density(trace, sorted(found.discrete))
+    return found
+
+
+def _check_log_density(trace: Mapping[str, Any], latents: list[str]) -> None:
+    """Refuse sites whose log probability is none of the discrete latents, which no derivative tells."""
     surrogates = [n for n, s in trace.items() if s["type"] == "sample" and isinstance(s["fn"], Surrogate | FrozenEnergy)]
-    if surrogates and not found.continuous:  # with continuous latents estimate itself judges
+    if surrogates:
         raise EnergyError(
             f"The model comes from estimate, and the surrogates at {surrogates} are no log densities of discrete latents. "
             "Sample the model itself, its parameters fixed: sample(rng_key, model, params=result.params)."
         )
-    return found
+    for name, site in trace.items():
+        unwrapped = unwrap(site["fn"]) if site["type"] == "sample" and site["is_observed"] else None
+        if unwrapped is not None and not getattr(unwrapped.distribution, "normalized", False):
+            raise EnergyError(
+                f"The energy at the observed site '{name}' is known up to log Z only, which may depend on the latents "
+                f"{latents}: their draws would be wrong. If Z is constant or already inside the energy, write "
+                "EnergyDistribution(..., normalized=True)."
+            )
 
 
 def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:
@@ -230,11 +244,3 @@ def _discrete_target(rng_key: PRNGKey, model: Callable, latents: Latents, args: 
     return Target(
         position, log_density, lambda args, kwargs: partial(postprocess, args, kwargs), cast(Any, latents.discrete)
     )
-
-
-def initial_is_finite(log_density: Callable, position: Position) -> jax.Array:
-    """Whether the log density and, of a continuous position, its gradient are finite."""
-    if all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(position)):
-        return jnp.isfinite(log_density(position))
-    value, grad = jax.value_and_grad(log_density)(position)
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grad))]).all()

@@ -43,6 +43,7 @@ FLOORS = {
     "empirical": 0,
     "kernels": 1,
     "chains": 2,
+    "_starts": 2,
     "coupling": 2,
     "samplers": 3,
     "_row_distribution": 3,

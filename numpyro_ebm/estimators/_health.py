@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
-from numpyro_ebm._errors import UnhealthyChainsError, UnhealthyChainsWarning
+from numpyro_ebm._errors import UnhealthyChainsError, UnhealthyChainsWarning, call_where_any
 from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.chains import ChainHealth
@@ -213,23 +212,6 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
 
     call_where_any(report, news, health)
     return health._replace(reported=health.reported | health.conditions)
-
-
-def call_where_any(report: Callable[..., None], flags: Array, values: PyTree) -> None:
-    """Call the host where a flag is up, and leave it alone elsewhere; under vmap, once for the first that has one."""
-
-    @custom_vmap
-    def notify(flags, values):
-        jax.lax.cond(jnp.any(flags), lambda: jax.debug.callback(report, flags, values), lambda: None)
-        return jnp.zeros(())
-
-    @notify.def_vmap
-    def notify_batch(_, is_batched, flags, values):
-        first = jnp.argmax(jnp.any(flags, axis=-1)) if is_batched[0] else 0
-        chosen = jax.tree.map(lambda leaf, batched: leaf[first] if batched else leaf, (flags, values), tuple(is_batched))
-        return notify(*chosen), False
-
-    notify(flags, values)
 
 
 @contextmanager
