@@ -110,7 +110,7 @@ class ChainEstimator(AbstractEstimator):
         shape = site.position.shape[1:]
         zeros = jnp.zeros(shape, float)
         state: dict[str, Any] = {
-            "health": _health.unknown(shape),
+            "health": _health.unknown(self.kernel, shape),
             "num_updates": jnp.zeros((), jnp.int32),
             "spread": Spread(zeros, zeros),
         }

@@ -31,7 +31,8 @@ class Spread(NamedTuple):
         """Of the rows of one batch that take part."""
         mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (site.position.ndim - 1))
         counted = site.position if mask is None else jnp.where(mask, site.position, 0)
-        mean = jnp.sum(counted, axis=0) / jnp.maximum(site.num_rows if mask is None else jnp.sum(mask), 1)
+        num = jnp.maximum(site.num_rows if mask is None else jnp.sum(mask), 1)
+        mean = jnp.sum(counted, axis=0) / num.astype(counted.dtype)
         return cls(jax.lax.stop_gradient(mean).astype(float), (site.spread**2).astype(float))
 
     def then(self, batch: "Spread", num_updates: Array) -> "Spread":
@@ -66,9 +67,10 @@ def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: A
         Titsias, Optimal preconditioning and Fisher adaptive Langevin sampling (2023).
     """
     finite = jnp.all(jnp.isfinite(score), axis=tuple(range(1, score.ndim)), keepdims=True)
-    deviation = jnp.std(score, axis=0, where=finite)
+    # Without any, of zeros: nothing is divided by their number.
+    deviation = jnp.std(jnp.where(finite, score, 0.0), axis=0, where=finite | ~jnp.any(finite))
     spread = or_one(spread)
-    scale = jnp.where(deviation > 1 / spread, 1 / deviation, spread)
+    scale = 1 / jnp.maximum(deviation.astype(float), 1 / spread)
     rate = 1.0 / jnp.minimum(num_updates + 1.0, PATIENCE)
     return log_scale + rate * (jnp.log(scale) - log_scale)
 
