@@ -11,6 +11,8 @@ from numpyro_ebm.estimators._base import Site
 
 MEMORY = 100
 """Updates after which the spread begins to forget, since the rows of a latent site move."""
+STEEPEST = 1e6
+"""The largest score that counts, in units of the data's spread: a wall or an overflow makes no scale of 0."""
 PATIENCE = 20
 """Updates over which scales are averaged."""
 
@@ -70,7 +72,7 @@ def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: A
     # Without any, of zeros: nothing is divided by their number.
     deviation = jnp.std(jnp.where(finite, score, 0.0), axis=0, where=finite | ~jnp.any(finite))
     spread = or_one(spread)
-    scale = 1 / jnp.maximum(deviation.astype(float), 1 / spread)
+    scale = 1 / jnp.clip(deviation.astype(float), 1 / spread, STEEPEST / spread)
     rate = 1.0 / jnp.minimum(num_updates + 1.0, PATIENCE)
     return log_scale + rate * (jnp.log(scale) - log_scale)
 
