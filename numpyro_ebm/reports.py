@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpyro import handlers
 
+from numpyro_ebm._doors import as_arrays, check_outside_jit
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._results import Result, check_values_given, is_ours, mutable_state, values_of
 from numpyro_ebm._typing import Array
@@ -104,6 +105,8 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
     """
     if not isinstance(model, estimate):
         raise TypeError(f"training_report needs the model as estimate returned it; got {type(model).__name__}.")
+    args, kwargs = as_arrays("training_report", (args, kwargs))
+    check_outside_jit("training_report", state, args, kwargs)
     mutable = mutable_state(state)
     found = [site_report(name, value["state"], model.estimators) for name, value in mutable.items() if is_ours(name, value)]
     has_arguments = bool(args or kwargs) or not inspect.signature(model.fn).parameters  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm import _models, chains
 from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._reads import reads
@@ -91,6 +92,8 @@ def sample(
         (4, 100)
     """
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    check_key("sample", rng_key)
+    model_args, model_kwargs = as_arrays("sample", (tuple(model_args), dict(model_kwargs or {})))
     for name, count in counts.items():
         check_count("sample", name, count, 0 if name == "num_warmup" else 1)
     if isinstance(model_or_dist, EventDistribution):
@@ -104,7 +107,7 @@ def sample(
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
-        arguments = (tuple(model_args), dict(model_kwargs or {}))
+        arguments = (model_args, model_kwargs)
         _models.check_params(model_or_dist, params, *arguments)
         dynamic, static = dismantle(arguments)
         fixed = (model_or_dist, dict(params or {}), dynamic, static, reads(model_or_dist))
@@ -114,6 +117,7 @@ def sample(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
             "into EnergyDistribution(..., batch_shape=...)."
         )
+    check_outside_jit("sample", finite)
     if not bool(jnp.all(finite)):
         raise EnergyError(
             "A chain starts where the log density or its gradient is not finite. Look at the energy there, or give the "

@@ -13,6 +13,7 @@ from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
 from numpyro_ebm._callables import Structure, assemble
+from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
 from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
 from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
@@ -150,6 +151,9 @@ def fit(
     References:
         Prechelt, Early stopping, but when? (1998).
     """
+    check_key("fit", rng_key)
+    args, kwargs, held_out, held_out_kwargs = as_arrays("fit", (args, kwargs, held_out, held_out_kwargs))
+    check_outside_jit("fit", rng_key, args, kwargs, held_out, held_out_kwargs, init_state, init_params)
     _check_settings(svi, num_steps, check_every, patience, is_held_out=held_out is not None or held_out_kwargs is not None)
     task = _make_task(rng_key, svi, args, kwargs, held_out, held_out_kwargs)._replace(num_recorded=record_chains)
     run = _start(rng_key, task, args, kwargs, init_state, init_params)
@@ -218,6 +222,7 @@ def _start(
     if state is None or task.svi.constrain_fn is None:  # which init sets
         started = task.svi.init(rng_key, *args, init_params=init_params, **kwargs)
         state = started if state is None else state
+    check_outside_jit("fit", state)
     check_recordable(task.svi, task.num_recorded, state)
     run = _Run(jax.tree.map(_strong, state), None)
     if task.held_out is None:

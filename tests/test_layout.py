@@ -15,10 +15,12 @@ PACKAGE = ROOT / "numpyro_ebm"
 FLOORS = {
     "_typing": 0,
     "_errors": 0,
+    "_doors": 0,
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,
     "_reads": 0,
+    "_spreads": 0,
     "_blocks": 0,
     "_bases": 0,
     "_laplacian": 0,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError, eager
+from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
 
@@ -51,9 +52,9 @@ class Site:
 
     @property
     def spread(self) -> Array:
-        """Standard deviation of the rows that take part, per dimension of unconstrained space."""
+        """Standard deviation of the rows that take part, per dimension of unconstrained space; exactly 0 without any."""
         mask = None if self.mask is None else self.mask.reshape((-1,) + (1,) * (self.position.ndim - 1))
-        return jax.lax.stop_gradient(jnp.std(self.position, axis=0, where=mask))
+        return jax.lax.stop_gradient(spread(self.position, mask))
 
     def over_draws(self, fn: Callable[[Array, PyTree], Array], draws: Array) -> Array:
         """``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.
