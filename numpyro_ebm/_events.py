@@ -14,7 +14,7 @@ from numpyro_ebm._blocks import Blocks
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError, is_concrete
-from numpyro_ebm._reads import reads
+from numpyro_ebm._programs import trace
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
 
@@ -42,7 +42,7 @@ class EventDistribution(dist.Distribution):
 
     arg_constraints = {}
     pytree_data_fields = ("context", "base", "_support", "_sampler_arrays")
-    pytree_aux_fields = ("_sampler_structure", "_discrete_bounds", "_reads")
+    pytree_aux_fields = ("_sampler_structure", "_discrete_bounds")
     has_energy: ClassVar[bool]
 
     def __init__(
@@ -69,15 +69,32 @@ class EventDistribution(dist.Distribution):
         self.context, self.base = context, base
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """As NumPyro's; what the functions read beside their arguments is in the structure, so that no jit keeps it."""
-        self._reads = reads(*self._functions)
-        return super().tree_flatten()
+    def closed(self, dtype: Any = None, *, order: int = 1) -> Any:
+        """The same with its energy or score traced: compiled programs of it are kept by what it computes.
+
+        Its sampler stays behind: draws are taken outside of such programs.
+
+        Args:
+            dtype: of the events that come; None for that of positions.
+            order: how many derivatives in the event are taken, see `trace`.
+        """
+        event = jnp.zeros(self.event_shape, (int if self.is_discrete else float) if dtype is None else dtype)
+        local = jax.eval_shape(lambda: self.rows(event, self.batch_shape).local)
+        rows = () if self.context is None else (local[0],)
+        contexts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)
+        function = self._function
+        new = self._with_function(trace(lambda *given: jnp.asarray(function(*given)), event, *contexts, order=order))
+        new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)
+        return new
 
     @property
-    def _functions(self) -> tuple[Any, ...]:
-        """What of the functions given is no array."""
-        return self._sampler_structure.static
+    def _function(self) -> Callable[..., Array]:
+        """The energy or the score."""
+        raise NotImplementedError
+
+    def _with_function(self, function: Callable[..., Array]) -> Any:
+        """The same with another energy or score."""
+        raise NotImplementedError
 
     @property
     def sampler(self) -> Callable[..., Array]:
@@ -247,6 +264,10 @@ class EventDistribution(dist.Distribution):
     @property
     def _is_real(self) -> bool:
         return type(_elementary(self.support)) is type(constraints.real)
+
+
+def _no_sampler(rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
+    raise TypeError("A distribution inside a program has no sampler.")
 
 
 def _discrete_bounds(support: Any) -> tuple[int, int] | None:

@@ -113,16 +113,18 @@ def trace(function: Callable, *examples: Any, order: int = 0) -> Program:
 
 def compiled(function: Callable, *args: Any) -> Any:
     """``function(*args)`` by a program that is compiled once for all functions that compute the same."""
-    return _call(trace(function, *args), *args)
+    return call(trace(function, *args), *args)
 
 
-def jit(function: Callable, *, static_argnames: tuple[str, ...] = ()) -> Callable:
+def jit(function: Callable | None = None, *, static_argnames: tuple[str, ...] = ()) -> Callable:
     """``jax.jit`` for functions of programs: of those that it compiled the longest unused are forgotten.
 
     Args:
         function: what to compile.
         static_argnames: keyword arguments that are part of the key.
     """
+    if function is None:
+        return functools.partial(jit, static_argnames=static_argnames)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -148,7 +150,8 @@ def _unflattened(function: Callable, tree: Any, static: dict[str, Any], leaves: 
 
 
 @jit
-def _call(program: Program, *args: Any) -> Any:
+def call(program: Program, *args: Any) -> Any:
+    """``program(*args)``, compiled."""
     return program(*args)
 
 

@@ -75,6 +75,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         else:
             self._estimators = ESTIMATORS.resolve(estimator, **options)
         self._collected: list[tuple[AbstractEstimator, Site]] | None = None
+        self._forget()
         super().__init__(fn)
 
     def sites(self, *args: Any, **kwargs: Any) -> list[tuple[AbstractEstimator, Site]]:
@@ -98,13 +99,21 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         return self._estimators
 
     def __enter__(self):
-        # What is known of one run of the model; a handler may be entered many times.
+        self._forget()
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        # What was noted may hold tracers, and what no pickle takes.
+        self._forget()
+        super().__exit__(exc_type, exc_value, traceback)
+
+    def _forget(self) -> None:
+        """Begin anew: what is noted is of one run of the model, and a handler may be entered many times."""
         self._plates: dict[str, Plate] = {}
         self._seen: set[str] = set()
         self._latents: dict[str, tuple[Unwrapped, dict[str, Any]]] = {}
         self._factored = FactoredSites()
         self._holders: list[dict[str, Any]] = []
-        return super().__enter__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, then the energies that are known only after it: latent ones, and those of factors."""

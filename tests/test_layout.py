@@ -19,7 +19,7 @@ FLOORS = {
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,
-    "_reads": 0,
+    "_programs": 0,
     "_spreads": 0,
     "_blocks": 0,
     "_bases": 0,

@@ -1,11 +1,11 @@
 """Kernel Stein test of goodness of fit."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from numpyro_ebm import _programs
 from numpyro_ebm._data_sites import has_rows_of_its_own
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
@@ -104,7 +104,7 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
     estimator.check(site)
     return _test(
         rng_key,
-        site.distribution,
+        site.distribution.closed(),
         (site.value, site.local, site.mask),
         estimator.bandwidth,
         kernel=estimator.kernel,
@@ -113,7 +113,7 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
     )
 
 
-@partial(jax.jit, static_argnames=("kernel", "beta", "num_bootstraps"))
+@_programs.jit(static_argnames=("kernel", "beta", "num_bootstraps"))
 def _test(rng_key, distribution, rows, bandwidth, *, kernel, beta, num_bootstraps):
     value, local, mask = rows
     site = Site("", distribution, value.shape[:1], value, local, mask)

@@ -10,9 +10,9 @@ import numpy as np
 import numpyro
 import pytest
 from flax import nnx
+from numpyro_ebm._reads import reads
 
 import numpyro_ebm as ebm
-from numpyro_ebm._reads import reads
 
 SCALE = 0.5
 HELPER = lambda x: x  # noqa: E731
