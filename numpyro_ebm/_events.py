@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 
 from numpyro_ebm._bases import split_rows
 from numpyro_ebm._blocks import Blocks
-from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._callables import assemble, check_pickles, dismantle
 from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._programs import trace
@@ -95,6 +95,16 @@ class EventDistribution(dist.Distribution):
     def _with_function(self, function: Callable[..., Array]) -> Any:
         """The same with another energy or score."""
         raise NotImplementedError
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As of any object, once it is known that pickle finds its functions.
+
+        Raises:
+            TypeError: for a lambda or a local function, with what to write.
+        """
+        for function in (self._function, self.sampler):
+            check_pickles(type(self).__name__, dismantle(function)[1].static)
+        return super().__reduce_ex__(protocol)
 
     @property
     def sampler(self) -> Callable[..., Array]:

@@ -7,6 +7,7 @@ compiled code where they compute the same, and none answers with old values, how
 
 import functools
 import os
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -216,6 +217,11 @@ def _of_value(value: Any) -> Hashable:
         return type(value), repr(value)  # where 0.0 is not -0.0, and NaN is NaN
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _of_constant(value)
+    if type(value).__name__ == "ClosedRule":  # of jax.custom_batching.custom_vmap
+        return _of_value(value.rule)
+    if isinstance(value, types.FunctionType) and value.__module__.startswith("jax."):
+        # A function that JAX makes anew around a user's, as for a callback.
+        return value.__code__, tuple(_of_value(cell.cell_contents) for cell in value.__closure__ or ())
     try:
         hash(value)
     except TypeError:

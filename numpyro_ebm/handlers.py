@@ -12,6 +12,7 @@ from numpyro.primitives import Messenger, mutable
 
 from numpyro_ebm import _context
 from numpyro_ebm._autodiff import freeze
+from numpyro_ebm._callables import check_pickles
 from numpyro_ebm._errors import EnergyError, at_site, nearest
 from numpyro_ebm._rows import Plate, Unwrapped, lay_out, unwrap
 from numpyro_ebm._surrogates import FrozenEnergy, Surrogate, emit, kept
@@ -97,6 +98,15 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def estimators(self) -> Any:
         """The estimator, or a dict of them by site. Read only: what was compiled would not see a change."""
         return self._estimators
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As of any object, once it is known that pickle finds the model.
+
+        Raises:
+            TypeError: for a lambda or a local function, with what to write.
+        """
+        check_pickles("estimate handler", [self.fn])
+        return super().__reduce_ex__(protocol)
 
     def __enter__(self):
         self._forget()

@@ -1,7 +1,9 @@
 """The health of a negative phase: its figures, what they mean, and who is told."""
 
+import dataclasses
+import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -173,17 +175,35 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
     """
     news = health.conditions if policy == "raise" else health.conditions & ~health.reported
 
-    def report(news, health):
-        for name, is_new in zip(CONDITIONS, news, strict=True):
-            if is_new:
-                _report(f"{owner}: {name}: {CONDITIONS[name].format(**health._asdict())}.", policy)
-
-    call_where_any(report, news, health)
+    call_where_any(Told(_report_all, (owner, policy)), news, health)
     return health._replace(reported=health.reported | health.conditions)
 
 
-def call_where_any(report: Callable[..., None], flags: Array, values: PyTree) -> None:
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What the host is told, equal where function and settings are: so programs are that tell the same.
+
+    Attributes:
+        function: ``function(*settings, flags, values)``.
+        settings: hashable, and no arrays of the program, which would leak.
+    """
+
+    function: Callable[..., None]
+    settings: tuple[Hashable, ...]
+
+    def __call__(self, *args: Any) -> None:
+        """Tell it."""
+        self.function(*self.settings, *args)
+
+
+def call_where_any(report: Told, flags: Array, values: PyTree) -> None:
     """Call the host where a flag is up, and leave it alone elsewhere; under vmap, once for the first that has one."""
+    _notifier(report)(flags, values)
+
+
+@functools.lru_cache(maxsize=256)
+def _notifier(report: Told) -> Callable[[Array, PyTree], Any]:
+    """One function, and so one rule under vmap, for reports that are equal."""
 
     @custom_vmap
     def notify(flags, values):
@@ -196,7 +216,13 @@ def call_where_any(report: Callable[..., None], flags: Array, values: PyTree) ->
         chosen = jax.tree.map(lambda leaf, batched: leaf[first] if batched else leaf, (flags, values), tuple(is_batched))
         return notify(*chosen), False
 
-    notify(flags, values)
+    return notify
+
+
+def _report_all(owner: str, policy: Policy, news: Array, health: Any) -> None:
+    for name, is_new in zip(CONDITIONS, news, strict=True):
+        if is_new:
+            _report(f"{owner}: {name}: {CONDITIONS[name].format(**health._asdict())}.", policy)
 
 
 def _report(message: str, policy: Policy) -> None:
