@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray, Tracer, eval_jaxpr
+from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from numpyro_ebm._typing import Array
@@ -187,7 +187,7 @@ def _of_jaxpr(jaxpr: Jaxpr) -> Hashable:
 
     def new(variables: Any) -> Hashable:
         numbers.update((variable, len(numbers) + i) for i, variable in enumerate(variables))
-        return tuple(_of_aval(variable.aval) for variable in variables)
+        return tuple(variable.aval for variable in variables)
 
     def old(operands: Any) -> Hashable:
         return tuple(_of_literal(each) if isinstance(each, Literal) else numbers[each] for each in operands)
@@ -229,12 +229,8 @@ def _of_value(value: Any) -> Hashable:
     return type(value), value
 
 
-def _of_aval(aval: Any) -> Hashable:
-    return (aval.shape, aval.dtype, aval.weak_type) if type(aval) is ShapedArray else aval
-
-
 def _of_literal(literal: Any) -> Hashable:
-    return _of_aval(literal.aval), _of_constant(literal.val)
+    return literal.aval, _of_constant(literal.val)
 
 
 def _of_constant(value: Any) -> Hashable:

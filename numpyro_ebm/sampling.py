@@ -106,10 +106,10 @@ def sample(
         arguments = (model_args, model_kwargs)
         _models.check_params(model_or_dist, params, *arguments)
         key_start, key_run = jax.random.split(rng_key)
-        fixed = _models.fixed(model_or_dist, params)
-        start_at = lambda keys: _start_of_model(keys, fixed, *arguments)  # noqa: E731
+        fixed, resolved = _models.fixed(model_or_dist, params), resolve_kernel(kernel)
+        start_at = lambda keys: _start_of_model(keys, resolved, fixed, *arguments)  # noqa: E731
         positions, *programs = _programs.compiled(start_at, jax.random.split(key_start, num_chains))
-        samples, run, finite = _sample_model(key_run, resolve_kernel(kernel), positions, *programs, **counts)
+        samples, run, finite = _sample_model(key_run, resolved, positions, *programs, **counts)
     else:
         raise TypeError(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
@@ -141,17 +141,17 @@ def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, nu
     return {"x": draws}, run._replace(info=info), finite
 
 
-def _start_of_model(keys, model, args, kwargs):
+def _start_of_model(keys, kernel, model, args, kwargs):
     """Where the chains start, and the model's log density and postprocessing as programs, whose arrays belong to it."""
     target = _models.make_target(keys, model, args, kwargs)
-    position = jax.tree.map(lambda leaf: jnp.asarray(leaf[0], float), target.position)
+    positions = chains.as_positions(kernel, target.position)
+    position = jax.tree.map(lambda leaf: leaf[0], positions)
     log_density = _programs.trace(target.log_density(args, kwargs), position, order=1)
-    return target.position, log_density, _programs.trace(target.postprocess(args, kwargs), position)
+    return positions, log_density, _programs.trace(target.postprocess(args, kwargs), position)
 
 
 @_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))
 def _sample_model(key_run, kernel, positions, log_density, postprocess, *, num_warmup, num_samples, num_chains):
-    positions = chains.as_positions(kernel, positions)
     finite = jax.vmap(lambda z: _models.initial_is_finite(log_density, z))(positions)
     target = lambda z, _: log_density(z)  # noqa: E731
     run = chains.run(key_run, kernel, target, positions, num_warmup=num_warmup, num_samples=num_samples)

@@ -107,8 +107,9 @@ def fit(
 ) -> FitResult:
     r"""Run SVI as ``svi.run`` does, look at held-out rows on the way, and keep what was trained whatever happens.
 
-    The updates between two checks are one compiled ``lax.scan``; a second call with the same ``svi`` and shapes compiles
-    nothing. Arrays among the arguments are traced, as in ``jax.jit(svi.update)``; numbers and strings stay as they are.
+    The updates between two checks are one compiled ``lax.scan``. The update is traced at each call, and what it computes is
+    the key under which it is compiled: a second call compiles nothing, and sees whatever model, guide and energy read anew.
+    Arrays among the arguments are traced, as in ``jax.jit(svi.update)``; numbers and strings stay as they are.
 
     Held-out rows take the place of the training rows in the same model and guide, and their loss is found at each check
     under one fixed key: random losses (dsm, ssm, nce) then change with the parameters alone. Losses are sums over rows, as
