@@ -280,6 +280,12 @@ def _no_sampler(rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ..
     raise TypeError("A distribution inside a program has no sampler.")
 
 
+def discrete_values(support: Any) -> np.ndarray | None:
+    """The values that one element of a discrete support takes, in increasing order; None where it has no two bounds."""
+    bounds = _discrete_bounds(support)
+    return None if bounds is None else np.arange(bounds[0], bounds[1] + 1)
+
+
 def _discrete_bounds(support: Any) -> tuple[int, int] | None:
     """Smallest and largest value of one element of a finite discrete support; None for any other."""
     element = _elementary(support)

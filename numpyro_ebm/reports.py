@@ -34,7 +34,7 @@ class SiteReport:
         figures: of chains those of `NegativePhaseHealth`, the numbers in the estimator's state, such as ``num_updates``, and
             for chains that are kept the mean and largest ``age``; of other estimators what their ``figures`` give.
         conditions: of `NegativePhaseHealth`, those that held in the last update, in words.
-        notes: what the estimator's settings mean for the energy that it trains.
+        notes: what the estimator's settings mean for the energy that it trains, and conditions that held earlier.
     """
 
     site: str
@@ -48,7 +48,9 @@ class SiteReport:
         lines = [f"{self.site}: {self.estimator}"]
         lines += [f"  {name:<16} {value:.4g}" for name, value in self.figures.items() if np.isfinite(value)]
         if "acceptance_rate" in self.figures:
-            lines += [f"  ! {text}" for text in self.conditions] or ["  chains: nothing unusual"]
+            # No verdict beyond the conditions: diagnose judges the figures, and may find more.
+            none = f"  chains: none of {', '.join(CONDITIONS)} held in the last update; diagnose judges the figures"
+            lines += [f"  ! {text}" for text in self.conditions] or [none]
         return "\n".join(lines + [f"  note: {text}" for text in self.notes])
 
 
@@ -203,11 +205,15 @@ def site_report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteRep
         key: float(value) for key, value in state.items() if isinstance(value, Array | np.ndarray) and value.ndim == 0
     }
     conditions: tuple[str, ...] = ()
+    notes = () if estimator is None else estimator.notes()
     if isinstance(health, NegativePhaseHealth):
         figures |= {name: float(getattr(health, name)) for name in FIGURES}
         held = zip(CONDITIONS.items(), np.asarray(health.conditions), strict=True)
         conditions = tuple(f"{key}: {text.format(**figures)}." for (key, text), holds in held if holds)
+        gone = np.asarray(health.reported) & ~np.asarray(health.conditions)
+        earlier = [name for name, is_gone in zip(CONDITIONS, gone, strict=True) if is_gone]
+        notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()
     if "age" in state:
         age = np.asarray(state["age"])
         figures |= {"age_mean": float(age.mean()), "age_max": float(age.max())}
-    return SiteReport(site, kind, figures, conditions, () if estimator is None else estimator.notes())
+    return SiteReport(site, kind, figures, conditions, notes)

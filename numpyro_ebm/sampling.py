@@ -43,7 +43,7 @@ class Draws:
 def sample(
     rng_key: PRNGKey,
     model_or_dist: Callable | EventDistribution,
-    kernel: Any = "nuts",
+    kernel: Any = None,
     *,
     params: PyTree | None = None,
     num_warmup: int = 500,
@@ -63,7 +63,7 @@ def sample(
         rng_key: random key.
         model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`; the site of the latter two is
             called "x", and each row of a batch shape has chains of its own.
-        kernel: a name or a kernel.
+        kernel: a name or a kernel; None for "nuts", and "gibbs" where what is sampled is discrete.
         params: values of the model's ``numpyro.param`` sites.
         num_warmup: adapted transitions per chain, thrown away.
         num_samples: draws per chain.
@@ -78,7 +78,8 @@ def sample(
 
     Raises:
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
-            model whose parameters have no value, and a start where the log density is not finite.
+            model whose parameters have no value, one with both discrete and continuous latents, and a start where the log
+            density is not finite.
         TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
             start that is no sampler or is beside a model.
 
@@ -104,12 +105,11 @@ def sample(
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
         arguments = (model_args, model_kwargs)
-        _models.check_params(model_or_dist, params, *arguments)
+        resolved = _models.kernel_for(_models.check_model(model_or_dist, params, *arguments), kernel)
         key_start, key_run = jax.random.split(rng_key)
-        fixed, resolved = _models.fixed(model_or_dist, params), resolve_kernel(kernel)
-        start_at = lambda keys: _start_of_model(keys, resolved, fixed, *arguments)  # noqa: E731
-        positions, *programs = _programs.compiled(start_at, jax.random.split(key_start, num_chains))
-        samples, run, finite = _sample_model(key_run, resolved, positions, *programs, **counts)
+        fixed, keys = _models.fixed(model_or_dist, params), jax.random.split(key_start, num_chains)
+        started = _programs.compiled(lambda keys, kernel: _start_of_model(keys, kernel, fixed, *arguments), keys, resolved)
+        samples, run, finite = _sample_model(key_run, *started, **counts)
     else:
         raise TypeError(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
@@ -142,12 +142,13 @@ def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, nu
 
 
 def _start_of_model(keys, kernel, model, args, kwargs):
-    """Where the chains start, and the model's log density and postprocessing as programs, whose arrays belong to it."""
+    """The kernel and where the chains start, and the model's log density and postprocessing as programs."""
     target = _models.make_target(keys, model, args, kwargs)
+    kernel = kernel if target.discrete_values is None else kernel.bind(target)
     positions = chains.as_positions(kernel, target.position)
     position = jax.tree.map(lambda leaf: leaf[0], positions)
     log_density = _programs.trace(target.log_density(args, kwargs), position, order=1)
-    return positions, log_density, _programs.trace(target.postprocess(args, kwargs), position)
+    return kernel, positions, log_density, _programs.trace(target.postprocess(args, kwargs), position)
 
 
 @_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))

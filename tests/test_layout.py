@@ -42,7 +42,7 @@ FLOORS = {
     "distributions": 3,
     "scores": 3,
     "factors": 3,
-    "_models": 4,
+    "_models": 5,
     "estimators": 4,
     "_rows": 5,
     "joint": 5,

@@ -13,6 +13,8 @@ from numpyro_ebm._errors import EnergyError, eager
 from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
+FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
+
 
 @dataclasses.dataclass(frozen=True)
 class Site:
@@ -121,7 +123,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete. For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
+                f"discrete.{FOR_BINARY_UNITS}"
             )
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(

@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete
+from numpyro_ebm._errors import EnergyError, UnhealthyChainsError, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
 from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
 from numpyro_ebm.estimators._health import Told, call_where_any
 from numpyro_ebm.kernels import MALA, resolve_kernel
@@ -83,7 +83,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             )
         if self.num_chains is not None:
             check_count("UnbiasedMaximumLikelihood", "num_chains", self.num_chains)
-        object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
+        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_BINARY_UNITS))
         check_coupling(self.kernel, self.coupling)
 
     def check(self, site: Site) -> None:
@@ -165,7 +165,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
 
 def _complain(name: str, num_pairs: int, max_num_steps: int, _: Any, figures: Any) -> NoReturn:
     num_unmet, rate = figures
-    raise EnergyError(
+    raise UnhealthyChainsError(
         f"At site '{name}': {int(num_unmet)} of {num_pairs} pairs of chains had not met after max_num_steps={max_num_steps} "
         f"transitions (acceptance {float(rate):.2f}), and cut off there they would be biased. Write a larger max_num_steps, "
         "a step_size nearer to its optimum (acceptance about 0.6), or a start nearer to the model, e.g. start='data': where "
