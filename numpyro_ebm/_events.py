@@ -80,7 +80,7 @@ class EventDistribution(dist.Distribution):
         """
         event = jnp.zeros(self.event_shape, (int if self.is_discrete else float) if dtype is None else dtype)
         local = jax.eval_shape(lambda: self.rows(event, self.batch_shape).local)
-        rows = () if self.context is None else (local[0],)
+        rows = () if self.context is None else (None if local is None else local[0],)
         contexts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)
         function = self._function
         new = self._with_function(trace(lambda *given: jnp.asarray(function(*given)), event, *contexts, order=order))

@@ -18,8 +18,6 @@ import numpy as np
 from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from numpyro_ebm._typing import Array
-
 MOST_KEPT = 64
 """Compiled programs that are kept, each of about 10 MB; the longest unused is the first to go."""
 ARITHMETIC = frozenset(("add", "sub", "mul", "div"))
@@ -76,8 +74,8 @@ class Program:
             TypeError: for arguments of others.
         """
         leaves, tree = jax.tree.flatten(args)
-        came = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
-        wanted = [(aval.shape, aval.dtype) for aval in self.code.in_avals]
+        avals = map(jax.typeof, leaves), self.code.in_avals
+        came, wanted = ([(aval.shape, aval.dtype) for aval in each] for each in avals)
         if tree != self.code.in_tree or came != wanted:
             raise TypeError(f"A program of arguments {self.code.in_tree} of {wanted} got {tree} of {came}.")
         return jax.tree.unflatten(self.code.out_tree, eval_jaxpr(self.code.jaxpr, self.constants, *leaves))
@@ -108,7 +106,10 @@ def trace(function: Callable, *examples: Any, order: int = 0) -> Program:
     jaxpr, numbers = _without_numbers(closed.jaxpr)
     constants = [*map(_snapshot, closed.consts), *numbers]
     in_tree, out_tree = jax.tree.structure(examples), jax.tree.structure(shapes)
-    rules = _derivatives(jaxpr, constants, order) if order and any(_own_rules(jaxpr)) else None
+    rules = None
+    if any(_own_rules(jaxpr)):
+        is_traced = any(isinstance(each, Tracer) for each in [*constants, *jax.tree.leaves(examples)])
+        rules = _Same(object()) if is_traced else _derivatives(jaxpr, constants, order)
     return Program(constants, Code(jaxpr, tuple(closed.in_avals), in_tree, out_tree, rules))
 
 
@@ -161,16 +162,16 @@ def _snapshot(constant: Any) -> Any:
     return constant if isinstance(constant, jax.Array) else jnp.array(np.asarray(constant))
 
 
-def _without_numbers(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Array]]:
+def _without_numbers(jaxpr: Jaxpr) -> tuple[Jaxpr, list[np.ndarray]]:
     """The coefficients of sums and products as constants too, so that another number is not another program."""
     places: list[Any] = []
-    numbers: list[Array] = []
+    numbers: list[np.ndarray] = []
 
     def place(eqn: Any, operand: Any) -> Any:
         if eqn.primitive.name not in ARITHMETIC or not _is_float(operand):
             return operand
         places.append(Var(operand.aval))
-        numbers.append(jnp.asarray(operand.val, operand.aval.dtype))
+        numbers.append(np.asarray(operand.val, operand.aval.dtype))
         return places[-1]
 
     eqns = [eqn.replace(invars=[place(eqn, operand) for operand in eqn.invars]) for eqn in jaxpr.eqns]
