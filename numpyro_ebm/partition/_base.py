@@ -10,7 +10,8 @@ import numpyro.distributions as dist
 from blackjax.diagnostics import psis_weights
 
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._events import EventDistribution, check_same_support
+from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 
 NOTHING = -1e30
