@@ -16,6 +16,7 @@ from numpyro.util import is_prng_key
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._rows import unwrap
 from numpyro_ebm._supports import discrete_values
+from numpyro_ebm._surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm._typing import Position, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 
@@ -111,6 +112,12 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
     found = _latents(trace)
     if not (found.discrete or found.continuous):
         raise EnergyError("The model has no latent site, so there is nothing to sample. Call it without data.")
+    surrogates = [n for n, s in trace.items() if s["type"] == "sample" and isinstance(s["fn"], Surrogate | FrozenEnergy)]
+    if surrogates and not found.continuous:  # with continuous latents estimate itself judges
+        raise EnergyError(
+            f"The model comes from estimate, and the surrogates at {surrogates} are no log densities of discrete latents. "
+            "Sample the model itself, its parameters fixed: sample(rng_key, model, params=result.params)."
+        )
     return found
 
 
