@@ -306,3 +306,7 @@ def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int,
 
 def _flat_rows(leaf: Array, ndim: int) -> Array:
     return leaf.reshape((-1, *leaf.shape[ndim:]))
+
+
+def _no_sampler(rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
+    raise TypeError("A distribution inside a program has no sampler.")

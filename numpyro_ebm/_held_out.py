@@ -63,8 +63,13 @@ def row_differences(
     svi: SVI, rows: Arguments, rng_key: PRNGKey, before: dict[str, Any], after: dict[str, Any]
 ) -> list[np.ndarray]:
     """What each row lost from one set of parameters to another, its noise the same; an array per shape of the sites."""
-    first, second = (compiled(lambda params: _row_losses(svi, rows, rng_key, params), params) for params in (before, after))
+    first, second = (_compiled_losses(svi, rows, rng_key, params) for params in (before, after))
     return [np.asarray(second[shape] - first[shape]) for shape in first]
+
+
+def _compiled_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:
+    losses = lambda params, arrays: _row_losses(svi, rows._replace(arrays=arrays), rng_key, params)  # noqa: E731
+    return compiled(losses, params, rows.arrays)
 
 
 def _row_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:

@@ -9,7 +9,9 @@ from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from numpyro_ebm._callables import assemble
 from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._held_out import Arguments
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, NegativePhaseHealth, Site
 from numpyro_ebm.estimators._pool import PoolEstimator
@@ -128,10 +130,9 @@ def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
     return RecordedChains(samples, energies, np.array([each.step for each in looks], int))
 
 
-def look_at_pools(
-    svi: SVI, args: tuple, kwargs: dict[str, Any], num_chains: int, state: SVIState
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVIState) -> tuple[dict[str, Any], dict[str, Any]]:
     """Where the first ``num_chains`` chains of each pool are, and their energies."""
+    args, kwargs = assemble(*arguments)
     samples, energies = {}, {}
     for estimator, site in _sites(svi, args, kwargs | svi.static_kwargs, state):
         pool = _pools(state).get(f"{site.name}${estimator.name}")

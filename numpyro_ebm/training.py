@@ -260,12 +260,23 @@ def _start(
 
 def _traced(task: _Task, state: SVIState) -> _Task:
     """The task with what is computed again and again as programs."""
-    args, kwargs = assemble(*task.train)
-    svi, rows, num = task.svi, task.held_out, task.num_recorded
-    update = _programs.trace(lambda state: svi.update(state, *args, **kwargs), state)
-    loss = None if rows is None else _programs.trace(lambda s: loss_and_params(svi, rows, task.key_held_out, s), state)
-    look_at = lambda state: look_at_pools(svi, args, kwargs | svi.static_kwargs, num, state)  # noqa: E731
-    return task._replace(update=update, loss=loss, look=_programs.trace(look_at, state) if num else None)
+    svi, train, rows, num = task.svi, task.train, task.held_out, task.num_recorded
+
+    def update(state, arrays):
+        args, kwargs = assemble(arrays, train.structure)
+        return svi.update(state, *args, **kwargs)
+
+    def loss(state, arrays):
+        return loss_and_params(svi, rows._replace(arrays=arrays), task.key_held_out, state)
+
+    def look_at(state, arrays):
+        return look_at_pools(svi, train._replace(arrays=arrays), num, state)
+
+    return task._replace(
+        update=_programs.trace(update, state, train.arrays),
+        loss=None if rows is None else _programs.trace(loss, state, rows.arrays),
+        look=_programs.trace(look_at, state, train.arrays) if num else None,
+    )
 
 
 def _strong(leaf: Any) -> Any:
@@ -280,7 +291,7 @@ def _chunks(num_steps: int, check_every: int) -> Iterator[int]:
 
 
 def _advance(run: _Run, task: _Task, length: int) -> _Run:
-    state, losses = _updates(task.update, run.state, length=length)
+    state, losses = _updates(task.update, run.state, task.train.arrays, length=length)
     is_finite = _all_finite([losses[-1], *jax.tree.leaves(task.svi.optim.get_params(state.optim_state))])
     losses = (*run.losses, np.asarray(losses))
     if not is_finite:
@@ -289,8 +300,8 @@ def _advance(run: _Run, task: _Task, length: int) -> _Run:
 
 
 @_programs.jit(static_argnames=("length",))
-def _updates(update: Any, state: SVIState, *, length: int):
-    return jax.lax.scan(lambda state, _: update(state), state, None, length=length)
+def _updates(update: Any, state: SVIState, arrays: list[Any], *, length: int):
+    return jax.lax.scan(lambda state, _: update(state, arrays), state, None, length=length)
 
 
 @jax.jit
@@ -301,7 +312,7 @@ def _all_finite(leaves: list[Any]) -> Any:
 def _record(run: _Run, task: _Task) -> _Run:
     if run.stopped:
         return run
-    pools = _programs.call(task.look, run.state) if task.num_recorded else ({}, {})
+    pools = _programs.call(task.look, run.state, task.train.arrays) if task.num_recorded else ({}, {})
     return run._replace(looks=(*run.looks, look(run.state, run.num_updates, pools)))
 
 
@@ -309,7 +320,7 @@ def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
     """The loss of the held-out rows, and whether to wait for a better one."""
     if task.held_out is None or run.stopped:
         return run
-    loss, params = _programs.call(task.loss, run.state)
+    loss, params = _programs.call(task.loss, run.state, task.held_out.arrays)
     step, loss = run.num_updates, float(loss)
     is_better = run.params is None or loss < np.nanmin(run.held_out_losses)
     run = run._replace(held_out_losses=(*run.held_out_losses, loss), check_steps=(*run.check_steps, step))
