@@ -85,10 +85,13 @@ def check_latent(name: str, handler: Messenger) -> None:
     Raises:
         EnergyError: with what to write.
     """
-    around = _PYRO_STACK[: _PYRO_STACK.index(handler)]
-    seen = [(each, scope_prefix(around[i + 1 :]) + name) for i, each in enumerate(around)]
-    replayed = [own in each.trace for each, own in seen if isinstance(each, replay)]
-    if replayed and not any(replayed) and not any(_has_value(each, own) for each, own in seen):
+    level = _PYRO_STACK.index(handler)
+    outside = [(each, scope_prefix(_PYRO_STACK[i + 1 : level]) + name) for i, each in enumerate(_PYRO_STACK[:level])]
+    inside = [
+        (each, name.removeprefix(scope_prefix(_PYRO_STACK[level:i]))) for i, each in enumerate(_PYRO_STACK) if i > level
+    ]
+    replayed = [own in each.trace for each, own in outside + inside if isinstance(each, replay)]
+    if replayed and not any(replayed) and not any(_has_value(each, own) for each, own in outside + inside):
         if name.endswith("_unobserved"):
             raise EnergyError(
                 f"The energy site '{name}' holds the rows that obs_mask leaves out, as latent ones, and the guide has no "

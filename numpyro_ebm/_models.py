@@ -112,13 +112,27 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
     found = _latents(trace)
     if not (found.discrete or found.continuous):
         raise EnergyError("The model has no latent site, so there is nothing to sample. Call it without data.")
+    if not found.continuous:  # with continuous latents derivatives tell, and estimate itself judges
+        _check_log_density(trace, sorted(found.discrete))
+    return found
+
+
+def _check_log_density(trace: Mapping[str, Any], latents: list[str]) -> None:
+    """Refuse sites whose log probability is none of the discrete latents, which no derivative tells."""
     surrogates = [n for n, s in trace.items() if s["type"] == "sample" and isinstance(s["fn"], Surrogate | FrozenEnergy)]
-    if surrogates and not found.continuous:  # with continuous latents estimate itself judges
+    if surrogates:
         raise EnergyError(
             f"The model comes from estimate, and the surrogates at {surrogates} are no log densities of discrete latents. "
             "Sample the model itself, its parameters fixed: sample(rng_key, model, params=result.params)."
         )
-    return found
+    for name, site in trace.items():
+        unwrapped = unwrap(site["fn"]) if site["type"] == "sample" and site["is_observed"] else None
+        if unwrapped is not None and not getattr(unwrapped.distribution, "normalized", False):
+            raise EnergyError(
+                f"The energy at the observed site '{name}' is known up to log Z only, which may depend on the latents "
+                f"{latents}: their draws would be wrong. If Z is constant or already inside the energy, write "
+                "EnergyDistribution(..., normalized=True)."
+            )
 
 
 def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:

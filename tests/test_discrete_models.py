@@ -134,6 +134,7 @@ REFUSED = {
     "gibbs on a normal": (lambda: numpyro.sample("z", dist.Normal()), "gibbs", "'gibbs' cannot sample a continuous"),
     "no bounds": (lambda: numpyro.sample("k", dist.Poisson(3.0)), None, "At site 'k': the values of its support cannot"),
     "a surrogate": (ebm.estimate(estimated, "sm"), "gibbs", r"surrogates at \['x'\] are no log densities"),
+    "an energy that a latent picks": (estimated, None, r"observed site 'x' is known up to log Z only.*\['k'\]"),
     "nothing": (lambda: None, None, "no latent site"),
 }
 
