@@ -244,11 +244,3 @@ def _discrete_target(rng_key: PRNGKey, model: Callable, latents: Latents, args: 
     return Target(
         position, log_density, lambda args, kwargs: partial(postprocess, args, kwargs), cast(Any, latents.discrete)
     )
-
-
-def initial_is_finite(log_density: Callable, position: Position) -> jax.Array:
-    """Whether the log density and, of a continuous position, its gradient are finite."""
-    if all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(position)):
-        return jnp.isfinite(log_density(position))
-    value, grad = jax.value_and_grad(log_density)(position)
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grad))]).all()

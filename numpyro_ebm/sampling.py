@@ -10,11 +10,12 @@ import numpyro.distributions as dist
 
 from numpyro_ebm import _models, _programs, chains
 from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._errors import check_count
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._starts import check_starts, initial_is_finite
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
-from numpyro_ebm.samplers import check_start, draw_start
+from numpyro_ebm.samplers import check_start, draw_start, rows_local, starts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ def sample(
         num_samples: draws per chain.
         num_chains: chains.
         start: for a distribution, a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are where the
-            chains start (`AnnealedLangevin`, say); None for the base, or a standard normal in unconstrained space.
+            chains start (`AnnealedLangevin`, say); None for the base, or a standard normal in unconstrained space. Where
+            the density or its gradient is not finite there, others are tried, farther and farther out.
         model_args: arguments of the model.
         model_kwargs: keyword arguments of the model.
 
@@ -78,8 +80,8 @@ def sample(
 
     Raises:
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
-            model whose parameters have no value, one with both discrete and continuous latents, and a start where the log
-            density is not finite.
+            model whose parameters have no value, one with both discrete and continuous latents, and where no start
+            with a finite log density and gradient was found.
         TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
             start that is no sampler or is beside a model.
 
@@ -116,24 +118,17 @@ def sample(
             "into EnergyDistribution(..., batch_shape=...)."
         )
     check_outside_jit("sample", finite)
-    if not bool(jnp.all(finite)):
-        raise EnergyError(
-            "A chain starts where the log density or its gradient is not finite. Look at the energy there, or give the "
-            "EnergyDistribution a base that covers where it is finite."
-        )
+    check_starts(finite)
     return Draws(samples, _stats(run), run.kernel)
 
 
 @_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))
 def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, num_warmup, num_samples, num_chains):
-    starts = distribution.reference_sample(key_start, (num_chains,)) if starts is None else starts
     kernel = kernel.bind(distribution)
     batch_shape = (num_chains, *distribution.batch_shape)
-    rows = distribution.rows(starts, batch_shape)
-    position = jax.vmap(distribution.unconstrain)(rows.value)
-    log_density = distribution.target(kernel)
-    finite = jax.vmap(lambda x, row: _models.initial_is_finite(lambda z: log_density(z, row), x))(position, rows.local)
-    run = chains.run(key_run, kernel, log_density, position, rows.local, num_warmup=num_warmup, num_samples=num_samples)
+    log_density, local = distribution.target(kernel), rows_local(distribution, batch_shape)
+    positions, finite = starts_of(key_start, distribution, log_density, starts, (num_chains,), local)
+    run = chains.run(key_run, kernel, log_density, positions, local, num_warmup=num_warmup, num_samples=num_samples)
     draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)
     info = run.info
     if distribution.batch_shape:
@@ -153,7 +148,7 @@ def _start_of_model(keys, kernel, model, args, kwargs):
 
 @_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))
 def _sample_model(key_run, kernel, positions, log_density, postprocess, *, num_warmup, num_samples, num_chains):
-    finite = jax.vmap(lambda z: _models.initial_is_finite(log_density, z))(positions)
+    finite = jax.vmap(lambda z: initial_is_finite(log_density, z))(positions)
     target = lambda z, _: log_density(z)  # noqa: E731
     run = chains.run(key_run, kernel, target, positions, num_warmup=num_warmup, num_samples=num_samples)
     return jax.vmap(jax.vmap(postprocess))(run.positions), run, finite

@@ -1,6 +1,7 @@
 """`EnergyDistribution`: shapes, guard, pytree, draws, data types."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -271,6 +272,63 @@ class TestSample:
         assert bool(jnp.all(error < 5 * draws.std(0) / np.sqrt(1500)))
         if event_shape:
             np.testing.assert_allclose(draws.sum(-1), 1, atol=1e-6)
+
+
+class TestStarts:
+    """Draws come from where the density is, or none come."""
+
+    NUM = 12
+    NOWHERE = ebm.EnergyDistribution(lambda x: jnp.inf + jnp.sum(x), (2,))
+
+    def independent_sets(self):
+        """Of a path: no two neighbours are both 1, which most draws of the uniform law break."""
+        energy = lambda x: jnp.where(jnp.any(x[1:] * x[:-1] > 0), jnp.inf, 0.0)  # noqa: E731
+        return ebm.EnergyDistribution(energy, (self.NUM,), support=constraints.boolean)
+
+    def test_no_draw_is_impossible(self):
+        states = np.array(list(itertools.product((0, 1), repeat=self.NUM)))
+        truth = states[np.all(states[:, 1:] * states[:, :-1] == 0, axis=1)].sum(1)
+        x = Predictive(lambda: numpyro.sample("x", self.independent_sets()), num_samples=1000)(jax.random.key(0))["x"]
+        assert not np.any(x[:, 1:] * x[:, :-1])
+        assert abs(x.sum(1).mean() - truth.mean()) < 5 * truth.std() / np.sqrt(1000)
+
+    def test_a_density_behind_a_wall_is_found(self):
+        wall = ebm.EnergyDistribution(lambda x: jnp.where(x > 3, x, jnp.inf))  # 3 + Exponential(1)
+        y = wall.sample(jax.random.key(0), (500,))
+        assert y.min() > 3
+        assert abs(y.mean() - 4) < 5 / np.sqrt(500)
+
+    def test_each_row_looks_for_its_own(self):
+        energy = lambda x, c: jnp.where(x > c, x, jnp.inf)  # noqa: E731
+        d = ebm.EnergyDistribution(energy, context=jnp.array([0.0, 4.0, 30.0]), batch_shape=(3,))
+        assert bool(jnp.all(d.sample(jax.random.key(0), (20,)) > d.context))
+
+    def test_where_there_is_none_draws_are_refused(self):
+        with pytest.raises(ebm.EnergyError, match="starts where the log density or its gradient is not finite"):
+            self.NOWHERE.sample(jax.random.key(0), (3,))
+
+    @pytest.mark.parametrize("draw", ["jit", "predictive"])
+    def test_inside_a_compiled_program_they_are_refused_too(self, draw):
+        def predictive():
+            return Predictive(lambda: numpyro.sample("x", self.NOWHERE), num_samples=3)(jax.random.key(0))
+
+        run = predictive if draw == "predictive" else lambda: jax.jit(self.NOWHERE.sample)(jax.random.key(0))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="starts where the log density"):
+            jax.block_until_ready(run())
+
+    def test_a_gradient_that_is_nan_is_refused(self):
+        i = jnp.triu_indices(4, 1)
+
+        def pairs(q):  # the distances of points from themselves have no gradient
+            q = q.reshape(4, 3)
+            r = jnp.linalg.norm(q[:, None] - q[None], axis=-1)[i]
+            return jnp.sum(0.5 * (r - 1.0) ** 2) + 0.5 * jnp.sum(q**2)
+
+        d = ebm.EnergyDistribution(pairs, (12,))
+        with pytest.raises(ebm.EnergyError, match="gradient is not finite"):
+            d.sample(jax.random.key(0), (4,))
+        with pytest.raises(ebm.EnergyError, match="gradient is not finite"):
+            ebm.sample(jax.random.key(0), d, num_warmup=5, num_samples=5)
 
 
 class TestTypes:

@@ -145,6 +145,51 @@ def test_grid_and_enumeration_agree_with_the_answers():
     assert np.isinf(found.ess)
 
 
+LAPLACE = ebm.EnergyDistribution(lambda x: jnp.abs(x) / 2)
+# Energies whose density goes on beyond the edges of the grid, and log Z.
+TAILS = {
+    "laplace": (LAPLACE, {}, math.log(4)),
+    "laplace, wider": (LAPLACE, {"low": -20.0, "high": 20.0}, math.log(4)),
+    "laplace, to one side": (LAPLACE, {"low": -30.0, "high": 12.0}, math.log(4)),
+    "a power of 4": (
+        ebm.EnergyDistribution(lambda x: 2 * jnp.log1p(x**2)),
+        {"low": -20.0, "high": 20.0},
+        math.log(math.pi / 2),
+    ),
+    "uniform": (ebm.EnergyDistribution(lambda x: 0.0 * x, support=constraints.unit_interval), {}, 0.0),
+    "von mises at the edge": (
+        ebm.EnergyDistribution(lambda x: -4 * jnp.cos(x - jnp.pi), support=constraints.circular),
+        {},
+        math.log(2 * math.pi * np.i0(4.0)),
+    ),
+    "laplace in two dimensions": (
+        ebm.EnergyDistribution(lambda x: jnp.sum(jnp.abs(x)) / 2, (2,)),
+        {"low": -16.0, "high": 16.0},
+        2 * math.log(4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_a_grid_has_what_lies_beyond_its_edges_in_its_error(name):
+    distribution, options, truth = TAILS[name]
+    found = ebm.log_partition(None, distribution, method="grid", **options)
+    assert abs(float(found.value) - truth) < float(found.standard_error)
+    assert float(found.standard_error) < 0.01
+
+
+def test_finer_grids_do_not_hide_the_edges():
+    errors = [float(ebm.log_partition(None, LAPLACE, method="grid", num_points=n).standard_error) for n in (2001, 20001)]
+    np.testing.assert_allclose(*errors, rtol=0.05)
+    for distribution in (
+        ebm.EnergyDistribution(lambda x: jnp.log1p(x**2)),  # 6 % of it lies beyond
+        ebm.EnergyDistribution(lambda x: 0.5 * ((x - 44.0) / 5.5) ** 2),  # nearly all
+        ebm.EnergyDistribution(lambda x: 0.0 * x),
+    ):
+        with pytest.raises(ebm.EnergyError, match="has not faded"):
+            ebm.log_partition(None, distribution, method="grid", num_points=20001)
+
+
 class TestRows:
     """One log Z per context, all at once."""
 

@@ -13,14 +13,13 @@ import numpyro
 import numpyro.distributions as dist
 
 from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, check_count, eager, is_concrete, nearest
+from numpyro_ebm._errors import EnergyError, Told, call_where_any, check_count, eager, is_concrete, nearest
 from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.empirical import Empirical
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._fitted_noise import FittedNoise, fit_noise
 from numpyro_ebm.estimators._generator import Generator, context_of
-from numpyro_ebm.estimators._health import Told, call_where_any
 
 Fitted = Literal["gaussian", "mixture"]
 LogNormalizer = Literal["learned", "fixed"]

@@ -7,12 +7,11 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, UnhealthyChainsError, check_count, is_concrete
+from numpyro_ebm._errors import EnergyError, Told, UnhealthyChainsError, call_where_any, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
 from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
-from numpyro_ebm.estimators._health import Told, call_where_any
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.stats import norm, rankdata
 
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
 
 
@@ -70,6 +70,9 @@ def classifier_two_sample_test(
         EnergyError: (a ValueError) for fewer events than folds, events of different shapes or not finite.
         ImportError: without scikit-learn.
 
+    Warns:
+        UserWarning: for draws whose order shows that they are those of a chain, worth less than half of independent ones.
+
     Example:
         ``classifier_two_sample_test(key, draws, x_test).accuracy``
 
@@ -84,6 +87,7 @@ def classifier_two_sample_test(
     classifier = _default() if classifier is None else classifier
     draws, rows = as_vectors("draws", draws), as_vectors("rows", rows)
     check_same_events(draws, rows)
+    warn_where_dependent("classifier_two_sample_test", draws)
     num = min(len(draws), len(rows))
     if num < num_folds:
         raise EnergyError(f"{num} events of a kind do not fill {num_folds} folds. Write num_folds={max(2, num)}.")
@@ -95,8 +99,8 @@ def classifier_two_sample_test(
         null = [_held_out(rng, classifier, pooled, rng.permutation(labels), num_folds)[0] for _ in range(num_permutations)]
         p_value = (1 + sum(each >= accuracy for each in null)) / (1 + num_permutations)
     else:
-        p_value = norm.sf((accuracy - 0.5) / _error(0.5, num, num_folds))
-    return C2ST(accuracy, _error(accuracy, num, num_folds), auc, float(p_value), num)
+        p_value = 0.5 * math.erfc((accuracy - 0.5) / _error(0.5, num, num_folds) / math.sqrt(2))
+    return C2ST(accuracy, _error(accuracy, num, num_folds), auc, p_value, num)
 
 
 def _error(accuracy: float, num: int, num_folds: int) -> float:
@@ -117,6 +121,7 @@ def _held_out(
 ) -> tuple[float, float]:
     """Accuracy and area under the curve of what each fold's classifier says of the fold."""
     _sklearn()
+    from scipy.stats import rankdata
     from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedKFold

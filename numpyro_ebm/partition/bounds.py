@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy.special import stdtrit
 
 from numpyro_ebm import _programs
 from numpyro_ebm._doors import check_key
@@ -19,6 +21,7 @@ from numpyro_ebm.partition.table import METHODS
 
 RELIABLE_GAP = 1.0
 """Nats above which no likelihood is to be reported."""
+LEVEL = 0.95
 
 
 class LogPartitionBounds(NamedTuple):
@@ -44,6 +47,13 @@ class LogPartitionBounds(NamedTuple):
         return self.upper.value - self.lower.value
 
     @property
+    def interval(self) -> tuple[Array, Array]:
+        """A confidence interval of log Z, of level 0.95: the ends, each moved outward by its standard error (`widened`)."""
+        lower, upper = ((end.value, end.standard_error, end.ess) for end in (self.lower, self.upper))
+        low, high = widened(lower, upper)
+        return jnp.asarray(low), jnp.asarray(high)
+
+    @property
     def is_reliable(self) -> bool:
         """Whether the two are within 1 nat of each other, everywhere; if not, do not report a likelihood.
 
@@ -58,7 +68,27 @@ class LogPartitionBounds(NamedTuple):
         else:
             ends = (f"{end.value:.3f} +- {end.standard_error:.3f}" for end in (self.lower, self.upper))
             text = "log Z {} from below, {} from above, gap {:.3f} nats".format(*ends, self.gap)
+            text += " ({:.0%} interval from {:.3f} to {:.3f})".format(LEVEL, *map(float, self.interval))
         return text if self.is_reliable else f"{text}: more than {RELIABLE_GAP:g} nat, do not report a likelihood"
+
+
+def widened(lower: tuple[Any, Any, Any], upper: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+    """Both ends moved outward so far that log Z is beyond either with probability 0.025 at most.
+
+    The lower end is below log Z in the mean, the upper one above, so that each has only its own error to cover: that many
+    standard errors as Student's t says for the effective number of draws. Where errors have put the ends in the wrong order
+    the interval holds those of both.
+
+    Args:
+        lower: value, standard error and effective number of draws.
+        upper: the same.
+    """
+    ends = []
+    for value, error, ess in (lower, upper):
+        degrees = np.maximum(np.asarray(ess, float) - 1, 1)
+        reach = stdtrit(degrees, (1 + LEVEL) / 2) * np.asarray(error, float)
+        ends.append((np.asarray(value, float) - reach, np.asarray(value, float) + reach))
+    return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
 
 
 def log_partition_bounds(
@@ -80,7 +110,8 @@ def log_partition_bounds(
     .. math:: E\Big[-\log \frac 1n \sum_i w_i\Big] \ge \log Z
 
     from above, provided that the draws are the target's. The two have nothing in common but the path: where they meet, both
-    are right; where they do not, more levels bring them together. What no gap shows is a mode that the forward run and the
+    are right; where they do not, more levels bring them together. Each end has a Monte Carlo error, which may put it on the
+    wrong side of log Z; ``interval`` allows for it. What no gap shows is a mode that the forward run and the
     draws have both missed: the draws are the model's as far as its sampler found it.
 
     Args:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._starts import are_finite, find_starts
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
 Shape = tuple[int, ...]
@@ -59,3 +60,18 @@ def draw_start(start: Callable[..., Array] | None, rng_key: PRNGKey, distributio
     if events.shape != wanted:
         raise EnergyError(f"The start returned draws of shape {events.shape}; the chains need {wanted}, one draw per chain.")
     return events
+
+
+def starts_of(
+    rng_key: PRNGKey,
+    distribution: Any,
+    log_density: Callable[..., Array],
+    starts: Array | None,
+    sample_shape: Shape,
+    local: PyTree,
+) -> tuple[Array, Array]:
+    """Where chains start, in unconstrained space: the events given, or a search from the reference; and which are finite."""
+    if starts is None:
+        return find_starts(rng_key, distribution, log_density, sample_shape, local)
+    positions = to_positions(distribution, starts)
+    return positions, are_finite(log_density, positions, local)

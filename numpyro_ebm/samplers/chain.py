@@ -4,13 +4,15 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from numpyro_ebm import _programs, chains
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import check_count
+from numpyro_ebm._starts import check_starts
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.kernels import NUTS, AbstractKernel, resolve_kernel
-from numpyro_ebm.samplers._layout import check_start, draw_start, rows_local, to_draws, to_positions
+from numpyro_ebm.samplers._layout import check_start, draw_start, rows_local, starts_of, to_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,8 @@ class ChainSampler:
     """One MCMC chain per draw: draws are independent of each other, and each is approximate.
 
     A chain starts from the distribution's base (standard normal in unconstrained space where there is none) or from a draw
-    of another sampler, adapts its kernel, moves on with the adapted kernel, and its last position is the draw.
+    of another sampler, adapts its kernel, moves on with the adapted kernel, and its last position is the draw. Where the
+    density or its gradient is not finite at a draw of the base, others are tried, farther and farther out.
 
     Args:
         kernel: a name or a kernel.
@@ -28,7 +31,9 @@ class ChainSampler:
             seldom cross between modes: started by `AnnealedLangevin` they keep the weights that it found.
 
     Raises:
-        EnergyError: for counts that are not counts, or an unknown kernel.
+        EnergyError: for counts that are not counts, or an unknown kernel. When it draws: where no start with a density was
+            found; inside ``jax.jit`` (and NumPyro's ``Predictive``) that arrives as ``jax.errors.JaxRuntimeError``, and
+            such draws are NaN where they can be.
         TypeError: for a start that is no sampler.
 
     Example:
@@ -55,7 +60,10 @@ class ChainSampler:
         key_start, key_chains = jax.random.split(rng_key)
         starts = draw_start(self.start, key_start, distribution, sample_shape)
         counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}
-        return _draw(key_start, key_chains, distribution.closed(), self.kernel, starts, sample_shape=sample_shape, **counts)
+        shape = {"sample_shape": sample_shape, **counts}
+        draws, finite = _draw(key_start, key_chains, distribution.closed(), self.kernel, starts, **shape)
+        check_starts(finite)
+        return draws
 
 
 jax.tree_util.register_dataclass(ChainSampler, data_fields=["kernel", "start"], meta_fields=["num_warmup", "num_steps"])
@@ -64,15 +72,11 @@ jax.tree_util.register_dataclass(ChainSampler, data_fields=["kernel", "start"], 
 @_programs.jit(static_argnames=("sample_shape", "num_warmup", "num_steps"))
 def _draw(key_start, key_chains, distribution, kernel, starts, *, sample_shape, num_warmup, num_steps):
     shape = sample_shape + distribution.batch_shape
-    starts = distribution.reference_sample(key_start, sample_shape) if starts is None else starts
     kernel = kernel.bind(distribution)
-    run = chains.run(
-        key_chains,
-        kernel,
-        distribution.target(kernel),
-        to_positions(distribution, starts),
-        rows_local(distribution, shape),
-        num_warmup=num_warmup,
-        num_samples=num_steps,
-    )
-    return to_draws(distribution, run.positions[:, -1], shape)
+    log_density, local = distribution.target(kernel), rows_local(distribution, shape)
+    positions, finite = starts_of(key_start, distribution, log_density, starts, sample_shape, local)
+    run = chains.run(key_chains, kernel, log_density, positions, local, num_warmup=num_warmup, num_samples=num_steps)
+    draws = to_draws(distribution, run.positions[:, -1], shape)
+    if not distribution.is_discrete:
+        draws = jnp.where(finite.reshape(shape + (1,) * len(distribution.event_shape)), draws, jnp.nan)
+    return draws, finite
