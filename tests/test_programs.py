@@ -147,7 +147,7 @@ def test_every_front_door_reads_at_each_call():
                 ebm.log_likelihood(d, None, ROWS, log_partition=log_z).mean,
                 jnp.mean(flow.log_prob(leveled, ROWS)),
             ],
-            "ksd": [ebm.ksd_test(KEY, d, 3 * ROWS, bandwidth=1.0).value],
+            "ksd": [ebm.ksd_test(KEY, d, 3 * ROWS, bandwidth=1.0).statistic],
         }
 
     for scale in (0.5, 50.0):
