@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable
+import inspect
+import sys
+import types
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +15,9 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from numpyro_ebm._errors import EnergyError
+
+BY_VALUE = ("cloudpickle", "copy", "dill")
+"""What carries a function by its code."""
 
 
 class Structure(NamedTuple):
@@ -47,6 +53,36 @@ def assemble(arrays: list[Any], structure: Structure) -> Any:
         return tree
     func, args, keywords = tree
     return functools.partial(func, *args, **keywords)
+
+
+def check_pickles(owner: str, functions: Iterable[Any]) -> None:
+    """Refuse to pickle functions that have no name to be found by, unless something pickles or copies them by value.
+
+    Raises:
+        TypeError: with what to write.
+    """
+    nameless = [each for each in functions if isinstance(each, types.FunctionType) and not _is_found_by_name(each)]
+    if nameless and not _is_by_value():
+        raise TypeError(
+            f"The {owner} holds the function {nameless[0].__qualname__}, which pickle finds by no name. Write "
+            "cloudpickle.dumps(...), or define the function by def at the top of a module."
+        )
+
+
+def _is_found_by_name(function: types.FunctionType) -> bool:
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is function
+
+
+def _is_by_value() -> bool:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in BY_VALUE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @dataclasses.dataclass(frozen=True)

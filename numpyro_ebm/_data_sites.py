@@ -1,7 +1,6 @@
 """A distribution or a model, and rows of data, as the `Site` that estimators see."""
 
-import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,10 +10,8 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from numpyro_ebm._bases import is_improper
-from numpyro_ebm._callables import Structure, assemble, dismantle
 from numpyro_ebm._doors import as_arrays
 from numpyro_ebm._errors import EnergyError, at_site, is_concrete
-from numpyro_ebm._reads import reads
 from numpyro_ebm._results import check_values_given, values_of
 from numpyro_ebm._rows import lay_out, unwrap
 from numpyro_ebm._sites import bare_model, choose, whole_plates
@@ -24,42 +21,6 @@ from numpyro_ebm.estimators import Site
 from numpyro_ebm.handlers import estimate
 
 ROWS_AT_ONCE = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelEnergy:
-    """The energy of a model's site as a pytree that finds it by running the model.
-
-    A model makes the closure of a network anew in each run, which jit takes for another function. This one is the same as
-    long as the model is, so that new parameters and rows compile nothing.
-
-    Attributes:
-        params: values of parameters and latent sites.
-        arrays: the arrays in the model's arguments.
-        model: the NumPyro model.
-        structure: the rest of the arguments.
-        site: the site's name.
-        reads: what the model reads beside its arguments.
-    """
-
-    params: PyTree
-    arrays: list[Any]
-    model: Any
-    structure: Structure
-    site: str
-    reads: Hashable
-
-    def __call__(self, *event_and_context: Any) -> Any:
-        """The energy of one event."""
-        args, kwargs = assemble(self.arrays, self.structure)
-        with handlers.block():
-            sites, _ = _sites(self.model, self.params, args, kwargs)
-        return sites[self.site].distribution.energy(*event_and_context)
-
-
-jax.tree_util.register_dataclass(
-    ModelEnergy, data_fields=["params", "arrays"], meta_fields=["model", "structure", "site", "reads"]
-)
 
 
 def data_site(
@@ -149,11 +110,7 @@ def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str
     )
     chosen = choose(owner, found, site, none)
     check_discrete(chosen)
-    if not chosen.distribution.has_energy:
-        return chosen
-    arrays, structure = dismantle((args, kwargs))
-    energy = ModelEnergy(given, arrays, bare, structure, chosen.name, reads(bare))
-    return dataclasses.replace(chosen, distribution=chosen.distribution.with_energy(energy))
+    return chosen
 
 
 def _sites(model: Any, params: PyTree, args: tuple, kwargs: Mapping[str, Any]) -> tuple[dict[str, Site], Mapping[str, Any]]:

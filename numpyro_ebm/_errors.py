@@ -1,9 +1,11 @@
 """Errors that say what came, what is needed and what to write."""
 
+import dataclasses
 import difflib
+import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -149,8 +151,31 @@ def check_count(owner: str, name: str, value: Any, minimum: int = 1) -> None:
         )
 
 
-def call_where_any(report: Callable[..., None], flags: Any, values: Any) -> None:
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What the host is told, equal where function and settings are: so programs are that tell the same.
+
+    Attributes:
+        function: ``function(*settings, flags, values)``.
+        settings: hashable, and no arrays of the program, which would leak.
+    """
+
+    function: Callable[..., None]
+    settings: tuple[Hashable, ...] = ()
+
+    def __call__(self, *args: Any) -> None:
+        """Tell it."""
+        self.function(*self.settings, *args)
+
+
+def call_where_any(report: Told, flags: Any, values: Any) -> None:
     """Call the host where a flag is up, and leave it alone elsewhere; under vmap, once for the first that has one."""
+    _notifier(report)(flags, values)
+
+
+@functools.lru_cache(maxsize=256)
+def _notifier(report: Told) -> Callable[[Any, Any], Any]:
+    """One function, and so one rule under vmap, for reports that are equal."""
 
     @custom_vmap
     def notify(flags, values):
@@ -163,4 +188,4 @@ def call_where_any(report: Callable[..., None], flags: Any, values: Any) -> None
         chosen = jax.tree.map(lambda leaf, batched: leaf[first] if batched else leaf, (flags, values), tuple(is_batched))
         return notify(*chosen), False
 
-    notify(flags, values)
+    return notify

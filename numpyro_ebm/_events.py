@@ -1,5 +1,6 @@
 """What an energy and a score have in common: events in rows, their support, and how chains see them."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,10 +12,10 @@ from numpyro.distributions import constraints
 
 from numpyro_ebm._bases import split_rows
 from numpyro_ebm._blocks import is_real
-from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._callables import assemble, check_pickles, dismantle
 from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._reads import reads
+from numpyro_ebm._programs import trace
 from numpyro_ebm._row_distribution import RowDistribution
 from numpyro_ebm._shapes import as_shape, repeat, widen
 from numpyro_ebm._supports import check_same_support, discrete_values, elementary, event_support, name_of
@@ -44,7 +45,7 @@ class EventDistribution(RowDistribution):
     """
 
     arg_constraints = {}
-    pytree_aux_fields = ("_sampler_structure", "_frozen_support", "_reads")
+    pytree_aux_fields = ("_sampler_structure", "_frozen_support")
     has_energy: ClassVar[bool]
 
     def __init__(
@@ -69,15 +70,43 @@ class EventDistribution(RowDistribution):
         self.base = base
         super().__init__(self._own_shape, event_shape, validate_args=validate_args)
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """As NumPyro's; what the functions read beside their arguments is in the structure, so that no jit keeps it."""
-        self._reads = reads(*self._functions)
-        return super().tree_flatten()
+    def closed(self, dtype: Any = None, *, order: int = 1) -> Any:
+        """The same with its energy or score traced: compiled programs of it are kept by what it computes.
+
+        Its sampler stays behind: draws are taken outside of such programs.
+
+        Args:
+            dtype: of the events that come; None for that of positions.
+            order: how many derivatives in the event are taken, see `trace`.
+        """
+        event = jnp.zeros(self.event_shape, (int if self.is_discrete else float) if dtype is None else dtype)
+        new, function = copy.copy(self), self._function
+        new.context = jax.tree.map(lambda leaf: widen(leaf, booleans=False), self.context)
+        local = jax.eval_shape(lambda: new.rows(event, new.batch_shape).local)
+        rows = () if new.context is None else (None if local is None else local[0],)
+        contexts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)
+        new = new._with_function(trace(lambda *given: jnp.asarray(function(*given)), event, *contexts, order=order))
+        new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)
+        return new
 
     @property
-    def _functions(self) -> tuple[Any, ...]:
-        """What of the functions given is no array."""
-        return self._sampler_structure.static
+    def _function(self) -> Callable[..., Array]:
+        """The energy or the score."""
+        raise NotImplementedError
+
+    def _with_function(self, function: Callable[..., Array]) -> Any:
+        """The same with another energy or score."""
+        raise NotImplementedError
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As of any object, once it is known that pickle finds its functions.
+
+        Raises:
+            TypeError: for a lambda or a local function, with what to write.
+        """
+        for function in (self._function, self.sampler):
+            check_pickles(type(self).__name__, dismantle(function)[1].static)
+        return super().__reduce_ex__(protocol)
 
     @property
     def sampler(self) -> Callable[..., Array]:
@@ -277,3 +306,7 @@ def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int,
 
 def _flat_rows(leaf: Array, ndim: int) -> Array:
     return leaf.reshape((-1, *leaf.shape[ndim:]))
+
+
+def _no_sampler(rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
+    raise TypeError("A distribution inside a program has no sampler.")

@@ -1,7 +1,6 @@
 """The loss of held-out rows under one fixed key, as a whole and row by row."""
 
 import warnings
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_ebm._callables import Structure, assemble, dismantle
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._programs import compiled
 from numpyro_ebm._typing import Array, PRNGKey
 
 
@@ -48,12 +48,9 @@ def check_taken(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) ->
         ) from error
 
 
-@partial(jax.jit, static_argnames=("svi", "structure"))
-def loss_and_params(
-    svi: SVI, structure: Structure, arrays: list[Any], rng_key: PRNGKey, state: SVIState
-) -> tuple[Array, dict[str, Any]]:
+def loss_and_params(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) -> tuple[Array, dict[str, Any]]:
     """The loss of the rows, and the constrained parameters that it is of."""
-    args, kwargs = assemble(arrays, structure)
+    args, kwargs = assemble(*rows)
     return _loss(svi, args, kwargs, rng_key, state), svi.get_params(state)
 
 
@@ -66,15 +63,17 @@ def row_differences(
     svi: SVI, rows: Arguments, rng_key: PRNGKey, before: dict[str, Any], after: dict[str, Any]
 ) -> list[np.ndarray]:
     """What each row lost from one set of parameters to another, its noise the same; an array per shape of the sites."""
-    first, second = (_row_losses(svi, rows.structure, rows.arrays, rng_key, params) for params in (before, after))
+    first, second = (_compiled_losses(svi, rows, rng_key, params) for params in (before, after))
     return [np.asarray(second[shape] - first[shape]) for shape in first]
 
 
-@partial(jax.jit, static_argnames=("svi", "structure"))
-def _row_losses(
-    svi: SVI, structure: Structure, arrays: list[Any], rng_key: PRNGKey, params: dict[str, Any]
-) -> dict[str, Array]:
-    args, kwargs = assemble(arrays, structure)
+def _compiled_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:
+    losses = lambda params, arrays: _row_losses(svi, rows._replace(arrays=arrays), rng_key, params)  # noqa: E731
+    return compiled(losses, params, rows.arrays)
+
+
+def _row_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:
+    args, kwargs = assemble(*rows)
     kwargs = kwargs | svi.static_kwargs
     key_model, key_guide = jax.random.split(rng_key)  # as Trace_ELBO does, so that the noise is that of the loss
     guide = handlers.trace(handlers.substitute(handlers.seed(svi.guide, key_guide), params)).get_trace(*args, **kwargs)

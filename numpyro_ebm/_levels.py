@@ -1,5 +1,6 @@
 """The noise level that a model is conditioned on: where it lies in the context, and how it is replaced."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +45,15 @@ def at_level(local: PyTree, sigma: Any) -> PyTree:
     """
     context, base_parameters = local
     return ({**context, ENTRY: sigma} if isinstance(context, Mapping) else sigma), base_parameters
+
+
+def closed_at_levels(distribution: Any, *, order: int = 1) -> Any:
+    """The distribution closed (`EventDistribution.closed`), its level in the float type in use, as levels come."""
+    context = distribution.context
+    level = jnp.asarray(context[ENTRY] if isinstance(context, Mapping) else context, float)
+    leveled = copy.copy(distribution)
+    leveled.context = {**context, ENTRY: level} if isinstance(context, Mapping) else level
+    return leveled.closed(order=order)
 
 
 def score_at_level(distribution: Any) -> Callable[[Array, Any, PyTree], Array]:

@@ -1,6 +1,5 @@
 """Persistent chains as they are along training: which estimators have them, and a look at some of them."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,9 @@ from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
-from numpyro_ebm._callables import Structure, assemble
+from numpyro_ebm._callables import assemble
 from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._held_out import Arguments
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, NegativePhaseHealth, Site
 from numpyro_ebm.estimators._pool import PoolEstimator
@@ -104,11 +104,9 @@ def check_recordable(svi: SVI, num_chains: Any, state: SVIState) -> None:
             )
 
 
-def look(svi: SVI, structure: Structure, arrays: list[Any], num_chains: int, state: SVIState, step: int) -> Look:
-    """Health, and where the first ``num_chains`` chains of each pool are."""
-    health = jax.device_get(_health(state))
-    samples, energies = jax.device_get(_look(svi, structure, arrays, num_chains, state)) if num_chains else ({}, {})
-    return Look(step, health, samples, energies)
+def look(state: SVIState, step: int, pools: tuple[dict[str, Any], dict[str, Any]]) -> Look:
+    """Health, and what `look_at_pools` has found."""
+    return Look(step, jax.device_get(_health(state)), *jax.device_get(pools))
 
 
 def health_of(looks: tuple[Look, ...]) -> RecordedHealth | None:
@@ -132,9 +130,9 @@ def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
     return RecordedChains(samples, energies, np.array([each.step for each in looks], int))
 
 
-@partial(jax.jit, static_argnames=("svi", "structure", "num_chains"))
-def _look(svi: SVI, structure: Structure, arrays: list[Any], num_chains: int, state: SVIState):
-    args, kwargs = assemble(arrays, structure)
+def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVIState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where the first ``num_chains`` chains of each pool are, and their energies."""
+    args, kwargs = assemble(*arguments)
     samples, energies = {}, {}
     for estimator, site in _sites(svi, args, kwargs | svi.static_kwargs, state):
         pool = _pools(state).get(f"{site.name}${estimator.name}")

@@ -12,8 +12,9 @@ import numpyro.distributions as dist
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.util import _is_under_jax_transform
 
-from numpyro_ebm._callables import FunctionOfRow, Structure, dismantle, hoist
+from numpyro_ebm._callables import FunctionOfRow, Structure, assemble, dismantle, hoist
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._programs import Program
 from numpyro_ebm._shapes import (
     all_arrays,
     as_shape,
@@ -155,6 +156,8 @@ class RowDistribution(dist.Distribution):
         """With the values being traced that its function closes over as arrays of its own."""
 
     def _hoist(self, arrays: list[Any], structure: Structure) -> tuple[list[Any], Structure]:
+        if isinstance(assemble(arrays, structure), Program):  # which closes over nothing
+            return arrays, structure
         event = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(int if self.is_discrete else float))
         num = len(self._own_shape)
         context = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[num:], jnp.result_type(leaf)), self.context)

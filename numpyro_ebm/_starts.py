@@ -1,12 +1,12 @@
 """Where chains start: a place where the density and its gradient are finite, looked for before chains move."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, call_where_any, is_concrete
+from numpyro_ebm._errors import EnergyError, Told, call_where_any, is_concrete
 from numpyro_ebm._typing import Array, LogDensityFn, Position, PRNGKey, PyTree
 
 NUM_TRIES = 100
@@ -92,11 +92,11 @@ def check_starts(finite: Array) -> None:
     Raises:
         EnergyError: out of a compiled program it arrives as ``jax.errors.JaxRuntimeError``.
     """
-
-    def refuse(*_):
-        raise EnergyError(NO_START)
-
     if not is_concrete(finite):
-        call_where_any(refuse, jnp.any(~finite)[None], ())
+        call_where_any(Told(_refuse), jnp.any(~finite)[None], ())
     elif not bool(jnp.all(finite)):
-        refuse()
+        _refuse()
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise EnergyError(NO_START)

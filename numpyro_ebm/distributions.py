@@ -93,18 +93,17 @@ class EnergyDistribution(EventDistribution):
         return new
 
     @property
-    def _functions(self) -> tuple[Any, ...]:
-        return (*super()._functions, *self._energy_structure.static)
-
-    @property
     def energy(self) -> EnergyFn:
         """The energy as it was given."""
         return assemble(self._energy_arrays, self._energy_structure)
 
-    def with_energy(self, energy: EnergyFn) -> "EnergyDistribution":
-        """The same with another energy in its place."""
+    @property
+    def _function(self) -> EnergyFn:
+        return self.energy
+
+    def _with_function(self, function: EnergyFn) -> "EnergyDistribution":
         new = copy.copy(self)
-        new._energy_arrays, new._energy_structure = dismantle(energy)
+        new._energy_arrays, new._energy_structure = dismantle(function)
         return new
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:

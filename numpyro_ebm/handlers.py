@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger, mutable
 
 from numpyro_ebm import _context
 from numpyro_ebm._autodiff import freeze
+from numpyro_ebm._callables import check_pickles
 from numpyro_ebm._errors import EnergyError, UncalibratedPosteriorWarning, at_site, nearest
 from numpyro_ebm._rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm._surrogates import FrozenEnergy, Surrogate, emit, kept
@@ -80,6 +81,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         else:
             self._estimators = ESTIMATORS.resolve(estimator, **options)
         self._collected: list[tuple[AbstractEstimator, Site]] | None = None
+        self._forget()
         super().__init__(fn)
 
     def sites(self, *args: Any, **kwargs: Any) -> list[tuple[AbstractEstimator, Site]]:
@@ -102,14 +104,31 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         """The estimator, or a dict of them by site. Read only: what was compiled would not see a change."""
         return self._estimators
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As of any object, once it is known that pickle finds the model.
+
+        Raises:
+            TypeError: for a lambda or a local function, with what to write.
+        """
+        check_pickles("estimate handler", [self.fn])
+        return super().__reduce_ex__(protocol)
+
     def __enter__(self):
-        # What is known of one run of the model; a handler may be entered many times.
+        self._forget()
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        # What was noted may hold tracers, and what no pickle takes.
+        self._forget()
+        super().__exit__(exc_type, exc_value, traceback)
+
+    def _forget(self) -> None:
+        """Begin anew: what is noted is of one run of the model, and a handler may be entered many times."""
         self._plates: dict[str, Plate] = {}
         self._seen: set[str] = set()
         self._latents: dict[str, tuple[Unwrapped, dict[str, Any]]] = {}
         self._factored = FactoredSites()
         self._holders: list[dict[str, Any]] = []
-        return super().__enter__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, then the energies that are known only after it: latent ones, and those of factors."""

@@ -4,10 +4,10 @@ import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_ebm import _programs
 from numpyro_ebm._data_sites import data_site, has_rows_of_its_own, over_rows
 from numpyro_ebm._doors import as_arrays, check_outside_jit
 from numpyro_ebm._errors import EnergyError, at_site
@@ -231,10 +231,10 @@ def likelihood_of(site: Site, log_partition: Any) -> LogLikelihood:
 
 def _densities(site: Site) -> np.ndarray:
     """Unnormalised log density of each row."""
-    return np.asarray(_log_densities(site.distribution, site.value, site.local), float)
+    return np.asarray(_log_densities(site.distribution.closed(site.value.dtype, order=0), site.value, site.local), float)
 
 
-@jax.jit
+@_programs.jit
 def _log_densities(distribution, value, local):
     return over_rows(distribution.log_density, Site("", distribution, value.shape[:1], value, local, None))
 

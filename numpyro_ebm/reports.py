@@ -12,6 +12,7 @@ from numpyro import handlers
 
 from numpyro_ebm._doors import as_arrays, check_outside_jit
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._programs import compiled
 from numpyro_ebm._results import Result, check_values_given, is_ours, mutable_state, values_of
 from numpyro_ebm._typing import Array
 from numpyro_ebm.empirical import Empirical
@@ -140,7 +141,6 @@ def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: d
     """Reports of the sites whose estimators have figures of the data."""
     notes: dict[str, tuple[str, tuple[str, ...]]] = {}
 
-    @jax.jit
     def run(given):
         with handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=given):
             pairs = model.sites(*args, **kwargs)
@@ -151,7 +151,7 @@ def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: d
         return figures
 
     reports = []
-    for site, figures in run(given).items():
+    for site, figures in compiled(run, given).items():
         name, words = notes[site]
         if figures:
             log_z, said = _log_normalizer(site, model, given, args, kwargs)

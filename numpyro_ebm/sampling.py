@@ -2,19 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from numpyro_ebm import _models, chains
-from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm import _models, _programs, chains
 from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import check_count
 from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._reads import reads
 from numpyro_ebm._starts import check_starts, initial_is_finite
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
@@ -60,9 +57,8 @@ def sample(
     """Draw from an energy or a model by MCMC, all chains in one compiled program.
 
     Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. A second call with the
-    same shapes compiles nothing: for a distribution its energy's arrays, for a model ``params`` and the arrays in its
-    arguments may change. The model is the cache's key, and what it reads beside its arguments (globals, closures): pass the
-    same function.
+    same shapes compiles nothing as long as the energy, or the model's log density, computes the same from other arrays and
+    coefficients: it is traced at each call, and what it computes is the key.
 
     Args:
         rng_key: random key.
@@ -106,15 +102,16 @@ def sample(
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
         key_start, key_run = jax.random.split(rng_key)
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
-        samples, run, finite = _sample_distribution(key_start, key_run, resolved, model_or_dist, starts, **counts)
+        samples, run, finite = _sample_distribution(key_start, key_run, resolved, model_or_dist.closed(), starts, **counts)
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
         arguments = (model_args, model_kwargs)
         resolved = _models.kernel_for(_models.check_model(model_or_dist, params, *arguments), kernel)
-        dynamic, static = dismantle(arguments)
-        fixed = (model_or_dist, dict(params or {}), dynamic, static, reads(model_or_dist))
-        samples, run, finite = _sample_model(rng_key, resolved, *fixed, **counts)
+        key_start, key_run = jax.random.split(rng_key)
+        fixed, keys = _models.fixed(model_or_dist, params), jax.random.split(key_start, num_chains)
+        started = _programs.compiled(lambda keys, kernel: _start_of_model(keys, kernel, fixed, *arguments), keys, resolved)
+        samples, run, finite = _sample_model(key_run, *started, **counts)
     else:
         raise TypeError(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
@@ -125,7 +122,7 @@ def sample(
     return Draws(samples, _stats(run), run.kernel)
 
 
-@partial(jax.jit, static_argnames=("num_warmup", "num_samples", "num_chains"))
+@_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))
 def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, num_warmup, num_samples, num_chains):
     kernel = kernel.bind(distribution)
     batch_shape = (num_chains, *distribution.batch_shape)
@@ -139,23 +136,22 @@ def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, nu
     return {"x": draws}, run._replace(info=info), finite
 
 
-@partial(jax.jit, static_argnames=("model", "static", "read", "num_warmup", "num_samples", "num_chains"))
-def _sample_model(rng_key, kernel, model, params, dynamic, static, read, *, num_warmup, num_samples, num_chains):
-    args, kwargs = assemble(dynamic, static)
-    key_start, key_run = jax.random.split(rng_key)
-    target = _models.make_target(jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs)
+def _start_of_model(keys, kernel, model, args, kwargs):
+    """The kernel and where the chains start, and the model's log density and postprocessing as programs."""
+    target = _models.make_target(keys, model, args, kwargs)
     kernel = kernel if target.discrete_values is None else kernel.bind(target)
-    log_density = target.log_density(args, kwargs)
-    finite = jax.vmap(lambda z: initial_is_finite(log_density, z))(target.position)
-    run = chains.run(
-        key_run,
-        kernel,
-        lambda z, _: log_density(z),
-        target.position,
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-    )
-    return jax.vmap(jax.vmap(target.postprocess(args, kwargs)))(run.positions), run, finite
+    positions = chains.as_positions(kernel, target.position)
+    position = jax.tree.map(lambda leaf: leaf[0], positions)
+    log_density = _programs.trace(target.log_density(args, kwargs), position, order=1)
+    return kernel, positions, log_density, _programs.trace(target.postprocess(args, kwargs), position)
+
+
+@_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))
+def _sample_model(key_run, kernel, positions, log_density, postprocess, *, num_warmup, num_samples, num_chains):
+    finite = jax.vmap(lambda z: initial_is_finite(log_density, z))(positions)
+    target = lambda z, _: log_density(z)  # noqa: E731
+    run = chains.run(key_run, kernel, target, positions, num_warmup=num_warmup, num_samples=num_samples)
+    return jax.vmap(jax.vmap(postprocess))(run.positions), run, finite
 
 
 def _stats(run: chains.Run) -> dict[str, Array]:

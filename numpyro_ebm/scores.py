@@ -96,13 +96,18 @@ class ScoreDistribution(EventDistribution):
         return new
 
     @property
-    def _functions(self) -> tuple[Any, ...]:
-        return (*super()._functions, *self._score_structure.static)
-
-    @property
     def score(self) -> Callable[..., Array]:
         """The score as it was given."""
         return assemble(self._score_arrays, self._score_structure)
+
+    @property
+    def _function(self) -> Callable[..., Array]:
+        return self.score
+
+    def _with_function(self, function: Callable[..., Array]) -> "ScoreDistribution":
+        new = copy.copy(self)
+        new._score_arrays, new._score_structure = dismantle(function)
+        return new
 
     def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
         """There is none.

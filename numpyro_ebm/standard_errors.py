@@ -1,6 +1,7 @@
 """`standard_errors`: how far the parameters of an estimator may be from where infinitely many rows would put them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -12,6 +13,7 @@ from numpyro.distributions import biject_to, constraints
 
 from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, check_count, nearest
+from numpyro_ebm._programs import compiled
 from numpyro_ebm._results import Result, check_values_given, values_of
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.handlers import estimate, estimated_in
@@ -101,7 +103,7 @@ def standard_errors(
         return -_row_values(run(values | constrain(flat), key))
 
     keys = jax.random.split(rng_key, num_draws)
-    covariance = jax.jit(_sandwich, static_argnums=0)(losses, flat, keys)
+    covariance = compiled(partial(_sandwich, losses), flat, keys)
     if not np.all(np.isfinite(covariance)):
         _refuse(chosen)
     # From unconstrained to constrained parameters, to first order.

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -12,7 +11,8 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
-from numpyro_ebm._callables import Structure, assemble
+from numpyro_ebm import _programs
+from numpyro_ebm._callables import assemble
 from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import (
     EnergyError,
@@ -32,6 +32,7 @@ from numpyro_ebm._recording import (
     estimators_of,
     health_of,
     look,
+    look_at_pools,
 )
 from numpyro_ebm._typing import PRNGKey
 from numpyro_ebm.estimators._health import as_it_was_raised
@@ -68,13 +69,16 @@ class FitResult(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What to train on, and what to look at on the way."""
+    """What to train on, and what to look at on the way; the latter as programs, traced once per call of `fit`."""
 
     svi: SVI
     train: Arguments
     held_out: Arguments | None
     key_held_out: PRNGKey
     num_recorded: int = 0
+    update: Any = None
+    loss: Any = None
+    look: Any = None
 
 
 class _Run(NamedTuple):
@@ -111,8 +115,9 @@ def fit(
 ) -> FitResult:
     r"""Run SVI as ``svi.run`` does, look at held-out rows on the way, and keep what was trained whatever happens.
 
-    The updates between two checks are one compiled ``lax.scan``; a second call with the same ``svi`` and shapes compiles
-    nothing. Arrays among the arguments are traced, as in ``jax.jit(svi.update)``; numbers and strings stay as they are.
+    The updates between two checks are one compiled ``lax.scan``. The update is traced at each call, and what it computes is
+    the key under which it is compiled: a second call compiles nothing, and sees whatever model, guide and energy read anew.
+    Arrays among the arguments are traced, as in ``jax.jit(svi.update)``; numbers and strings stay as they are.
 
     Held-out rows take the place of the training rows in the same model and guide, and their loss is found at each check
     under one fixed key: random losses (dsm, ssm, nce) then change with the parameters alone. Losses are sums over rows, as
@@ -167,7 +172,7 @@ def fit(
     _check_settings(svi, num_steps, check_every, patience, is_held_out=held_out is not None or held_out_kwargs is not None)
     task = _make_task(rng_key, svi, args, kwargs, held_out, held_out_kwargs)._replace(num_recorded=record_chains)
     with as_it_was_raised():
-        run = _start(rng_key, task, args, kwargs, init_state, init_params)
+        run, task = _start(rng_key, task, args, kwargs, init_state, init_params)
     try:
         with as_it_was_raised(), tqdm(total=num_steps, disable=not progress_bar) as bar:
             for length in _chunks(num_steps, check_every):
@@ -229,7 +234,7 @@ def _make_task(
 
 def _start(
     rng_key: PRNGKey, task: _Task, args: tuple, kwargs: dict, init_state: SVIState | None, init_params: dict | None
-) -> _Run:
+) -> tuple[_Run, _Task]:
     if init_state is not None and init_params is not None:
         raise EnergyError("init_state holds parameters already, so that init_params would do nothing. Pass one of the two.")
     state = init_state
@@ -239,16 +244,39 @@ def _start(
     check_outside_jit("fit", state)
     check_recordable(task.svi, task.num_recorded, state)
     run = _Run(jax.tree.map(_strong, state), None)
+    if task.held_out is not None:
+        check_taken(task.svi, task.held_out, task.key_held_out, run.state)
+    task = _traced(task, run.state)
     if task.held_out is None:
-        return run
-    check_taken(task.svi, task.held_out, task.key_held_out, run.state)
+        return run, task
     run = _check(run, task, None)
     if not np.isfinite(run.held_out_losses[0]):
         raise EnergyError(
             f"The loss of the held-out rows is {run.held_out_losses[0]} before the first update. Look at these rows (NaN, "
             "values outside the support or where the energy overflows), and at the initial parameters."
         )
-    return run
+    return run, task
+
+
+def _traced(task: _Task, state: SVIState) -> _Task:
+    """The task with what is computed again and again as programs."""
+    svi, train, rows, num = task.svi, task.train, task.held_out, task.num_recorded
+
+    def update(state, arrays):
+        args, kwargs = assemble(arrays, train.structure)
+        return svi.update(state, *args, **kwargs)
+
+    def loss(state, arrays):
+        return loss_and_params(svi, rows._replace(arrays=arrays), task.key_held_out, state)
+
+    def look_at(state, arrays):
+        return look_at_pools(svi, train._replace(arrays=arrays), num, state)
+
+    return task._replace(
+        update=_programs.trace(update, state, train.arrays),
+        loss=None if rows is None else _programs.trace(loss, state, rows.arrays),
+        look=_programs.trace(look_at, state, train.arrays) if num else None,
+    )
 
 
 def _strong(leaf: Any) -> Any:
@@ -263,35 +291,36 @@ def _chunks(num_steps: int, check_every: int) -> Iterator[int]:
 
 
 def _advance(run: _Run, task: _Task, length: int) -> _Run:
-    state, losses, is_finite = _updates(task.svi, task.train.structure, length, run.state, task.train.arrays)
+    state, losses = _updates(task.update, run.state, task.train.arrays, length=length)
+    is_finite = _all_finite([losses[-1], *jax.tree.leaves(task.svi.optim.get_params(state.optim_state))])
     losses = (*run.losses, np.asarray(losses))
     if not is_finite:
         return run._replace(losses=losses, stopped="nonfinite")
     return run._replace(state=state, losses=losses)
 
 
-@partial(jax.jit, static_argnames=("svi", "structure", "length"))
-def _updates(svi: SVI, structure: Structure, length: int, state: SVIState, arrays: list[Any]):
-    args, kwargs = assemble(arrays, structure)
-    state, losses = jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), state, None, length=length)
-    leaves = [losses[-1], *jax.tree.leaves(svi.optim.get_params(state.optim_state))]
-    return state, losses, jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
+@_programs.jit(static_argnames=("length",))
+def _updates(update: Any, state: SVIState, arrays: list[Any], *, length: int):
+    return jax.lax.scan(lambda state, _: update(state, arrays), state, None, length=length)
+
+
+@jax.jit
+def _all_finite(leaves: list[Any]) -> Any:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
 
 
 def _record(run: _Run, task: _Task) -> _Run:
     if run.stopped:
         return run
-    train = task.train
-    new = look(task.svi, train.structure, train.arrays, task.num_recorded, run.state, run.num_updates)
-    return run._replace(looks=(*run.looks, new))
+    pools = _programs.call(task.look, run.state, task.train.arrays) if task.num_recorded else ({}, {})
+    return run._replace(looks=(*run.looks, look(run.state, run.num_updates, pools)))
 
 
 def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
     """The loss of the held-out rows, and whether to wait for a better one."""
     if task.held_out is None or run.stopped:
         return run
-    rows = task.held_out
-    loss, params = loss_and_params(task.svi, rows.structure, rows.arrays, task.key_held_out, run.state)
+    loss, params = _programs.call(task.loss, run.state, task.held_out.arrays)
     step, loss = run.num_updates, float(loss)
     is_better = run.params is None or loss < np.nanmin(run.held_out_losses)
     run = run._replace(held_out_losses=(*run.held_out_losses, loss), check_steps=(*run.check_steps, step))

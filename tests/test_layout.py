@@ -24,7 +24,7 @@ FLOORS = {
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,
-    "_reads": 0,
+    "_programs": 0,
     "_spreads": 0,
     "_known": 0,
     "_supports": 0,

@@ -10,6 +10,7 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._overfitting import held_out_rise, runaway
+from numpyro_ebm._programs import compiled
 from numpyro_ebm._results import is_ours, mutable_state, values_of
 from numpyro_ebm._spreads import spread
 from numpyro_ebm.diagnostics._data import MIN_POINTS, modes
@@ -148,7 +149,7 @@ def _look(model: estimate, result: Any, args: tuple, kwargs: dict[str, Any]) -> 
     seen = {}
     for estimator, site in pairs:
         if site.distribution.has_energy:
-            log_density = jax.jit(jax.vmap(site.log_density))(site.position, site.local)
+            log_density = compiled(jax.vmap(site.log_density), site.position, site.local)
             seen[site.name] = Seen(estimator, site, -np.asarray(log_density))
     return seen
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._programs import compiled
 from numpyro_ebm.arviz import effective_size, rank_rhat, read
 
 
@@ -138,7 +139,7 @@ def _evaluate(owner: str, variables: Mapping[str, np.ndarray], functions: Any) -
     given = {name: jnp.asarray(value) for name, value in variables.items()}
     values = {}
     for name, function in functions.items():
-        value = jax.jit(jax.vmap(jax.vmap(function)))(given if single is None else given[single])
+        value = compiled(jax.vmap(jax.vmap(function)), given if single is None else given[single])
         if not hasattr(value, "shape") or value.ndim != 2:
             shape = np.shape(value)[2:] if hasattr(value, "shape") else type(value).__name__
             raise EnergyError(

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import UnhealthyChainsError, UnhealthyChainsWarning, call_where_any
+from numpyro_ebm._errors import Told, UnhealthyChainsError, UnhealthyChainsWarning, call_where_any
 from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.chains import ChainHealth
@@ -226,13 +226,14 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
     """
     news = health.conditions if policy == "raise" else health.conditions & ~health.reported
 
-    def report(news, health):
-        for name, is_new in zip(CONDITIONS, news, strict=True):
-            if is_new:
-                _report(f"{owner}: {name}: {in_words(name, health)}", policy)
-
-    call_where_any(report, news, health)
+    call_where_any(Told(_report_all, (owner, policy)), news, health)
     return health._replace(reported=health.reported | health.conditions)
+
+
+def _report_all(owner: str, policy: Policy, news: Array, health: Any) -> None:
+    for name, is_new in zip(CONDITIONS, news, strict=True):
+        if is_new:
+            _report(f"{owner}: {name}: {in_words(name, health)}", policy)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, call_where_any, check_count, eager, is_concrete, nearest
+from numpyro_ebm._errors import EnergyError, Told, call_where_any, check_count, eager, is_concrete, nearest
 from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.empirical import Empirical
@@ -203,18 +203,19 @@ def warn_where_saturated(site: Site, factors: Array, fault: str, fix: str) -> No
     takes_part = jnp.ones(site.num_rows, bool) if site.mask is None else site.mask
     factor = jax.lax.stop_gradient(jnp.mean(factors, where=takes_part))
 
-    def report(*_):
-        # The same words at every update, which Python shows once.
-        warnings.warn(
-            f"At site '{site.name}': {fault} (mean derivative of the loss in the log ratios below {SATURATED}): nothing "
-            f"is learned. {fix}",
-            stacklevel=2,
-        )
-
+    # The same words at every update, which Python shows once.
+    words = (
+        f"At site '{site.name}': {fault} (mean derivative of the loss in the log ratios below {SATURATED}): nothing is "
+        f"learned. {fix}"
+    )
     if not is_concrete(factor):
-        call_where_any(report, (factor < SATURATED)[None], ())
+        call_where_any(Told(_warn, (words,)), (factor < SATURATED)[None], ())
     elif factor < SATURATED:
-        report()
+        _warn(words)
+
+
+def _warn(words: str, *_: Any) -> None:
+    warnings.warn(words, stacklevel=2)
 
 
 def slope(fn: Callable[[Array], Array], at: Array) -> Array:

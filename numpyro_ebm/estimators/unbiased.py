@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, UnhealthyChainsError, call_where_any, check_count, is_concrete
+from numpyro_ebm._errors import EnergyError, Told, UnhealthyChainsError, call_where_any, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
@@ -153,22 +153,23 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         return jnp.stack([draw_start(self.start, key, site, self.num_chains)[0] for key in keys], axis=1)
 
     def _raise_unmet(self, name: str, is_met: Array, acceptance_rate: Array) -> None:
-        def complain(_, figures):
-            num_unmet, rate = figures
-            raise UnhealthyChainsError(
-                f"At site '{name}': {int(num_unmet)} of {is_met.size} pairs of chains had not met after "
-                f"max_num_steps={self.max_num_steps} transitions (acceptance {float(rate):.2f}), and cut off there they "
-                "would be biased. Write a larger max_num_steps, a step_size nearer to its optimum (acceptance about "
-                "0.6), or a start nearer to the model, e.g. start='data': where the gradient is large beside 1 / step_size, "
-                "a chain rejects for long."
-            )
-
+        complain = Told(_complain, (name, is_met.size, self.max_num_steps))
         is_any = ~jnp.all(is_met)
         figures = (jnp.sum(~is_met), acceptance_rate)
         if not is_concrete(is_any, figures):
             call_where_any(complain, is_any[None], figures)
         elif is_any:
             complain(is_any, figures)
+
+
+def _complain(name: str, num_pairs: int, max_num_steps: int, _: Any, figures: Any) -> NoReturn:
+    num_unmet, rate = figures
+    raise UnhealthyChainsError(
+        f"At site '{name}': {int(num_unmet)} of {num_pairs} pairs of chains had not met after max_num_steps={max_num_steps} "
+        f"transitions (acceptance {float(rate):.2f}), and cut off there they would be biased. Write a larger max_num_steps, "
+        "a step_size nearer to its optimum (acceptance about 0.6), or a start nearer to the model, e.g. start='data': where "
+        "the gradient is large beside 1 / step_size, a chain rejects for long."
+    )
 
 
 def _shared(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from numpyro_ebm import _programs
 from numpyro_ebm._data_sites import has_rows_of_its_own
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
@@ -117,7 +116,7 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
     estimator.check(site)
     return _test(
         rng_key,
-        site.distribution,
+        site.distribution.closed(),
         (site.value, site.local, site.mask),
         estimator.bandwidth,
         kernel=estimator.kernel,
@@ -127,7 +126,7 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
     )
 
 
-@partial(jax.jit, static_argnames=("kernel", "beta", "num_bootstraps", "num_chains"))
+@_programs.jit(static_argnames=("kernel", "beta", "num_bootstraps", "num_chains"))
 def _test(rng_key, distribution, rows, bandwidth, *, kernel, beta, num_bootstraps, num_chains):
     value, local, mask = rows
     site = Site("", distribution, value.shape[:1], value, local, mask)

@@ -1,7 +1,6 @@
 """Weights of modes in draws and in rows."""
 
-from collections.abc import Callable, Hashable
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from blackjax.diagnostics import effective_sample_size
 
 from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._reads import reads
+from numpyro_ebm._programs import compiled
 from numpyro_ebm._typing import Array
 from numpyro_ebm.evaluation._subjects import as_vectors
 
@@ -95,16 +94,11 @@ def mode_weights(
 
 def _labeller(labels_of: Any, rows: Array) -> Callable[[Array], np.ndarray]:
     if callable(labels_of):
-        return lambda events: np.asarray(_labels(labels_of, events, reads(labels_of)))
+        return lambda events: np.asarray(compiled(jax.vmap(labels_of), events))
     centres = jnp.asarray(labels_of)
     if centres.shape[1:] != rows.shape[1:]:
         raise EnergyError(f"Centres of shape {centres.shape} are no events of shape {rows.shape[1:]} each.")
     return lambda events: np.asarray(_nearest(centres, events))
-
-
-@partial(jax.jit, static_argnames=("labels_of", "read"))
-def _labels(labels_of: Callable[[Array], Any], events: Array, read: Hashable) -> Array:
-    return jax.vmap(labels_of)(events)
 
 
 @jax.jit

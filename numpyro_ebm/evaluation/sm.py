@@ -1,12 +1,11 @@
 """The exact score matching loss of rows."""
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from numpyro_ebm import _programs
 from numpyro_ebm._errors import at_site
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import ScoreMatching, Site
@@ -65,14 +64,14 @@ def sm_of(site: Site) -> SMLoss:
     with at_site(site.name):
         check_continuous("sm_loss", site)
         estimator.check(site)
-        values = np.asarray(_losses(site.distribution, (site.value, site.local), estimator=estimator))
+        values = np.asarray(_losses(site.distribution.closed(order=2), (site.value, site.local), estimator=estimator))
     keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
     kept = values[keep].astype(float)
     error = float(kept.std(ddof=1)) / math.sqrt(kept.size) if kept.size > 1 else math.nan
     return SMLoss(np.where(keep, values, np.nan).reshape(site.batch_shape), float(kept.mean()), error)  # pyright: ignore
 
 
-@partial(jax.jit, static_argnames=("estimator",))
+@_programs.jit(static_argnames=("estimator",))
 def _losses(distribution, rows, *, estimator):
     value, local = rows
     return -estimator.surrogate(None, Site("", distribution, value.shape[:1], value, local, None), None)[0]

@@ -1,67 +1,26 @@
 """What log Z is asked of: a distribution, or the energy of a model; laid out in rows."""
 
-import dataclasses
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from numpyro_ebm._callables import Structure, assemble, dismantle
 from numpyro_ebm._data_sites import check_discrete
 from numpyro_ebm._doors import as_arrays
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._reads import reads
-from numpyro_ebm._results import values_of
 from numpyro_ebm._rows import Unwrapped, lay_out, unwrap
 from numpyro_ebm._sites import find_distribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A pytree that gives its distribution under jit too, so that new parameters compile nothing.
-
-    Attributes:
-        distribution: the energy, where it is given.
-        params: values of the model's parameters.
-        arrays: the arrays in the model's arguments.
-        model: the model; None for a distribution.
-        structure: the rest of the arguments.
-        site: the site's name, or None.
-        owner: who asks, for messages.
-        reads: what the model reads beside its arguments.
-    """
-
-    distribution: EventDistribution | None
-    params: PyTree
-    arrays: list[Any]
-    model: Any
-    structure: Structure | None
-    site: str | None
-    owner: str
-    reads: Hashable = None
-
-    def resolve(self) -> EventDistribution:
-        """The energy's distribution."""
-        if self.distribution is not None:
-            return self.distribution
-        args, kwargs = assemble(self.arrays, self.structure)  # pyright: ignore[reportArgumentType]
-        return find_distribution(self.owner, self.model, self.params, args, kwargs, self.site)
-
-
-jax.tree_util.register_dataclass(
-    Problem, data_fields=["distribution", "params", "arrays"], meta_fields=["model", "structure", "site", "owner", "reads"]
-)
-
-
-def make_problem(
+def find(
     owner: str, dist_or_model: Any, params: Any, site: str | None, args: tuple, kwargs: Mapping[str, Any] | None
-) -> tuple[Problem, EventDistribution]:
-    """The problem, and its distribution with concrete values.
+) -> EventDistribution:
+    """The distribution whose log Z is asked for.
 
     Raises:
         EnergyError: (a ValueError) as `find_distribution`; for a score without an energy.
@@ -71,22 +30,20 @@ def make_problem(
     if unwrapped is not None:
         if params is not None or site is not None or args or kwargs:
             raise TypeError("params, site and arguments belong to a model; a distribution holds its own.")
-        problem = Problem(unwrapped.distribution, None, [], None, None, None, owner)
+        distribution = unwrapped.distribution
     else:
         if not isinstance(args, tuple | list):
             raise TypeError(
                 f"model_args is a tuple of the model's arguments; got {type(args).__name__}. Write model_args=(x,)."
             )
-        arrays, structure = dismantle(as_arrays(owner, (tuple(args), dict(kwargs or {}))))
-        given = None if params is None else values_of(owner, params)
-        problem = Problem(None, given, arrays, dist_or_model, structure, site, owner, reads(dist_or_model))
-    distribution = problem.resolve()
+        args, kwargs = as_arrays(owner, (tuple(args), dict(kwargs or {})))
+        distribution = find_distribution(owner, dist_or_model, params, args, kwargs, site)
     if not distribution.has_energy:
         raise EnergyError(
             f"{owner} needs values of an energy, and a {type(distribution).__name__} has only their gradient: its density "
             "is not known up to a constant. Declare an EnergyDistribution."
         )
-    return problem, distribution
+    return distribution
 
 
 def num_rows(distribution: EventDistribution) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_ebm import _programs
 from numpyro_ebm._doors import check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning
 from numpyro_ebm._events import EventDistribution
@@ -93,11 +94,14 @@ def log_partition(
         raise EnergyError(f"The method '{chosen.name}' is random. Write log_partition(jax.random.key(0), ...).")
     if rng_key is not None:
         check_key("log_partition", rng_key)
-    problem, distribution = _problem.make_problem("log_partition", dist_or_model, params, site, model_args, model_kwargs)
+    distribution = _problem.find("log_partition", dist_or_model, params, site, model_args, model_kwargs)
     chosen.check(distribution)
     data = chosen.data
     draws = None if data is None else _problem.data_positions(type(chosen).__name__, distribution, data)
-    found: Estimate = _estimate(rng_key, chosen, problem, draws)
+    keys: Any = [None] * 3 if rng_key is None else jax.random.split(rng_key, 3)
+    if draws is None and chosen.num_draws:
+        draws = _problem.target_positions(keys[1], distribution, chosen.num_draws)
+    found: Estimate = _estimate(keys[0], keys[2], chosen, distribution.closed(), draws)
     check_finite("log_partition", found)
     if not bool(jnp.all(found.is_finished)):
         raise EnergyError(f"The method '{chosen.name}' did not come to its end. {chosen.unfinished}")
@@ -120,21 +124,17 @@ def log_partition(
     return result
 
 
-@jax.jit
-def _estimate(rng_key: Any, method: AbstractPartition, problem: _problem.Problem, draws: Any) -> Estimate:
-    distribution = problem.resolve()
-    keys: Any = [None] * 3 if rng_key is None else jax.random.split(rng_key, 3)
+@_programs.jit
+def _estimate(key_starts: Any, key_rows: Any, method: AbstractPartition, distribution: Any, draws: Any) -> Estimate:
     starts = None
     if method.num_starts:
-        starts = _problem.start_positions(keys[0], distribution, method.start_law, method.num_starts)
-    if draws is None and method.num_draws:
-        draws = _problem.target_positions(keys[1], distribution, method.num_draws)
+        starts = _problem.start_positions(key_starts, distribution, method.start_law, method.num_starts)
 
     def one(key, local, starts, draws):
         return method.estimate(key, Densities(distribution, local, method.start_law), starts, draws)
 
     num = _problem.num_rows(distribution)
-    row_keys = None if rng_key is None else jax.random.split(keys[2], num)
+    row_keys = None if key_rows is None else jax.random.split(key_rows, num)
     return jax.vmap(one, axis_size=num)(row_keys, _problem.local_of(distribution), starts, draws)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
+from numpyro_ebm import _programs
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
@@ -138,10 +139,13 @@ def log_partition_bounds(
     method: Any = METHODS.resolve(AnnealedImportanceSampling.name, **options)
     owner = "log_partition_bounds"
     check_key(owner, rng_key)
-    problem, distribution = _problem.make_problem(owner, dist_or_model, params, site, model_args, model_kwargs)
+    distribution = _problem.find(owner, dist_or_model, params, site, model_args, model_kwargs)
     method.check(distribution)
     ends = None if draws is None else _problem.data_positions(owner, distribution, draws)
-    betas, forward, backward = _both_ways(rng_key, method, problem, ends)
+    key_starts, key_ends, key_rows = jax.random.split(rng_key, 3)
+    if ends is None:
+        ends = _problem.target_positions(key_ends, distribution, method.num_chains)
+    betas, forward, backward = _both_ways(key_starts, key_rows, method, distribution.closed(), ends)
     check_finite(owner, *(each[0] for each in (forward, backward)))
     shape = _problem.shape_of(distribution)
     lower, upper = (Estimate(*(leaf.reshape(shape) for leaf in each[0][:3])) for each in (forward, backward))
@@ -149,13 +153,9 @@ def log_partition_bounds(
     return LogPartitionBounds(shaped(lower, "lower"), shaped(upper, "upper"), *by_level)
 
 
-@jax.jit
-def _both_ways(rng_key, method, problem, ends):
-    key_starts, key_ends, key_rows = jax.random.split(rng_key, 3)
-    distribution = problem.resolve()
+@_programs.jit
+def _both_ways(key_starts, key_rows, method, distribution, ends):
     starts = _problem.start_positions(key_starts, distribution, method.start, method.num_starts)
-    if ends is None:
-        ends = _problem.target_positions(key_ends, distribution, method.num_chains)
     kernel = default_kernel(method.kernel, distribution)
 
     def one(key, local, starts, ends):

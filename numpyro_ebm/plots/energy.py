@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm._errors import EnergyError, check_count, check_positive
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._programs import compiled
 from numpyro_ebm._typing import Array
 from numpyro_ebm.plots._style import DATA, MODEL, SERIES, bars, events_of, numbers, one_axes, outline
 
@@ -178,7 +179,7 @@ def _on_grid(distribution: Any, row: Any, grid: list[np.ndarray]) -> np.ndarray:
             "it."
         )
     values = np.full(len(points), np.nan)
-    values[inside] = np.asarray(jax.jit(_log_density(distribution, row))(points[inside]), float)
+    values[inside] = np.asarray(compiled(_log_density(distribution, row), points[inside]), float)
     values[~np.isfinite(values)] = np.nan
     if np.isnan(values).all():
         raise EnergyError(f"{OWNER} found no finite log density on the grid. Look at the energy there, or write limits=....")

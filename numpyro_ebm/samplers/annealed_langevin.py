@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import constraints
 
+from numpyro_ebm import _programs
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
-from numpyro_ebm._levels import check_level, score_of_rows
+from numpyro_ebm._levels import check_level, closed_at_levels, score_of_rows
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.noise import check_sigmas
 from numpyro_ebm.samplers._layout import check_start, draw_start, normal_rows, rows_local, to_draws, to_positions
@@ -145,7 +146,7 @@ class AnnealedLangevin:
         else:
             positions = to_positions(distribution, start)
         bare = dataclasses.replace(self, start=None)  # a function is no argument of jit
-        return _anneal(key_levels, distribution, bare, positions, held, shape=shape, keep_path=keep_path)
+        return _anneal(key_levels, closed_at_levels(distribution), bare, positions, held, shape=shape, keep_path=keep_path)
 
 
 jax.tree_util.register_dataclass(
@@ -153,7 +154,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-@jax.jit(static_argnames=("shape", "keep_path"))
+@_programs.jit(static_argnames=("shape", "keep_path"))
 def _anneal(rng_key, distribution, sampler, positions, held, *, shape, keep_path):
     ladder = jnp.sort(jnp.asarray(sampler.sigmas, float), descending=True)
     step_size = 0.1 * ladder[-1] ** 2 if sampler.step_size is None else sampler.step_size

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm import chains
+from numpyro_ebm import _programs, chains
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import check_count
 from numpyro_ebm._starts import check_starts
@@ -60,7 +60,8 @@ class ChainSampler:
         key_start, key_chains = jax.random.split(rng_key)
         starts = draw_start(self.start, key_start, distribution, sample_shape)
         counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}
-        draws, finite = _draw(key_start, key_chains, distribution, self.kernel, starts, sample_shape=sample_shape, **counts)
+        shape = {"sample_shape": sample_shape, **counts}
+        draws, finite = _draw(key_start, key_chains, distribution.closed(), self.kernel, starts, **shape)
         check_starts(finite)
         return draws
 
@@ -68,7 +69,7 @@ class ChainSampler:
 jax.tree_util.register_dataclass(ChainSampler, data_fields=["kernel", "start"], meta_fields=["num_warmup", "num_steps"])
 
 
-@jax.jit(static_argnames=("sample_shape", "num_warmup", "num_steps"))
+@_programs.jit(static_argnames=("sample_shape", "num_warmup", "num_steps"))
 def _draw(key_start, key_chains, distribution, kernel, starts, *, sample_shape, num_warmup, num_steps):
     shape = sample_shape + distribution.batch_shape
     kernel = kernel.bind(distribution)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 
+from numpyro_ebm import _programs
 from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
-from numpyro_ebm._levels import check_level, score_at_level
+from numpyro_ebm._levels import check_level, closed_at_levels, score_at_level
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.noise import AbstractNoiseProcess, check_process
 from numpyro_ebm.samplers._layout import rows_local, to_draws
@@ -85,7 +86,8 @@ class ProbabilityFlow:
         """Draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ProbabilityFlow", rng_key)
         self._check(distribution)
-        draws, reached = _flow_down(rng_key, distribution, self, shape=sample_shape + distribution.batch_shape)
+        shape = sample_shape + distribution.batch_shape
+        draws, reached = _flow_down(rng_key, closed_at_levels(distribution), self, shape=shape)
         return self._reached(draws, reached)
 
     def log_prob(self, distribution: Any, value: Any, rng_key: PRNGKey | None = None) -> Array:
@@ -109,7 +111,7 @@ class ProbabilityFlow:
                 ".log_prob(distribution, value, jax.random.key(0))."
             )
         self._check(distribution)
-        values, reached = _flow_up(rng_key, distribution, self, distribution.as_events(value))
+        values, reached = _flow_up(rng_key, closed_at_levels(distribution, order=2), self, distribution.as_events(value))
         return self._reached(values, reached)
 
     def latent_law(self, event_shape: Shape) -> dist.Distribution:
@@ -146,7 +148,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-@jax.jit(static_argnames="shape")
+@_programs.jit(static_argnames=("shape",))
 def _flow_down(rng_key, distribution, sampler, *, shape):
     process = sampler.process
     start = sampler.latent_law(distribution.unconstrained_shape).sample(rng_key, (math.prod(shape),)).astype(float)
@@ -159,7 +161,7 @@ def _flow_down(rng_key, distribution, sampler, *, shape):
     return to_draws(distribution, positions / process.alpha(process.t_min), shape), reached
 
 
-@jax.jit
+@_programs.jit
 def _flow_up(rng_key, distribution, sampler, value):
     process, cut = sampler.process, value.ndim - len(distribution.event_shape)
     shape = jnp.broadcast_shapes(value.shape[:cut], distribution.batch_shape)

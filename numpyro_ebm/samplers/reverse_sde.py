@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_ebm import _programs
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import check_count, check_positive
-from numpyro_ebm._levels import check_level, score_of_rows
+from numpyro_ebm._levels import check_level, closed_at_levels, score_of_rows
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.noise import AbstractNoiseProcess, check_process
 from numpyro_ebm.samplers._layout import rows_local, to_draws
@@ -73,7 +74,7 @@ class ReverseSDE:
         """Draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ReverseSDE", rng_key)
         check_level("ReverseSDE", distribution)
-        return _reverse(rng_key, distribution, self, shape=sample_shape + distribution.batch_shape)
+        return _reverse(rng_key, closed_at_levels(distribution), self, shape=sample_shape + distribution.batch_shape)
 
 
 jax.tree_util.register_dataclass(
@@ -81,7 +82,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-@jax.jit(static_argnames="shape")
+@_programs.jit(static_argnames=("shape",))
 def _reverse(rng_key: PRNGKey, distribution: Any, sampler: ReverseSDE, *, shape: Shape) -> Array:
     process = sampler.process
     score = score_of_rows(distribution, rows_local(distribution, shape))
