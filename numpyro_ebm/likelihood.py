@@ -12,7 +12,7 @@ from numpyro_ebm._data_sites import data_site, has_rows_of_its_own, over_rows
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import Site
-from numpyro_ebm.partition.bounds import RELIABLE_GAP
+from numpyro_ebm.partition.bounds import LEVEL, RELIABLE_GAP, widened
 from numpyro_ebm.scores import NO_DENSITY
 
 FEW_SAMPLES = 10.0
@@ -40,7 +40,8 @@ class LogLikelihood:
         log_partition_error: log Z's part of it.
         bits_per_dim: ``-mean / (d log 2)``, ``d`` the number of elements of an event.
         bits_per_dim_error: its standard error.
-        interval: of the mean, where log Z has bounds on both sides: lowest and highest in expectation; else None.
+        interval: of the mean of these rows, where log Z has bounds on both sides: a confidence interval of level 0.95 that
+            allows for the gap and for the Monte Carlo error of either end, and not for the sampling of rows; else None.
         bound: "upper" where the values are upper bounds in expectation (log Z from a lower bound), "lower" the other way
             round, None for neither.
         ess: effective number of samples behind log Z.
@@ -75,7 +76,8 @@ class LogLikelihood:
         """What is to be said beside the figures."""
         said = []
         if self.interval is not None:
-            said.append(f"between {self.interval[0]:.4f} and {self.interval[1]:.4f} by bounds on log Z from both sides")
+            ends = "between {:.4f} and {:.4f}".format(*self.interval)
+            said.append(f"of these rows {ends} at level {LEVEL:g}, by bounds on log Z from both sides")
         if self.bound is not None:
             side = {"upper": "at most that, log Z being a lower bound", "lower": "at least that, log Z being an upper bound"}
             said.append(f"in expectation {side[self.bound]}")
@@ -86,13 +88,13 @@ class LogLikelihood:
 
 @dataclasses.dataclass(frozen=True)
 class _LogZ:
-    """log Z as the rows need it: value ``()`` or of the rows' shape, and what an interval adds."""
+    """log Z as the rows need it: value ``()`` or of the rows' shape, and the two ends that it lies between, or None."""
 
     value: np.ndarray
     standard_error: np.ndarray
     ess: float
     bound: Literal["lower", "upper"] | None
-    half_gap: np.ndarray | None = None
+    ends: "tuple[_LogZ, _LogZ] | None" = None
 
 
 def log_likelihood(
@@ -106,8 +108,9 @@ def log_likelihood(
     .. math:: \mathrm{se}^2 = \operatorname{var}(\log \tilde p) / n + \mathrm{se}(\log Z)^2
 
     Where each row has a log Z of its own (a context), its errors count as independent of each other and are inside the
-    variance between rows. By bounds from both sides log Z is taken in their middle, with half the gap as a further error.
-    Importance sampling and AIS give lower bounds of log Z in expectation, so that the likelihood is an upper bound.
+    variance between rows. By bounds from both sides log Z is taken in their middle, with half the gap as a further error,
+    and ``interval`` holds the mean of these rows under the true log Z with probability 0.95 or more. Importance
+    sampling and AIS give lower bounds of log Z in expectation, so that the likelihood is an upper bound.
 
     A density has the units of its data. Rows scaled by ``c`` change the mean by ``-d log c``: of images with 256 levels
     divided by 256, bits per dimension in the levels' own units are ``bits_per_dim + 8``. Data that are whole numbers have
@@ -184,9 +187,12 @@ def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> 
     sampling = math.inf if np.isinf(mean) else float(kept.std(ddof=1)) / math.sqrt(num) if num > 1 else math.nan
     error = _common_error(log_z, site, keep)
     interval, systematic = None, 0.0
-    if log_z.half_gap is not None:
-        systematic = float(np.abs(_per_row(log_z.half_gap, site)[keep]).mean())
-        interval = (mean - systematic, mean + systematic)
+    if log_z.ends is not None:
+        half_gap = (log_z.ends[1].value - log_z.ends[0].value) / 2
+        systematic = float(np.abs(_per_row(half_gap, site)[keep]).mean())
+        low, high = widened(*(_mean_over_rows(end, site, keep) for end in log_z.ends))
+        raw = mean + float(_per_row(log_z.value, site)[keep].mean())
+        interval = (raw - float(high), raw - float(low))
     error = math.hypot(error, systematic)
     total, unit = math.hypot(sampling, error), max(math.prod(site.distribution.event_shape), 1) * math.log(2)
     return LogLikelihood(
@@ -207,9 +213,15 @@ def _common_error(log_z: _LogZ, site: Site, keep: np.ndarray) -> float:
     """What errors of log Z do to the mean, beyond what they add to the variance between rows."""
     if log_z.value.shape == site.batch_shape and site.batch_shape:
         return 0.0
+    return _mean_over_rows(log_z, site, keep)[1]
+
+
+def _mean_over_rows(log_z: _LogZ, site: Site, keep: np.ndarray) -> tuple[float, float, float]:
+    """Mean of log Z over the rows that take part, its standard error, and the effective number of draws behind it."""
     owners = _per_row(np.arange(log_z.value.size).reshape(log_z.value.shape), site)[keep]
     shares = np.bincount(owners, minlength=log_z.value.size) / owners.size
-    return float(np.linalg.norm(shares * np.broadcast_to(log_z.standard_error, log_z.value.shape).ravel()))
+    errors = np.broadcast_to(log_z.standard_error, log_z.value.shape).ravel()
+    return float(shares @ log_z.value.ravel()), float(np.linalg.norm(shares * errors)), log_z.ess
 
 
 def _read(log_partition: Any) -> _LogZ:
@@ -241,7 +253,7 @@ def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
             "numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which need no log Z."
         )
     error = np.hypot(lower.standard_error, upper.standard_error) / 2
-    return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, gap / 2)
+    return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, (lower, upper))
 
 
 def _per_row(values: np.ndarray, site: Site) -> np.ndarray:

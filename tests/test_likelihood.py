@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -92,15 +93,50 @@ def test_bounds_give_an_interval_and_a_wide_gap_is_refused():
     bounds = bounds_of(known(LOG_Z - 0.2, 0.03, 90.0, "lower"), known(LOG_Z + 0.4, 0.04, 30.0, "upper"))
     exact = ebm.log_likelihood(gaussian(), None, X, log_partition=known(LOG_Z))
     result = ebm.log_likelihood(gaussian(), None, X, log_partition=bounds)
-    assert result.interval == pytest.approx((exact.mean - 0.4, exact.mean + 0.2), abs=1e-5)
+    low, high = 0.4 + stats.t.ppf(0.975, 29) * 0.04, 0.2 + stats.t.ppf(0.975, 89) * 0.03
+    assert result.interval == pytest.approx((exact.mean - low, exact.mean + high), abs=1e-5)
     assert result.mean == pytest.approx(exact.mean - 0.1, abs=1e-5)
     assert result.standard_error == pytest.approx(math.hypot(exact.standard_error, 0.025, 0.3), rel=1e-4)
     assert result.ess == 30
     assert result.bound is None
-    assert "by bounds on log Z from both sides" in str(result)
+    assert "at level 0.95, by bounds on log Z from both sides" in str(result)
+    crossed = bounds_of(known(LOG_Z + 0.1, 0.03, bound="lower"), known(LOG_Z - 0.1, 0.02, bound="upper"))
+    low, high = ebm.log_likelihood(gaussian(), None, X, log_partition=crossed).interval
+    assert (low, high) == pytest.approx((exact.mean - 0.1 - 1.96 * 0.03, exact.mean + 0.1 + 1.96 * 0.02), abs=1e-4)
     wide = bounds_of(known(LOG_Z - 0.6), known(LOG_Z + 0.5))
     with pytest.raises(ebm.EnergyError, match="1.10 nats apart.*no likelihood is to be reported.*temperatures"):
         ebm.log_likelihood(gaussian(), None, X, log_partition=wide)
+
+
+def test_rows_with_a_log_z_each_average_the_errors_of_their_bounds():
+    scale = np.linspace(0.5, 2.0, 300)
+    context = ebm.EnergyDistribution(lambda x, c: 0.5 * (x / c) ** 2, context=scale, batch_shape=(300,))
+    log_z = np.log(scale * math.sqrt(2 * math.pi))
+    ends = (known(log_z - 0.1, np.full(300, 0.3), bound="lower"), known(log_z + 0.2, np.full(300, 0.6), bound="upper"))
+    result = ebm.log_likelihood(context, None, X[:, 0], log_partition=bounds_of(*ends))
+    expected = stats.norm.logpdf(X[:, 0], scale=scale).mean()
+    reach = 1.96 / math.sqrt(300)
+    ends = (expected - 0.2 - 0.6 * reach, expected + 0.1 + 0.3 * reach)
+    assert result.interval == pytest.approx(ends, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_intervals_by_bounds_hold_the_truth_at_their_level():
+    """The ends themselves are on their sides of log Z in the mean only."""
+    energy = ebm.EnergyDistribution(lambda v: 0.25 * v**4 + 0.5 * v**2)
+    grid = np.linspace(-8, 8, 160001)
+    weights = np.exp(-0.25 * grid**4 - 0.5 * grid**2)
+    exact, cdf = math.log(weights.sum() * (grid[1] - grid[0])), np.cumsum(weights) / weights.sum()
+    rows = np.interp(np.random.default_rng(77).random(200), cdf, grid)
+    truth = np.mean(-0.25 * rows**4 - 0.5 * rows**2) - exact
+    inside = []
+    for seed in range(60):
+        draws = jnp.asarray(np.interp(np.random.default_rng(seed).random(100), cdf, grid))
+        bounds = ebm.log_partition_bounds(jax.random.key(seed), energy, draws=draws, num_levels=100)
+        low, high = ebm.log_likelihood(energy, None, rows, log_partition=bounds).interval
+        assert bounds.interval[0] <= exact <= bounds.interval[1] or not low <= truth <= high
+        inside.append(low <= truth <= high)
+    assert sum(inside) >= 52  # 95 % of 60 is 57; fewer than 52 has a chance of 0.003
 
 
 def test_a_model_agrees_with_its_distribution():

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.diagnostics import effective_sample_size, rhat
+from blackjax.diagnostics import rhat
 
 from numpyro_ebm._data_sites import has_rows_of_its_own
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators import Site
+from numpyro_ebm.evaluation._autocorrelation import effective_size, with_squares
 from numpyro_ebm.samplers import ChainSampler
 from numpyro_ebm.sampling import sample
 
@@ -95,11 +96,9 @@ def _thinned(chains: Array, num_draws: int) -> ModelDraws:
 @jax.jit
 def _mixing(chains: Array) -> tuple[Array, Array]:
     """Smallest effective sample size of coordinates and of their squares, and largest R-hat."""
-    squares = (chains - jnp.mean(chains, axis=(0, 1))) ** 2
-    both = jnp.concatenate([chains, squares], axis=-1)
-    moves = jnp.any(both != both[:1, :1], axis=(0, 1))  # a coordinate that is always the same tells nothing
-    sizes = jnp.where(moves, jnp.atleast_1d(effective_sample_size(both)), jnp.inf)
-    return jnp.min(sizes), jnp.max(jnp.where(moves, jnp.atleast_1d(rhat(both)), 1.0))
+    both = with_squares(chains)
+    moves = jnp.any(both != both[:1, :1], axis=(0, 1))
+    return effective_size(both), jnp.max(jnp.where(moves, jnp.atleast_1d(rhat(both)), 1.0))
 
 
 def _is_chain_sampler(distribution: Any) -> bool:

@@ -10,6 +10,7 @@ from scipy.stats import norm, rankdata
 
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
 
 
@@ -69,6 +70,9 @@ def classifier_two_sample_test(
         EnergyError: (a ValueError) for fewer events than folds, events of different shapes or not finite.
         ImportError: without scikit-learn.
 
+    Warns:
+        UserWarning: for draws whose order shows that they are those of a chain, worth less than half of independent ones.
+
     Example:
         ``classifier_two_sample_test(key, draws, x_test).accuracy``
 
@@ -82,6 +86,7 @@ def classifier_two_sample_test(
     classifier = _default() if classifier is None else classifier
     draws, rows = as_vectors("draws", draws), as_vectors("rows", rows)
     check_same_events(draws, rows)
+    warn_where_dependent("classifier_two_sample_test", draws)
     num = min(len(draws), len(rows))
     if num < num_folds:
         raise EnergyError(f"{num} events of a kind do not fill {num_folds} folds. Write num_folds={max(2, num)}.")

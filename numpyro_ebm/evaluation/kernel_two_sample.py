@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro_ebm._errors import EnergyError, check_count, check_positive
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators.ksd import PAIRS_AT_ONCE, median_distance
+from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
 
 
@@ -56,6 +57,9 @@ def mmd(rng_key: PRNGKey, draws: Any, rows: Any, *, bandwidth: Any = None, num_p
         EnergyError: (a ValueError) for fewer than two draws or rows, events of different shapes or not finite, and
             bandwidths that are not positive.
 
+    Warns:
+        UserWarning: for draws whose order shows that they are those of a chain, worth less than half of independent ones.
+
     Example:
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 100, 3))
         >>> bool(mmd(jax.random.key(1), x, y + 1.0).p_value < 0.01)
@@ -71,6 +75,7 @@ def mmd(rng_key: PRNGKey, draws: Any, rows: Any, *, bandwidth: Any = None, num_p
         raise EnergyError(f"mmd needs one bandwidth or a sequence of them; got shape {bandwidth.shape}.")
     draws, rows = as_vectors("draws", draws), as_vectors("rows", rows)
     check_same_events(draws, rows)
+    warn_where_dependent("mmd", draws)
     return _test(rng_key, draws, rows, bandwidth, num_permutations=num_permutations)
 
 

@@ -1,5 +1,7 @@
 """Kernel Stein test of goodness of fit."""
 
+import dataclasses
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from numpyro_ebm._errors import EnergyError, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators import KernelSteinDiscrepancy, Site
 from numpyro_ebm.estimators.ksd import Kernel
+from numpyro_ebm.evaluation._autocorrelation import dependence, signs
 from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
 
 
@@ -21,11 +24,13 @@ class KSDTest(NamedTuple):
         statistic: unbiased squared discrepancy, about 0 where the model fits; may be negative.
         standard_error: of it, to first order; too large rather than too small where the model fits. Infinite for two rows.
         p_value: chance of a statistic as large if the model were true.
+        ess: how many independent rows the rows are worth: their number, or less where consecutive ones are correlated.
     """
 
     statistic: Array
     standard_error: Array
     p_value: Array
+    ess: Array
 
 
 def ksd_test(
@@ -47,9 +52,15 @@ def ksd_test(
     .. math:: S = \frac{1}{n(n-1)} \sum_{i \ne j} u(x_i, x_j), \qquad
         S_b = \frac{1}{n(n-1)} \sum_{i \ne j} w_{bi} w_{bj} u(x_i, x_j)
 
-    with independent signs ``w`` (the multipliers for independent rows: rows that are draws of one chain have to be thinned
-    first), and ``p = (1 + #{S_b >= S}) / (1 + B)``. With signs the terms ``i = j`` are the same in all, so that the "u" and
-    "v" statistics have one p-value. Works in unconstrained space. Time is ``n^2 B``; pairs are taken a few million at once.
+    with random signs ``w``, independent for independent rows, and ``p = (1 + #{S_b >= S}) / (1 + B)``. With signs the terms
+    ``i = j`` are the same in all, so that the "u" and "v" statistics have one p-value. Works in unconstrained space. Time is
+    ``n^2 B``; pairs are taken a few million at once.
+
+    Rows that are draws of a chain, in its order, are correlated, and independent signs would reject a true model nearly
+    always. Their integrated autocorrelation time ``tau`` (the longest of all coordinates and their squares) is estimated;
+    where it is longer than chance explains, the signs keep their value from row to row (a dependent wild bootstrap), for so
+    long that they see 0.8 of ``tau`` of a geometric autocorrelation, and the null distribution is divided by that share.
+    ``ess`` is ``n / tau``; below a hundred or so the test has little power.
 
     Like score matching it hardly sees the weights of modes that lie far apart.
 
@@ -57,7 +68,7 @@ def ksd_test(
         rng_key: random key.
         distribution: an `EnergyDistribution`, a `ScoreDistribution`, a normalised NumPyro distribution, or
             ``(model, params)`` with a model that observes the rows in ``model(rows)``.
-        rows: held-out rows, ``(num_rows, *event_shape)``.
+        rows: held-out rows, ``(num_rows, *event_shape)``, or draws of chains, ``(num_chains, num, *event_shape)``.
         kernel: "imq" or "rbf", see `KernelSteinDiscrepancy`.
         bandwidth: of the kernel, in data units (unconstrained ones); None for the median distance of the rows.
         beta: exponent of "imq"; None for -0.5.
@@ -80,7 +91,8 @@ def ksd_test(
 
     References:
         Chwialkowski, Strathmann and Gretton, A kernel test of goodness of fit (2016); Liu, Lee and Jordan, A kernelized
-        Stein discrepancy for goodness-of-fit tests (2016).
+        Stein discrepancy for goodness-of-fit tests (2016); Chwialkowski, Sejdinovic and Gretton, A wild bootstrap for
+        degenerate kernel tests (2014).
     """
     options = {"kernel": kernel, "bandwidth": bandwidth, "beta": beta, "num_bootstraps": num_bootstraps}
     return ksd_of(rng_key, rows_under("ksd_test", distribution, rows, site), **options)
@@ -108,23 +120,28 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
         kernel=estimator.kernel,
         beta=estimator.beta,
         num_bootstraps=num_bootstraps,
+        num_chains=math.prod(site.batch_shape[:-1]),
     )
 
 
-@partial(jax.jit, static_argnames=("kernel", "beta", "num_bootstraps"))
-def _test(rng_key, distribution, rows, bandwidth, *, kernel, beta, num_bootstraps):
+@partial(jax.jit, static_argnames=("kernel", "beta", "num_bootstraps", "num_chains"))
+def _test(rng_key, distribution, rows, bandwidth, *, kernel, beta, num_bootstraps, num_chains):
     value, local, mask = rows
     site = Site("", distribution, value.shape[:1], value, local, mask)
     keep = jnp.ones(site.num_rows, bool) if mask is None else mask
-    signs = jax.random.rademacher(rng_key, (site.num_rows, num_bootstraps), value.dtype)
-    weights = jnp.concatenate([jnp.ones((site.num_rows, 1), value.dtype), signs], axis=1)
+    by_chain = (num_chains, site.num_rows // num_chains)
+    found = dependence(site.position.reshape(*by_chain, -1), None if mask is None else keep.reshape(by_chain))
+    wild = signs(rng_key, found.persistence, *by_chain, num_bootstraps).astype(value.dtype)
+    weights = jnp.concatenate([jnp.ones((site.num_rows, 1), value.dtype), wild], axis=1)
     estimator = KernelSteinDiscrepancy(kernel=kernel, bandwidth=bandwidth, beta=beta)
-    sums = estimator.over_partners(site, lambda values, _: values @ weights)
+    with_others = jnp.where(keep, estimator.over_partners(site, lambda values, _: jnp.sum(values)), 0.0)
+    with_all = dataclasses.replace(estimator, statistic="v").over_partners(site, lambda values, _: values @ weights)
+    totals = jnp.sum(jnp.where(keep[:, None], weights * with_all, 0.0), axis=0)
+    p_value = (1 + jnp.sum(totals[1:] / found.captured >= totals[0])) / (1 + num_bootstraps)
     num = jnp.sum(keep, dtype=value.dtype)
-    totals = jnp.sum(jnp.where(keep[:, None], weights * sums, 0.0), axis=0) / (num * (num - 1))
-    statistic, null = totals[0], totals[1:]
+    statistic = jnp.sum(with_others) / (num * (num - 1))
     # The mean over partners is half of a row's influence.
-    spread = jnp.var(sums[:, 0] / (num - 1), where=keep) * num / (num - 1)
-    p_value = (1 + jnp.sum(null >= statistic)) / (1 + num_bootstraps)
+    spread = found.time * jnp.var(with_others / (num - 1), where=keep) * num / (num - 1)
     # Two rows have one pair between them, and so no spread.
-    return KSDTest(statistic, jnp.where(num > 2, 2 * jnp.sqrt(spread / num), jnp.inf), p_value)
+    error = jnp.where(num > 2, 2 * jnp.sqrt(spread / num), jnp.inf)
+    return KSDTest(statistic, error, p_value, num / found.time)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -12,11 +13,13 @@ from blackjax.diagnostics import psis_weights
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution, check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm.partition._proposal import Proposal, check_rows
 
 NOTHING = -1e30
 """A log density of nothing that may be multiplied by 0."""
 FEWEST_FOR_TAIL = 25
 EVEN = 0.8
+HEAVY_TAIL = 0.7
 BARELY = -1e15
 """Below it a sum of such numbers, with small factors, is one of them."""
 
@@ -49,6 +52,9 @@ class Estimate(NamedTuple):
         ess: effective number of draws.
         is_finished: whether the method came to its end.
         tail: Pareto shape of the weights' upper tail; from 1/2 on their variance is infinite. 0 without weights.
+        heaviest: the shape up to which that many weights have an error that means something.
+        covers: whether chains that came from the start stay where they came.
+        are_draws: whether what counts as draws of the target can be draws of it.
     """
 
     value: Array
@@ -56,6 +62,9 @@ class Estimate(NamedTuple):
     ess: Array
     is_finished: Any = True
     tail: Any = 0.0
+    heaviest: Any = HEAVY_TAIL
+    covers: Any = True
+    are_draws: Any = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Densities:
     Attributes:
         distribution: the energy.
         local: what the row has of its own.
-        start: a normalised distribution of one event, or None for the distribution's reference.
+        start: a normalised distribution of one event, a law of positions, or None for the distribution's reference.
     """
 
     distribution: EventDistribution
@@ -81,6 +90,8 @@ class Densities:
         """Normalised log density of the start."""
         if self.start is None:
             return self.distribution.unconstrained_log_reference(position, self.local)
+        if isinstance(self.start, Proposal):
+            return self.start.log_prob(position)
         event = self.distribution.constrain(position)
         return jnp.sum(self.start.log_prob(event)) + self.distribution.log_jacobian(position)
 
@@ -102,6 +113,7 @@ class AbstractPartition(abc.ABC):
         needs_key: whether it is random.
         unfinished: what to do where it did not come to its end.
         unreliable: what to do where few effective draws are behind it.
+        fits_start: whether its start is fitted to the target where it is given none.
     """
 
     name: ClassVar[str]
@@ -109,6 +121,7 @@ class AbstractPartition(abc.ABC):
     needs_key: ClassVar[bool] = True
     unfinished: ClassVar[str] = ""
     unreliable: ClassVar[str] = ""
+    fits_start: ClassVar[bool] = False
 
     @abc.abstractmethod
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: Any, draws: Any) -> Estimate:
@@ -147,8 +160,16 @@ class AbstractPartition(abc.ABC):
         Raises:
             EnergyError: with what to write.
         """
+        owner = type(self).__name__
         if self.start_law is not None:
-            check_start_law(type(self).__name__, self.start_law, distribution)
+            check_start_law(owner, self.start_law, distribution)
+        if self.fits_start and self.data is not None:
+            if self.start_law is not None or distribution.base is not None or distribution.is_discrete:
+                raise EnergyError(
+                    f"{owner} fits a start to data where it has none; here it has start=, the energy's base or the uniform "
+                    "law of a discrete support. Leave out data=."
+                )
+            check_rows(owner, self.data, distribution, 2)
 
 
 def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> None:
@@ -170,7 +191,11 @@ def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> No
 
 
 def from_log_weights(log_weights: Array) -> Estimate:
-    """Log of the mean weight, its standard error by the delta method, and Kish's effective sample size."""
+    """Log of the mean weight, its standard error by the delta method, and Kish's effective sample size.
+
+    A mean of ``n`` weights whose tail has a Pareto shape ``k`` above 1/2 varies by the order of ``n^(k - 1)`` and not of
+    ``n^(-1/2)``: the error is larger by that factor.
+    """
     num = len(log_weights)
     largest = jnp.max(log_weights)
     weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(largest), largest, 0.0))
@@ -178,7 +203,14 @@ def from_log_weights(log_weights: Array) -> Estimate:
     ess = total**2 / jnp.sum(weights**2)
     relative_variance = jnp.maximum(num / ess - 1, 0.0) / max(num - 1, 1)
     value = jnp.where(largest < BARELY, -jnp.inf, jnp.log(total / num) + largest)
-    return Estimate(value, jnp.sqrt(relative_variance), ess, tail=tail_of(log_weights))
+    tail = tail_of(log_weights)
+    error = jnp.sqrt(relative_variance) * num ** jnp.clip(tail - 0.5, 0.0, 0.5)
+    return Estimate(value, error, ess, tail=tail, heaviest=heaviest_tail(num))
+
+
+def heaviest_tail(num: int) -> float:
+    """The Pareto shape up to which the error of a mean of ``num`` weights means something (Vehtari et al. 2024)."""
+    return min(HEAVY_TAIL, 1 - 1 / math.log10(max(num, FEWEST_FOR_TAIL)))
 
 
 def tail_of(log_weights: Array) -> Array:

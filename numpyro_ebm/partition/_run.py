@@ -12,10 +12,10 @@ from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import PRNGKey, PyTree
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition, rounding
+from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.table import METHODS
 
 MIN_ESS = 10
-HEAVY_TAIL = 0.7
 
 
 def available_partition_methods() -> tuple[str, ...]:
@@ -75,9 +75,10 @@ def log_partition(
         TypeError: for unknown options, for what is neither a model nor an energy.
 
     Warns:
-        UnreliableLogPartitionWarning: where fewer than 10 effective draws are behind it, or the tail of its weights has a
-            Pareto shape above 0.7, as under a start whose tails are lighter than the target's: its standard error then means
-            nothing.
+        UnreliableLogPartitionWarning: where the start does not cover the target (chains that came from it are not at rest
+            under the target), where what was given as draws of the target cannot be that, where fewer than 10 effective
+            draws are behind log Z, or the tail of its weights has a Pareto shape above 0.7 (above 0.5 for 100 weights), as
+            under a start whose tails are lighter than the target's: its standard error then means nothing.
 
     Example:
         >>> import jax
@@ -100,17 +101,35 @@ def log_partition(
         raise EnergyError(f"The method '{chosen.name}' did not come to its end. {chosen.unfinished}")
     shape = _problem.shape_of(distribution)
     result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
-    if bool(jnp.any(result.ess < MIN_ESS)):
+    if not bool(jnp.all(found.covers)):
+        warnings.warn(
+            f"The start of '{chosen.name}' does not cover the target: chains are not at rest under the target where they "
+            "came to from the start, so that log Z is too small and its standard error means nothing. Give "
+            "the EnergyDistribution a base, or write start=a distribution of one event around its mass, or data=rows, "
+            f"which fits one to them. {chosen.unreliable}",
+            UnreliableLogPartitionWarning,
+            stacklevel=2,
+        )
+    elif not bool(jnp.all(found.are_draws)):
+        warnings.warn(
+            f"What '{chosen.name}' was given as draws are not draws of this energy (beyond 5 standard errors), or they are "
+            "correlated: log Z is another number and its standard error means nothing. Give draws of this energy, with "
+            f"num_chains= where they are those of chains. {chosen.unreliable}",
+            UnreliableLogPartitionWarning,
+            stacklevel=2,
+        )
+    elif bool(jnp.any(result.ess < MIN_ESS)):
         warnings.warn(
             f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(result.ess)):.1f}) are behind log Z by '{chosen.name}': "
             f"its standard error means nothing. {chosen.unreliable}",
             UnreliableLogPartitionWarning,
             stacklevel=2,
         )
-    elif not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):  # states that recur have no such tail
+    elif not distribution.is_discrete and bool(jnp.any(found.tail > found.heaviest)):  # states that recur have no such tail
         warnings.warn(
             f"The weights behind log Z by '{chosen.name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
-            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small. {chosen.unreliable}",
+            f"above {float(jnp.max(found.heaviest)):.2f}): a few of them decide, and its standard error is too small. "
+            f"{chosen.unreliable}",
             UnreliableLogPartitionWarning,
             stacklevel=2,
         )
@@ -128,7 +147,12 @@ def _estimate(rng_key: Any, method: AbstractPartition, problem: _problem.Problem
         draws = _problem.target_positions(keys[1], distribution, method.num_draws)
 
     def one(key, local, starts, draws):
-        return method.estimate(key, Densities(distribution, local, method.start_law), starts, draws)
+        densities, is_there = Densities(distribution, local, method.start_law), True
+        if fits_start(method, distribution):
+            key, key_fit = jax.random.split(key)
+            densities, starts, is_there = start_around(key_fit, method, densities, starts, draws)
+        found = method.estimate(key, densities, starts, draws)
+        return found._replace(covers=found.covers & is_there)
 
     num = _problem.num_rows(distribution)
     row_keys = None if rng_key is None else jax.random.split(keys[2], num)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy.stats import t as student
 
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
@@ -12,11 +14,13 @@ from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._annealing import anneal, default_kernel, reverse
 from numpyro_ebm.partition._base import Densities, Estimate, LogPartition, from_log_weights
 from numpyro_ebm.partition._run import check_finite, shaped
+from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.ais import AnnealedImportanceSampling
 from numpyro_ebm.partition.table import METHODS
 
 RELIABLE_GAP = 1.0
 """Nats above which no likelihood is to be reported."""
+LEVEL = 0.95
 
 
 class LogPartitionBounds(NamedTuple):
@@ -42,6 +46,13 @@ class LogPartitionBounds(NamedTuple):
         return self.upper.value - self.lower.value
 
     @property
+    def interval(self) -> tuple[Array, Array]:
+        """A confidence interval of log Z, of level 0.95: the ends, each moved outward by its standard error (`widened`)."""
+        lower, upper = ((end.value, end.standard_error, end.ess) for end in (self.lower, self.upper))
+        low, high = widened(lower, upper)
+        return jnp.asarray(low), jnp.asarray(high)
+
+    @property
     def is_reliable(self) -> bool:
         """Whether the two are within 1 nat of each other, everywhere; if not, do not report a likelihood.
 
@@ -56,7 +67,27 @@ class LogPartitionBounds(NamedTuple):
         else:
             ends = (f"{end.value:.3f} +- {end.standard_error:.3f}" for end in (self.lower, self.upper))
             text = "log Z {} from below, {} from above, gap {:.3f} nats".format(*ends, self.gap)
+            text += " ({:.0%} interval from {:.3f} to {:.3f})".format(LEVEL, *map(float, self.interval))
         return text if self.is_reliable else f"{text}: more than {RELIABLE_GAP:g} nat, do not report a likelihood"
+
+
+def widened(lower: tuple[Any, Any, Any], upper: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+    """Both ends moved outward so far that log Z is beyond either with probability 0.025 at most.
+
+    The lower end is below log Z in the mean, the upper one above, so that each has only its own error to cover: that many
+    standard errors as Student's t says for the effective number of draws. Where errors have put the ends in the wrong order
+    the interval holds those of both.
+
+    Args:
+        lower: value, standard error and effective number of draws.
+        upper: the same.
+    """
+    ends = []
+    for value, error, ess in (lower, upper):
+        degrees = np.maximum(np.asarray(ess, float) - 1, 1)
+        reach = student.ppf((1 + LEVEL) / 2, degrees) * np.asarray(error, float)
+        ends.append((np.asarray(value, float) - reach, np.asarray(value, float) + reach))
+    return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
 
 
 def log_partition_bounds(
@@ -78,7 +109,8 @@ def log_partition_bounds(
     .. math:: E\Big[-\log \frac 1n \sum_i w_i\Big] \ge \log Z
 
     from above, provided that the draws are the target's. The two have nothing in common but the path: where they meet, both
-    are right; where they do not, more levels bring them together. What no gap shows is a mode that the forward run and the
+    are right; where they do not, more levels bring them together. Each end has a Monte Carlo error, which may put it on the
+    wrong side of log Z; ``interval`` allows for it. What no gap shows is a mode that the forward run and the
     draws have both missed: the draws are the model's as far as its sampler found it.
 
     Args:
@@ -108,7 +140,8 @@ def log_partition_bounds(
     problem, distribution = _problem.make_problem(owner, dist_or_model, params, site, model_args, model_kwargs)
     method.check(distribution)
     ends = None if draws is None else _problem.data_positions(owner, distribution, draws)
-    betas, forward, backward = _both_ways(rng_key, method, problem, ends)
+    data = None if method.data is None else _problem.data_positions(owner, distribution, method.data)
+    betas, forward, backward = _both_ways(rng_key, method, problem, ends, data)
     check_finite(owner, *(each[0] for each in (forward, backward)))
     shape = _problem.shape_of(distribution)
     lower, upper = (Estimate(*(leaf.reshape(shape) for leaf in each[0][:3])) for each in (forward, backward))
@@ -117,7 +150,7 @@ def log_partition_bounds(
 
 
 @jax.jit
-def _both_ways(rng_key, method, problem, ends):
+def _both_ways(rng_key, method, problem, ends, data):
     key_starts, key_ends, key_rows = jax.random.split(rng_key, 3)
     distribution = problem.resolve()
     starts = _problem.start_positions(key_starts, distribution, method.start, method.num_starts)
@@ -125,8 +158,11 @@ def _both_ways(rng_key, method, problem, ends):
         ends = _problem.target_positions(key_ends, distribution, method.num_chains)
     kernel = default_kernel(method.kernel, distribution)
 
-    def one(key, local, starts, ends):
+    def one(key, local, starts, ends, data):
         densities = Densities(distribution, local, method.start)
+        if fits_start(method, distribution):
+            key, key_fit = jax.random.split(key)
+            densities, starts, _ = start_around(key_fit, method, densities, starts, data)
         key_pilot, key_forward, key_back = jax.random.split(key, 3)
         levels = method.levels(key_pilot, densities, starts)
         up = anneal(key_forward, kernel, densities, starts[: method.num_chains], levels, method.num_steps)
@@ -137,4 +173,4 @@ def _both_ways(rng_key, method, problem, ends):
         return levels.betas, (from_log_weights(up.log_weights), up.path), (upper._replace(value=-upper.value), path)
 
     keys = jax.random.split(key_rows, len(starts))
-    return jax.vmap(one)(keys, _problem.local_of(distribution), starts, ends)
+    return jax.vmap(one)(keys, _problem.local_of(distribution), starts, ends, data)

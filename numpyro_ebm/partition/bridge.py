@@ -26,7 +26,8 @@ class BridgeSampling(AbstractPartition):
 
     which is the maximum likelihood estimate from both samples: MBAR of two states, Bennett's acceptance ratio, or the
     logistic regression that tells the two apart. Unlike importance sampling it does not need ``q`` to cover the target's
-    tails, only to overlap. It is as good as the draws are.
+    tails, only to overlap. It is as good as the draws are: `log_partition` warns where they
+    cannot be draws of the target, since the log ratio then does not tell them from the mixture as it should.
 
     Args:
         draws: ``(num, *batch_shape, *event_shape)``, draws of the target; None for ``num_samples`` of the distribution's own

@@ -9,21 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
+from numpyro_ebm._typing import Array
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}
 AT_ONCE = 2**14
-LARGEST_EDGE = 1e-5
 LARGEST_ERROR = 1e-2
+MARGIN = 0.05
+"""Share of the box over which the decay towards an edge is measured."""
+NOTHING = -36.0
+"""Log of a share of the integral, per unit of length, that is below all rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid(AbstractPartition):
     r"""The trapezoidal rule on a grid in unconstrained space, in one to three dimensions.
 
-    For a smooth density that has faded at the edges its error falls faster than any power of the spacing. The
-    ``standard_error`` is the difference from the grid of twice the spacing, far above the error of the finer one, and the
-    rounding of the numbers in use.
+    For a smooth density that has faded at the edges its error falls faster than any power of the spacing. What lies beyond
+    an edge is extrapolated. Let ``m`` be the marginal density at the edge of a coordinate and ``r`` the rate at which its
+    logarithm falls over the last twentieth of the box. An exponential tail holds ``m / r``, which is added to the value. A
+    power law with this rate half a width ``h`` from its centre has the exponent ``r h`` and holds ``m h / (r h - 1)``, which
+    is added to the error.
+
+    The ``standard_error`` is the sum of that, of the difference from the grid of twice the spacing (far above the error of
+    the finer one), and of the rounding of the numbers in use. A mode that lies outside the box altogether is not seen.
 
     Args:
         low: lower edge in unconstrained space (the event's own where its support is the real line), one number or one per
@@ -33,8 +42,8 @@ class Grid(AbstractPartition):
 
     Raises:
         EnergyError: in more than 3 dimensions or on a discrete support, for edges out of order, an even number of points;
-            where the density has not faded at the edges (more than 1e-5 of the integral is in the outermost cells), or the
-            two grids differ by more than 0.01.
+            where the density does not fall towards an edge, or more than 0.01 of the integral may lie beyond the edges, or
+            the two grids differ by more than 0.01.
 
     Example:
         ``log_partition(None, EnergyDistribution(lambda x: 2.0 * x**2), method="grid", low=-5.0, high=5.0)``
@@ -46,9 +55,10 @@ class Grid(AbstractPartition):
     name: ClassVar[str] = "grid"
     needs_key: ClassVar[bool] = False
     unfinished: ClassVar[str] = (
-        "The density has not faded at the edges of the grid, or the grid is too coarse for it. Write low=..., high=... "
-        "further out, or nearer where everything lies within a few points, or num_points=... for more of them; where "
-        "energies are in the thousands, take a constant out of them or compute in 64 bits."
+        "The density has not faded at the edges of the grid, so that more than 0.01 of it may lie beyond them, or the grid "
+        "is too coarse for it. Write low=..., high=... further out, or nearer where everything lies within a few points, or "
+        "num_points=... for more of them; where energies are in the thousands, take a constant out of them or compute in 64 "
+        "bits."
     )
     low: Any = -10.0
     high: Any = 10.0
@@ -86,26 +96,60 @@ class Grid(AbstractPartition):
         step = (high - low) / (num - 1)
         places = num ** np.arange(size)
 
+        inside = max(1, round(MARGIN * (num - 1)))
+        # Of each coordinate both edges, and the places from which the decay towards them is measured.
+        slices = np.array([0, inside, num - 1 - inside, num - 1])
+
         def point(index):
             which = index // places % num
             log_p = densities.log_target((low + which.astype(low.dtype) * step).reshape(shape))
-            is_edge = (which == 0) | (which == num - 1)
-            log_weight = jnp.sum(jnp.log(step)) - jnp.sum(is_edge, dtype=float) * math.log(2)
+            halves = (which == 0) | (which == num - 1)
+            log_weight = jnp.sum(jnp.log(step)) - jnp.sum(halves, dtype=float) * math.log(2)
+            log_slice = log_p + log_weight - jnp.log(step) + jnp.where(halves, math.log(2), 0.0)
+            in_slice = jnp.where(which[:, None] == slices, log_slice[:, None], -jnp.inf)
             is_even = jnp.all(which % 2 == 0)
-            return log_p + log_weight, is_even, jnp.any((which <= 1) | (which >= num - 2))
+            return log_p + log_weight, jnp.where(is_even, log_p + log_weight + size * math.log(2), -jnp.inf), in_slice
 
         def block(carry, first):
             index = first + jnp.arange(min(AT_ONCE, num**size))
-            values, is_even, is_edge = jax.vmap(point)(index)
-            values = jnp.where(index < num**size, values, -jnp.inf)
-            parts = (values, jnp.where(is_even, values + size * math.log(2), -jnp.inf), jnp.where(is_edge, values, -jnp.inf))
-            return tuple(jnp.logaddexp(c, jax.nn.logsumexp(p)) for c, p in zip(carry, parts, strict=True)), None
+            parts = jax.vmap(point)(index)
+            parts = jax.tree.map(lambda part: jnp.where(_wide(index < num**size, part), part, -jnp.inf), parts)
+            return jax.tree.map(lambda c, p: jnp.logaddexp(c, jax.nn.logsumexp(p, axis=0)), carry, parts), None
 
-        nothing = (jnp.asarray(-jnp.inf, float),) * 3
-        (fine, coarse, edge), _ = jax.lax.scan(block, nothing, jnp.arange(0, num**size, AT_ONCE))
-        error = jnp.abs(fine - coarse)
-        is_finished = (edge - fine < math.log(LARGEST_EDGE)) & (error < LARGEST_ERROR)
-        return Estimate(fine, error, jnp.full((), jnp.inf), is_finished)
+        nothing = tuple(jnp.full(s, -jnp.inf, float) for s in ((), (), (size, len(slices))))
+        (fine, coarse, marginals), _ = jax.lax.scan(block, nothing, jnp.arange(0, num**size, AT_ONCE))
+        exponential, power = _beyond(marginals - fine, inside * step, (high - low) / 2)
+        error = jnp.abs(fine - coarse) + power
+        return Estimate(
+            fine + jnp.log1p(jnp.where(jnp.isfinite(exponential), exponential, 0.0)),
+            error,
+            jnp.full((), jnp.inf),
+            error < LARGEST_ERROR,
+        )
 
 
 jax.tree_util.register_dataclass(Grid, data_fields=["low", "high"], meta_fields=["num_points"])
+
+
+def _beyond(marginals: Array, lengths: Array, half_widths: Array) -> tuple[Array, Array]:
+    """What lies beyond the edges, as a share of the integral: if tails are exponential, and if they are a power.
+
+    Args:
+        marginals: log of the normalised marginal density of each coordinate at the lower edge, inside it, inside the upper
+            edge and at it, ``(size, 4)``.
+        lengths: from an edge to the place inside it, ``(size,)``.
+        half_widths: of the box, ``(size,)``.
+    """
+    at_edge, inside = marginals[:, ::3], marginals[:, 1:3]
+    is_nothing = at_edge < NOTHING
+    rate = jnp.where(is_nothing, jnp.inf, (inside - at_edge) / lengths[:, None])
+    density = jnp.where(is_nothing, 0.0, jnp.exp(at_edge))
+    exponent = rate * half_widths[:, None]
+    decays = exponent > 1
+    exponential = jnp.where(decays, density / jnp.where(decays, rate, 1.0), jnp.inf)
+    power = jnp.where(decays, density * half_widths[:, None] / jnp.where(decays, exponent - 1, 1.0), jnp.inf)
+    return jnp.sum(exponential), jnp.sum(power)
+
+
+def _wide(flags: Array, like: Array) -> Array:
+    return flags.reshape(flags.shape + (1,) * (like.ndim - 1))
