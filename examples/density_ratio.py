@@ -349,6 +349,7 @@ def main(argv: list[str] | None = None) -> tuple[list[dict], list[dict]]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for density_ratio.png")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.steps, args.flow_steps, args.chunk = 300, 40, 20
         args.warmup, args.samples, args.proposals = 60, 60, 2000
@@ -363,7 +364,6 @@ def main(argv: list[str] | None = None) -> tuple[list[dict], list[dict]]:
     print_telling(table[2], red, white, names)
     rows = densities(args)
     print_densities(rows)
-    args.out.mkdir(parents=True, exist_ok=True)
     draw_picture(args.out / "density_ratio.png", table)
     print(f"Wrote {args.out / 'density_ratio.png'}.")
     return table, rows

@@ -234,6 +234,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
     parser.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
     args = parser.parse_args(argv)
+    wine.check_netcdf()
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.steps, args.check_every, args.warmup, args.samples = 100, 5, 100, 200
         args.levels, args.chains, args.particles, args.proposals = 50, 100, 200, 5000
@@ -248,7 +250,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print_diagnoses(found)
     print_mixing(trained["pcd"])
 
-    args.out.mkdir(parents=True, exist_ok=True)
     write_html(args.out / "evaluate.html", evaluation, found)
     idata = ebm.to_arviz(
         trained["pcd"].draws,

@@ -265,6 +265,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="small everything")
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.steps, args.seeds, args.particles, args.draws, args.proposals = 100, 1, 50, 200, 2000
     splits = load()
@@ -279,7 +280,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
         gap = results["energy"].bound - results["normal"].bound
         gaps.append((seed, gap.mean(), np.hypot(gap.std() / np.sqrt(len(gap)), rows[-1]["log_z_se"])))
     print_table(rows, gaps)
-    args.out.mkdir(parents=True, exist_ok=True)
     draw_picture(args.out / "latent_prior.png", splits[1], results)
     print(f"picture: {args.out / 'latent_prior.png'}")
     return rows

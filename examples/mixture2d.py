@@ -216,6 +216,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for mixture2d.png")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.rows, args.steps, args.batch, args.chunk = 2000, 40, 100, 20
 
@@ -226,7 +227,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
     print()
     for fit in fits.values():
         print(fit.report)
-    args.out.mkdir(parents=True, exist_ok=True)
     draw_picture(args.out / "mixture2d.png", fits, rows, np.asarray(x))
     print(f"Wrote {args.out / 'mixture2d.png'}.")
     return rows

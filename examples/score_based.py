@@ -228,6 +228,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for score_based.png")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.steps, args.hidden, args.blocks, args.average = 200, 32, 1, 20
         args.levels, args.steps_per_level, args.draws, args.test_rows = 12, 3, 4, 4
@@ -255,7 +256,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
     halves = test[:8]
     completions = langevin.inpaint(keys[1], distribution, halves, UPPER, (6,))
     draws = langevin(keys[2], distribution, shape), distribution.sample(keys[3], shape)
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "score_based.png"
     draw_picture(path, test[: args.draws], *draws, trajectory, sigmas[strip], halves, completions)
     print(f"Wrote {path}.")

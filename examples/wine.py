@@ -13,6 +13,7 @@ it writes an ArviZ file and pictures.
 import argparse
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -266,6 +267,12 @@ def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits
     plt.close("all")
 
 
+def check_netcdf() -> None:
+    """Say what is missing before the training, not after it."""
+    if any(find_spec(name) is None for name in ("h5netcdf", "h5py")):
+        raise SystemExit("This script writes netCDF, by h5netcdf and h5py. Write pip install 'h5netcdf[h5py]' first.")
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
@@ -279,6 +286,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for wine.nc and the pictures")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args(argv)
+    check_netcdf()
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.steps, args.chunk, args.warmup, args.samples, args.proposals = 40, 20, 60, 60, 2000
 
@@ -289,7 +298,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
     print_table(baselines(splits, args.seed, **({"sizes": (4,)} if args.quick else {})) + rows)
 
     best = max(rows, key=lambda row: row["ll"])
-    args.out.mkdir(parents=True, exist_ok=True)
     best["idata"].to_netcdf(args.out / "wine.nc")
     draw_pictures(args.out, fits, best, splits)
     print(f"Wrote wine.nc (draws of {best['method']}), wine.png and wine_ranks.png to {args.out}.")

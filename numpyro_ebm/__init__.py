@@ -3,6 +3,7 @@ from importlib.metadata import version as _version
 from numpyro_ebm._errors import EnergyError as EnergyError
 from numpyro_ebm._errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
+from numpyro_ebm._errors import UnhealthyChainsError as UnhealthyChainsError
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
 from numpyro_ebm._recording import RecordedChains as RecordedChains

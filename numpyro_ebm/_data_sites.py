@@ -12,6 +12,7 @@ from numpyro import handlers
 
 from numpyro_ebm._bases import is_improper
 from numpyro_ebm._callables import Structure, assemble, dismantle
+from numpyro_ebm._doors import as_arrays
 from numpyro_ebm._errors import EnergyError, at_site, is_concrete
 from numpyro_ebm._reads import reads
 from numpyro_ebm._results import check_values_given, values_of
@@ -78,6 +79,7 @@ def data_site(
         EnergyError: for rows that do not fit, parameters or latent sites without values, no energy site or several.
         TypeError: for what is neither, and for arguments that belong to the other.
     """
+    args, kwargs = as_arrays(owner, (args, kwargs))
     if isinstance(dist_or_model, dist.Distribution):
         return _of_distribution(owner, dist_or_model, params, args, kwargs, site)
     if not callable(dist_or_model):

@@ -18,6 +18,16 @@ class EnergyError(ValueError):
     """A fault in how an energy, its data or its estimator was declared."""
 
 
+class UnhealthyChainsError(EnergyError):
+    """The chains that train an energy are not what they have to be, or under ``on_unhealthy="raise"`` should be.
+
+    Attributes:
+        result: out of `fit`, the `FitResult` of what was trained until then; None elsewhere, and before the first update.
+    """
+
+    result: Any = None
+
+
 class UnhealthyChainsWarning(UserWarning):
     """The chains that train an energy are not what they should be; the message says how and what to try."""
 

@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from numpyro_ebm._bases import split_rows
 from numpyro_ebm._blocks import Blocks
 from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._reads import reads
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
@@ -107,6 +108,7 @@ class EventDistribution(dist.Distribution):
             raise EnergyError(
                 f"{type(self).__name__}.sample needs a random key. Inside a model, write numpyro.handlers.seed(model, 0)."
             )
+        check_key(f"{type(self).__name__}.sample", key)
         shape = self.shape(sample_shape)
         if 0 in shape:
             return jnp.zeros(shape)
@@ -197,7 +199,7 @@ class EventDistribution(dist.Distribution):
             EnergyError: where the trailing shape is not ``event_shape`` or the leading one does not broadcast.
             TypeError: for complex or non-numeric values.
         """
-        value = jnp.asarray(value)
+        value = jnp.asarray(as_arrays(type(self).__name__, value))
         if not (jnp.isrealobj(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)):
             raise TypeError(f"{type(self).__name__} needs real numbers; got dtype {value.dtype}.")
         if not self.is_discrete:
@@ -245,6 +247,12 @@ class EventDistribution(dist.Distribution):
     @property
     def _is_real(self) -> bool:
         return type(_elementary(self.support)) is type(constraints.real)
+
+
+def discrete_values(support: Any) -> np.ndarray | None:
+    """The values that one element of a discrete support takes, in increasing order; None where it has no two bounds."""
+    bounds = _discrete_bounds(support)
+    return None if bounds is None else np.arange(bounds[0], bounds[1] + 1)
 
 
 def _discrete_bounds(support: Any) -> tuple[int, int] | None:

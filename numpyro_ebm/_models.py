@@ -1,17 +1,23 @@
-"""A NumPyro model as a target for kernels: its parameters fixed, its latents unconstrained."""
+"""A NumPyro model as a target for kernels: its parameters fixed, its latents unconstrained, or all discrete."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
-from numpyro.infer import init_to_uniform
+from numpyro.infer import init_to_uniform, util
 from numpyro.infer.util import initialize_model
 from numpyro.primitives import Messenger
+from numpyro.util import is_prng_key
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._events import discrete_values
+from numpyro_ebm._rows import unwrap
 from numpyro_ebm._typing import Position, PRNGKey, PyTree
+from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 
 
 class Target(NamedTuple):
@@ -21,11 +27,13 @@ class Target(NamedTuple):
         position: initial unconstrained latents by site; led by the keys' batch shape.
         log_density: ``log_density(args, kwargs)`` is a function of a position.
         postprocess: ``postprocess(args, kwargs)`` takes a position to constrained latents and deterministic sites.
+        discrete_values: by site, the values that an element of it takes, where all latents are discrete.
     """
 
     position: Position
     log_density: Callable[[tuple, dict], Callable[[Position], jax.Array]]
     postprocess: Callable[[tuple, dict], Callable[[Position], dict[str, jax.Array]]]
+    discrete_values: dict[str, np.ndarray] | None = None
 
 
 class unsubsampled(Messenger):  # noqa: N801
@@ -64,8 +72,25 @@ def fixed(model: Callable, params: PyTree | None) -> Callable:
     return unsubsampled(handlers.substitute(model, data=dict(params or {})))
 
 
-def check_params(model: Callable, params: PyTree | None, args: tuple, kwargs: dict) -> None:
-    """Refuse a model whose parameters would silently stay at their initial values.
+class Latents(NamedTuple):
+    """The latent sites of a model.
+
+    Attributes:
+        discrete: by site, the values that an element takes; None where they cannot be listed.
+        energies: which of these are energies.
+        continuous: the others.
+    """
+
+    discrete: dict[str, np.ndarray | None]
+    energies: list[str]
+    continuous: list[str]
+
+
+def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dict) -> Latents:
+    """Refuse a model whose parameters would silently stay at their initial values, and one without latents.
+
+    Returns:
+        Its latent sites.
 
     Raises:
         EnergyError: naming the parameters that have no value.
@@ -76,16 +101,69 @@ def check_params(model: Callable, params: PyTree | None, args: tuple, kwargs: di
             f"params are values by name; got {type(params).__name__}. Write params=result.params of what fit or svi.run "
             "returned, or params=svi.get_params(state)."
         )
-    # Latents start as NumPyro's kernels start them, not drawn: an energy's sampler would run its chains for nothing.
-    initialized = handlers.substitute(handlers.seed(fixed(model, params), 0), substitute_fn=init_to_uniform())
-    with handlers.block(), handlers.trace() as trace:
-        initialized(*args, **kwargs)
+    trace = _trace(fixed(model, params), args, kwargs)
     missing = [n for n, site in trace.items() if site["type"] == "param" and n not in (params or {})]
     if missing:
         raise EnergyError(
             f"The model has parameters {missing} without values, so MCMC would use their initial ones. Pass those that "
             "were trained: params=svi_result.params."
         )
+    found = _latents(trace)
+    if not (found.discrete or found.continuous):
+        raise EnergyError("The model has no latent site, so there is nothing to sample. Call it without data.")
+    return found
+
+
+def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:
+    """The kernel that moves these latents: the one given, or for None "nuts", and "gibbs" where all of them are discrete.
+
+    Raises:
+        EnergyError: for discrete latents beside continuous ones, which no kernel moves together, and for a kernel that
+            cannot move on their supports.
+    """
+    is_discrete = not latents.continuous
+    is_gibbs = kernel is not None and resolve_kernel(kernel, is_discrete=None).is_discrete
+    if latents.discrete and not is_discrete and (latents.energies or is_gibbs):
+        both = f"the discrete latent sites {sorted(latents.discrete)} beside the continuous {sorted(latents.continuous)}"
+        raise EnergyError(
+            f"The model has {both}, and no kernel here moves both. Fix one kind and sample the other: "
+            f"numpyro.handlers.condition(model, {{'{min(latents.continuous)}': value}}) for 'gibbs', "
+            f"{{'{min(latents.discrete)}': value}} for 'nuts'."
+        )
+    return resolve_kernel(kernel, is_discrete=is_discrete)
+
+
+def _trace(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform) -> dict[str, Any]:
+    """One run of a model whose latents are started as kernels start them, not drawn: no chain of an energy's runs."""
+    started = handlers.substitute(handlers.seed(model, 0), substitute_fn=_starting(init_strategy))
+    with handlers.block(), handlers.trace() as trace:
+        started(*args, **kwargs)
+    return trace
+
+
+def _starting(init_strategy: Callable) -> Callable:
+    """NumPyro's strategy, which knows no start of a discrete energy: there a draw of its reference."""
+    strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
+
+    def start(site: dict[str, Any]) -> Any:
+        if site["type"] != "sample" or site["is_observed"]:
+            return None
+        unwrapped = unwrap(site["fn"])
+        value = strategy(site)
+        if value is not None or unwrapped is None or not unwrapped.distribution.is_discrete:
+            return value
+        law = unwrapped.distribution.reference.expand(unwrapped.batch_shape)
+        return law.sample(site["kwargs"]["rng_key"])
+
+    return start
+
+
+def _latents(trace: Mapping[str, Any]) -> Latents:
+    sites = {n: s["fn"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    discrete = {name: fn for name, fn in sites.items() if fn.support.is_discrete}
+    energies = [name for name, fn in discrete.items() if unwrap(fn) is not None]
+    values = {name: discrete_values(fn.support) for name, fn in discrete.items()}
+    return Latents(values, energies, [name for name in sites if name not in discrete])
 
 
 def make_target(
@@ -101,17 +179,47 @@ def make_target(
         init_strategy: as in NumPyro's kernels.
 
     Raises:
-        EnergyError: for a model without continuous latents.
+        EnergyError: for discrete latents without bounds.
         RuntimeError: by NumPyro, outside jit, where no finite starting point is found.
     """
+    latents = _latents(_trace(model, args, kwargs))
+    if not latents.continuous:
+        return _discrete_target(rng_key, model, latents, args, kwargs, init_strategy)
     info = initialize_model(
         rng_key, model, init_strategy=init_strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs
     )
-    if not info.param_info.z:
-        raise EnergyError("The model has no continuous latent site, so there is nothing to sample. Call it without data.")
 
     def log_density(args, kwargs):
         potential = info.potential_fn(*args, **kwargs)
         return lambda z: -jnp.asarray(potential(z), float)
 
     return Target(info.param_info.z, log_density, lambda args, kwargs: info.postprocess_fn(*args, **kwargs))
+
+
+def _discrete_target(rng_key: PRNGKey, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable):
+    """The target of a model whose latents are all discrete: positions are their values."""
+    for name, values in latents.discrete.items():
+        if values is None:
+            raise EnergyError(
+                f"At site '{name}': the values of its support cannot be listed: it needs two bounds, the same for all "
+                "elements, as constraints.boolean and constraints.integer_interval(0, 9) have."
+            )
+
+    def start(key):
+        substituted = handlers.substitute(handlers.seed(model, key), substitute_fn=_starting(strategy))
+        with handlers.block(), handlers.trace() as trace:
+            substituted(*args, **kwargs)
+        return {name: jnp.asarray(trace[name]["value"], int) for name in latents.discrete}
+
+    def log_density(args, kwargs):
+        return lambda values: jnp.asarray(util.log_density(handlers.seed(model, 0), args, kwargs, values)[0], float)
+
+    def postprocess(args, kwargs, values):
+        with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
+            handlers.substitute(model, data=values)(*args, **kwargs)
+        return values | {name: site["value"] for name, site in trace.items() if site["type"] == "deterministic"}
+
+    position = start(rng_key) if is_prng_key(rng_key) else jax.vmap(start)(rng_key)
+    return Target(
+        position, log_density, lambda args, kwargs: partial(postprocess, args, kwargs), cast(Any, latents.discrete)
+    )

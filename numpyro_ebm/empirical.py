@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from numpyro_ebm._doors import as_arrays
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 
@@ -42,7 +43,7 @@ class Empirical(dist.Distribution):
     pytree_data_fields = ("rows", "_support")
 
     def __init__(self, rows: Any, support: Any = constraints.real, *, validate_args: bool | None = None):
-        self.rows = jnp.asarray(rows, float)
+        self.rows = jnp.asarray(as_arrays("Empirical", rows), float)
         if self.rows.ndim == 0 or len(self.rows) == 0:
             raise EnergyError(f"Empirical needs rows, of shape (num_rows, *event_shape); got shape {self.rows.shape}.")
         extra = self.rows.ndim - 1 - support.event_dim

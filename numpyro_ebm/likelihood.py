@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._data_sites import data_site, has_rows_of_its_own, over_rows
+from numpyro_ebm._doors import as_arrays, check_outside_jit
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators import Site
@@ -150,6 +151,8 @@ def log_likelihood(
         Sandwiching the marginal likelihood using bidirectional Monte Carlo (2015); Burda, Grosse and Salakhutdinov, Accurate
         and conservative estimates of MRF log-likelihood using reverse annealing (2015).
     """
+    args, kwargs = as_arrays("log_likelihood", (args, kwargs))
+    check_outside_jit("log_likelihood", params, args, kwargs)
     return likelihood_of(data_site("log_likelihood", dist_or_model, params, args, kwargs, site), log_partition)
 
 

@@ -10,7 +10,7 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_ebm import _models
+from numpyro_ebm import _models, chains
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.kernels import AbstractKernel, adaptation, resolve_kernel
@@ -77,15 +77,16 @@ class BlackJAXKernel(MCMCKernel):
 
     Args:
         model: a NumPyro model, energy sites or not.
-        kernel: a name of `available_kernels` or a kernel object, whose settings the warm-up starts from.
+        kernel: a name of `available_kernels` or a kernel object, whose settings the warm-up starts from; "gibbs" for a model
+            whose latents are all discrete.
         params: values of the model's ``numpyro.param`` sites, as ``svi.run(...).params``; names that are not the model's
             (a guide's) are left alone.
         init_strategy: as in NumPyro's kernels.
 
     Raises:
-        EnergyError: (a ValueError) for an unknown kernel; at the first run, for a model whose parameters have no value,
-            an energy whose parameters are sampled with it, an observed site in a subsampled plate, and a model without
-            latents.
+        EnergyError: (a ValueError) for an unknown kernel; at the first run, for a kernel that cannot move on the latents'
+            supports, latents that are discrete and continuous, a model whose parameters have no value, an energy whose
+            parameters are sampled with it, an observed site in a subsampled plate, and a model without latents.
         RuntimeError: by NumPyro, where no finite starting point is found.
 
     Example:
@@ -106,12 +107,13 @@ class BlackJAXKernel(MCMCKernel):
         if not callable(model):
             raise TypeError(f"BlackJAXKernel needs a NumPyro model; got {type(model).__name__}.")
         # Read only: what NumPyro has compiled would not see a change.
-        self._kernel = resolve_kernel(kernel)
+        self._kernel = resolve_kernel(kernel, is_discrete=None)
         self._params = params
         self._model = model
         self._init_strategy = init_strategy
         # NumPyro asks for these names before the first run.
         self._sample_fn: Callable | None = None
+        self._bound = self._kernel
         self._target: _models.Target | None = None
         self._num_warmup = 0
         self._stages = jnp.zeros((0, 2), jnp.int32)
@@ -147,13 +149,15 @@ class BlackJAXKernel(MCMCKernel):
         """The state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
         if self._target is None:
-            _models.check_params(self._model, self._params, model_args, kwargs)
+            _models.kernel_for(_models.check_model(self._model, self._params, model_args, kwargs), self._kernel)
         self._num_warmup = num_warmup
         self._stages = adaptation.schedule(self._kernel, num_warmup)
         single = is_prng_key(rng_key)
         keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
         model = _models.fixed(self._model, self._params)
         self._target = _models.make_target(keys[0], model, model_args, kwargs, self._init_strategy)
+        if self._target.discrete_values is not None:
+            self._bound = self._kernel.bind(self._target)
         position = self._target.position if init_params is None else init_params
         start = partial(self._start, self._target.log_density(model_args, kwargs))
         # A batch of keys is a batch of chains, here and at every transition.
@@ -183,11 +187,11 @@ class BlackJAXKernel(MCMCKernel):
         return {**self.__dict__, "_sample_fn": None, "_target": None}
 
     def _start(self, log_density: Callable, rng_key: Array, position: PyTree) -> BlackJAXState:
-        position = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), position)
+        position = chains.as_positions(self._bound, position)
         rng_key, key = jax.random.split(rng_key)
-        lifted = self._kernel.lift(position)
-        kernel_state = self._kernel.init(key, lifted, log_density)
-        warmup = adaptation.start(self._kernel, lifted)
+        lifted = self._bound.lift(position)
+        kernel_state = self._bound.init(key, lifted, log_density)
+        warmup = adaptation.start(self._bound, lifted)
         zero = jnp.zeros((), float)
         return BlackJAXState(
             i=jnp.zeros((), jnp.int32),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpyro import handlers
 
+from numpyro_ebm._doors import as_arrays, check_outside_jit
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._results import Result, check_values_given, is_ours, mutable_state, values_of
 from numpyro_ebm._typing import Array
@@ -32,7 +33,7 @@ class SiteReport:
         figures: of chains those of `NegativePhaseHealth`, the numbers in the estimator's state, such as ``num_updates``, and
             for chains that are kept the mean and largest ``age``; of other estimators what their ``figures`` give.
         conditions: of `NegativePhaseHealth`, those that held in the last update, in words.
-        notes: what the estimator's settings mean for the energy that it trains.
+        notes: what the estimator's settings mean for the energy that it trains, and conditions that held earlier.
     """
 
     site: str
@@ -46,7 +47,9 @@ class SiteReport:
         lines = [f"{self.site}: {self.estimator}"]
         lines += [f"  {name:<16} {value:.4g}" for name, value in self.figures.items() if np.isfinite(value)]
         if "acceptance_rate" in self.figures:
-            lines += [f"  ! {text}" for text in self.conditions] or ["  chains: nothing unusual"]
+            # No verdict beyond the conditions: diagnose judges the figures, and may find more.
+            none = f"  chains: none of {', '.join(CONDITIONS)} held in the last update; diagnose judges the figures"
+            lines += [f"  ! {text}" for text in self.conditions] or [none]
         return "\n".join(lines + [f"  note: {text}" for text in self.notes])
 
 
@@ -104,6 +107,8 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
     """
     if not isinstance(model, estimate):
         raise TypeError(f"training_report needs the model as estimate returned it; got {type(model).__name__}.")
+    args, kwargs = as_arrays("training_report", (args, kwargs))
+    check_outside_jit("training_report", state, args, kwargs)
     mutable = mutable_state(state)
     found = [site_report(name, value["state"], model.estimators) for name, value in mutable.items() if is_ours(name, value)]
     has_arguments = bool(args or kwargs) or not inspect.signature(model.fn).parameters  # pyright: ignore[reportArgumentType]
@@ -200,11 +205,15 @@ def site_report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteRep
         key: float(value) for key, value in state.items() if isinstance(value, Array | np.ndarray) and value.ndim == 0
     }
     conditions: tuple[str, ...] = ()
+    notes = () if estimator is None else estimator.notes()
     if isinstance(health, NegativePhaseHealth):
         figures |= {name: float(getattr(health, name)) for name in FIGURES}
         held = zip(CONDITIONS.items(), np.asarray(health.conditions), strict=True)
         conditions = tuple(f"{key}: {text.format(**figures)}." for (key, text), holds in held if holds)
+        gone = np.asarray(health.reported) & ~np.asarray(health.conditions)
+        earlier = [name for name, is_gone in zip(CONDITIONS, gone, strict=True) if is_gone]
+        notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()
     if "age" in state:
         age = np.asarray(state["age"])
         figures |= {"age_mean": float(age.mean()), "age_max": float(age.max())}
-    return SiteReport(site, kind, figures, conditions, () if estimator is None else estimator.notes())
+    return SiteReport(site, kind, figures, conditions, notes)

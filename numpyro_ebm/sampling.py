@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm import _models, chains
 from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import check_count
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._reads import reads
@@ -46,7 +47,7 @@ class Draws:
 def sample(
     rng_key: PRNGKey,
     model_or_dist: Callable | EventDistribution,
-    kernel: Any = "nuts",
+    kernel: Any = None,
     *,
     params: PyTree | None = None,
     num_warmup: int = 500,
@@ -67,7 +68,7 @@ def sample(
         rng_key: random key.
         model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`; the site of the latter two is
             called "x", and each row of a batch shape has chains of its own.
-        kernel: a name or a kernel.
+        kernel: a name or a kernel; None for "nuts", and "gibbs" where what is sampled is discrete.
         params: values of the model's ``numpyro.param`` sites.
         num_warmup: adapted transitions per chain, thrown away.
         num_samples: draws per chain.
@@ -83,7 +84,8 @@ def sample(
 
     Raises:
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
-            model whose parameters have no value, and where no start with a finite log density and gradient was found.
+            model whose parameters have no value, one with both discrete and continuous latents, and where no start
+            with a finite log density and gradient was found.
         TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
             start that is no sampler or is beside a model.
 
@@ -93,6 +95,8 @@ def sample(
         (4, 100)
     """
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    check_key("sample", rng_key)
+    model_args, model_kwargs = as_arrays("sample", (tuple(model_args), dict(model_kwargs or {})))
     for name, count in counts.items():
         check_count("sample", name, count, 0 if name == "num_warmup" else 1)
     if isinstance(model_or_dist, EventDistribution):
@@ -106,16 +110,17 @@ def sample(
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
-        arguments = (tuple(model_args), dict(model_kwargs or {}))
-        _models.check_params(model_or_dist, params, *arguments)
+        arguments = (model_args, model_kwargs)
+        resolved = _models.kernel_for(_models.check_model(model_or_dist, params, *arguments), kernel)
         dynamic, static = dismantle(arguments)
         fixed = (model_or_dist, dict(params or {}), dynamic, static, reads(model_or_dist))
-        samples, run, finite = _sample_model(rng_key, resolve_kernel(kernel), *fixed, **counts)
+        samples, run, finite = _sample_model(rng_key, resolved, *fixed, **counts)
     else:
         raise TypeError(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
             "into EnergyDistribution(..., batch_shape=...)."
         )
+    check_outside_jit("sample", finite)
     check_starts(finite)
     return Draws(samples, _stats(run), run.kernel)
 
@@ -139,6 +144,7 @@ def _sample_model(rng_key, kernel, model, params, dynamic, static, read, *, num_
     args, kwargs = assemble(dynamic, static)
     key_start, key_run = jax.random.split(rng_key)
     target = _models.make_target(jax.random.split(key_start, num_chains), _models.fixed(model, params), args, kwargs)
+    kernel = kernel if target.discrete_values is None else kernel.bind(target)
     log_density = target.log_density(args, kwargs)
     finite = jax.vmap(lambda z: initial_is_finite(log_density, z))(target.position)
     run = chains.run(

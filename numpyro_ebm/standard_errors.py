@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
+from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm._results import Result, check_values_given, values_of
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
@@ -81,6 +82,9 @@ def standard_errors(
         Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012), theorem 3; Huber, The
         behavior of maximum likelihood estimates under nonstandard conditions (1967).
     """
+    check_key("standard_errors", rng_key)
+    args, kwargs = as_arrays("standard_errors", (args, kwargs))
+    check_outside_jit("standard_errors", rng_key, args, kwargs)
     check_count("standard_errors", "num_draws", num_draws)
     _check_estimators(model)
     values = values_of("standard_errors", result)

@@ -13,7 +13,14 @@ from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
 from numpyro_ebm._callables import Structure, assemble
-from numpyro_ebm._errors import EnergyError, NonFiniteLossWarning, OverfittingWarning, check_count
+from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
+from numpyro_ebm._errors import (
+    EnergyError,
+    NonFiniteLossWarning,
+    OverfittingWarning,
+    UnhealthyChainsError,
+    check_count,
+)
 from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
 from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
 from numpyro_ebm._recording import (
@@ -27,8 +34,9 @@ from numpyro_ebm._recording import (
     look,
 )
 from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm.estimators._health import as_it_was_raised
 
-Stop = Literal["end", "patience", "nonfinite", "interrupted"]
+Stop = Literal["end", "patience", "nonfinite", "interrupted", "unhealthy"]
 
 
 class FitResult(NamedTuple):
@@ -42,7 +50,8 @@ class FitResult(NamedTuple):
         held_out_losses: loss of the held-out rows at each check, the first before any update; empty without such rows.
         check_steps: how many updates had been made at each of these checks.
         best_step: how many updates ``params`` have seen.
-        stopped: why it stopped: "end" (all updates were made), "patience", "nonfinite" or "interrupted" (from the keyboard).
+        stopped: why it stopped: "end" (all updates were made), "patience", "nonfinite", "interrupted" (from the keyboard),
+            or "unhealthy" (in the ``result`` of an `UnhealthyChainsError`).
         chains: `RecordedChains`, where ``record_chains`` asked for them.
         health: `RecordedHealth`, where an estimator runs chains: energy gap, acceptance and more at each check.
     """
@@ -134,6 +143,8 @@ def fit(
         next check, and an interruption from the keyboard at once; both return what there was.
 
     Raises:
+        UnhealthyChainsError: under ``on_unhealthy="raise"``; its ``result`` is the `FitResult` as of the last check, from
+            whose ``state`` training can go on.
         EnergyError: (a ValueError) for counts that are none, ``patience`` without held-out rows, held-out rows under a
             "gradient" estimator, whose surrogate has no meaningful value, held-out rows that the model does not take,
             ``init_params`` beside ``init_state``, and ``record_chains`` where none persist, or fewer.
@@ -150,11 +161,15 @@ def fit(
     References:
         Prechelt, Early stopping, but when? (1998).
     """
+    check_key("fit", rng_key)
+    args, kwargs, held_out, held_out_kwargs = as_arrays("fit", (args, kwargs, held_out, held_out_kwargs))
+    check_outside_jit("fit", rng_key, args, kwargs, held_out, held_out_kwargs, init_state, init_params)
     _check_settings(svi, num_steps, check_every, patience, is_held_out=held_out is not None or held_out_kwargs is not None)
     task = _make_task(rng_key, svi, args, kwargs, held_out, held_out_kwargs)._replace(num_recorded=record_chains)
-    run = _start(rng_key, task, args, kwargs, init_state, init_params)
+    with as_it_was_raised():
+        run = _start(rng_key, task, args, kwargs, init_state, init_params)
     try:
-        with tqdm(total=num_steps, disable=not progress_bar) as bar:
+        with as_it_was_raised(), tqdm(total=num_steps, disable=not progress_bar) as bar:
             for length in _chunks(num_steps, check_every):
                 run = _check(_record(_advance(run, task, length), task), task, patience)
                 bar.set_postfix_str(_progress(run), refresh=False)
@@ -163,6 +178,9 @@ def fit(
                     break
     except KeyboardInterrupt:
         run = run._replace(stopped="interrupted")
+    except UnhealthyChainsError as error:
+        error.result = _result(run._replace(stopped="unhealthy"), svi)
+        raise
     result = _result(run, svi)
     _warn(result, task)
     return result
@@ -218,6 +236,7 @@ def _start(
     if state is None or task.svi.constrain_fn is None:  # which init sets
         started = task.svi.init(rng_key, *args, init_params=init_params, **kwargs)
         state = started if state is None else state
+    check_outside_jit("fit", state)
     check_recordable(task.svi, task.num_recorded, state)
     run = _Run(jax.tree.map(_strong, state), None)
     if task.held_out is None:
@@ -309,8 +328,7 @@ def _warn(result: FitResult, task: _Task) -> None:
         what = f"The loss is {result.losses[bad[0]]} at update {bad[0] + 1}" if bad.size else "Parameters are not finite"
         warnings.warn(
             f"{what}, and training stopped after {len(result.losses)} updates. The parameters returned are those after "
-            f"{result.best_step}. Use a smaller learning rate, optax.chain(optax.clip_by_global_norm(1.0), ...), or look at "
-            "where the energy overflows.",
+            f"{result.best_step}. {_why_nonfinite(task)}",
             NonFiniteLossWarning,
             stacklevel=3,
         )
@@ -318,6 +336,20 @@ def _warn(result: FitResult, task: _Task) -> None:
         words = _overfitting(result, task)
         if words:
             warnings.warn(words, OverfittingWarning, stacklevel=3)
+
+
+def _why_nonfinite(task: _Task) -> str:
+    for array in task.train.arrays:
+        is_float = array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating)
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)) if is_float and array.size else []
+        if len(bad):
+            return (
+                f"Row {bad[0]} of the argument of shape {array.shape} is not finite ({len(bad)} such rows). Mask missing "
+                "rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
+            )
+    return (
+        "Use a smaller learning rate, optax.chain(optax.clip_by_global_norm(1.0), ...), or look where the energy overflows."
+    )
 
 
 def _overfitting(result: FitResult, task: _Task) -> str | None:

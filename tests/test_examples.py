@@ -24,6 +24,13 @@ def wine():
     return load("wine")
 
 
+def test_a_missing_writer_is_said_before_the_training(wine, tmp_path, monkeypatch):
+    monkeypatch.setattr(wine, "find_spec", lambda name: None)
+    monkeypatch.setattr(wine, "train", lambda *args: pytest.fail("it trained first"))
+    with pytest.raises(SystemExit, match=r"pip install 'h5netcdf\[h5py\]'"):
+        wine.main(["--quick", "--out", str(tmp_path)])
+
+
 def test_wine(wine, tmp_path, capsys):
     rows = wine.main(["--quick", "--methods", "dsm", "--out", str(tmp_path)])
     printed = capsys.readouterr().out

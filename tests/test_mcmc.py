@@ -222,7 +222,7 @@ class TestEnergySites:
             run(ebm.BlackJAXKernel(model), jnp.ones(10))
 
     def test_a_model_without_latents_is_refused(self):
-        with pytest.raises(ValueError, match="no continuous latent"):
+        with pytest.raises(ValueError, match="no latent site, so there is nothing to sample"):
             run(ebm.BlackJAXKernel(precision_model, params=self.params), jnp.ones(10))
 
     def test_names_of_a_guide_among_the_params_are_left_alone(self):

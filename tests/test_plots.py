@@ -268,6 +268,32 @@ def test_pairs_hold_their_share_of_the_draws():
     np.testing.assert_allclose(axes[2, 1].get_xlim(), axes[1, 1].get_xlim())
 
 
+def test_draws_are_taken_as_sample_and_mcmc_give_them():
+    """The picture is that of the array in them, and of several variables one has to be chosen."""
+    array = np.random.default_rng(0).normal(size=(3, 50, 2))
+    draws = ebm.Draws({"x": jnp.asarray(array)}, {}, ebm.MALA())
+    data = array.reshape(-1, 2)[::2]
+
+    def drawn(plot, *args, **options):
+        axes = np.asarray(plot(*args, **options), dtype=object).reshape(-1)
+        lines = [line.get_xydata() for ax in axes for line in ax.lines]
+        return np.concatenate([*lines, *(patch.get_path().vertices for ax in axes for patch in ax.patches), [[0, 0]]])
+
+    for plot, given in (
+        (plots.plot_marginals, lambda x: (data, x)),
+        (plots.plot_pairs, lambda x: (data, x)),
+    ):
+        np.testing.assert_allclose(drawn(plot, *given(draws)), drawn(plot, *given(array)), rtol=1e-5)
+    for name in ("draws", "chains"):
+        pictures = [drawn(plots.plot_energy, GAUSSIAN, **{name: given}, limits=(-3, 3)) for given in (draws, array)]
+        np.testing.assert_allclose(*pictures, rtol=1e-5)
+    images = [plots.plot_images(each, image_shape=(2, 1))[0].images[0].get_array() for each in (draws, array)]
+    np.testing.assert_allclose(*images, rtol=1e-5)
+    several = ebm.Draws({"x": array, "y": array}, {}, ebm.MALA())
+    with pytest.raises(ebm.EnergyError, match=r"of \['x', 'y'\]. Write draws.get_samples\(\)\['x'\]"):
+        plots.plot_pairs(data, several)
+
+
 def test_pairs_of_draws_that_stand_still():
     axes = plots.plot_pairs(np.random.default_rng(0).normal(size=(50, 2)), np.full((30, 2), 0.3))
     assert len(axes[1, 0].collections) == 2

@@ -43,6 +43,26 @@ def test_a_healthy_run():
     assert str(ebm.training_report(model, result.state)) == str(report)
 
 
+def test_the_report_gives_no_verdict_that_diagnose_does_not():
+    """A gap that diagnose may judge, and a condition that a warning spoke of and that went, in both."""
+    from numpyro_ebm.diagnostics._training import check_result
+    from numpyro_ebm.reports import site_report
+
+    model, result = trained("cd")
+    entry = result.state.mutable_state["x$cd"]["state"]
+    for held, reported in ((0, 0), (0, 1), (1, 1)):
+        flags = {"conditions": jnp.full(len(entry["health"].conditions), held, bool)}
+        flags["reported"] = jnp.full_like(flags["conditions"], reported)
+        state = {**entry, "health": entry["health"]._replace(energy_gap=jnp.asarray(1e3), **flags)}
+        text = str(site_report("x$cd", state, model.estimators))
+        mutable = {"x$cd": {**result.state.mutable_state["x$cd"], "state": state}}
+        found = check_result(result._replace(state=result.state._replace(mutable_state=mutable)))
+        (chains,) = [each for each in found if each.name == "x chains"]
+        assert ("none of unbounded" in text) == (chains.status == "ok") == (not held)
+        assert ("held earlier in the training" in text) == (reported > held)
+        assert "unusual" not in text
+
+
 def test_settings_that_change_what_is_estimated_are_said():
     model, result = trained("mle", num_steps=2, energy_l2=0.25, temperature=2.0, kernel="langevin")
     text = str(ebm.training_report(model, result))

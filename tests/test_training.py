@@ -300,6 +300,36 @@ class TestEnds:
             result = fit(KEY, svi, 5000, x, held_out=(x,), check_every=10)
         assert result.params["t"] == 1.0
 
+    def test_unhealthy_chains_raise_what_they_are_and_lose_nothing(self):
+        """An energy that comes to have no density: what was trained until the last check is in the exception."""
+
+        def model(x):
+            t = numpyro.param("t", 1.0)
+            numpyro.factor("pull", -1000 * t)  # by 0.1 in each update
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * t * v**2), obs=x)
+
+        svi = svi_of("cd", model=model, optimiser=optax.sgd(1e-4), kernel=ebm.Langevin(0.1), on_unhealthy="raise")
+        with pytest.raises(ebm.UnhealthyChainsError, match=r"^At site 'x', estimator 'cd': unbounded: .*base=") as caught:
+            fit(KEY, svi, 500, rows(40), check_every=4)
+        result = caught.value.result
+        assert result.stopped == "unhealthy"
+        assert result.best_step == len(result.losses) == 8
+        np.testing.assert_allclose(result.params["t"], 0.2, atol=0.02)
+        np.testing.assert_array_equal(result.params["t"], svi.get_params(result.state)["t"])
+
+    def test_a_row_that_is_not_finite_is_named(self):
+        def model(x):
+            t = numpyro.param("t", 1.0)
+            with numpyro.plate("rows", len(x), subsample_size=5):
+                batch = numpyro.subsample(x, event_dim=0)
+                numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * t * v**2), obs=batch)
+
+        x = np.where(np.arange(40) == 17, np.nan, rows(40))
+        with pytest.warns(ebm.NonFiniteLossWarning, match=r"Row 17 of the argument of shape \(40,\).*\(1 such rows\)"):
+            result = fit(KEY, svi_of(model=model), 100, x, check_every=5)
+        assert np.isfinite(result.params["t"])
+
     def test_an_interruption_leaves_what_there_is(self, monkeypatch):
         svi, x = svi_of(), rows(30)
         whole = fit(KEY, svi, 20, x, held_out=(x,), check_every=10)

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpyro_ebm._spreads import ROUNDING
 from numpyro_ebm.arviz import Recorded, effective_size, rank_rhat
 from numpyro_ebm.diagnostics._levels import chi2_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
 
 MAX_COORDINATES = 200
 MIN_MOVES = 0.02  # as the health of a negative phase has it
-ROUNDING = 8.0  # units in the last place
 GROWTH = 10.0
 RHAT, RHAT_AT_MOST = 1.01, 1.1
 

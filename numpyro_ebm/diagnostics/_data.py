@@ -3,6 +3,7 @@
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._spreads import eps_of, or_one, spread
 from numpyro_ebm.arviz import effective_size
 from numpyro_ebm.diagnostics._levels import gamma_bound, normal_bound
 from numpyro_ebm.diagnostics._neighbors import NUM_NEIGHBORS, neighbors
@@ -26,12 +27,14 @@ def compare(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
     """
     chains, points = _as_chains(draws, data), data.reshape(len(data), -1).astype(float)
     points = points[np.all(np.isfinite(points), axis=1)]
+    points = _still(points, eps_of(data))
     if not (np.all(np.isfinite(chains)) and len(points) >= 2):
         return [unchecked(f"{name} against data", "not all draws are finite, or there are fewer than two rows of data")]
-    if np.all(points == points[0]):
+    if not np.any(spread(points)):
         return [unchecked(f"{name} against data", "the rows of data are all the same")]
     found = [_distance(name, chains, points)]
-    if np.all(np.ptp(chains, axis=(0, 1)) == 0) or chains.shape[1] < 8 or np.abs(chains).max() > HUGE:
+    is_huge = np.abs(chains).max() > HUGE
+    if is_huge or chains.shape[1] < 8 or not np.any(spread(chains.reshape(-1, chains.shape[-1]), eps=eps_of(draws))):
         return [*found, unchecked(f"{name} modes", "the draws are frozen, few or huge, and stand for no law to compare")]
     both = np.concatenate([chains, (chains - chains.mean(axis=(0, 1))) ** 2], axis=2)
     size = float(np.nanmin(effective_size(both)))
@@ -67,12 +70,16 @@ def _as_chains(draws: np.ndarray, data: np.ndarray) -> np.ndarray:
     return np.moveaxis(flat, 2, 1).reshape((-1, draws.shape[1], size))
 
 
+def _still(points: np.ndarray, eps: float) -> np.ndarray:
+    """The points, with coordinates that vary by rounding only at one value."""
+    return np.where(spread(points, eps=eps) > 0, points, points[:1]) if len(points) else points
+
+
 def _distance(name: str, chains: np.ndarray, points: np.ndarray) -> Finding:
     """Half a chain beyond twice the farthest of n data points has probability below 2^-n under one law."""
-    centre, spread = points.mean(axis=0), points.std()
-    spread = spread if spread > 0 else 1.0
+    centre, scale = points.mean(axis=0), or_one(np.sqrt(np.mean(spread(points) ** 2)))
     with np.errstate(over="ignore"):
-        ours, theirs = (np.sqrt(np.mean((x - centre) ** 2, axis=-1)) / spread for x in (chains, points))
+        ours, theirs = (np.sqrt(np.mean((x - centre) ** 2, axis=-1)) / scale for x in (chains, points))
     farthest, typical = float(ours.max()), float(np.median(ours, axis=1).max())
     return judge(
         f"{name} distance",
@@ -120,11 +127,10 @@ def _moments(name: str, chains: np.ndarray, points: np.ndarray) -> list[Finding]
 def _standardised(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     sizes = np.clip(np.nan_to_num(effective_size(ours), nan=1.0), 1.0, ours.shape[0] * ours.shape[1])
     # Under one law both variances are estimates of one: the larger, since a small sample of a heavy tail has a small one.
-    variance = np.maximum(ours.var(axis=(0, 1)), theirs.var(axis=0)) * (1 / sizes + 1 / len(theirs))
+    widest = np.maximum(spread(ours.reshape(-1, ours.shape[-1])), spread(theirs))
+    error = widest * np.sqrt(1 / sizes + 1 / len(theirs))
     change = ours.mean(axis=(0, 1)) - theirs.mean(axis=0)
-    return np.where(
-        variance > 0, change / np.sqrt(np.where(variance > 0, variance, 1.0)), np.where(change == 0, 0.0, np.inf)
-    )
+    return np.where(error > 0, change / or_one(error), np.where(ours[0, 0] == theirs[0], 0.0, np.inf))
 
 
 def _modes(name: str, chains: np.ndarray, points: np.ndarray, size: float) -> list[Finding]:

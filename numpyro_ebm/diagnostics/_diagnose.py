@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpyro.infer.svi import SVIRunResult, SVIState
 
+from numpyro_ebm._doors import as_arrays, check_outside_jit
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm.arviz import Recorded, read
 from numpyro_ebm.diagnostics import _chains
@@ -63,6 +64,8 @@ def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float | None =
         nearest neighbor type coincidences (1988); Naeem et al., Reliable fidelity and diversity metrics for generative
         models (2020).
     """
+    args, kwargs, data = as_arrays("diagnose", (args, kwargs, data))
+    check_outside_jit("diagnose", subject if isinstance(subject, Mapping | tuple) else (), args, kwargs, data)
     if isinstance(subject, estimate):
         if not args:
             raise TypeError("diagnose of a model needs the result of its training. Write diagnose(model, result, x).")

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpyro_ebm._spreads import or_one, spread
+
 NUM_NEIGHBORS = 5
 NUM_PERMUTATIONS = 300
 
@@ -66,8 +68,7 @@ def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIG
         diversity metrics for generative models (2020).
     """
     points = np.concatenate([data, draws])
-    spread = data.std(axis=0)
-    points = (points - data.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    points = (points - data.mean(axis=0)) / or_one(spread(data))
     squares = np.sum(points**2, axis=1)
     distances = squares[:, None] + squares - 2 * points @ points.T
     np.fill_diagonal(distances, np.inf)
@@ -81,7 +82,7 @@ def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIG
     alone = [np.prod([(n - j) / (total - j) for j in range(1, num_neighbors + 1)]) for n in sizes]
     means = (same, same, *alone)
     values = _fractions(near, is_data)
-    return Neighbors(*(Statistic(float(v), float(m), float(s)) for v, m, s in zip(values, means, null.std(0), strict=True)))
+    return Neighbors(*(Statistic(float(v), float(m), float(s)) for v, m, s in zip(values, means, spread(null), strict=True)))
 
 
 def _fractions(near: np.ndarray, is_data: np.ndarray) -> tuple[float, float, float, float]:

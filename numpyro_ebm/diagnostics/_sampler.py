@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from numpyro_ebm._spreads import spread
 from numpyro_ebm.arviz import Recorded, effective_size
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
@@ -99,7 +100,7 @@ def _tree_depth(stats: dict[str, np.ndarray], depth: int) -> Finding:
 
 
 def _ebfmi(energy: np.ndarray) -> Finding:
-    variance = np.var(energy, axis=1)
+    variance = spread(energy.T) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         fraction = np.mean(np.diff(energy, axis=1) ** 2, axis=1) / variance
     smallest = float(np.min(np.where(variance > 0, fraction, 0.0)))
@@ -127,7 +128,8 @@ def _trend(name: str, values: np.ndarray) -> Finding:
         return judge("energy trend", f"{name} is not finite", "finite", "See where the draws are.", is_bad=True)
     halves = [np.asarray(part, float) for part in (values[:, :half], values[:, -half:])]
     errors = [part.var() / max(float(effective_size(part)), 1.0) for part in halves]
-    change, error = halves[1].mean() - halves[0].mean(), np.sqrt(sum(errors))
+    change = halves[1].mean() - halves[0].mean() if spread(values.ravel()) > 0 else 0.0
+    error = np.sqrt(sum(errors))
     ratio = abs(change) / error if error > 0 else (np.inf if change else 0.0)
     return judge(
         "energy trend",

@@ -11,6 +11,7 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._overfitting import held_out_rise, runaway
 from numpyro_ebm._results import is_ours, mutable_state, values_of
+from numpyro_ebm._spreads import spread
 from numpyro_ebm.diagnostics._data import MIN_POINTS, modes
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
@@ -128,7 +129,7 @@ def _descent(losses: np.ndarray) -> list[Finding]:
     change = before.mean() - last.mean()
     error = np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / 10)
     whole = max(float(losses[:width].mean() - last.mean()), 0.0)
-    part = change / whole if whole > 0 else 0.0
+    part = change / whole if whole > 0 and spread(losses) > 0 else 0.0
     return [
         judge(
             "descent",
@@ -184,7 +185,7 @@ def _gap(report: SiteReport, seen: Seen | None) -> Finding:
         return unchecked(name, f"the gap is {gap}: no update has been made, or chains are lost")
     if seen is None:
         return unchecked(name, f"{gap:.3g} nats, and its error is not known", "Write diagnose(model, result, x).")
-    error = float(np.sqrt(2 * np.var(seen.energies) / len(seen.energies)))
+    error = float(spread(seen.energies) * np.sqrt(2 / len(seen.energies)))
     ratio = abs(gap) / error if error > 0 else 0.0
     return judge(
         name,

@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError, eager
+from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
+
+FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +54,9 @@ class Site:
 
     @property
     def spread(self) -> Array:
-        """Standard deviation of the rows that take part, per dimension of unconstrained space."""
+        """Standard deviation of the rows that take part, per dimension of unconstrained space; exactly 0 without any."""
         mask = None if self.mask is None else self.mask.reshape((-1,) + (1,) * (self.position.ndim - 1))
-        return jax.lax.stop_gradient(jnp.std(self.position, axis=0, where=mask))
+        return jax.lax.stop_gradient(spread(self.position, mask))
 
     def over_draws(self, fn: Callable[[Array, PyTree], Array], draws: Array) -> Array:
         """``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.
@@ -120,7 +123,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             raise EnergyError(
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                "discrete. For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
+                f"discrete.{FOR_BINARY_UNITS}"
             )
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(

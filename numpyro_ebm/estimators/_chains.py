@@ -17,7 +17,7 @@ from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
 from numpyro_ebm._events import check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators import _health
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
 from numpyro_ebm.kernels import MALA, AbstractKernel, resolve_kernel
 
 WIDEST_MOVE = 10.0
@@ -63,7 +63,7 @@ class ChainEstimator(AbstractEstimator):
     def __post_init__(self):
         name = type(self).__name__
         check_count(name, "num_steps", self.num_steps)
-        object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
+        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_BINARY_UNITS))
         if self.on_unhealthy not in get_args(_health.Policy):
             raise EnergyError(
                 f"Unknown on_unhealthy={self.on_unhealthy!r}. {nearest(str(self.on_unhealthy), get_args(_health.Policy))}"

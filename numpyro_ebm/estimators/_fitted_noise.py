@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey
 
 MAX_KERNELS = 64
@@ -66,7 +67,7 @@ def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str)
     flat = jax.lax.stop_gradient(positions).reshape(num_rows, -1)
     half = jnp.arange(num_rows) % 2
     others = (True if mask is None else mask) & (half != jnp.arange(2)[:, None])
-    mean, covariance = jax.vmap(_moments, in_axes=(None, 0))(flat, others.astype(flat.dtype))
+    mean, covariance = jax.vmap(_moments, in_axes=(None, 0))(flat, others)
     scale_tril = jnp.linalg.cholesky(covariance)
     if kind == "gaussian":
         return FittedNoise(mean[:, None], scale_tril, half)
@@ -77,12 +78,13 @@ def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str)
     return FittedNoise(flat[jax.lax.top_k(order, num)[1]], width * scale_tril, half)
 
 
-def _moments(flat: Array, weights: Array) -> tuple[Array, Array]:
-    num, d = jnp.maximum(jnp.sum(weights), 1.0), flat.shape[1]
+def _moments(flat: Array, takes_part: Array) -> tuple[Array, Array]:
+    weights, d = takes_part.astype(flat.dtype), flat.shape[1]
+    num = jnp.maximum(jnp.sum(weights), 1.0)
     mean = weights @ flat / num
     deviation = flat - mean
     covariance = (weights[:, None] * deviation).T @ deviation / num
-    variance = jnp.diag(covariance)
+    variance = spread(flat, takes_part[:, None]) ** 2
     # With few rows the covariance is singular; a dimension without spread gets that of a standard normal.
     shrinkage = (d + 1) / (num + d + 1)
     ridge = jnp.diag(jnp.where(variance > 0, shrinkage * variance, 1.0))

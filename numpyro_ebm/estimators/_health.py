@@ -1,13 +1,14 @@
 """The health of a negative phase: its figures, what they mean, and who is told."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, UnhealthyChainsWarning, call_where_any
+from numpyro_ebm._errors import UnhealthyChainsError, UnhealthyChainsWarning, call_where_any
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.chains import ChainHealth
 
@@ -168,7 +169,8 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
     """Warn of conditions that were not reported yet, or raise; from inside a compiled program where need be.
 
     Raises:
-        EnergyError: under the policy "raise"; out of a compiled program it arrives as ``jax.errors.JaxRuntimeError``.
+        UnhealthyChainsError: under the policy "raise". Out of a compiled program, and so of ``svi.run``, it arrives as a
+            ``jax.errors.JaxRuntimeError`` whose message ends in it; `fit` raises it as it is.
     """
     news = health.conditions if policy == "raise" else health.conditions & ~health.reported
 
@@ -181,9 +183,28 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
     return health._replace(reported=health.reported | health.conditions)
 
 
+@contextmanager
+def as_it_was_raised() -> Iterator[None]:
+    """Raise what the host raised inside a compiled program as it is; JAX wraps it in a message of its own.
+
+    Raises:
+        UnhealthyChainsError: for one of `tell`.
+        KeyboardInterrupt: for one that came while the host was called.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        _, is_ours, message = str(error).rpartition(f"{UnhealthyChainsError.__name__}: ")
+        if is_ours:
+            raise UnhealthyChainsError(message.strip()) from error
+        if str(error).rstrip().endswith(KeyboardInterrupt.__name__):
+            raise KeyboardInterrupt from error
+        raise
+
+
 def _report(message: str, policy: Policy) -> None:
     if policy == "raise":
-        raise EnergyError(message)
+        raise UnhealthyChainsError(message)
     warnings.warn(message, UnhealthyChainsWarning, stacklevel=2)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._noise import slope, warn_where_saturated
@@ -45,7 +46,7 @@ def scale_of(site: Site, given: Any, share: float) -> Array:
     """Standard deviation of moves: as given, or a share of the batch's, per dimension (of 1 where that is 0)."""
     if given is not None:
         return jnp.asarray(given, site.position.dtype)
-    return share * jnp.where(site.spread > 0, site.spread, 1.0)
+    return share * or_one(site.spread)
 
 
 def check_scale(site: Site, name: str, given: Any) -> None:

@@ -158,8 +158,7 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
         sigma, gap = (over(each, position) for each in (ladder[rungs], jnp.sqrt(ladder[1:] ** 2 - ladder[:-1] ** 2)[rungs]))
         near = position + sigma * jax.random.normal(key_near, position.shape, position.dtype)
         noisier = near + gap * jax.random.normal(key_noisier, position.shape, position.dtype)
-        spread = jnp.where(site.spread > 0, site.spread, 0.0)
-        unit = 1 / jnp.sqrt(1 / gap**2 + 1 / (sigma**2 + spread**2))
+        unit = 1 / jnp.sqrt(1 / gap**2 + 1 / (sigma**2 + site.spread**2))
         return Pair(near, noisier, gap, unit, at_level(site.local, ladder[rungs]))
 
 

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._derivatives import over_coordinates
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, eager, is_concrete
+from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._figures import score_figures
@@ -184,5 +185,4 @@ def _variances(site: Site, rates: Array) -> Array:
     """Variances of the rows that take part, over the mean diffusion, per dimension; infinite where nothing moves."""
     mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (rates.ndim - 1))
     mean = jnp.mean(rates, axis=0, where=mask)
-    variances = jnp.where(site.spread > 0, site.spread, 1.0) ** 2
-    return jnp.where(mean > 0, variances / jnp.where(mean > 0, mean, 1.0), jnp.inf)
+    return jnp.where(mean > 0, or_one(site.spread) ** 2 / jnp.where(mean > 0, mean, 1.0), jnp.inf)

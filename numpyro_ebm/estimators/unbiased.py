@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, call_where_any, check_count, is_concrete
+from numpyro_ebm._errors import EnergyError, UnhealthyChainsError, call_where_any, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
 from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
@@ -82,7 +82,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             )
         if self.num_chains is not None:
             check_count("UnbiasedMaximumLikelihood", "num_chains", self.num_chains)
-        object.__setattr__(self, "kernel", resolve_kernel(self.kernel))
+        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_BINARY_UNITS))
         check_coupling(self.kernel, self.coupling)
 
     def check(self, site: Site) -> None:
@@ -155,7 +155,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
     def _raise_unmet(self, name: str, is_met: Array, acceptance_rate: Array) -> None:
         def complain(_, figures):
             num_unmet, rate = figures
-            raise EnergyError(
+            raise UnhealthyChainsError(
                 f"At site '{name}': {int(num_unmet)} of {is_met.size} pairs of chains had not met after "
                 f"max_num_steps={self.max_num_steps} transitions (acceptance {float(rate):.2f}), and cut off there they "
                 "would be biased. Write a larger max_num_steps, a step_size nearer to its optimum (acceptance about "

@@ -53,7 +53,6 @@ def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normal
     if is_normalized or not _is_chain_sampler(distribution):
         source = distribution.base if is_normalized else distribution
         return given(source.sample(rng_key, (num_draws,)).reshape(num_draws, *distribution.event_shape), site)
-    kernel = kernel or ("gibbs" if distribution.is_discrete else "nuts")
     num = 2 * math.ceil(num_draws / NUM_CHAINS)
     chains = sample(rng_key, distribution, kernel, num_samples=num, num_chains=NUM_CHAINS).samples["x"]
     return given(chains.reshape(NUM_CHAINS, num, *distribution.event_shape), site, num_draws)

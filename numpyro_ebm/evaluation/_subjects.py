@@ -7,6 +7,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_ebm._data_sites import as_energy, data_site
+from numpyro_ebm._doors import as_arrays
 from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._rows import unwrap
 from numpyro_ebm._typing import Array
@@ -51,7 +52,7 @@ def as_vectors(name: str, events: Any) -> Array:
         EnergyError: for fewer than two, and for those that are not finite.
         TypeError: for what is no array of real numbers.
     """
-    events = jnp.asarray(events)
+    events = jnp.asarray(as_arrays(name, events))
     if not jnp.isrealobj(events):
         raise TypeError(f"{name} are real numbers; got dtype {events.dtype}.")
     if events.ndim == 0 or len(events) < 2:

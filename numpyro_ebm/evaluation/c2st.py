@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from scipy.stats import norm, rankdata
 
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import PRNGKey
 from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
@@ -81,6 +82,7 @@ def classifier_two_sample_test(
         generalization error (2003); Kim, Ramdas, Singh and Wasserman, Classification accuracy as a proxy for two sample
         testing (2021).
     """
+    check_key("classifier_two_sample_test", rng_key)
     check_count("classifier_two_sample_test", "num_folds", num_folds, 2)
     check_count("classifier_two_sample_test", "num_permutations", num_permutations, 0)
     classifier = _default() if classifier is None else classifier

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm import partition
 from numpyro_ebm._data_sites import has_rows_of_its_own
+from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning, check_count, nearest
 from numpyro_ebm._rows import unwrap
 from numpyro_ebm._typing import PRNGKey
@@ -106,6 +107,9 @@ def evaluate(
     References:
         Theis, van den Oord and Bethge, A note on the evaluation of generative models (2016).
     """
+    check_key("evaluate", rng_key)
+    rows = as_arrays("evaluate", rows)
+    check_outside_jit("evaluate", rng_key, rows)
     check_count("evaluate", "num_draws", num_draws, 2)
     options = _measures(measures, modes)
     _check_names(models, draws, log_partition)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, check_positive
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators.ksd import PAIRS_AT_ONCE, median_distance
@@ -68,6 +69,7 @@ def mmd(rng_key: PRNGKey, draws: Any, rows: Any, *, bandwidth: Any = None, num_p
     References:
         Gretton, Borgwardt, Rasch, Schoelkopf and Smola, A kernel two-sample test (2012).
     """
+    check_key("mmd", rng_key)
     check_count("mmd", "num_permutations", num_permutations)
     bandwidth = None if bandwidth is None else jnp.asarray(bandwidth, float)
     check_positive("mmd", "bandwidth", bandwidth)

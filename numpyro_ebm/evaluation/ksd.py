@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._data_sites import has_rows_of_its_own
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators import KernelSteinDiscrepancy, Site
@@ -100,6 +101,7 @@ def ksd_test(
 
 def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **options: Any) -> KSDTest:
     """`ksd_test` of rows that are laid out."""
+    check_key("ksd_test", rng_key)
     check_count("ksd_test", "num_bootstraps", num_bootstraps)
     check_continuous("ksd_test", site)
     if has_rows_of_its_own(site):

@@ -33,18 +33,22 @@ def available_kernels() -> tuple[str, ...]:
     return KERNELS.names()
 
 
-def resolve_kernel(kernel: Any, *, is_discrete: bool | None = False) -> AbstractKernel:
+def resolve_kernel(kernel: Any, *, is_discrete: bool | None = False, otherwise: str = "") -> AbstractKernel:
     """A kernel from its name or itself, checked against the kind of support it has to move on (None: not known yet).
+
+    None is the usual kernel of that kind: "nuts", or "gibbs". The message of a kernel of the other ends in ``otherwise``.
 
     Raises:
         EnergyError: for an unknown name, or for a kernel that cannot move on this support.
         TypeError: for something that is neither a name nor a kernel.
     """
-    resolved = KERNELS.resolve(kernel)
+    usual = "gibbs" if is_discrete else "nuts"
+    resolved = KERNELS.resolve(usual if kernel is None else kernel)
     if is_discrete is not None and resolved.is_discrete != is_discrete:
         kind = "discrete" if is_discrete else "continuous"
         fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete != (not is_discrete)]
         raise EnergyError(
             f"The kernel '{resolved.name}' cannot sample a {kind} support. Kernels that can: {', '.join(sorted(fitting))}."
+            f"{otherwise}"
         )
     return resolved

@@ -1,12 +1,14 @@
 """Kernels on discrete supports: Gibbs."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._typing import Array
+from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
 
 
@@ -25,8 +27,9 @@ class Gibbs(AbstractKernel):
     no settings and never rejects; elements that depend strongly on each other change slowly.
 
     Args:
-        values: ``(k,)``, the values of an element, in increasing order; None for those of the support of the
-            `EnergyDistribution` that is sampled, ``constraints.boolean`` or ``constraints.integer_interval(low, high)``.
+        values: ``(k,)``, the values of an element, in increasing order; None for those of the support that is sampled,
+            ``constraints.boolean`` or ``constraints.integer_interval(low, high)``, of an `EnergyDistribution` or of each
+            latent site of a model.
 
     Raises:
         EnergyError: at its first use, where the support does not say what values there are.
@@ -45,35 +48,54 @@ class Gibbs(AbstractKernel):
     values: Any = None
 
     def bind(self, distribution):
-        """The kernel with the values of the distribution's support."""
-        return self if self.values is not None else self.adapted(values=jnp.asarray(distribution.discrete_values))
+        """The kernel with the values of the support that it is to move on, by site for the latents of a model."""
+        return (
+            self if self.values is not None else self.adapted(values=jax.tree.map(jnp.asarray, distribution.discrete_values))
+        )
 
     def init(self, rng_key, position, log_density):
         """Score the position."""
         return GibbsState(position, log_density(position))
 
     def step(self, rng_key, state, log_density):
-        """One sweep."""
+        """One sweep, site by site."""
         if self.values is None:
             raise EnergyError("Gibbs needs the values that an element takes. Write Gibbs(values=jnp.arange(2)).")
-        flat, shape = state.position.reshape(-1), state.position.shape
-        values = jnp.asarray(self.values, flat.dtype)
-        num_values = len(values)
+        sites, tree = jax.tree.flatten(state.position)
+        values = jax.tree.leaves(self.values)
+        values = values * len(sites) if len(values) == 1 else values
+        sizes = [site.size for site in sites]
+        keys = jnp.split(jax.random.split(rng_key, sum(sizes)), np.cumsum(sizes)[:-1])
+        carry = state.logdensity, jnp.isnan(state.logdensity)
+        for i in range(len(sites)):
 
-        def draw(carry, inputs):
-            flat, logdensity, is_nonfinite = carry
-            i, key = inputs
-            others = values[(jnp.argmax(values == flat[i]) + jnp.arange(1, num_values)) % num_values]
-            scores = jax.vmap(lambda value: log_density(flat.at[i].set(value).reshape(shape)))(others)
-            bad = jnp.any(jnp.isnan(scores) | (scores == jnp.inf))
-            scores = jnp.concatenate([logdensity[None], jnp.where(jnp.isnan(scores), -jnp.inf, scores)])
-            chosen = jax.random.categorical(key, scores)
-            flat = flat.at[i].set(jnp.concatenate([flat[i][None], others])[chosen])
-            return (flat, scores[chosen], is_nonfinite | bad), None
+            def score(site, i=i):
+                return log_density(jax.tree.unflatten(tree, [*sites[:i], site, *sites[i + 1 :]]))
 
-        start = (flat, state.logdensity, jnp.isnan(state.logdensity))
-        inputs = (jnp.arange(flat.size), jax.random.split(rng_key, flat.size))
-        (flat, logdensity, is_nonfinite), _ = jax.lax.scan(draw, start, inputs)
-        num_evaluations = flat.size * (num_values - 1)
-        moved: Array = flat.reshape(shape)
+            sites[i], *carry = _sweep(keys[i], sites[i], *carry, values[i], score)
+        num_evaluations = sum(size * (len(each) - 1) for size, each in zip(sizes, values, strict=True))
+        logdensity, is_nonfinite = carry
+        moved = jax.tree.unflatten(tree, sites)
         return GibbsState(moved, logdensity), info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
+
+
+def _sweep(keys: PRNGKey, site: Array, logdensity: Array, is_nonfinite: Array, values: Any, score: Callable) -> tuple:
+    """Draw each element of an array in turn; its new value, its log density, and whether any was no number."""
+    flat, shape = site.reshape(-1), site.shape
+    values = jnp.asarray(values, flat.dtype)
+    num_values = len(values)
+
+    def draw(carry, inputs):
+        flat, logdensity, is_nonfinite = carry
+        i, key = inputs
+        others = values[(jnp.argmax(values == flat[i]) + jnp.arange(1, num_values)) % num_values]
+        scores = jax.vmap(lambda value: score(flat.at[i].set(value).reshape(shape)))(others)
+        bad = jnp.any(jnp.isnan(scores) | (scores == jnp.inf))
+        scores = jnp.concatenate([logdensity[None], jnp.where(jnp.isnan(scores), -jnp.inf, scores)])
+        chosen = jax.random.categorical(key, scores)
+        flat = flat.at[i].set(jnp.concatenate([flat[i][None], others])[chosen])
+        return (flat, scores[chosen], is_nonfinite | bad), None
+
+    inputs = (jnp.arange(flat.size), keys)
+    (flat, logdensity, is_nonfinite), _ = jax.lax.scan(draw, (flat, logdensity, is_nonfinite), inputs)
+    return flat.reshape(shape), logdensity, is_nonfinite

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm._callables import Structure, assemble, dismantle
 from numpyro_ebm._data_sites import check_discrete
+from numpyro_ebm._doors import as_arrays
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._reads import reads
@@ -76,7 +77,7 @@ def make_problem(
             raise TypeError(
                 f"model_args is a tuple of the model's arguments; got {type(args).__name__}. Write model_args=(x,)."
             )
-        arrays, structure = dismantle((tuple(args), dict(kwargs or {})))
+        arrays, structure = dismantle(as_arrays(owner, (tuple(args), dict(kwargs or {}))))
         given = None if params is None else values_of(owner, params)
         problem = Problem(None, given, arrays, dist_or_model, structure, site, owner, reads(dist_or_model))
     distribution = problem.resolve()

@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey
 
 ITERATIONS = 60
@@ -49,10 +50,10 @@ def check_rows(owner: str, data: Any, distribution: EventDistribution, fewest: i
     """
     if data is None or not is_concrete(data):
         return
-    rows = np.asarray(data, float).reshape(len(data), -1) if np.ndim(data) else np.zeros((0, 1))
+    rows = np.asarray(data).reshape(len(data), -1) if np.ndim(data) else np.zeros((0, 1))
     if len(rows) < fewest:
         raise EnergyError(f"{owner} fits a proposal to draws and needs at least {fewest} of them; got {len(rows)}.")
-    still = np.flatnonzero(np.ptp(rows, axis=0) == 0)
+    still = np.flatnonzero(spread(rows) == 0)
     if still.size and not distribution.is_discrete:
         raise EnergyError(
             f"{owner} fits a proposal to rows that vary, and coordinate {still[0]} is {rows[0, still[0]]:g} in all of them. "

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning, is_concrete
+from numpyro_ebm._doors import check_key, check_outside_jit
+from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import PRNGKey, PyTree
 from numpyro_ebm.partition import _problem
@@ -91,6 +92,8 @@ def log_partition(
     chosen = METHODS.resolve(method, **options)
     if rng_key is None and chosen.needs_key:
         raise EnergyError(f"The method '{chosen.name}' is random. Write log_partition(jax.random.key(0), ...).")
+    if rng_key is not None:
+        check_key("log_partition", rng_key)
     problem, distribution = _problem.make_problem("log_partition", dist_or_model, params, site, model_args, model_kwargs)
     chosen.check(distribution)
     data = chosen.data
@@ -170,11 +173,7 @@ def check_finite(owner: str, *found: Estimate) -> None:
     Raises:
         EnergyError: with what it is.
     """
-    if not is_concrete(found):
-        raise EnergyError(
-            f"{owner} looks at what it found, and cannot do so inside jax.jit, vmap or grad. Call it outside: it compiles "
-            "itself; for many densities at once write one EnergyDistribution(..., context=..., batch_shape=...)."
-        )
+    check_outside_jit(owner, found)
     for each in found:
         bad = jnp.flatnonzero(~jnp.isfinite(each.value).ravel())
         if bad.size:

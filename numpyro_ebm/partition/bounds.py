@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import t as student
 
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.partition import _problem
@@ -137,6 +138,7 @@ def log_partition_bounds(
     """
     method: Any = METHODS.resolve(AnnealedImportanceSampling.name, **options)
     owner = "log_partition_bounds"
+    check_key(owner, rng_key)
     problem, distribution = _problem.make_problem(owner, dist_or_model, params, site, model_args, model_kwargs)
     method.check(distribution)
     ends = None if draws is None else _problem.data_positions(owner, distribution, draws)

@@ -8,9 +8,9 @@ import blackjax.smc.adaptive_tempered as adaptive_tempered
 import blackjax.smc.resampling as resampling
 import jax
 import jax.numpy as jnp
-from blackjax.smc.tuning.from_particles import particles_stds
 
 from numpyro_ebm._errors import EnergyError, check_count, check_positive
+from numpyro_ebm._spreads import or_one, spread
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
@@ -202,5 +202,4 @@ def _adapt(kernel: AbstractKernel, settings: dict[str, Array], particles: Array,
 
 
 def _spread(particles: Array) -> Array:
-    variances = particles_stds(particles) ** 2
-    return jnp.where(variances > 0, variances, 1.0)
+    return or_one(spread(particles.reshape(len(particles), -1))) ** 2

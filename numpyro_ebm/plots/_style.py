@@ -78,13 +78,21 @@ def several_axes(owner: str, axes: Any, shape: tuple[int, int], size: tuple[floa
     return given.reshape(shape)
 
 
-def numbers(owner: str, name: str, values: Any) -> np.ndarray:
-    """Values as a numpy array of floats.
+def numbers(owner: str, name: str, values: Any, *, by_chain: bool = False) -> np.ndarray:
+    """Values as a numpy array of floats; of draws of one variable, those draws.
+
+    Args:
+        owner: who asks.
+        name: what is asked for.
+        values: an array, the result of `sample`, or a finished ``MCMC``.
+        by_chain: whether draws lead with ``(num_chains, num_draws)``; else with both in one.
 
     Raises:
-        EnergyError: for none at all.
+        EnergyError: for none at all, and for draws of several variables.
         TypeError: for what is no array of real numbers.
     """
+    if hasattr(values, "get_samples"):
+        values = _only_variable(owner, name, values.get_samples(group_by_chain=by_chain))
     try:
         array = np.asarray(values, float)
     except (TypeError, ValueError) as error:
@@ -92,6 +100,15 @@ def numbers(owner: str, name: str, values: Any) -> np.ndarray:
     if not array.size:
         raise EnergyError(f"{owner} needs at least one value in {name}; got shape {array.shape}.")
     return array
+
+
+def _only_variable(owner: str, name: str, samples: dict[str, Any]) -> Any:
+    if len(samples) != 1:
+        raise EnergyError(
+            f"{owner} needs {name} of one variable; these draws are of {sorted(samples)}. Write "
+            f"draws.get_samples()['{min(samples)}']."
+        )
+    return next(iter(samples.values()))
 
 
 def events_of(owner: str, name: str, values: Any, event_shape: tuple[int, ...]) -> np.ndarray:

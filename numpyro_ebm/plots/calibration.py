@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpyro import handlers
 
+from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, nearest
 from numpyro_ebm._results import Result, check_values_given, values_of
 from numpyro_ebm._typing import PRNGKey
@@ -90,6 +91,8 @@ def log_ratios(
     """
     if not isinstance(model, estimate):
         raise TypeError(f"log_ratios needs the model as estimate returned it; got {type(model).__name__}.")
+    check_key("log_ratios", rng_key)
+    args, kwargs = as_arrays("log_ratios", (args, kwargs))
     given = values_of("log_ratios", result)
     with handlers.trace() as trace, handlers.seed(rng_seed=rng_key), handlers.substitute(data=given):
         estimator, chosen = _site(model.sites(*args, **kwargs), site)

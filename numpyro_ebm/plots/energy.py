@@ -51,8 +51,8 @@ def plot_energy(
         distribution: an `EnergyDistribution`, or a normalised NumPyro distribution without batch shape to compare with.
         ax: matplotlib axes to draw on; None for a new figure.
         data: rows, ``(..., *event_shape)``.
-        draws: draws of the model, ``(..., *event_shape)``.
-        chains: paths of up to six chains, ``(num_chains, num_draws, *event_shape)``.
+        draws: draws of the model, ``(..., *event_shape)``, or the result of `sample`.
+        chains: paths of up to six chains, ``(num_chains, num_draws, *event_shape)``, or the result of `sample`.
         limits: ``(low, high)`` for all coordinates, or one such pair for each. None for the range of what lies on the
             landscape, or without that of what chains would start from (the base, a standard normal in unconstrained space).
         row: which row of the batch shape, for energies with a context or a base of their own for each.
@@ -70,7 +70,7 @@ def plot_energy(
         ImportError: without matplotlib.
 
     Example:
-        ``plot_energy(distribution, data=x, chains=sample(key, distribution).samples["x"])``
+        ``plot_energy(distribution, data=x, chains=sample(key, distribution))``
     """
     dim = _check(distribution, depth, num_points, names)
     overlays = _overlays(distribution.event_shape, data, draws, chains)
@@ -118,7 +118,7 @@ def _overlays(event_shape: tuple[int, ...], data: Any, draws: Any, chains: Any) 
     flat = {k: None if v is None else _flat(events_of(OWNER, k, v, event_shape)) for k, v in given.items()}
     if chains is None:
         return _Overlays(**flat, chains=None)
-    paths = numbers(OWNER, "chains", chains)
+    paths = numbers(OWNER, "chains", chains, by_chain=True)
     if paths.ndim != 2 + len(event_shape) or paths.shape[2:] != event_shape:
         raise EnergyError(
             f"{OWNER} needs chains of shape (num_chains, num_draws, *{event_shape}); got {paths.shape}. For a single chain "

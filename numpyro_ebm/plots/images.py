@@ -33,7 +33,7 @@ def plot_images(
 
     Args:
         samples: images ``(num, height, width)``, in colour ``(num, height, width, 3)``, or with ``image_shape`` any
-            ``(..., *image_shape)`` or ``(..., prod(image_shape))``.
+            ``(..., *image_shape)`` or ``(..., prod(image_shape))``; or the result of `sample`, of one variable.
         axes: one matplotlib axes, two with ``data``; None for a new figure.
         data: images to show first, of the same shape.
         image_shape: of one image, ``(height, width)`` or ``(height, width, 3)``.
@@ -50,7 +50,7 @@ def plot_images(
         ImportError: without matplotlib.
 
     Example:
-        ``plot_images(draws.samples["x"], data=digits, image_shape=(8, 8))``
+        ``plot_images(sample(key, distribution), data=digits, image_shape=(8, 8))``
     """
     check_count(OWNER, "num_rows", num_rows)
     check_count(OWNER, "num_columns", num_columns)

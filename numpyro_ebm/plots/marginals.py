@@ -33,7 +33,8 @@ def plot_marginals(
     Args:
         data: ``(num_rows, *event_shape)``.
         draws: ``(..., *event_shape)``: chains and draws in front. An xarray DataArray, such as
-            ``to_arviz(mcmc).posterior["x"]``, names the dimensions by its last coordinate.
+            ``to_arviz(mcmc).posterior["x"]``, names the dimensions by its last coordinate. Or the result of `sample`, of one
+            variable.
         axes: as many matplotlib axes as dimensions; None for a new figure.
         names: of all dimensions; None for those of the coordinate, or ``x1, x2, ...``.
         dims: which dimensions, by place or by name, up to 24; None for all.
@@ -48,7 +49,7 @@ def plot_marginals(
         ImportError: without matplotlib.
 
     Example:
-        ``plot_marginals(x_test, draws.samples["x"], names=["acid", "sugar"])``
+        ``plot_marginals(x_test, sample(key, distribution), names=["acid", "sugar"])``
     """
     check_count(OWNER, "bins", bins)
     both = columns(OWNER, data, draws, names, dims, MAX_DIMS)

@@ -6,6 +6,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._spreads import spread
 from numpyro_ebm.noise import AbstractNoiseProcess, check_sigmas
 from numpyro_ebm.plots._style import DARK, MODEL, numbers, several_axes
 
@@ -110,10 +111,10 @@ def _dimension(dim: int | None, rows: np.ndarray | None, *, is_process: bool) ->
 def _draw_lengths(ax: Any, rows: np.ndarray | None) -> None:
     if rows is not None:
         farthest, nearest = _distances(rows)
-        spread = float(np.sqrt(np.mean((rows - rows.mean(axis=0)) ** 2)))
+        scale = float(np.sqrt(np.mean(spread(rows) ** 2)))
         lengths = (
             (farthest, "--", "largest distance of two data"),
-            (spread, "-.", "standard deviation of the data"),
+            (scale, "-.", "standard deviation of the data"),
             (nearest / np.sqrt(rows.shape[1]), ":", r"nearest neighbour's distance / $\sqrt{d}$"),
         )
         for value, dashes, label in lengths:

@@ -39,7 +39,8 @@ def plot_pairs(
 
     Args:
         data: ``(num_rows, *event_shape)``, of two dimensions or more.
-        draws: ``(..., *event_shape)``; an xarray DataArray names the dimensions by its last coordinate.
+        draws: ``(..., *event_shape)``; an xarray DataArray names the dimensions by its last coordinate. Or the result of
+            `sample`, of one variable.
         axes: ``d * d`` matplotlib axes in reading order; None for a new figure. Those above the diagonal are turned off.
         names: of all dimensions; None for those of the coordinate, or ``x1, x2, ...``.
         dims: which dimensions, by place or by name, two to eight; None for all.
@@ -55,7 +56,7 @@ def plot_pairs(
         ImportError: without matplotlib.
 
     Example:
-        ``plot_pairs(x_test, draws.samples["x"], dims=[0, 1, 2])``
+        ``plot_pairs(x_test, sample(key, distribution), dims=[0, 1, 2])``
     """
     check_count(OWNER, "bins", bins)
     check_count(OWNER, "max_points", max_points)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import constraints
 
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
 from numpyro_ebm._levels import check_level, score_of_rows
 from numpyro_ebm._typing import Array, PRNGKey
@@ -130,6 +131,7 @@ class AnnealedLangevin:
         return jnp.where(mask.reshape(draws.shape), value, draws)
 
     def _run(self, rng_key, distribution, sample_shape, shape, held=None, *, keep_path=False):
+        check_key("AnnealedLangevin", rng_key)
         check_level("AnnealedLangevin", distribution)
         key_start, key_levels = jax.random.split(rng_key)
         if self.start is not None and shape != sample_shape + distribution.batch_shape:

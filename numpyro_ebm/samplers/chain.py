@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm import chains
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import check_count
 from numpyro_ebm._starts import check_starts
 from numpyro_ebm._typing import Array, PRNGKey
@@ -54,6 +55,7 @@ class ChainSampler:
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
         """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        check_key("ChainSampler", rng_key)
         resolve_kernel(self.kernel, is_discrete=distribution.is_discrete)
         key_start, key_chains = jax.random.split(rng_key)
         starts = draw_start(self.start, key_start, distribution, sample_shape)

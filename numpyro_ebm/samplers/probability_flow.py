@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 
 from numpyro_ebm._derivatives import over_coordinates
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
 from numpyro_ebm._levels import check_level, score_at_level
 from numpyro_ebm._typing import Array, PRNGKey
@@ -82,6 +83,7 @@ class ProbabilityFlow:
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
         """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        check_key("ProbabilityFlow", rng_key)
         self._check(distribution)
         draws, reached = _flow_down(rng_key, distribution, self, shape=sample_shape + distribution.batch_shape)
         return self._reached(draws, reached)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import check_count, check_positive
 from numpyro_ebm._levels import check_level, score_of_rows
 from numpyro_ebm._typing import Array, PRNGKey
@@ -70,6 +71,7 @@ class ReverseSDE:
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
         """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        check_key("ReverseSDE", rng_key)
         check_level("ReverseSDE", distribution)
         return _reverse(rng_key, distribution, self, shape=sample_shape + distribution.batch_shape)
 
