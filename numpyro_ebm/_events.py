@@ -10,11 +10,12 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from numpyro_ebm._bases import split_rows
-from numpyro_ebm._blocks import Blocks
+from numpyro_ebm._blocks import is_real
 from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._doors import as_arrays, check_key
-from numpyro_ebm._errors import EnergyError, is_concrete
+from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._reads import reads
+from numpyro_ebm._supports import check_same_support, discrete_values, elementary, event_support, name_of
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
 
@@ -41,8 +42,8 @@ class EventDistribution(dist.Distribution):
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("context", "base", "_support", "_sampler_arrays")
-    pytree_aux_fields = ("_sampler_structure", "_discrete_bounds", "_reads")
+    pytree_data_fields = ("context", "base", "_sampler_arrays")
+    pytree_aux_fields = ("_sampler_structure", "_frozen_support", "_reads")
     has_energy: ClassVar[bool]
 
     def __init__(
@@ -60,11 +61,9 @@ class EventDistribution(dist.Distribution):
             raise TypeError(f"{type(self).__name__} needs a callable sampler; got {type(sampler).__name__}.")
         event_shape, batch_shape = _shape("event_shape", event_shape), _shape("batch_shape", batch_shape)
         _check_context(context, batch_shape)
-        self._support = _event_support(support, event_shape)
-        # What the values of an element are is structure, known under jit too.
-        self._discrete_bounds = _discrete_bounds(self._support)
+        self._frozen_support = event_support(support, event_shape)
         if base is not None:
-            batch_shape = _check_base(base, event_shape, batch_shape, self._support)
+            batch_shape = _check_base(base, event_shape, batch_shape, self.support)
         self._sampler_arrays, self._sampler_structure = dismantle(sampler)
         self.context, self.base = context, base
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
@@ -87,7 +86,7 @@ class EventDistribution(dist.Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """The constraint of one event."""
-        return self._support  # pyright: ignore[reportReturnType]
+        return self._frozen_support.thaw()
 
     @property
     def has_rsample(self) -> bool:
@@ -172,18 +171,19 @@ class EventDistribution(dist.Distribution):
         Raises:
             EnergyError: for a support without two bounds.
         """
-        if self._discrete_bounds is None:
+        values = discrete_values(self.support)
+        if values is None:
             raise EnergyError(
-                f"The values of the support {self.support} cannot be listed: it needs two bounds, the same for all "
-                "elements. Write support=numpyro.distributions.constraints.boolean or constraints.integer_interval(0, 9)."
+                f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
+                "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "
+                "with an end that no value comes near."
             )
-        low, high = self._discrete_bounds
-        return np.arange(low, high + 1)
+        return values
 
     @property
     def _uniform(self) -> dist.Distribution:
         values = self.discrete_values
-        is_binary = type(_elementary(self.support)) is type(constraints.boolean)
+        is_binary = type(elementary(self.support)) is type(constraints.boolean)
         element = dist.BernoulliProbs(0.5) if is_binary else dist.DiscreteUniform(int(values[0]), int(values[-1]))
         return element.expand(self.event_shape).to_event(len(self.event_shape))
 
@@ -246,56 +246,13 @@ class EventDistribution(dist.Distribution):
 
     @property
     def _is_real(self) -> bool:
-        return type(_elementary(self.support)) is type(constraints.real)
-
-
-def discrete_values(support: Any) -> np.ndarray | None:
-    """The values that one element of a discrete support takes, in increasing order; None where it has no two bounds."""
-    bounds = _discrete_bounds(support)
-    return None if bounds is None else np.arange(bounds[0], bounds[1] + 1)
-
-
-def _discrete_bounds(support: Any) -> tuple[int, int] | None:
-    """Smallest and largest value of one element of a finite discrete support; None for any other."""
-    element = _elementary(support)
-    if type(element) is type(constraints.boolean):
-        return 0, 1
-    low, high = getattr(element, "lower_bound", None), getattr(element, "upper_bound", None)
-    if not support.is_discrete or low is None or high is None or not is_concrete(low, high) or np.ndim(low) or np.ndim(high):
-        return None
-    return int(low), int(high)
+        return is_real(self.support)
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
         raise EnergyError(f"{name} needs a tuple of sizes, e.g. {name}=(3,); got {shape!r}.")
     return tuple(int(n) for n in shape)
-
-
-def _event_support(support: Any, event_shape: tuple[int, ...]) -> Any:
-    """The constraint of a whole event, from that of its elements."""
-    extra = len(event_shape) - support.event_dim
-    if extra < 0:
-        raise EnergyError(
-            f"The support {support} constrains events of {support.event_dim} dimensions; event_shape={event_shape} has "
-            f"{len(event_shape)}. Write event_shape=(n,)."
-        )
-    check_one_support(support, event_shape)
-    return constraints.independent(support, extra) if extra else support
-
-
-def check_one_support(support: Any, event_shape: tuple[int, ...]) -> None:
-    """Refuse bounds that differ from row to row.
-
-    Raises:
-        EnergyError: with their shape.
-    """
-    for bound in jax.tree.leaves(support):
-        if jnp.ndim(bound) > len(event_shape):
-            raise EnergyError(
-                f"The support {support} has bounds of shape {jnp.shape(bound)} for events of shape {event_shape}: all rows "
-                "share one support. Write bounds of one event, and move the rest into the energy."
-            )
 
 
 def _check_context(context: PyTree, batch_shape: tuple[int, ...]) -> None:
@@ -321,41 +278,6 @@ def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int,
         return jnp.broadcast_shapes(batch_shape, base.batch_shape)
     except ValueError:
         raise EnergyError(f"base has batch shape {base.batch_shape}, which does not broadcast to {batch_shape}.") from None
-
-
-def check_same_support(role: str, distribution: dist.Distribution, support: Any) -> None:
-    """Refuse a distribution that lives on another support than the energy's.
-
-    Raises:
-        EnergyError: naming both supports.
-    """
-    theirs, ours, what = _elementary(distribution.support), _elementary(support), role.removesuffix("'s")
-    if _region(theirs) != _region(ours):
-        raise EnergyError(
-            f"The {role} {type(distribution).__name__} has support {theirs}, the energy has {ours}. Give both the "
-            f"same: write support={theirs} in the distribution, or another {what}."
-        )
-
-
-def _elementary(constraint: Any) -> Any:
-    while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
-        constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
-    return constraint
-
-
-def _region(constraint: Any) -> Any:
-    """The set a constraint stands for: intervals by their bounds (open or closed alike), others by their type."""
-    if isinstance(constraint, Blocks):
-        return tuple(
-            (_region(_elementary(part)), shape) for part, shape in zip(constraint.parts, constraint.shapes, strict=True)
-        )
-    has_bounds = hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound")
-    if constraint.is_discrete or not (has_bounds or type(constraint) is type(constraints.real)):
-        return type(constraint)
-    low, high = getattr(constraint, "lower_bound", -np.inf), getattr(constraint, "upper_bound", np.inf)
-    if not is_concrete(low, high):
-        return "an interval"
-    return float(np.min(np.asarray(low))), float(np.max(np.asarray(high)))
 
 
 def _repeat(leaf: Any, own_ndim: int, batch_shape: tuple[int, ...]) -> Array:

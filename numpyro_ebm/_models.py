@@ -14,8 +14,8 @@ from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._events import discrete_values
 from numpyro_ebm._rows import unwrap
+from numpyro_ebm._supports import discrete_values
 from numpyro_ebm._typing import Position, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 
@@ -102,7 +102,7 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
             "returned, or params=svi.get_params(state)."
         )
     trace = _trace(fixed(model, params), args, kwargs)
-    missing = [n for n, site in trace.items() if site["type"] == "param" and n not in (params or {})]
+    missing = [n for n, site in trace.items() if site["type"] == "param" and (params or {}).get(n) is None]
     if missing:
         raise EnergyError(
             f"The model has parameters {missing} without values, so MCMC would use their initial ones. Pass those that "

@@ -21,7 +21,7 @@ def mutable_state(state: Any) -> Mapping[str, Any]:
 
 
 def values_of(owner: str, state: Any) -> dict[str, Any]:
-    """Parameters, and mutable state of layers without that of estimators.
+    """Parameters that have a value, and mutable state of layers without that of estimators.
 
     Raises:
         EnergyError: for a state of SVI, which holds parameters in another form.
@@ -38,7 +38,7 @@ def values_of(owner: str, state: Any) -> dict[str, Any]:
         )
     is_result = isinstance(state, SVIRunResult | FitResult)
     values = {**state.params, **mutable_state(state)} if is_result else dict(state)
-    return {name: value for name, value in values.items() if not is_ours(name, value)}
+    return {name: value for name, value in values.items() if value is not None and not is_ours(name, value)}
 
 
 def is_ours(name: str, value: Any) -> bool:

@@ -13,6 +13,12 @@ from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.estimators import Site
 
+ON_THE_END = (
+    "Move such values inside (rounded or censored ones by a random part of their rounding); or, where the density is finite "
+    "there, write estimate(model, 'generalized_sm'), which takes them. A share of rows exactly there has no density: model "
+    "by a Bernoulli site whether a row is there, and by the energy the other rows."
+)
+
 
 class Unwrapped(NamedTuple):
     """An energy or a score under expand, mask and to_event."""
@@ -53,8 +59,13 @@ def unwrap(fn: Any) -> Unwrapped | None:
     return Unwrapped(inner, batch_shape, event_dims, mask)
 
 
-def lay_out(name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate]) -> Site:
-    """The site's data, one event per row, checked as far as they are concrete; plates by their dimension."""
+def lay_out(
+    name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate], *, may_touch_ends: bool = False
+) -> Site:
+    """The site's data, one event per row, checked as far as they are concrete; plates by their dimension.
+
+    Values on the boundary of the support, which have no place in unconstrained space, are refused unless they may be there.
+    """
     distribution = unwrapped.distribution
     with eager(value):
         events = distribution.as_events(value)
@@ -75,7 +86,7 @@ def lay_out(name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Pl
         own = _harmless(flat, mask, distribution), _harmless_local(local, mask), mask
         index, num_total = row_index(batch_shape, unwrapped.event_dims, plates)
         site = Site(name, distribution, batch_shape, *own, index, num_total)
-        _check_values(site)
+        _check_values(site, may_touch_ends=may_touch_ends)
     return site
 
 
@@ -122,17 +133,17 @@ def _harmless_local(local: PyTree, mask: Array | None) -> PyTree:
     return jax.tree.map(replace, local)
 
 
-def _check_values(site: Site) -> None:
+def _check_values(site: Site, *, may_touch_ends: bool) -> None:
     """Refuse concrete rows that are not numbers or lie outside the support or on its boundary."""
     if site.distribution.is_discrete or not is_concrete(site.value, site.mask):
         return
     inside = jax.vmap(lambda event: jnp.all(site.distribution.support(event)))(site.value)
     finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
-    interior = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1)
+    off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends
     for fine, fault, fix in (
         (finite, "is not finite", "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."),
         (inside, f"lies outside the support {site.distribution.support}", "Write the support that the data have."),
-        (interior, f"lies on the boundary of the support {site.distribution.support}", "Move it inside."),
+        (off_ends, f"lies on the boundary of the support {site.distribution.support}", ON_THE_END),
     ):
         bad = jnp.flatnonzero(~fine)
         if bad.size:

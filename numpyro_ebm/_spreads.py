@@ -45,5 +45,6 @@ def eps_of(values: Any) -> float:
 
 def or_one(scale: Any) -> Any:
     """A scale to divide by: 1 where it is 0."""
-    xp: Any = np if isinstance(scale, np.ndarray | np.generic) else jnp
-    return xp.where(scale > 0, scale, 1.0)
+    if isinstance(scale, np.ndarray | np.generic):
+        return np.where(np.asarray(scale, float) > 0, scale, 1.0)
+    return jnp.where(scale > 0, scale, 1.0)

@@ -169,7 +169,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             estimator = self._estimator_of(name, members)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
-            site = lay_out(name, unwrapped, value, plates)
+            site = lay_out(name, unwrapped, value, plates, may_touch_ends=estimator.takes_ends)
             # A latent value is the guide's: the estimator may not move it, the log density alone does.
             given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
             if self._collected is None:

@@ -13,8 +13,8 @@ from numpyro.distributions import ExpandedDistribution, MaskedDistribution
 from numpyro_ebm._bases import is_improper, split_rows, without_rows
 from numpyro_ebm._blocks import Product, cut, joint_support, lay_end_to_end
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
-from numpyro_ebm._events import check_one_support
 from numpyro_ebm._rows import Unwrapped
+from numpyro_ebm._supports import check_one_support
 from numpyro_ebm._surrogates import kept
 from numpyro_ebm._typing import Array
 from numpyro_ebm.distributions import EnergyDistribution

@@ -151,13 +151,6 @@ class TestBase:
         np.testing.assert_allclose(d.log_prob(x), base.log_prob(x) - 0.5 * jnp.sum(x**2, -1), rtol=1e-5)
         assert d.sample(jax.random.key(1), (4,)).shape == (4, *d.batch_shape, 2)
 
-    def test_a_base_that_cannot_be_split_is_refused(self):
-        mixture = dist.MixtureSameFamily(
-            dist.Categorical(jnp.ones((3, 2)) / 2), dist.Normal(jnp.zeros((3, 2)), jnp.ones((3, 2)))
-        )
-        with pytest.raises(ValueError, match="row by row"):
-            ebm.EnergyDistribution(lambda x: x**2, base=mixture).log_prob(jnp.ones(3))
-
     def test_draws_of_rows_with_their_own_base(self):
         base = dist.Normal(jnp.array([-5.0, 5.0]), 1.0)
         sampler = ebm.ChainSampler("mala")

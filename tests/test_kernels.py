@@ -1,5 +1,6 @@
 """Kernels: one table, the same invariants; adaptation equals BlackJAX's."""
 
+import dataclasses
 import functools
 
 import blackjax
@@ -511,10 +512,42 @@ class TestBadInput:
 
     @pytest.mark.parametrize("cls", [ebm.MCLMC, ebm.AdjustedMCLMC])
     def test_microcanonical_kernels_take_no_dense_mass_matrix(self, cls):
-        kernel = cls(inverse_mass_matrix=jnp.eye(3))
-        state = kernel.init(jax.random.key(0), jnp.zeros(3), gaussian)
-        with pytest.raises(ebm.EnergyError, match=r"of shape \(3,\) for a position of 3 coordinates; got shape \(3, 3\)"):
-            kernel.step(jax.random.key(0), state, gaussian)
+        with pytest.raises(ebm.EnergyError, match=r"inverse_mass_matrix of shape \(3, 3\).*by coordinate\.$"):
+            cls(inverse_mass_matrix=jnp.eye(3))
+
+    @pytest.mark.parametrize("name", [name for name in KERNELS if name not in ("elliptical_slice", "parallel_tempering")])
+    def test_what_no_kernel_can_use(self, name):
+        cls = type(KERNELS[name])
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for step_size in (0.0, -1.0, jnp.nan, jnp.inf, None, "small"):
+            with pytest.raises(ebm.EnergyError, match=rf"{cls.__name__} needs (a )?step_size"):
+                cls(step_size=step_size)
+        matrices = (0.0 * jnp.ones(3), -jnp.ones(3), jnp.array([1.0, jnp.nan]), jnp.array(2.0), jnp.ones((2, 2, 2)))
+        indefinite, skew = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([[1.0, 0.5], [0.1, 1.0]])
+        dense = (indefinite, skew, jnp.zeros((2, 2)), jnp.ones((2, 3)))
+        for matrix in (*matrices, *dense) if "inverse_mass_matrix" in fields else ():
+            with pytest.raises(ebm.EnergyError, match=f"{cls.__name__} .*inverse_mass_matrix"):
+                cls(inverse_mass_matrix=matrix)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"mean": 0.0, "covariance": 0.0},
+            {"mean": 0.0, "covariance": -1.0},
+            {"mean": jnp.zeros(2), "covariance": jnp.array([1.0, -1.0])},
+            {"mean": jnp.zeros(2), "covariance": jnp.array([[1.0, 2.0], [2.0, 1.0]])},
+            {"mean": jnp.zeros(2), "covariance": jnp.full((2, 2), jnp.nan)},
+            {"mean": jnp.array([0.0, jnp.nan]), "covariance": 1.0},
+        ],
+    )
+    def test_a_covariance_that_is_none(self, settings):
+        with pytest.raises(ebm.EnergyError, match="EllipticalSlice needs"):
+            ebm.EllipticalSlice(**settings)
+
+    @pytest.mark.parametrize("values", [jnp.array([1, 0]), jnp.array([1, 1]), jnp.ones((2, 2)), jnp.array([0])])
+    def test_values_that_are_none(self, values):
+        with pytest.raises(ebm.EnergyError, match="increasing order, two or more"):
+            ebm.Gibbs(values=values)
 
     @pytest.mark.parametrize(
         "temperatures", [(1.0,), (2.0, 4.0), (1.0, 4.0, 2.0), (1.0, np.inf), (1.0, np.nan), 1.0, ((1.0, 2.0),)]

@@ -21,6 +21,8 @@ FLOORS = {
     "_callables": 0,
     "_reads": 0,
     "_spreads": 0,
+    "_known": 0,
+    "_supports": 0,
     "_blocks": 0,
     "_bases": 0,
     "_laplacian": 0,

@@ -307,6 +307,30 @@ class TestGeneralized:
         np.testing.assert_allclose(value, -loss, rtol=1e-10)
         np.testing.assert_allclose(gradient, np.sum(h * sx * y + slope * y + sy * x), rtol=1e-10)
 
+    @pytest.mark.parametrize(("weight", "limit"), [("square", (3 - 1) ** 2 / 2 + (3 - 1)), ("distance", np.inf)])
+    def test_a_row_on_an_end_counts_by_its_limit(self, weight, limit):
+        # E = 2 x - (a - 1) log x: score (a - 1) / x - 2, whose product with the weight stays finite under x^2 alone.
+        x = np.array([[0.0], [0.7], [2.0], [0.0], [1.3]])
+        gamma = lambda x: jnp.sum(2 * x - 2 * jnp.log(x))  # noqa: E731
+        losses = -rows(gamma, "generalized_sm", x, support=constraints.nonnegative, weight=weight)
+        inside = x[:, 0] > 0
+        at = x[inside, 0]
+        score, slope = 2 / at - 2, -2 / at**2
+        h, dh = (at**2, 2 * at) if weight == "square" else (at, 1.0)
+        np.testing.assert_allclose(losses[inside], 0.5 * h * score**2 + h * slope + dh * score, rtol=1e-10)
+        if np.isfinite(limit):
+            np.testing.assert_allclose(losses[~inside], limit, rtol=1e-4)
+        # A finite score t: h = 0 and h' = 1 on the end itself under "distance", h' = 0 under "square".
+        losses = -rows(lambda x: 2 * jnp.sum(x), "generalized_sm", x, support=constraints.nonnegative, weight=weight)
+        np.testing.assert_allclose(losses[~inside], -2.0 if weight == "distance" else 0.0, atol=1e-4)
+
+    def test_both_ends_of_an_interval_in_float32(self):
+        x = np.array([[5.0], [6.0], [5.3]], np.float32)
+        with jax.enable_x64(False):
+            support = constraints.interval(5, 6)
+            values = rows(lambda x: 3 * jnp.sum(x), "generalized_sm", x, support=support, weight="distance")
+        np.testing.assert_allclose(-values, [-3.0, 3.0, 0.5 * 0.3 * 9 - 3], rtol=1e-3)
+
     def test_bounds_of_each_coordinate(self):
         low, high = np.array([0.0, 1.0]), np.array([1.0, 3.0])
         x = low + (high - low) * np.random.default_rng(0).uniform(0.1, 0.9, (30, 2))

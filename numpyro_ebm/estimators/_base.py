@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from numpyro_ebm._errors import EnergyError, eager
 from numpyro_ebm._spreads import spread
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm.estimators._lattice import warn_of_lattice
 
 FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
 
@@ -88,6 +89,7 @@ class AbstractEstimator(abc.ABC):
         is_persistent: whether state is carried from one update to the next.
         couples_rows: whether a row's value depends on the events of other rows by more than scales fitted to the batch.
         needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
+        takes_ends: whether rows may lie on the boundary of the support, where unconstrained space has no place for them.
     """
 
     name: ClassVar[str]
@@ -96,6 +98,7 @@ class AbstractEstimator(abc.ABC):
     is_persistent: ClassVar[bool] = False
     couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
+    takes_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
@@ -125,6 +128,7 @@ class AbstractEstimator(abc.ABC):
                 f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
                 f"discrete.{FOR_BINARY_UNITS}"
             )
+        warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
                 f"The estimator '{self.name}' needs values of an energy, and a {type(site.distribution).__name__} has only "

@@ -14,7 +14,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from numpyro_ebm import chains
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
-from numpyro_ebm._events import check_same_support
+from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators import _health
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site

@@ -12,7 +12,7 @@ from numpyro.infer.util import log_density
 from numpyro_ebm._autodiff import reverse_gradient
 from numpyro_ebm._blocks import is_real
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._events import check_same_support
+from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.estimators._base import Site
 

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, call_where_any, check_count, eager, is_concrete, nearest
-from numpyro_ebm._events import check_same_support
+from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.empirical import Empirical
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
@@ -82,7 +82,8 @@ class NoiseEstimator(AbstractEstimator):
         noise = self.noise if self.noise is not None else site.distribution.reference
         if not isinstance(noise, dist.Distribution):
             return
-        _check_fits(noise, site)
+        if self.noise is not None:  # the reference fits by construction
+            _check_fits(noise, site)
         if isinstance(noise, Empirical):
             self._is_relative(site)
         elif is_concrete(site.value, site.mask, noise):

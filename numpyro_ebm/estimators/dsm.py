@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_ebm._blocks import is_real
-from numpyro_ebm._errors import EnergyError, check_count, check_positive, eager, is_concrete
+from numpyro_ebm._errors import EnergyError, check_count, check_positive, eager, is_concrete, is_positive_definite
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 
@@ -194,13 +194,9 @@ def _information(noise: Any) -> Array:
 
 
 def _check_covariance(matrix: Any) -> None:
-    if matrix is None:
-        return
-    matrix = np.asarray(matrix, float)
-    is_square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-    if not is_square or not np.allclose(matrix, matrix.T) or not np.all(np.linalg.eigvalsh(matrix) > 0):
+    if matrix is not None and not is_positive_definite(np.asarray(matrix, float)):
         raise EnergyError(
-            f"covariance_matrix needs a symmetric positive definite matrix; got shape {matrix.shape}. Write "
+            f"covariance_matrix needs a symmetric positive definite matrix; got shape {np.shape(matrix)}. Write "
             "covariance_matrix=0.01 * jnp.eye(d)."
         )
 

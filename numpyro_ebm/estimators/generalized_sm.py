@@ -21,6 +21,7 @@ NAMES = ("square", "distance", "capped")
 # Where a weight is tried: shares of an interval, distances from the end of a half line.
 SHARES, STEPS = np.linspace(0.02, 0.98, 25), np.geomspace(0.01, 100, 25)
 NEGLIGIBLE = 1e-5
+NEAREST = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,9 @@ class GeneralizedScoreMatching(AbstractEstimator):
     coordinate has weight 1, so that on the real line this is "sm"; "square" on the half line ``x > 0`` is Hyvarinen's loss
     for non-negative data. At infinite ends the density has to fall off, as for "sm". Costs ``d`` forward derivatives of the
     score per row.
+
+    A row may lie on an end: it counts by the limit of its loss there, taken a hundred thousandth of the coordinate's mean
+    distance to its end away from it.
 
     "sm" itself trains a bounded density in unconstrained coordinates, to which the logistic or the exponential function
     takes an interval or a half line: that is this loss under the weight ``(x - a)^2 (b - x)^2 / (b - a)^2`` or ``(x - a)^2``
@@ -68,6 +72,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
     name = "generalized_sm"
     role = "objective"
     is_deterministic = True
+    takes_ends = True
     weight: Weight = "square"
     cap: float | None = None
 
@@ -88,8 +93,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Refuse supports that are no intervals, and a function that is no weight on them."""
         super().check(site)
-        check_bends(site, self.name)
-        ends = self._ends(site)
+        check_bends(_off_ends(site, ends := self._ends(site)), self.name)
         if callable(self.weight) and is_concrete(ends):
             intervals = {(float(low), float(high)) for low, high in zip(*map(np.ravel, ends), strict=True)}
             intervals -= {(-np.inf, np.inf)}
@@ -104,6 +108,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
     def surrogate(self, rng_key, site: Site, state):
         """Minus the loss, per row."""
         ends = self._ends(site)
+        site = _off_ends(site, ends)
 
         def row_loss(_, local, event):
             flat, unravel = ravel_pytree(event)
@@ -132,6 +137,21 @@ class GeneralizedScoreMatching(AbstractEstimator):
         shown = jnp.where(bounded, flat, flat[jnp.argmax(bounded)])
         weight: Any = self.weight
         return jnp.where(bounded, jax.vmap(weight)(shown), 1.0).reshape(event.shape)
+
+
+def _off_ends(site: Site, ends: Ends) -> Site:
+    """Values at an end moved off it by a hundred thousandth of the coordinate's own length.
+
+    The loss has a limit at the end where its parts may have none: of a density like ``x^(a - 1)`` the score is infinite at
+    0, and its product with a weight that vanishes there is not.
+    """
+    value = site.value
+    lengths = jnp.minimum(ends.high - ends.low, jnp.mean(distance(value, ends), axis=0))
+    size = jnp.maximum(*(jnp.where(jnp.isfinite(end), jnp.abs(end), 0.0) for end in ends))
+    lengths = jnp.where((lengths > 0) & jnp.isfinite(lengths), lengths, 1.0)
+    least = jnp.maximum(NEAREST * lengths, 8 * jnp.finfo(value.dtype).eps * size).astype(value.dtype)
+    moved = jnp.clip(value, ends.low.astype(value.dtype) + least, ends.high.astype(value.dtype) - least)
+    return dataclasses.replace(site, value=moved)
 
 
 def check_weight(weight: Callable[[Array], Array], low: float, high: float) -> None:

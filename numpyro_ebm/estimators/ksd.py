@@ -188,6 +188,7 @@ def median_distance(x: Array, takes_part: Array) -> Array:
         steps = jnp.arange(ROWS_OF_MEDIAN)
         places = order[jnp.where(count <= ROWS_OF_MEDIAN, steps, steps * count // ROWS_OF_MEDIAN)]
     chosen, is_in = x[places], takes_part[places]
+    chosen = chosen - chosen[:1]  # exactly 0 where all are the same, which the mean's rounding would make a distance
     chosen = chosen - jnp.mean(chosen, axis=0)
     squares = jnp.sum(chosen**2, axis=1)
     distances = jnp.sqrt(jnp.maximum(squares[:, None] + squares - 2 * chosen @ chosen.T, 0.0))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.util import pytree_size
 
-from numpyro_ebm._errors import EnergyError, check_positive
+from numpyro_ebm._errors import EnergyError, check_covariance, check_positive
 from numpyro_ebm._typing import Array, Position, PRNGKey
 
 K = TypeVar("K", bound=type)
@@ -51,6 +51,7 @@ class AbstractKernel(abc.ABC):
         step_size: BlackJAX's step size; with a warm-up, where its adaptation starts; None for a kernel without one.
         target_acceptance: acceptance that the warm-up steers the step size to; None where nothing adapts.
         adapts_mass_matrix: whether the warm-up also adapts ``inverse_mass_matrix``.
+        takes_dense_matrix: whether ``inverse_mass_matrix`` may be ``(d, d)``.
         is_exact: whether a transition leaves the density invariant; unadjusted kernels are off by their step's bias.
         is_discrete: whether the kernel moves on discrete supports.
         needs_density: whether it uses values of the log density; without, the gradient of a `ScoreDistribution` will do.
@@ -65,6 +66,7 @@ class AbstractKernel(abc.ABC):
     needs_density: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = None
     adapts_mass_matrix: ClassVar[bool] = False
+    takes_dense_matrix: ClassVar[bool] = True
     step_exponent: ClassVar[float] = 0.5
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "is_divergent", "num_gradients", "is_nonfinite")
     step_size: Any
@@ -99,7 +101,12 @@ class AbstractKernel(abc.ABC):
         return rebuilt(type(self), {**own, **settings})
 
     def __post_init__(self):
-        check_positive(type(self).__name__, "step_size", self.step_size)
+        owner = type(self).__name__
+        if self.step_size is None:
+            raise EnergyError(f"{owner} needs a step_size; got None. Write {owner}(step_size=0.1), or leave it out.")
+        check_positive(owner, "step_size", self.step_size)
+        matrix = getattr(self, "inverse_mass_matrix", None)
+        check_covariance(owner, "inverse_mass_matrix", matrix, may_be_dense=self.takes_dense_matrix)
 
 
 def kernel_class(*static: str):
@@ -131,7 +138,7 @@ def rebuilt(cls: type, settings: dict[str, Any]) -> Any:
     return kernel
 
 
-def mass_matrix(kernel: Any, position: Position, *, may_be_dense: bool = True) -> Array:
+def mass_matrix(kernel: Any, position: Position) -> Array:
     """The kernel's inverse mass matrix, or the identity, for a position of this size.
 
     Raises:
@@ -141,7 +148,7 @@ def mass_matrix(kernel: Any, position: Position, *, may_be_dense: bool = True) -
     if kernel.inverse_mass_matrix is None:
         return jnp.ones(size, jnp.result_type(*jax.tree.leaves(position)))
     matrix = jnp.asarray(kernel.inverse_mass_matrix)
-    shapes = ((size,), (size, size)) if may_be_dense else ((size,),)
+    shapes = ((size,), (size, size)) if kernel.takes_dense_matrix else ((size,),)
     if matrix.shape not in shapes:
         raise EnergyError(
             f"{type(kernel).__name__} needs inverse_mass_matrix of shape {' or '.join(map(str, shapes))} for a position of "

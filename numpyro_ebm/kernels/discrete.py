@@ -1,13 +1,13 @@
 """Kernels on discrete supports: Gibbs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
 
@@ -46,6 +46,16 @@ class Gibbs(AbstractKernel):
     statistics: ClassVar[tuple[str, ...]] = ("num_gradients", "is_nonfinite")
     step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     values: Any = None
+
+    def __post_init__(self):
+        if self.values is None or isinstance(self.values, Mapping) or not is_concrete(self.values):
+            return
+        values = np.asarray(self.values)
+        if values.ndim != 1 or len(values) < 2 or not np.all(np.diff(values.astype(float)) > 0):
+            raise EnergyError(
+                f"Gibbs needs the values of an element in increasing order, two or more; got {self.values!r}. Write "
+                "Gibbs(values=jnp.arange(5)), or Gibbs() for those of the support."
+            )
 
     def bind(self, distribution):
         """The kernel with the values of the support that it is to move on, by site for the latents of a model."""

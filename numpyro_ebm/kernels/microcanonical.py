@@ -42,6 +42,7 @@ class MCLMC(AbstractKernel):
 
     name: ClassVar[str] = "mclmc"
     is_exact: ClassVar[bool] = False
+    takes_dense_matrix: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ("is_divergent", "num_gradients", "is_nonfinite")
     step_size: Any = 0.1
     L: Any = None
@@ -58,7 +59,7 @@ class MCLMC(AbstractKernel):
 
     def step(self, rng_key, state, log_density):
         """One step of the dynamics."""
-        matrix = mass_matrix(self, state.position, may_be_dense=False)
+        matrix = mass_matrix(self, state.position)
         length = jnp.sqrt(pytree_size(state.position)) if self.L is None else self.L
         details: Any
         algorithm = blackjax.mclmc(log_density, length, self.step_size, inverse_mass_matrix=matrix)
@@ -92,6 +93,7 @@ class AdjustedMCLMC(AbstractKernel):
     name: ClassVar[str] = "adjusted_mclmc"
     target_acceptance: ClassVar[float | None] = 0.65
     adapts_mass_matrix: ClassVar[bool] = True
+    takes_dense_matrix: ClassVar[bool] = False
     step_size: Any = 0.1
     num_integration_steps: int = 3
     inverse_mass_matrix: Any = None
@@ -110,7 +112,7 @@ class AdjustedMCLMC(AbstractKernel):
         algorithm = blackjax.adjusted_mclmc_dynamic(
             log_density,
             self.step_size,
-            inverse_mass_matrix=mass_matrix(self, state.position, may_be_dense=False),
+            inverse_mass_matrix=mass_matrix(self, state.position),
             integration_steps_fn=uniform_steps(self.num_integration_steps),
         )
         new: Any

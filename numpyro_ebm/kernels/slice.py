@@ -4,6 +4,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from blackjax.mcmc.elliptical_slice import ellipsis
 from blackjax.util import generate_gaussian_noise
@@ -11,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import block_diag, solve_triangular
 
 from numpyro_ebm._bases import strip, without_rows
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._errors import EnergyError, check_covariance, check_positive, is_concrete
 from numpyro_ebm._typing import Array, Position
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
 
@@ -76,6 +77,10 @@ class EllipticalSlice(AbstractKernel):
                 "EllipticalSlice needs mean and covariance, or neither (for those of the energy's base). "
                 "Write EllipticalSlice(mean=0.0, covariance=1.0)."
             )
+        if is_concrete(self.mean) and self.mean is not None and not np.all(np.isfinite(self.mean)):
+            raise EnergyError(f"EllipticalSlice needs a finite mean; got {self.mean!r}. Write mean=jnp.zeros(d).")
+        check = check_positive if np.ndim(self.covariance) == 0 else check_covariance
+        check("EllipticalSlice", "covariance", self.covariance)
 
     def bind(self, distribution):
         """Mean and covariance of the base, unless they were given."""

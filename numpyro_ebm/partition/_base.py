@@ -11,7 +11,8 @@ import numpyro.distributions as dist
 from blackjax.diagnostics import psis_weights
 
 from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._events import EventDistribution, check_same_support
+from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.partition._proposal import Proposal, check_rows
 
