@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -20,7 +19,6 @@ NOTHING = -1e30
 """A log density of nothing that may be multiplied by 0."""
 FEWEST_FOR_TAIL = 25
 EVEN = 0.8
-HEAVY_TAIL = 0.7
 BARELY = -1e15
 """Below it a sum of such numbers, with small factors, is one of them."""
 
@@ -53,7 +51,6 @@ class Estimate(NamedTuple):
         ess: effective number of draws.
         is_finished: whether the method came to its end.
         tail: Pareto shape of the weights' upper tail; from 1/2 on their variance is infinite. 0 without weights.
-        heaviest: the shape up to which that many weights have an error that means something.
         covers: whether chains that came from the start stay where they came.
         are_draws: whether what counts as draws of the target can be draws of it.
     """
@@ -63,7 +60,6 @@ class Estimate(NamedTuple):
     ess: Array
     is_finished: Any = True
     tail: Any = 0.0
-    heaviest: Any = HEAVY_TAIL
     covers: Any = True
     are_draws: Any = True
 
@@ -192,11 +188,7 @@ def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> No
 
 
 def from_log_weights(log_weights: Array) -> Estimate:
-    """Log of the mean weight, its standard error by the delta method, and Kish's effective sample size.
-
-    A mean of ``n`` weights whose tail has a Pareto shape ``k`` above 1/2 varies by the order of ``n^(k - 1)`` and not of
-    ``n^(-1/2)``: the error is larger by that factor.
-    """
+    """Log of the mean weight, its standard error by the delta method, and Kish's effective sample size."""
     num = len(log_weights)
     largest = jnp.max(log_weights)
     weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(largest), largest, 0.0))
@@ -204,14 +196,7 @@ def from_log_weights(log_weights: Array) -> Estimate:
     ess = total**2 / jnp.sum(weights**2)
     relative_variance = jnp.maximum(num / ess - 1, 0.0) / max(num - 1, 1)
     value = jnp.where(largest < BARELY, -jnp.inf, jnp.log(total / num) + largest)
-    tail = tail_of(log_weights)
-    error = jnp.sqrt(relative_variance) * num ** jnp.clip(tail - 0.5, 0.0, 0.5)
-    return Estimate(value, error, ess, tail=tail, heaviest=heaviest_tail(num))
-
-
-def heaviest_tail(num: int) -> float:
-    """The Pareto shape up to which the error of a mean of ``num`` weights means something (Vehtari et al. 2024)."""
-    return min(HEAVY_TAIL, 1 - 1 / math.log10(max(num, FEWEST_FOR_TAIL)))
+    return Estimate(value, jnp.sqrt(relative_variance), ess, tail=tail_of(log_weights))
 
 
 def tail_of(log_weights: Array) -> Array:

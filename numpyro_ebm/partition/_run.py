@@ -17,6 +17,7 @@ from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.table import METHODS
 
 MIN_ESS = 10
+HEAVY_TAIL = 0.7
 
 
 def available_partition_methods() -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def log_partition(
     Warns:
         UnreliableLogPartitionWarning: where the start does not cover the target (chains that came from it are not at rest
             under the target), where what was given as draws of the target cannot be that, where fewer than 10 effective
-            draws are behind log Z, or the tail of its weights has a Pareto shape above 0.7 (above 0.5 for 100 weights), as
+            draws are behind log Z, or the tail of its weights has a Pareto shape above 0.7, as
             under a start whose tails are lighter than the target's: its standard error then means nothing.
 
     Example:
@@ -128,10 +129,10 @@ def log_partition(
             UnreliableLogPartitionWarning,
             stacklevel=2,
         )
-    elif not distribution.is_discrete and bool(jnp.any(found.tail > found.heaviest)):  # states that recur have no such tail
+    elif not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):  # states that recur have no such tail
         warnings.warn(
             f"The weights behind log Z by '{chosen.name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
-            f"above {float(jnp.max(found.heaviest)):.2f}): a few of them decide, and its standard error is too small. "
+            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small. "
             f"{chosen.unreliable}",
             UnreliableLogPartitionWarning,
             stacklevel=2,

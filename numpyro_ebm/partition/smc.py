@@ -14,7 +14,7 @@ from numpyro_ebm._spreads import or_one, spread
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, heaviest_tail, tail_of
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, tail_of
 
 SHORTEST, LONGEST = 1e-8, 1e8
 
