@@ -135,9 +135,7 @@ class SequentialMonteCarlo(AbstractPartition):
         variance = 1 - (num / (num - 1)) ** (end.num_stages + 1).astype(concentration.dtype) * (1 - concentration)
         error = jnp.sqrt(jnp.maximum(variance, end.variance))
         is_finished = end.state.tempering_param >= 1
-        return Estimate(
-            end.log_z, error, 1 / concentration, is_finished, tail_of(jnp.log(end.state.weights)), heaviest_tail(num)
-        )
+        return Estimate(end.log_z, error, 1 / concentration, is_finished, tail_of(jnp.log(end.state.weights)))
 
     def _stage(self, population: Population, kernel: AbstractKernel, densities: Densities) -> Population:
         key, key_stage, key_init = jax.random.split(population.key, 3)
