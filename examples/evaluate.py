@@ -161,7 +161,9 @@ def print_comparison(evaluation: ebm.Evaluation) -> None:
     print(f"\n{evaluation}")
     for first, second in (("pcd", "mixture"), ("nce", "mixture"), ("dsm", "mixture")):
         gain = evaluation.difference(first, second)
-        print(f"{first} gains {gain.mean:.2f} +- {gain.standard_error:.2f} nats per row on the {second}, row by row")
+        word = "gains" if gain.mean > 0 else "loses"
+        error = f"{abs(gain.mean):.2f} +- {gain.standard_error:.2f}"
+        print(f"{first} {word} {error} nats per row {'on' if gain.mean > 0 else 'to'} the {second}, row by row")
 
 
 def diagnoses(trained: dict[str, Trained], splits: wine.Splits) -> dict[str, ebm.Diagnosis]:
@@ -198,13 +200,13 @@ def write_html(path: Path, evaluation: ebm.Evaluation, found: dict[str, ebm.Diag
 
 
 def draw_pictures(
-    folder: Path, trained: dict[str, Trained], idata: Any, bounds: Any, splits: wine.Splits, seed: int
+    folder: Path, trained: dict[str, Trained], idata: Any, bounds: Any, splits: wine.Splits, args: argparse.Namespace
 ) -> None:
     """Each on its own."""
     pcd, nce = trained["pcd"], trained["nce"]
     few = wine.COMPONENTS[:4]
     sizes = len(splits.train), len(splits.valid)
-    ratios = plots.log_ratios(jax.random.key(seed), nce.estimated, nce.result, splits.test)
+    ratios = plots.log_ratios(jax.random.key(args.seed), nce.estimated, nce.result, splits.test)
     axes = {
         "log_z": plots.plot_annealing(bounds),
         "pairs": plots.plot_pairs(splits.train, pcd.draws.samples["x"], names=wine.COMPONENTS, dims=few),
@@ -215,6 +217,8 @@ def draw_pictures(
         "calibration": plots.plot_calibration(*ratios),
     }
     for name, each in axes.items():
+        if args.quick:
+            wine.mark_untrained(each.flat[0].figure)
         each.flat[0].figure.savefig(folder / f"evaluate_{name}.png", dpi=100)
         matplotlib.pyplot.close(each.flat[0].figure)
 
@@ -259,7 +263,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         coords={"component": wine.COMPONENTS},
     )
     idata.to_netcdf(args.out / "evaluate.nc")
-    draw_pictures(args.out, trained, idata, bounds, splits, args.seed)
+    draw_pictures(args.out, trained, idata, bounds, splits, args)
     print(f"\nWrote evaluate.html, evaluate.nc and seven pictures to {args.out}.")
     return {"log_z": rows, "bounds": bounds, "evaluation": evaluation, "diagnoses": found}
 

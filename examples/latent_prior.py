@@ -223,7 +223,7 @@ def print_table(rows: list[dict], gaps: list[tuple[int, float, float]]) -> None:
     )
 
 
-def draw_picture(path: Path, test_x, results: dict[str, Result]) -> None:
+def draw_picture(path: Path, test_x, results: dict[str, Result], *, is_quick: bool) -> None:
     """Digits: data, and draws of both models; codes of the data against draws of the prior."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
     for axis, (title, images) in zip(
@@ -248,6 +248,8 @@ def draw_picture(path: Path, test_x, results: dict[str, Result]) -> None:
     axes[1, 0].axvline(0, color="k", lw=0.8, ls="--")
     axes[1, 0].axvline(np.mean(bounds[1] - bounds[0]), color="C3")
     axes[1, 0].set(title="gain of the energy prior", xlabel="nats, digit by digit (line: mean)", yticks=[])
+    if is_quick:
+        figure.text(0.5, 0.5, "untrained (--quick)", ha="center", va="center", rotation=20, fontsize=36, alpha=0.35)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -280,7 +282,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         gap = results["energy"].bound - results["normal"].bound
         gaps.append((seed, gap.mean(), np.hypot(gap.std() / np.sqrt(len(gap)), rows[-1]["log_z_se"])))
     print_table(rows, gaps)
-    draw_picture(args.out / "latent_prior.png", splits[1], results)
+    draw_picture(args.out / "latent_prior.png", splits[1], results, is_quick=args.quick)
     print(f"picture: {args.out / 'latent_prior.png'}")
     return rows
 

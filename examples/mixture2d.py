@@ -176,7 +176,7 @@ def print_table(rows: list[dict]) -> None:
     )
 
 
-def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.ndarray) -> None:
+def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.ndarray, *, is_quick: bool) -> None:
     """Per column one estimator: density, chains, energy gap; the data and the truth come first."""
     figure, axes = plt.subplots(3, len(rows) + 1, figsize=(3 * (len(rows) + 1), 8.2), layout="constrained")
     extent = (-GRID_EDGE, GRID_EDGE, -GRID_EDGE, GRID_EDGE)
@@ -201,6 +201,8 @@ def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.n
         axis.plot(smooth, color="C0", lw=1)
         axis.axhline(0, color="k", lw=0.8, ls="--")
         axis.set(title="energy gap (data - chains)", xlabel="update", ylim=(-0.4, 0.4))
+    if is_quick:
+        figure.text(0.5, 0.5, "untrained (--quick)", ha="center", va="center", rotation=20, fontsize=36, alpha=0.35)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -227,7 +229,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     print()
     for fit in fits.values():
         print(fit.report)
-    draw_picture(args.out / "mixture2d.png", fits, rows, np.asarray(x))
+    draw_picture(args.out / "mixture2d.png", fits, rows, np.asarray(x), is_quick=args.quick)
     print(f"Wrote {args.out / 'mixture2d.png'}.")
     return rows
 

@@ -181,7 +181,7 @@ def tiles(images, columns: int) -> np.ndarray:
     return framed.transpose(0, 2, 1, 3).reshape(9 * len(images), 9 * columns)[:-1, :-1]
 
 
-def draw_picture(path: Path, real, langevin, flow, trajectory, sigmas, halves, completions) -> None:
+def draw_picture(path: Path, real, langevin, flow, trajectory, sigmas, halves, completions, *, is_quick) -> None:
     """Digits and draws; draws on their way down the levels; lower halves for upper ones."""
     figure = plt.figure(figsize=(13, 9.6), layout=ConstrainedLayoutEngine(h_pad=0.12))
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.05])
@@ -207,6 +207,8 @@ def draw_picture(path: Path, real, langevin, flow, trajectory, sigmas, halves, c
     hidden = np.where(UPPER, halves, np.nan)
     shown = np.concatenate([np.asarray(halves)[None], hidden[None], np.asarray(completions)])
     show(right, np.swapaxes(shown, 0, 1), len(shown), "held-out digit, what is given of it, completions")
+    if is_quick:
+        figure.text(0.5, 0.5, "untrained (--quick)", ha="center", va="center", rotation=20, fontsize=36, alpha=0.35)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -257,7 +259,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     completions = langevin.inpaint(keys[1], distribution, halves, UPPER, (6,))
     draws = langevin(keys[2], distribution, shape), distribution.sample(keys[3], shape)
     path = args.out / "score_based.png"
-    draw_picture(path, test[: args.draws], *draws, trajectory, sigmas[strip], halves, completions)
+    draw_picture(path, test[: args.draws], *draws, trajectory, sigmas[strip], halves, completions, is_quick=args.quick)
     print(f"Wrote {path}.")
     return rows
 

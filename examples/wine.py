@@ -190,6 +190,7 @@ def report(name: str, fit: Fit, splits: Splits, args: argparse.Namespace) -> dic
     return {
         "method": name,
         "sm_loss": ebm.sm_loss((model, fit.params), splits.test).mean,
+        "likelihood": likelihood,
         "ll": likelihood.mean,
         "ll_se": likelihood.standard_error,
         "log_z_se": float(log_z.standard_error),
@@ -212,26 +213,38 @@ def baselines(splits: Splits, seed: int, sizes=(2, 4, 6, 8, 12, 16)) -> list[dic
     for name, m in (("gaussian", GaussianMixture(1).fit(splits.train)), (f"mixture of {chosen.n_components}", chosen)):
         components = dist.MultivariateNormal(jnp.asarray(m.means_), precision_matrix=jnp.asarray(m.precisions_))
         density = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(m.weights_)), components)
-        values = m.score_samples(splits.test)
+        evaluation = ebm.evaluate(jax.random.key(0), {name: density}, splits.test, measures=("log_likelihood", "sm"))
+        figures = evaluation.results[name]
+        likelihood = figures["log_likelihood"]
         rows.append(
             {
                 "method": name,
-                "sm_loss": ebm.sm_loss(density, splits.test).mean,
-                "ll": values.mean(),
-                "ll_se": values.std() / np.sqrt(len(values)),
+                "sm_loss": figures["sm"].mean,
+                "likelihood": likelihood,
+                "ll": likelihood.mean,
+                "ll_se": likelihood.standard_error,
             }
         )
     return rows
 
 
+def compare(rows: list[dict]) -> None:
+    """Put each method's gain on the mixture, row by row, into the table's rows."""
+    mixture = next(row for row in rows if row["method"].startswith("mixture"))
+    for row in rows:
+        row["gain"] = None if row is mixture else row["likelihood"].difference(mixture["likelihood"])
+
+
 def print_table(rows: list[dict]) -> None:
     print("\nHeld-out rows (test), nats per row; SM loss: lower is better; log-likelihood: higher is better.")
     print(
-        f"{'method':>14} {'SM loss':>8} {'log-lik':>8} {'se':>6} {'se logZ':>8} {'IS ESS':>7} "
+        f"{'method':>14} {'SM loss':>8} {'log-lik':>8} {'se':>6} {'gain':>6} {'se':>5} {'se logZ':>8} {'IS ESS':>7} "
         f"{'R-hat':>6} {'ESS':>6} {'E gap':>7} {'train s':>8} {'eval s':>7}"
     )
     for row in rows:
+        gain = row["gain"]
         line = f"{row['method']:>14} {row['sm_loss']:8.2f} {row['ll']:8.2f} {row['ll_se']:6.2f}"
+        line += f" {'-':>6} {'-':>5}" if gain is None else f" {gain.mean:+6.2f} {gain.standard_error:5.2f}"
         if "rhat" in row:
             line += (
                 f" {row['log_z_se']:8.3f} {row['is_ess']:7.1%} {row['rhat']:6.3f} {row['ess']:6.0f} {row['gap']:7.2f}"
@@ -239,13 +252,19 @@ def print_table(rows: list[dict]) -> None:
             )
         print(line)
     print(
-        "se: standard error over test rows and of log Z; se logZ: of log Z alone; IS ESS: effective share of the proposals\n"
-        "for log Z; R-hat (largest) and ESS (smallest) over the 11 coordinates of 4 NUTS chains; E gap: mean energy of the\n"
-        "test rows minus that of the draws (0 for a perfect model)."
+        "se: standard error over test rows and of log Z; gain: nats per row on the mixture, by pairs of the same row, so\n"
+        "that its se is the smaller; se logZ: of log Z alone; IS ESS: effective share of the proposals for log Z; R-hat\n"
+        "(largest) and ESS (smallest) over the 11 coordinates of 4 NUTS chains; E gap: mean energy of the test rows minus\n"
+        "that of the draws (0 for a perfect model)."
     )
 
 
-def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits) -> None:
+def mark_untrained(figure) -> None:
+    """Say on a picture of a ``--quick`` run that it shows no trained model."""
+    figure.text(0.5, 0.5, "untrained (--quick)", ha="center", va="center", rotation=20, fontsize=36, alpha=0.35)
+
+
+def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits, *, is_quick: bool) -> None:
     """Training curves and marginals of data against draws; ranks of the chains."""
     figure = plt.figure(figsize=(12, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.6])
@@ -253,16 +272,21 @@ def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits
     for (name, fit), style in zip(fits.items(), ["-", "--", "-.", ":", "-", "--", "-."], strict=False):
         steps, values = np.array(fit.curve).T
         axis.plot(steps, values, style, label=name)
-    top_value = max(value for fit in fits.values() for _, value in fit.curve)
-    axis.set(xlabel="training step", ylabel="nats per row", ylim=(top_value - 5, top_value + 0.5))
+    values = np.array([value for fit in fits.values() for _, value in fit.curve])
+    # Every curve's best part is inside; first steps from an untrained network, far below, are cut.
+    lowest = min(np.quantile([value for _, value in fit.curve], 0.2) for fit in fits.values())
+    axis.set(xlabel="training step", ylabel="nats per row", ylim=(lowest - 0.5, values.max() + 0.5))
     axis.set_title("Log-likelihood of the validation rows while training (higher is better)")
     axis.legend(ncols=7, loc="lower right", fontsize=8)
     *axes, last = bottom.subplots(2, 6).flat
     last.remove()
     plots.plot_marginals(np.concatenate(splits), best["draws"], axes, names=COMPONENTS)
     bottom.suptitle(f"Marginals of the whitened data and of the draws ({best['method']})", fontsize=11)
-    figure.savefig(folder / "wine.png", dpi=110)
     ranks = plots.plot_rank(best["idata"], coords={"component": COMPONENTS[:4]})[0].figure
+    if is_quick:
+        mark_untrained(figure)
+        mark_untrained(ranks)
+    figure.savefig(folder / "wine.png", dpi=110)
     ranks.savefig(folder / "wine_ranks.png", dpi=80)
     plt.close("all")
 
@@ -295,11 +319,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     print(f"Red wine: {len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} test rows of {DIM}.")
     fits = {name: train(name, METHODS[name], splits, args) for name in args.methods}
     rows = [report(name, fit, splits, args) for name, fit in tqdm(fits.items(), desc="sample", leave=False)]
-    print_table(baselines(splits, args.seed, **({"sizes": (4,)} if args.quick else {})) + rows)
+    table = baselines(splits, args.seed, **({"sizes": (4,)} if args.quick else {})) + rows
+    compare(table)
+    print_table(table)
 
     best = max(rows, key=lambda row: row["ll"])
     best["idata"].to_netcdf(args.out / "wine.nc")
-    draw_pictures(args.out, fits, best, splits)
+    draw_pictures(args.out, fits, best, splits, is_quick=args.quick)
     print(f"Wrote wine.nc (draws of {best['method']}), wine.png and wine_ranks.png to {args.out}.")
     return rows
 

@@ -86,7 +86,7 @@ def check_positive(owner: str, name: str, value: Any, *, scalar: bool = False) -
         return
     if scalar and np.shape(value):
         raise EnergyError(f"{owner} needs one number {name}; got shape {np.shape(value)}. Write {owner}({name}=0.1).")
-    if not is_concrete(value):
+    if not isinstance(value, str) and not is_concrete(value):
         return
     array = np.asarray(value)
     if not (np.issubdtype(array.dtype, np.number) and np.all(np.isfinite(array)) and np.all(array > 0)):

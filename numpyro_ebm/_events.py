@@ -15,6 +15,8 @@ from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._reads import reads
+from numpyro_ebm._row_distribution import RowDistribution
+from numpyro_ebm._shapes import as_shape, repeat, widen
 from numpyro_ebm._supports import check_same_support, discrete_values, elementary, event_support, name_of
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 
@@ -31,7 +33,7 @@ class Rows(NamedTuple):
     local: PyTree
 
 
-class EventDistribution(dist.Distribution):
+class EventDistribution(RowDistribution):
     """An unnormalised distribution of events laid out in rows, each with a context and a base of its own.
 
     The two kinds of it give ``unconstrained_score(position, local)``, the gradient of one row's log density in unconstrained
@@ -42,7 +44,6 @@ class EventDistribution(dist.Distribution):
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("context", "base", "_sampler_arrays")
     pytree_aux_fields = ("_sampler_structure", "_frozen_support", "_reads")
     has_energy: ClassVar[bool]
 
@@ -50,7 +51,7 @@ class EventDistribution(dist.Distribution):
         self,
         event_shape: tuple[int, ...],
         context: PyTree,
-        batch_shape: tuple[int, ...],
+        batch_shape: tuple[int, ...] | None,
         support: Any,
         base: dist.Distribution | None,
         sampler: Callable[..., Array],
@@ -59,14 +60,14 @@ class EventDistribution(dist.Distribution):
     ):
         if not callable(sampler):
             raise TypeError(f"{type(self).__name__} needs a callable sampler; got {type(sampler).__name__}.")
-        event_shape, batch_shape = _shape("event_shape", event_shape), _shape("batch_shape", batch_shape)
-        _check_context(context, batch_shape)
+        event_shape = _event_shape(event_shape)
+        self._place(context, batch_shape)
         self._frozen_support = event_support(support, event_shape)
         if base is not None:
-            batch_shape = _check_base(base, event_shape, batch_shape, self.support)
+            self._spread_over(_check_base(base, event_shape, self._own_shape, self.support))
         self._sampler_arrays, self._sampler_structure = dismantle(sampler)
-        self.context, self.base = context, base
-        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+        self.base = base
+        super().__init__(self._own_shape, event_shape, validate_args=validate_args)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """As NumPyro's; what the functions read beside their arguments is in the structure, so that no jit keeps it."""
@@ -131,11 +132,12 @@ class EventDistribution(dist.Distribution):
     def rows(self, value: Array, batch_shape: tuple[int, ...]) -> Rows:
         """Events broadcast to ``batch_shape`` and laid out one per row, with each row's context and base."""
         flat = jnp.broadcast_to(value, batch_shape + self.event_shape).reshape((-1, *self.event_shape))
-        base_parameters = None if self.base is None else split_rows(self.base, self.batch_shape)[1]
+        base_parameters = None if self.base is None else split_rows(self.base, self._own_shape)[1]
         own = (self.context, base_parameters)
         if not jax.tree.leaves(own):
             return Rows(flat, None)
-        return Rows(flat, jax.tree.map(lambda leaf: _repeat(leaf, len(self.batch_shape), batch_shape), own))
+        own = jax.tree.map(lambda leaf: repeat(leaf, len(self._own_shape), batch_shape), own)
+        return Rows(flat, jax.tree.map(lambda leaf: _flat_rows(leaf, len(batch_shape)), own))
 
     @property
     def reference(self) -> dist.Distribution:
@@ -193,7 +195,7 @@ class EventDistribution(dist.Distribution):
         return self.event_shape if self.is_discrete else tuple(self._transform.inverse_shape(self.event_shape))
 
     def as_events(self, value: Any) -> Array:
-        """Values as an array of the float type in use (discrete supports keep theirs), their shape checked.
+        """Values as an array of the float type in use (discrete ones as integers), their shape checked.
 
         Raises:
             EnergyError: where the trailing shape is not ``event_shape`` or the leading one does not broadcast.
@@ -202,8 +204,7 @@ class EventDistribution(dist.Distribution):
         value = jnp.asarray(as_arrays(type(self).__name__, value))
         if not (jnp.isrealobj(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)):
             raise TypeError(f"{type(self).__name__} needs real numbers; got dtype {value.dtype}.")
-        if not self.is_discrete:
-            value = value.astype(float)
+        value = widen(value) if self.is_discrete else value.astype(float)
         self._broadcast(value)
         return value
 
@@ -224,7 +225,7 @@ class EventDistribution(dist.Distribution):
 
     def _log_base(self, event: Array, parameters: PyTree) -> Any:
         """Log density of one event under its row's base; 0 without one."""
-        return 0.0 if self.base is None else split_rows(self.base, self.batch_shape)[0](event, parameters)
+        return 0.0 if self.base is None else split_rows(self.base, self._own_shape)[0](event, parameters)
 
     def log_jacobian(self, position: Array) -> Array:
         """Log volume that the transform gives to one unconstrained position; 0 on the real line."""
@@ -234,7 +235,9 @@ class EventDistribution(dist.Distribution):
 
     def _call(self, function: Any, event: Array, context: PyTree) -> Array:
         """The user's function of one event, and of its row's context where there is one."""
-        return jnp.asarray(function(event) if self.context is None else function(event, context))
+        if self.context is None:
+            return jnp.asarray(function(event))
+        return jnp.asarray(function(event, jax.tree.map(lambda leaf: widen(leaf, booleans=False), context)))
 
     @property
     def _transform(self) -> Any:
@@ -249,19 +252,11 @@ class EventDistribution(dist.Distribution):
         return is_real(self.support)
 
 
-def _shape(name: str, shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
-        raise EnergyError(f"{name} needs a tuple of sizes, e.g. {name}=(3,); got {shape!r}.")
-    return tuple(int(n) for n in shape)
-
-
-def _check_context(context: PyTree, batch_shape: tuple[int, ...]) -> None:
-    for leaf in jax.tree.leaves(context):
-        if jnp.shape(leaf)[: len(batch_shape)] != batch_shape:
-            raise EnergyError(
-                f"Each leaf of context leads with batch_shape={batch_shape}; got a leaf of shape {jnp.shape(leaf)}. "
-                f"Write context=context, batch_shape={jnp.shape(leaf)[:1]} in the distribution."
-            )
+def _event_shape(shape: Any) -> tuple[int, ...]:
+    shape = as_shape("event_shape", shape)
+    if 0 in shape:
+        raise EnergyError(f"event_shape={shape} is an event without elements. Write event_shape=() for a scalar, or (3,).")
+    return shape
 
 
 def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int, ...], support: Any) -> tuple[int, ...]:
@@ -280,8 +275,5 @@ def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int,
         raise EnergyError(f"base has batch shape {base.batch_shape}, which does not broadcast to {batch_shape}.") from None
 
 
-def _repeat(leaf: Any, own_ndim: int, batch_shape: tuple[int, ...]) -> Array:
-    """A leaf that leads with the distribution's batch shape, broadcast to the rows and flattened over them."""
-    leaf = jnp.asarray(leaf)
-    event = leaf.shape[own_ndim:]
-    return jnp.broadcast_to(leaf, batch_shape + event).reshape((-1, *event))
+def _flat_rows(leaf: Array, ndim: int) -> Array:
+    return leaf.reshape((-1, *leaf.shape[ndim:]))

@@ -16,6 +16,7 @@ from numpyro.util import is_prng_key
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._rows import unwrap
 from numpyro_ebm._supports import discrete_values
+from numpyro_ebm._surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm._typing import Position, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 
@@ -111,7 +112,27 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
     found = _latents(trace)
     if not (found.discrete or found.continuous):
         raise EnergyError("The model has no latent site, so there is nothing to sample. Call it without data.")
+    if not found.continuous:  # with continuous latents derivatives tell, and estimate itself judges
+        _check_log_density(trace, sorted(found.discrete))
     return found
+
+
+def _check_log_density(trace: Mapping[str, Any], latents: list[str]) -> None:
+    """Refuse sites whose log probability is none of the discrete latents, which no derivative tells."""
+    surrogates = [n for n, s in trace.items() if s["type"] == "sample" and isinstance(s["fn"], Surrogate | FrozenEnergy)]
+    if surrogates:
+        raise EnergyError(
+            f"The model comes from estimate, and the surrogates at {surrogates} are no log densities of discrete latents. "
+            "Sample the model itself, its parameters fixed: sample(rng_key, model, params=result.params)."
+        )
+    for name, site in trace.items():
+        unwrapped = unwrap(site["fn"]) if site["type"] == "sample" and site["is_observed"] else None
+        if unwrapped is not None and not getattr(unwrapped.distribution, "normalized", False):
+            raise EnergyError(
+                f"The energy at the observed site '{name}' is known up to log Z only, which may depend on the latents "
+                f"{latents}: their draws would be wrong. If Z is constant or already inside the energy, write "
+                "EnergyDistribution(..., normalized=True)."
+            )
 
 
 def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:

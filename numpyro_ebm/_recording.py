@@ -15,7 +15,7 @@ from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, NegativePhaseHealth, Site
 from numpyro_ebm.estimators._pool import PoolEstimator
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimate, estimated_in
 
 
 class RecordedChains(NamedTuple):
@@ -65,10 +65,7 @@ class Look(NamedTuple):
 
 def find_estimate(svi: SVI) -> estimate | None:
     """The handler `estimate` in an SVI's model, under whatever is around it; None where there is none."""
-    model: Any = svi.model
-    while model is not None and not isinstance(model, estimate):
-        model = getattr(model, "fn", None) or getattr(model, "func", None)
-    return model
+    return estimated_in(svi.model)
 
 
 def estimators_of(svi: SVI) -> list[AbstractEstimator]:

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._shapes import check_mesh
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.estimators import Site
 
@@ -56,7 +58,7 @@ def unwrap(fn: Any) -> Unwrapped | None:
         inside = event_dims - dims_outside
         own = jnp.broadcast_to(own.reshape(own.shape + (1,) * (inside if own.ndim else 0)), batch_shape)
         mask = own if mask is None else mask & own
-    return Unwrapped(inner, batch_shape, event_dims, mask)
+    return Unwrapped(inner.alone(), batch_shape, event_dims, mask)
 
 
 def lay_out(
@@ -69,21 +71,28 @@ def lay_out(
     distribution = unwrapped.distribution
     with eager(value):
         events = distribution.as_events(value)
-    cut = events.ndim - len(distribution.event_shape)
+    check_mesh(events)
     try:
-        batch_shape = jnp.broadcast_shapes(events.shape[:cut], unwrapped.batch_shape)
+        batch_shape = distribution.rows_of_site(events.shape, unwrapped.batch_shape)
+    except EnergyError:
+        raise
     except ValueError:
         raise EnergyError(
             f"Data of shape {events.shape} do not match the rows {unwrapped.batch_shape} and "
             f"event_shape={distribution.event_shape}: the data need shape "
             f"{(*unwrapped.batch_shape, *distribution.event_shape)}. Reshape them, or change the plate's size."
         ) from None
+    if 0 in batch_shape:
+        raise EnergyError(
+            f"Data of shape {events.shape} hold no rows, so there is nothing to estimate from. Look at the filter that they "
+            "come from, or leave the site out where there are none."
+        )
     local = distribution.rows(events, batch_shape).local
     with eager(events, unwrapped.mask):
         flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
         flat = flat.reshape((-1, *distribution.event_shape))
         mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
-        own = _harmless(flat, mask, distribution), _harmless_local(local, mask), mask
+        own = *_harmless(flat, local, mask, distribution), mask
         index, num_total = row_index(batch_shape, unwrapped.event_dims, plates)
         site = Site(name, distribution, batch_shape, *own, index, num_total)
         _check_values(site, may_touch_ends=may_touch_ends)
@@ -109,28 +118,20 @@ def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int
     return flat.reshape(-1), num_total
 
 
-def _harmless(value: Array, mask: Array | None, distribution: EventDistribution) -> Array:
-    """Masked rows replaced by the first row that takes part, so that what is in them cannot reach a gradient."""
+def _harmless(value: Array, local: PyTree, mask: Array | None, distribution: EventDistribution) -> tuple[Array, PyTree]:
+    """Masked rows replaced by those that take part, in turn: what is in them can reach no gradient and starts no chain."""
     if mask is None:
-        return value
+        return value, local
     if distribution.is_discrete:
         feasible = distribution.support.feasible_like(value[0])
     else:
         feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
-    first = jnp.where(jnp.any(mask), value[jnp.argmax(mask)], feasible)
-    return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, first)
-
-
-def _harmless_local(local: PyTree, mask: Array | None) -> PyTree:
-    """The same for what rows have of their own: a missing covariate is no more harmful than a missing value."""
-    if mask is None:
-        return local
-
-    def replace(leaf):
-        first = jnp.nan_to_num(leaf[jnp.argmax(mask)])
-        return jnp.where(mask.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, first)
-
-    return jax.tree.map(replace, local)
+    any_ = jnp.any(mask)
+    ours = jnp.nonzero(mask, size=len(mask), fill_value=0)[0]
+    source = jnp.where(mask, jnp.arange(len(mask)), ours[(jnp.cumsum(~mask) - 1) % jnp.maximum(jnp.sum(mask), 1)])
+    # Where no row takes part, a missing covariate must be no more harmful than a missing value.
+    local = jax.tree.map(lambda leaf: jnp.where(any_, leaf[source], jnp.nan_to_num(leaf[source])), local)
+    return jnp.where(any_, value[source], feasible), local
 
 
 def _check_values(site: Site, *, may_touch_ends: bool) -> None:
@@ -145,7 +146,7 @@ def _check_values(site: Site, *, may_touch_ends: bool) -> None:
         (inside, f"lies outside the support {site.distribution.support}", "Write the support that the data have."),
         (off_ends, f"lies on the boundary of the support {site.distribution.support}", ON_THE_END),
     ):
-        bad = jnp.flatnonzero(~fine)
+        bad = np.flatnonzero(~np.asarray(fine))
         if bad.size:
-            row = int(bad[0])
-            raise EnergyError(f"Row {row} of the data {fault}: {site.value[row]} ({bad.size} such rows). {fix}")
+            value = np.asarray(site.value)[bad[0]]
+            raise EnergyError(f"Row {bad[0]} of the data {fault}: {value} ({bad.size} such rows). {fix}")

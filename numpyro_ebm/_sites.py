@@ -15,7 +15,7 @@ from numpyro_ebm._results import check_values_given, values_of
 from numpyro_ebm._rows import unwrap
 from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators import MaximumLikelihood, Site
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimate, estimated_in
 
 
 class whole_plates(Messenger):  # noqa: N801
@@ -30,7 +30,8 @@ class whole_plates(Messenger):  # noqa: N801
 
 def bare_model(model: Any) -> Any:
     """The model inside what `estimate` made of it."""
-    return model.fn if isinstance(model, estimate) else model
+    estimated = estimated_in(model) if isinstance(model, Messenger) else None
+    return model if estimated is None else estimated.fn
 
 
 def find_distribution(

@@ -117,8 +117,8 @@ def coupled_step(
     """Move two chains so that each follows the kernel and they tend to meet; once equal, they stay so.
 
     MALA couples its two proposals by `couple_noise` and accepts both by one uniform. HMC moves both chains by the same
-    momentum and uniform, which contracts them but never makes them equal; a coupled MALA step of ``step_size**2 / 2`` (one
-    leapfrog step) follows each trajectory and is part of the transition.
+    momentum, number of steps and uniform, which contracts them but never makes them equal; a coupled MALA step of
+    ``step_size**2 / 2`` (one leapfrog step) follows each trajectory and is part of the transition.
 
     Args:
         rng_key: random key.
@@ -147,10 +147,10 @@ def coupled_step(
 
 def _common_hmc(rng_key, kernel, pair, log_density):
     identity = jnp.ones(pair.position[0].size, pair.position.dtype)
-    transition = blackjax.hmc.build_kernel()
+    transition, length = blackjax.hmc.build_kernel(), kernel.draw_length(rng_key)
 
     def move(state) -> Any:
-        return transition(rng_key, HMCState(*state), log_density, kernel.step_size, identity, kernel.num_integration_steps)
+        return transition(rng_key, HMCState(*state), log_density, kernel.step_size, identity, length)
 
     moved, info = jax.vmap(move)(pair)
     return MALAState(*moved), jnp.mean(info.acceptance_rate)

@@ -45,7 +45,10 @@ class EnergyDistribution(EventDistribution):
             ``functools.partial`` (as ``flax_module`` and ``nnx_module`` return), an equinox module or a function.
         event_shape: shape of one event.
         context: pytree whose leaves lead with ``batch_shape``: covariates, one per row, handed to the energy.
-        batch_shape: shape of the rows that differ in context or base; a plate broadcasts it.
+            Inside plates their leaves lead with the plates' sizes, and scalars are repeated.
+        batch_shape: shape of the rows that differ in context or base; a plate broadcasts it. Left out, it is that of the
+            plates around where there is a context with more than scalars, also where its first dimension has the plate's
+            size by chance; ``batch_shape=()`` says that all rows share the context.
         support: constraint of one event. Chains run in unconstrained space with the Jacobian and draws come back
             constrained.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
@@ -55,7 +58,7 @@ class EnergyDistribution(EventDistribution):
 
     Raises:
         EnergyError: (a ValueError) for a base of another event shape or of a narrower support, for a context that does
-            not lead with ``batch_shape``, for an energy of another shape than a scalar (at its first use).
+            not lead with ``batch_shape`` or the plates, for an energy of another shape than a scalar (at its first use).
         TypeError: where the energy is not callable.
 
     Example:
@@ -78,7 +81,7 @@ class EnergyDistribution(EventDistribution):
         event_shape: tuple[int, ...] = (),
         *,
         context: PyTree = None,
-        batch_shape: tuple[int, ...] = (),
+        batch_shape: tuple[int, ...] | None = None,
         support: Any = constraints.real,
         base: dist.Distribution | None = None,
         sampler: Callable[..., Array] | None = None,
@@ -92,6 +95,15 @@ class EnergyDistribution(EventDistribution):
         if sampler is None:
             sampler = ChainSampler("gibbs") if support.is_discrete else ChainSampler()
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
+
+    def _stack(self, num: int, missing: int) -> None:
+        super()._stack(num, missing)
+        self._energy_arrays, self._energy_structure = self._by_row(self._energy_arrays, self._energy_structure, num)
+
+    def _hoisted(self) -> "EnergyDistribution":
+        new = copy.copy(self)
+        new._energy_arrays, new._energy_structure = self._hoist(self._energy_arrays, self._energy_structure)
+        return new
 
     @property
     def _functions(self) -> tuple[Any, ...]:
@@ -118,8 +130,11 @@ class EnergyDistribution(EventDistribution):
         Raises:
             EnergyError: where a derivative in anything but ``value`` is taken, and for events of another shape.
         """
-        with at_site(site_being_scored()):
+        site = site_being_scored()
+        with at_site(site):
             value = self.as_events(value)
+            if site is not None:
+                self.rows_of_site(value.shape, self.batch_shape)
             shape = self._broadcast(value)
             rows = self.rows(value, shape)
 

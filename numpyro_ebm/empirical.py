@@ -4,6 +4,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
@@ -91,7 +92,7 @@ def _check_inside(rows: Array, support: Any) -> None:
         if not support.is_discrete:
             positions = dist.biject_to(support).inv(rows)
             inside &= jnp.isfinite(positions).reshape(len(rows), -1).all(axis=1)
-        bad = jnp.flatnonzero(~inside)
+        bad = np.flatnonzero(~np.asarray(inside))
     if bad.size:
         row = int(bad[0])
         raise EnergyError(

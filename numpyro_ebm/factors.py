@@ -8,10 +8,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.primitives import _PYRO_STACK
 
 from numpyro_ebm._autodiff import guard
+from numpyro_ebm._context import plates_shape, scope_prefix
 from numpyro_ebm._errors import EnergyError, at_site, eager
+from numpyro_ebm._shapes import all_arrays, insert_ones, widen
 from numpyro_ebm._typing import Array, EnergyFn
 from numpyro_ebm.distributions import guard_message
 
@@ -32,7 +35,7 @@ class EnergyFactor(dist.Distribution):
 
     arg_constraints = {}
     support: Any = constraints.real  # pyright: ignore[reportAssignmentType]
-    pytree_data_fields = ("values", "row_mask")
+    pytree_data_fields = ("values", "row_mask", "row_marker")
     pytree_aux_fields = ("name", "energy", "sites", "order")
 
     def __init__(
@@ -46,7 +49,21 @@ class EnergyFactor(dist.Distribution):
     ):
         self.name, self.energy, self.values, self.sites, self.row_mask = name, energy, values, sites, row_mask
         self.order = tuple(values)
+        self.row_marker = np.zeros((*batch_shape, 0), np.float32)
         super().__init__(batch_shape, (0,))
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple[Any, ...], params: tuple[Any, ...]) -> "EnergyFactor":
+        """As NumPyro's; dimensions that ``vmap`` or ``scan`` gave to all arrays in front are rows."""
+        new: Any = super().tree_unflatten(aux_data, params)
+        shape = getattr(new.row_marker, "shape", (0,))[:-1]
+        num = len(shape) - len(new.batch_shape)
+        if num > 0:
+            missing = len(new.batch_shape)
+            if all_arrays(new.values):
+                new.values = {k: v if v.ndim > num else insert_ones(v, num, missing) for k, v in new.values.items()}
+            new._batch_shape = shape
+        return new
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """The empty value of a factor."""
@@ -81,7 +98,8 @@ class EnergyFactor(dist.Distribution):
             EnergyError: for a result of another shape than ``()`` or ``(1,)``.
         """
         # In the order written: a pytree sorts its names, and `**values` in a loop over sites may lean on the order.
-        result = jnp.asarray(self.energy(**{name: row[name] for name in self.order}))
+        typed = {name: widen(row[name], booleans=name in self.sites) for name in self.order}
+        result = jnp.asarray(self.energy(**typed))
         if result.shape not in ((), (1,)):
             shapes = {name: jnp.shape(value) for name, value in row.items()}
             raise EnergyError(
@@ -132,9 +150,9 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
         )
     if not values:
         raise EnergyError(f"energy_factor('{name}') names no value. Write energy_factor('{name}', energy, x=x).")
-    batch_shape = _plates_shape()
+    batch_shape = plates_shape()
     arrays = {key: _lead(name, key, _as_array(value), batch_shape) for key, value in values.items()}
-    factor = EnergyFactor(name, energy, arrays, _sampled_sites() & frozenset(values), batch_shape)
+    factor = EnergyFactor(name, energy, arrays, frozenset(filter(_is_sampled, values)), batch_shape)
     numpyro.sample(name, factor, obs=factor.sample(None), infer={"is_auxiliary": True})
 
 
@@ -162,14 +180,6 @@ def _size(batch_shape: tuple[int, ...]) -> int:
     return size
 
 
-def _plates_shape() -> tuple[int, ...]:
-    plates = [handler for handler in _PYRO_STACK if isinstance(handler, numpyro.plate)]
-    shape = [1] * max((-plate.dim for plate in plates), default=0)
-    for plate in plates:
-        shape[plate.dim] = plate.subsample_size
-    return tuple(shape)
-
-
 def _lead(factor: str, name: str, value: Any, batch_shape: tuple[int, ...]) -> Any:
     if value.ndim == 0:
         return value
@@ -183,7 +193,16 @@ def _lead(factor: str, name: str, value: Any, batch_shape: tuple[int, ...]) -> A
     )
 
 
-def _sampled_sites() -> frozenset[str]:
-    """Names of the sample sites that any trace around has recorded so far."""
-    traces = [h.trace for h in _PYRO_STACK if isinstance(h, numpyro.handlers.trace)]
-    return frozenset(n for t in traces for n, site in t.items() if site["type"] == "sample")
+def _is_sampled(name: str) -> bool:
+    """Whether any trace around has a sample site of this name so far, in the scopes around the factor or outside."""
+    for i, handler in enumerate(_PYRO_STACK):
+        if isinstance(handler, numpyro.handlers.trace):
+            sites = (handler.trace.get(prefix + name) for prefix in {scope_prefix(_PYRO_STACK[i + 1 :]), ""})
+            if any(site is not None and site["type"] == "sample" for site in sites):
+                return True
+    return False
+
+
+@promote_batch_shape.register(EnergyFactor)  # pyright: ignore[reportArgumentType, reportCallIssue]
+def _promote(d: EnergyFactor) -> EnergyFactor:
+    return d  # it has taken up its rows when it was put together

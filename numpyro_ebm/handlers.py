@@ -137,18 +137,19 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             msg["fn"] = Surrogate(self._surrogate(name, unwrapped, msg["value"], msg), fn.event_shape, fn.support)
         else:
             with at_site(name):
-                _context.check_latent(name)
+                _context.check_latent(name, self)
             msg["fn"] = FrozenEnergy(fn)
             self._latents[name] = unwrapped, kept(msg)
 
     def postprocess_message(self, msg: Any) -> None:
         """Note values, plates, and the state of network layers, which an energy must leave alone."""
         if msg["type"] == "plate":
-            self._plates[msg["name"]] = Plate(msg["value"], msg["args"][0])
+            self._plates[_context.name_at(self, msg)] = Plate(msg["value"], msg["args"][0])
         if msg["type"] == "sample":
-            self._factored.add_value(msg)
-            if msg["name"] in self._latents:
-                self._latents[msg["name"]][1].update(value=msg["value"], is_observed=msg["is_observed"])
+            name = _context.name_at(self, msg)
+            self._factored.add_value(name, msg)
+            if name in self._latents:
+                self._latents[name][1].update(value=msg["value"], is_observed=msg["is_observed"])
         if msg["type"] == "mutable" and isinstance(msg["value"], dict):
             self._holders.append(msg["value"])
 
@@ -157,7 +158,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         with at_site(joint.name):
             for member in joint.members:
                 if not member.message["is_observed"]:
-                    _context.check_latent(member.name)
+                    _context.check_latent(member.name, self)
             message = {**joint.message, "is_observed": joint.is_observed}
             log_factor = self._surrogate(joint.name, joint.unwrapped, joint.value, message, joint.names)
         if self._collected is None:
@@ -165,7 +166,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
         """Values of the site's surrogate, in the batch shape its log probability has."""
-        with at_site(name):
+        with at_site(name), _context.outside_scopes(self):
             estimator = self._estimator_of(name, members)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
@@ -293,6 +294,26 @@ def gradient_in_value(site: Site) -> Array:
     frozen = freeze(lambda value: jax.vmap(site.distribution.log_density)(value, site.local), site.value)
     log_density = frozen(site.value)
     return log_density - jax.lax.stop_gradient(log_density)
+
+
+def estimated_in(model: Any) -> estimate | None:
+    """The handler `estimate` in a model, under whatever is around it; None where there is none.
+
+    Scopes around it are moved inside, so that its sites have the names by which the whole model's values are known.
+    """
+    scopes = []
+    while model is not None and not isinstance(model, estimate):
+        scopes += [model] if isinstance(model, numpyro.handlers.scope) else []
+        model = getattr(model, "fn", None) or getattr(model, "func", None)
+    if model is None or not scopes:
+        return model
+    fn: Any = model.fn
+    for each in reversed(scopes):
+        fn = numpyro.handlers.scope(fn, each.prefix, each.divider, hide_types=each.hide_types)
+    if not isinstance(model.estimators, Mapping):
+        return estimate(fn, model.estimators)
+    prefix = _context.scope_prefix(scopes)
+    return estimate(fn, {prefix + name: each for name, each in model.estimators.items()})
 
 
 def empty_guide(*args: Any, **kwargs: Any) -> None:

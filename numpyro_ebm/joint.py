@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from numpyro_ebm._bases import is_improper, split_rows, without_rows
 from numpyro_ebm._blocks import Product, cut, joint_support, lay_end_to_end
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._rows import Unwrapped
+from numpyro_ebm._shapes import rows_of_data
 from numpyro_ebm._supports import check_one_support
 from numpyro_ebm._surrogates import kept
 from numpyro_ebm._typing import Array
@@ -42,6 +44,16 @@ class Factor(NamedTuple):
 
     fn: EnergyFactor
     message: Message
+
+    def site_of(self, key: str, sites: Collection[str]) -> str | None:
+        """The site that one of its values is, in the scopes that the factor stands in or outside of them."""
+        prefix = self.message["name"].removesuffix(self.fn.name)
+        return next((name for name in (prefix + key, key) if name in sites), None)
+
+    def sites_of(self, sites: Collection[str]) -> dict[str, str]:
+        """Those of its values that are sites, and which."""
+        found = {key: self.site_of(key, sites) for key in self.fn.values}
+        return {key: site for key, site in found.items() if site is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +106,16 @@ class JointSite:
         batch_shape = tuple(self.message["fn"].batch_shape)
         base, tilts = self._bases()
         split = {name: split_rows(tilt, batch_shape) for name, tilt in tilts.items()}
-        covariates = [_covariates(factor.fn, self.names) for factor in self.factors]
+        named = [factor.sites_of(self.names) for factor in self.factors]
+        covariates = [_covariates(factor.fn, keys) for factor, keys in zip(self.factors, named, strict=True)]
         context = ([own for _, own in covariates], {name: local for name, (_, local) in split.items()})
 
         def energy(event, context):
             pieces = self._pieces(event)
             total = -sum(log_prob(pieces[name], context[1][name]) for name, (log_prob, _) in split.items())
-            for factor, (shared, _), own in zip(self.factors, covariates, context[0], strict=True):
-                total = total + factor.fn.evaluate_energy({**pieces, **shared, **own})
+            for factor, keys, (shared, _), own in zip(self.factors, named, covariates, context[0], strict=True):
+                events = {key: pieces[site] for key, site in keys.items()}
+                total = total + factor.fn.evaluate_energy({**events, **shared, **own})
             return total
 
         has_context = bool(jax.tree.leaves(context))
@@ -172,10 +186,10 @@ class FactoredSites:
         """Note a factor."""
         self._factors.append(Factor(message["fn"], kept(message)))
 
-    def add_value(self, message: Message) -> None:
+    def add_value(self, name: str, message: Message) -> None:
         """Note the value that a site has got in the end."""
-        if message["name"] in self._messages:
-            self._messages[message["name"]].update(value=message["value"], is_observed=message["is_observed"])
+        if name in self._messages:
+            self._messages[name].update(value=message["value"], is_observed=message["is_observed"])
 
     def check_not_named(self, name: str) -> None:
         """Refuse a factor on a site that is an energy already.
@@ -183,10 +197,10 @@ class FactoredSites:
         Raises:
             EnergyError: naming both.
         """
-        for factor, _ in self._factors:
-            if name in factor.values:
+        for factor in self._factors:
+            if factor.sites_of([name]):
                 raise EnergyError(
-                    f"The factor '{factor.name}' names '{name}', which is an EnergyDistribution. Put the factor's energy "
+                    f"The factor '{factor.fn.name}' names '{name}', which is an EnergyDistribution. Put the factor's energy "
                     f"into the EnergyDistribution, or give '{name}' its base as its distribution."
                 )
 
@@ -199,7 +213,7 @@ class FactoredSites:
         """
         groups: list[set[str]] = []
         for factor in self._factors:
-            named = set(self._sites_of(factor))
+            named = set(self._sites_of(factor).values())
             touched = [group for group in groups if group & named]
             groups = [group for group in groups if not group & named] + [named.union(*touched)]
         members = {group: [name for name in self._messages if name in group] for group in map(frozenset, groups)}
@@ -208,28 +222,36 @@ class FactoredSites:
 
     def _joint(self, names: list[str]) -> JointSite:
         members = [Member(name, self._messages[name], *strip_masks(self._messages[name]["fn"])) for name in names]
-        return JointSite(members, [factor for factor in self._factors if set(factor.fn.values) & set(names)])
+        return JointSite(members, [factor for factor in self._factors if factor.sites_of(names)])
 
-    def _sites_of(self, factor: Factor) -> list[str]:
+    def _sites_of(self, factor: Factor) -> dict[str, str]:
         fn = factor.fn
-        named = [name for name in fn.values if name in self._messages]
+        named = factor.sites_of(self._messages)
         if not named:
             raise EnergyError(
                 f"The factor '{fn.name}' names no sample site ({', '.join(fn.values)}), so under estimate it has no density "
                 f"to be part of. Name the site it tilts: energy_factor('{fn.name}', energy, x=x) after "
                 "x = numpyro.sample('x', ...)."
             )
-        for name in named:
-            self._check_same(factor, name)
+        for key, name in named.items():
+            self._check_same(factor, key, name)
         return named
 
-    def _check_same(self, factor: Factor, name: str) -> None:
+    def _check_same(self, factor: Factor, key: str, name: str) -> None:
         """Refuse a factor and a site that do not speak of the same rows."""
         fn, site = factor.fn, self._messages[name]
-        if not _is_same(fn.values[name], site["value"]):
+        is_same = _is_same(fn.values[key], site["value"])
+        if factor.message.get("_control_flow_done"):
+            if not is_same or fn.batch_shape != tuple(site["fn"].batch_shape):
+                raise EnergyError(
+                    f"The factor '{fn.name}' and its site '{name}' stand in scan, and estimate sees their values after it, "
+                    "when they can no longer be told to be the same. Write the site as an EnergyDistribution(..., base=..., "
+                    "context=...) in the place of the factor."
+                )
+        if not is_same:
             raise EnergyError(
                 f"The factor '{fn.name}' got another value for '{name}' than the site has. Write "
-                f"energy_factor('{fn.name}', energy, {name}={name}), and transform it inside the energy."
+                f"energy_factor('{fn.name}', energy, {key}={key}), and transform it inside the energy."
             )
         if fn.batch_shape != tuple(site["fn"].batch_shape) or _plates(factor.message) != _plates(site):
             raise EnergyError(
@@ -258,7 +280,7 @@ def strip_masks(fn: Any) -> tuple[Any, Any]:
     return fn, mask
 
 
-def _covariates(factor: EnergyFactor, sites: list[str]) -> tuple[dict[str, Array], dict[str, Array]]:
+def _covariates(factor: EnergyFactor, sites: Collection[str]) -> tuple[dict[str, Array], dict[str, Array]]:
     """What a factor takes beside the sites: scalars that all rows share, and arrays that lead with the rows."""
     shape = factor.batch_shape
     beside = {name: value for name, value in factor.values.items() if name not in sites}
@@ -277,7 +299,9 @@ def _whole_rows(member: Member) -> Array:
     cut_at = max(value.ndim - len(event), 0)
     try:
         if value.shape[cut_at:] == event:
-            return jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape[:cut_at], shape) + event)
+            return jnp.broadcast_to(value, rows_of_data(value.shape, shape, event) + event)
+    except EnergyError:
+        raise
     except ValueError:
         pass
     raise EnergyError(

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_ebm import _models, chains
+from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.kernels import AbstractKernel, adaptation, resolve_kernel
@@ -148,6 +150,8 @@ class BlackJAXKernel(MCMCKernel):
     def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
         """The state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
+        if not isinstance(rng_key, Array | np.ndarray):  # one key, or those of many chains
+            check_key("MCMC.run", rng_key)
         if self._target is None:
             _models.kernel_for(_models.check_model(self._model, self._params, model_args, kwargs), self._kernel)
         self._num_warmup = num_warmup

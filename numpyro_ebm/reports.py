@@ -16,7 +16,7 @@ from numpyro_ebm._results import Result, check_values_given, is_ours, mutable_st
 from numpyro_ebm._typing import Array
 from numpyro_ebm.empirical import Empirical
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth, Site
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.standard_errors import standard_errors
 
 MAX_PARAMETERS = 200
@@ -105,8 +105,10 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
     Example:
         ``print(training_report(estimated, fit(key, svi, 1000, x), x))``
     """
-    if not isinstance(model, estimate):
+    estimated = estimated_in(model)
+    if estimated is None:
         raise TypeError(f"training_report needs the model as estimate returned it; got {type(model).__name__}.")
+    model = estimated
     args, kwargs = as_arrays("training_report", (args, kwargs))
     check_outside_jit("training_report", state, args, kwargs)
     mutable = mutable_state(state)

@@ -1,5 +1,6 @@
 """`ScoreDistribution`: a distribution of which only the score is modelled."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
@@ -36,7 +37,7 @@ class ScoreDistribution(EventDistribution):
             normal.
         event_shape: shape of one event.
         context: pytree whose leaves lead with ``batch_shape``: covariates, one per row, handed to the score.
-        batch_shape: shape of the rows that differ in context or base; a plate broadcasts it.
+        batch_shape: shape of the rows that differ in context or base; left out, see `EnergyDistribution`.
         support: constraint of one event.
         base: a normalised distribution whose score is added; None for none.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; by default 1000 steps of
@@ -69,7 +70,7 @@ class ScoreDistribution(EventDistribution):
         event_shape: tuple[int, ...] = (),
         *,
         context: PyTree = None,
-        batch_shape: tuple[int, ...] = (),
+        batch_shape: tuple[int, ...] | None = None,
         support: Any = constraints.real,
         base: dist.Distribution | None = None,
         sampler: Callable[..., Array] | None = None,
@@ -84,6 +85,15 @@ class ScoreDistribution(EventDistribution):
             raise EnergyError(
                 f"A score is a gradient; the support {self.support} is discrete. Declare an EnergyDistribution."
             )
+
+    def _stack(self, num: int, missing: int) -> None:
+        super()._stack(num, missing)
+        self._score_arrays, self._score_structure = self._by_row(self._score_arrays, self._score_structure, num)
+
+    def _hoisted(self) -> "ScoreDistribution":
+        new = copy.copy(self)
+        new._score_arrays, new._score_structure = self._hoist(self._score_arrays, self._score_structure)
+        return new
 
     @property
     def _functions(self) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import EnergyError, check_count, nearest
 from numpyro_ebm._results import Result, check_values_given, values_of
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimate, estimated_in
 
 COLUMNS_AT_ONCE = 32
 
@@ -86,7 +86,7 @@ def standard_errors(
     args, kwargs = as_arrays("standard_errors", (args, kwargs))
     check_outside_jit("standard_errors", rng_key, args, kwargs)
     check_count("standard_errors", "num_draws", num_draws)
-    _check_estimators(model)
+    model = _checked(model)
     values = values_of("standard_errors", result)
     names = (names,) if isinstance(names, str) else names
     run = lambda values, key: _trace(model, values, key, args, kwargs)  # noqa: E731
@@ -186,10 +186,11 @@ def _parameters(
     return chosen, {name: biject_to(known[name]) for name in chosen}
 
 
-def _check_estimators(model: Any) -> None:
-    if not isinstance(model, estimate):
+def _checked(model: Any) -> estimate:
+    estimated = estimated_in(model)
+    if estimated is None:
         raise TypeError(f"standard_errors needs the model as estimate returned it; got {type(model).__name__}.")
-    estimators = model.estimators
+    estimators = estimated.estimators
     for each in estimators.values() if isinstance(estimators, dict) else (estimators,):
         if each.role != "objective" or each.couples_rows:
             why = "only its gradient means something" if each.role == "gradient" else "its loss is of pairs of rows"
@@ -197,6 +198,7 @@ def _check_estimators(model: Any) -> None:
                 f"The estimator '{each.name}' has no sandwich of its rows: {why}. Objectives whose loss is a sum over rows "
                 "have one: 'nce', 'sm', 'dsm', ..."
             )
+    return estimated
 
 
 def _refuse(chosen: Mapping[str, Any]) -> NoReturn:

@@ -51,9 +51,7 @@ BASES = {
     "low_rank": lambda: dist.LowRankMultivariateNormal(VEC, VEC[..., None], POS[..., :2]),
     "masked": lambda: dist.Normal(M, S).mask(M > 0),
     "matrix_normal": lambda: dist.MatrixNormal(jnp.zeros((N, 2, 2)), TRIL, TRIL),
-    "mixture_general": lambda: dist.MixtureGeneral(
-        dist.Categorical(PAIR), [dist.Normal(M, S), dist.StudentT(3.0, M, S)]
-    ),
+    "mixture_general": lambda: dist.MixtureGeneral(dist.Categorical(PAIR), [dist.Normal(M, S), dist.StudentT(3.0, M, S)]),
     "mixture_same": lambda: dist.MixtureSameFamily(dist.Categorical(SIMPLEX), dist.Normal(POS, 1.0)),
     "mixture_of_vectors": lambda: dist.MixtureSameFamily(
         dist.Categorical(PAIR), dist.Normal(jnp.stack([VEC, VEC + 1], 1), 1.0).to_event(1)

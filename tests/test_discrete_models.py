@@ -60,7 +60,10 @@ def check(samples, expected):
 ARGUMENTS = {"num_warmup": 50, "num_samples": 1000}
 
 
-@pytest.mark.parametrize("kernel", [None, "gibbs", ebm.ParallelTempering("gibbs", temperatures=(1.0, 2.0))])
+TEMPERED = pytest.param(ebm.ParallelTempering("gibbs", temperatures=(1.0, 2.0)), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kernel", [None, "gibbs", TEMPERED])
 def test_sample_gives_the_moments_of_the_enumeration(kernel):
     given = {"params": {"scale": 0.8}, "model_kwargs": {"y": 3.0}}
     draws = ebm.sample(KEY, model, *(() if kernel is None else (kernel,)), **given, **ARGUMENTS)
@@ -107,6 +110,11 @@ def mixed():
     numpyro.sample("z", dist.Normal())
 
 
+def estimated():
+    k = numpyro.sample("k", dist.Bernoulli(0.3))
+    numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * v**2), obs=1.0 * k)
+
+
 def ordinary_mixed():
     numpyro.sample("z", dist.Normal(numpyro.sample("k", dist.Bernoulli(0.3)), 1.0))
 
@@ -125,6 +133,8 @@ REFUSED = {
     "nuts on discrete latents": (lambda: numpyro.sample("x", spins()), "nuts", "'nuts' cannot sample a discrete support"),
     "gibbs on a normal": (lambda: numpyro.sample("z", dist.Normal()), "gibbs", "'gibbs' cannot sample a continuous"),
     "no bounds": (lambda: numpyro.sample("k", dist.Poisson(3.0)), None, "At site 'k': the values of its support cannot"),
+    "a surrogate": (ebm.estimate(estimated, "sm"), "gibbs", r"surrogates at \['x'\] are no log densities"),
+    "an energy that a latent picks": (estimated, None, r"observed site 'x' is known up to log Z only.*\['k'\]"),
     "nothing": (lambda: None, None, "no latent site"),
 }
 

@@ -9,9 +9,10 @@ import optax
 import pandas as pd
 import pytest
 import xarray as xr
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import MCMC, SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
+from numpyro_ebm._doors import as_arrays
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(0, 0.5, (40, 2))
@@ -77,6 +78,13 @@ def test_a_key_that_is_none_is_refused_with_the_line_to_write(owner, key):
         WITH_KEYS[owner](key)
 
 
+@pytest.mark.parametrize("key", [7, None])
+def test_a_seed_in_mcmc(key):
+    mcmc = MCMC(ebm.BlackJAXKernel(regression), num_warmup=1, num_samples=1, progress_bar=False)
+    with pytest.raises(ebm.EnergyError, match=r"MCMC\.run needs a random key.*jax\.random\.key\("):
+        mcmc.run(key, X[:, 0])
+
+
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0)), jax.random.key(0, impl="rbg")])
 def test_every_kind_of_key_is_taken(key):
     assert NORMAL.sample(key, (0,)).shape == (0, 2)
@@ -92,7 +100,14 @@ HOLDERS = {
 class TestWhatHoldsAnArray:
     @pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS)
     def test_it_is_the_array(self, holder):
-        x, half = holder(X), holder(X[:20])
+        args, kwargs = as_arrays("fit", ((holder(X), 3), {"y": holder(X[:, :1])}))
+        np.testing.assert_array_equal(args[0], X)
+        np.testing.assert_array_equal(kwargs["y"], X[:, :1])
+        assert isinstance(args[0], np.ndarray)
+        assert args[1] == 3
+
+    def test_every_door_takes_it(self):
+        x, half = HOLDERS["DataFrame"](X), HOLDERS["list"](X[:20])
         result, expected = fit(x, held_out=(half,)), fit(X, held_out=(X[:20],))
         np.testing.assert_array_equal(result.losses, expected.losses)
         np.testing.assert_array_equal(result.held_out_losses, expected.held_out_losses)

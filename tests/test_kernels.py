@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from blackjax.diagnostics import effective_sample_size
+from blackjax.diagnostics import effective_sample_size, potential_scale_reduction
 from helpers import check_moments, some_slow
 from numpyro.infer import MCMC
 
@@ -202,18 +202,28 @@ def test_a_random_number_of_steps_cures_the_resonance_of_hmc():
     # Of this step five leapfrog steps are half a period of a standard normal: x goes to -x, and x^2 nowhere.
     step_size, start = 2 * np.sin(np.pi / 10), 0.5 + jnp.arange(4.0)[:, None]
     draw = functools.partial(chains.run, log_density=standard, positions=start, num_warmup=0, num_samples=3000)
-    stuck = draw(jax.random.key(0), ebm.HMC(step_size, 5))
+    stuck = draw(jax.random.key(0), ebm.HMC(step_size, 5, jitter=0.0))
     np.testing.assert_allclose(stuck.positions**2, jnp.broadcast_to(start[:, None] ** 2, (4, 3000, 1)), rtol=0.02)
-    run = draw(jax.random.key(0), ebm.DynamicHMC(step_size, 5))
-    check_moments(run.positions, 0.0, 1.0, min_ess=1000)
-    counts = np.bincount(np.asarray(run.info.num_gradients).ravel(), minlength=6) / 12_000
-    np.testing.assert_allclose(counts, [0, 0.2, 0.2, 0.2, 0.2, 0.2], atol=5 * np.sqrt(0.16 / 12_000))
+    for kernel, fewest in ((ebm.DynamicHMC(step_size, 5), 1), (ebm.HMC(step_size, 5), 3)):
+        run = draw(jax.random.key(0), kernel)
+        check_moments(run.positions, 0.0, 1.0, min_ess=1000)
+        counts = np.bincount(np.asarray(run.info.num_gradients).ravel(), minlength=6) / 12_000
+        expected = np.where(np.arange(6) < fewest, 0.0, 1 / (6 - fewest))
+        np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(0.25 / 12_000))
+
+
+def test_hmc_as_a_newcomer_types_it_mixes():
+    # A trajectory of a fixed length: R-hat 1.083 and 371 effective draws of 4000.
+    energy = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2), (3,))
+    draws = ebm.sample(jax.random.key(0), energy, "hmc").samples["x"]
+    assert potential_scale_reduction(draws).max() < 1.01
+    check_moments(draws, 0.0, 1.0, min_ess=700)
 
 
 @pytest.mark.slow
 def test_an_adapted_step_resonates_too():
     ess = {}
-    for kernel in (ebm.HMC(num_integration_steps=5), ebm.DynamicHMC(num_integration_steps=5)):
+    for kernel in (ebm.HMC(num_integration_steps=5, jitter=0.0), ebm.DynamicHMC(num_integration_steps=5)):
         run = chains.run(jax.random.key(0), kernel, standard, jnp.zeros((4, 2)), num_warmup=500, num_samples=2000)
         ess[kernel.name] = float(effective_sample_size(run.positions**2).min())
     assert ess["dynamic_hmc"] > 10 * ess["hmc"]
@@ -434,6 +444,7 @@ class TestAdaptation:
     @pytest.mark.usefixtures("x64")
     def test_equals_blackjax_window_adaptation(self, name):
         kernel, start, num_warmup = KERNELS[name], jnp.zeros(3), 150
+        kernel = ebm.HMC(num_integration_steps=3, jitter=0.0) if name == "hmc" else kernel
         extra = {"num_integration_steps": 3} if name == "hmc" else {}
         algorithm = getattr(blackjax, name)
         reference = blackjax.window_adaptation(
@@ -496,6 +507,7 @@ class TestBadInput:
             (lambda: ebm.GHMC(alpha=1.5), "alpha=1.5"),
             (lambda: ebm.GHMC(delta=-0.1), "delta=-0.1"),
             (lambda: ebm.GHMC(alpha=0.0), "alpha > 0"),
+            (lambda: ebm.HMC(jitter=1.5), "0 <= jitter <= 1; got 1.5"),
             (lambda: ebm.MCLMC(L=-1.0), "L > 0"),
             (lambda: ebm.DynamicHMC(num_integration_steps=0), "DynamicHMC needs a whole number"),
             (lambda: ebm.AdjustedMCLMC(num_integration_steps=1.5), "AdjustedMCLMC needs a whole number"),

@@ -1,6 +1,7 @@
 """The house: floors, names, docstrings, and the README's code."""
 
 import ast
+import dataclasses
 import re
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 
 import numpyro_ebm as ebm
+from numpyro_ebm.estimators import ESTIMATORS
+from numpyro_ebm.estimators._chains import ChainEstimator
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "numpyro_ebm"
 FLOORS = {
     "_typing": 0,
@@ -25,6 +29,7 @@ FLOORS = {
     "_supports": 0,
     "_blocks": 0,
     "_bases": 0,
+    "_shapes": 0,
     "_laplacian": 0,
     "_overfitting": 0,
     "_held_out": 1,
@@ -41,6 +46,7 @@ FLOORS = {
     "_starts": 2,
     "coupling": 2,
     "samplers": 3,
+    "_row_distribution": 3,
     "_events": 3,
     "distributions": 3,
     "scores": 3,
@@ -119,8 +125,27 @@ def test_the_registries_hold_what_their_docstrings_say():
         assert str(function()) in " ".join(function.__doc__.split())
 
 
+def test_the_readme_names_every_estimator_its_class_and_its_options():
+    shared = {field.name for field in dataclasses.fields(ChainEstimator)} - {"num_steps"}
+    seen = set()
+    rows = re.findall(r"^\| ((?:`[a-z_]+`(?:, )?)+) \| (.*?) \| (objective|gradient) \|", README, re.MULTILINE)
+    for names, text, role in rows:
+        classes, _, options = text.partition(": ")
+        names, classes = re.findall("`([a-z_]+)`", names), re.findall("`([A-Za-z]+)`", classes)
+        for name, cls in zip(names, (ESTIMATORS.classes[name] for name in names), strict=True):
+            assert cls.__name__ in classes
+            assert cls.role == role
+            left_out = shared if issubclass(cls, ChainEstimator) else set()
+            own = [field.name for field in dataclasses.fields(cls) if field.name not in left_out]
+            assert options.strip("`") == ", ".join(own), name
+            seen.add(name)
+    assert seen == set(ebm.available_estimators())
+    for name in shared:
+        assert f"`{name}`" in README
+
+
 def test_readme_code_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks, "the README has an example"
     assert max(block.count("\n") for block in blocks) <= 25
     script = tmp_path / "readme.py"

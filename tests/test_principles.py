@@ -484,12 +484,13 @@ class TestStein:
             ({"kernel": "imqq"}, "Unknown kernel 'imqq'. Did you mean 'imq'"),
             ({"statistic": "w"}, "Unknown statistic 'w'"),
             ({"bandwidth": -1.0}, "bandwidth > 0"),
-            ({"bandwidth": np.ones(2)}, "one number bandwidth"),
             ({"beta": -1.5}, "between -1 and 0"),
             ({"beta": -0.5, "kernel": "rbf"}, "kernel='rbf'. Write kernel='imq'"),
         ):
             with pytest.raises(ValueError, match=message):
                 ebm.estimate(precision_model, "ksd", **options)
+        with pytest.raises(ValueError, match=r"bandwidth has shape \(2,\), the event has \(\)"):
+            ebm.estimate(precision_model, "ksd", bandwidth=np.ones(2))(np.ones(3))
         with pytest.raises(ValueError, match="site 'x'.*1 row that takes part.*statistic='v'"):
             ebm.estimate(precision_model, "ksd")(np.ones(1))
 

@@ -34,10 +34,19 @@ def model_of(support, event_shape=(), **kwargs):
     return model
 
 
+def svi_of(model, name, options):
+    return SVI(ebm.estimate(model, name, **options), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+
+
+def traced(model, name, x=X, **options):
+    """A first update as it is traced: with its checks, and without the time to compile it."""
+    svi = svi_of(model, name, options)
+    return jax.eval_shape(lambda rng_key: svi.update(svi.init(rng_key, x), x)[1], jax.random.key(0))
+
+
 def updated(model, name, x=X, num=1, **options):
-    """The SVI state after some updates."""
-    svi = SVI(ebm.estimate(model, name, **options), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
-    return svi.run(jax.random.key(0), num, x, progress_bar=False)
+    """What SVI returns after some updates."""
+    return svi_of(model, name, options).run(jax.random.key(0), num, x, progress_bar=False)
 
 
 class TestKnown:
@@ -49,7 +58,7 @@ class TestKnown:
                 np.testing.assert_allclose(known(value), expected)
             assert known(x) is known(2 * x + 1) is known(jnp.zeros(()) + x) is None
             jax.grad(lambda y: (np.testing.assert_array_equal(known(jnp.ones(2)), 1), y)[1])(x)
-            assert jax.grad(lambda y: y if known(y) is None else 2 * y)(x) is not None
+            jax.grad(lambda y: y if known(y) is None else 1 / 0)(x)
             return x
 
         check(1.0)
@@ -88,11 +97,11 @@ def factor_model(x):
 
 DOORS = {
     **{
-        name: lambda name=name, options=options: updated(model_of(bound_of_a_parameter), name, **options)
+        name: lambda name=name, options=options: traced(model_of(bound_of_a_parameter), name, **options)
         for name, options in continuous_options().items()
         if name in ("sm", "dsm", "conditional_nce", "energy_discrepancy", "pcd", "generalized_sm", "nce", "cd")
     },
-    "factor": lambda: updated(factor_model, "sm"),
+    "factor": lambda: traced(factor_model, "sm"),
     "NUTS of an objective": lambda: MCMC(
         NUTS(ebm.estimate(model_of(bound_of_a_latent), ebm.ScoreMatching(trace="columns"))), num_warmup=1, num_samples=1
     ).run(jax.random.key(0), X),
@@ -121,9 +130,10 @@ MADE_INSIDE = {
 
 
 def test_bounds_made_of_constants_inside_the_model_work():
-    for name in ("sm", "generalized_sm", "nce", "pcd"):
-        results = [updated(model_of(made), name, num=5).params["t"] for made in MADE_INSIDE.values()]
-        np.testing.assert_array_equal(results, results[0])
+    results = [updated(model_of(made), "nce", num=3).params["t"] for made in MADE_INSIDE.values()]
+    np.testing.assert_array_equal(results, results[0])
+    for name in ("sm", "generalized_sm", "pcd"):
+        traced(model_of(MADE_INSIDE["computed"]), name)
 
 
 # Supports with an event shape, and rows inside.
@@ -150,12 +160,10 @@ def test_default_noise_fits_every_support(support):
     given, shape, x = SUPPORTS[support]
     for name in ("nce", "ranking_nce") if support in ("interval", "circular") else ("nce",):
         try:
-            result = updated(model_of(given, shape), name, x, num=3)
+            traced(model_of(given, shape), name, x)
         except ebm.EnergyError as error:
             assert "works on continuous events" in str(error)  # noqa: PT017
             assert given.is_discrete
-        else:
-            assert jnp.isfinite(result.losses).all()
 
 
 NARROWER = {
@@ -193,7 +201,7 @@ def test_noise_and_starts_on_another_set_are_refused(role):
     narrow = dist.TruncatedNormal(0.0, 1.0, low=0.05)
     name = "nce" if role == "noise" else "mle"
     with pytest.raises(ebm.EnergyError, match=f"The {role} .* has support"):
-        updated(model_of(constraints.positive), name, **{role: narrow})
+        traced(model_of(constraints.positive), name, **{role: narrow})
 
 
 @pytest.mark.parametrize(
@@ -224,11 +232,11 @@ class TestLattice:
     )
     def test_whole_numbers_that_repeat_are_named(self, x, message):
         with pytest.warns(UserWarning, match=message):
-            updated(model_of(constraints.real, x.shape[1:]), "sm", x)
+            traced(model_of(constraints.real, x.shape[1:]), "sm", x)
 
     @pytest.mark.parametrize("x", [spins[:10], np.arange(40.0), np.zeros((40, 2)), 0.5 * spins])
     def test_others_are_not(self, x):
-        updated(model_of(constraints.real, x.shape[1:]), ebm.DenoisingScoreMatching(sigma=0.5), x)
+        traced(model_of(constraints.real, x.shape[1:]), ebm.DenoisingScoreMatching(sigma=0.5), x)
 
 
 ROWS_ON_AN_END = np.concatenate([np.zeros(20), X])
@@ -237,7 +245,7 @@ ROWS_ON_AN_END = np.concatenate([np.zeros(20), X])
 @pytest.mark.parametrize("name", ["sm", "nce", "cd", "ranking_nce"])
 def test_rows_on_an_end_are_named_with_the_ways_out(name):
     with pytest.raises(ebm.EnergyError, match=r"Row 0 .* boundary.*20 such rows.*generalized_sm.*Bernoulli"):
-        updated(model_of(constraints.nonnegative), name, ROWS_ON_AN_END)
+        traced(model_of(constraints.nonnegative), name, ROWS_ON_AN_END)
 
 
 def test_generalized_sm_takes_rows_on_an_end():

@@ -121,7 +121,7 @@ class TestCoupledStep:
             key_chain, _ = jax.random.split(key_mala)
             state, step_size = jax.tree.map(lambda leaf: leaf[0], pair), kernel.step_size
             if isinstance(kernel, ebm.HMC):
-                state = blackjax.hmc(banana, step_size, jnp.ones(2), 3).step(
+                state = blackjax.hmc(banana, step_size, jnp.ones(2), kernel.draw_length(key_trajectory)).step(
                     key_trajectory, blackjax.hmc.init(state.position, banana)
                 )[0]
                 state, step_size = blackjax.mala.init(state.position, banana), step_size**2 / 2

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpyro.infer.svi import SVIRunResult, SVIState
+from numpyro.primitives import Messenger
 
 from numpyro_ebm._doors import as_arrays, check_outside_jit
 from numpyro_ebm._errors import EnergyError
@@ -14,7 +15,7 @@ from numpyro_ebm.diagnostics._data import check_fits, compare, fits
 from numpyro_ebm.diagnostics._report import Diagnosis, Finding, unchecked
 from numpyro_ebm.diagnostics._sampler import check_sampler
 from numpyro_ebm.diagnostics._training import check_result, check_training
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimated_in
 from numpyro_ebm.training import FitResult
 
 
@@ -66,12 +67,13 @@ def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float | None =
     """
     args, kwargs, data = as_arrays("diagnose", (args, kwargs, data))
     check_outside_jit("diagnose", subject if isinstance(subject, Mapping | tuple) else (), args, kwargs, data)
-    if isinstance(subject, estimate):
+    estimated = estimated_in(subject) if isinstance(subject, Messenger) else None
+    if estimated is not None:
         if not args:
             raise TypeError("diagnose of a model needs the result of its training. Write diagnose(model, result, x).")
         given = {"data": data, "min_ess": min_ess}
         kwargs |= {name: value for name, value in given.items() if value is not None}
-        return Diagnosis(tuple(check_training(subject, args[0], args[1:], kwargs)))
+        return Diagnosis(tuple(check_training(estimated, args[0], args[1:], kwargs)))
     if args or kwargs:
         raise TypeError(
             f"diagnose of {type(subject).__name__} takes no further arguments but data and min_ess. Write diagnose(draws, "

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from numpyro_ebm._errors import EnergyError, eager, is_concrete
+from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm.estimators._base import Site
 
 
@@ -26,11 +27,10 @@ def check_binary(site: Site, estimator: str) -> None:
         )
     if not is_concrete(site.value):
         return
-    with eager(site.value):
-        bad = jnp.flatnonzero(~((site.value == 0) | (site.value == 1)).reshape(site.num_rows, -1).all(axis=1))
+    value = np.asarray(site.value)
+    bad = np.flatnonzero(~((value == 0) | (value == 1)).reshape(site.num_rows, -1).all(axis=1))
     if bad.size:
-        row = int(bad[0])
-        raise EnergyError(f"Row {row} of the data is not all 0 and 1: {site.value[row]} ({bad.size} such rows).")
+        raise EnergyError(f"Row {bad[0]} of the data is not all 0 and 1: {value[bad[0]]} ({bad.size} such rows).")
 
 
 def _allows(distribution, value: int) -> bool:

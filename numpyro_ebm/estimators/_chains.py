@@ -284,7 +284,11 @@ def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Arr
     else:
         events = distribution.reference.expand(site.batch_shape).sample(rng_key, (repeats,))
     events = distribution.as_events(jnp.asarray(events, float)).reshape((repeats, site.num_rows, *distribution.event_shape))
-    return jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
+    draws = jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
+    if site.mask is None:
+        return draws
+    # The base of a masked row may be missing as well.
+    return jnp.where(over(site.mask, site.position), draws, jax.lax.stop_gradient(site.position))
 
 
 def check_start(start: Any, site: Site) -> None:

@@ -8,7 +8,7 @@ from numpyro_ebm._blocks import is_real
 from numpyro_ebm._errors import is_concrete
 from numpyro_ebm._typing import Array
 
-FEWEST_ROWS = 20
+FEWEST_ROWS, MOST_ROWS = 20, 5000
 REPEATS = 2
 BOOLEAN = "Write support=numpyro.distributions.constraints.boolean in the EnergyDistribution"
 UNITS = {(0, 1): BOOLEAN, (-1, 1): f"{BOOLEAN}, (x + 1) / 2 for the data, and s = 2 * x - 1 in the energy"}
@@ -20,9 +20,10 @@ def warn_of_lattice(name: str, value: Array, mask: Array | None, support: object
     Warns:
         UserWarning: naming the values, and the support that they have; at once, for values that are known.
     """
-    if not is_real(support) or not is_concrete(value, mask):
+    if len(value) < FEWEST_ROWS or not is_real(support) or not is_concrete(value, mask):
         return
-    rows = np.asarray(value).reshape(len(value), -1)[slice(None) if mask is None else np.asarray(mask)]
+    rows = np.asarray(value)[:MOST_ROWS].reshape(min(len(value), MOST_ROWS), -1)
+    rows = rows if mask is None else rows[np.asarray(mask)[:MOST_ROWS]]
     if len(rows) < FEWEST_ROWS:
         return
     low, high = rows.min(axis=0, initial=np.inf), rows.max(axis=0, initial=-np.inf)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError, check_positive, eager, is_concrete, nearest
+from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import AbstractEstimator, Site
 from numpyro_ebm.estimators._figures import mean_over_rows
+from numpyro_ebm.estimators._moves import check_scale
 
 Kernel = Literal["imq", "rbf"]
 Statistic = Literal["u", "v"]
@@ -58,15 +60,19 @@ class KernelSteinDiscrepancy(AbstractEstimator):
     Args:
         kernel: "imq", ``(1 + |x - x'|^2 / l^2)^beta``, under which a small discrepancy means convergence (Gorham and
             Mackey), or "rbf", ``exp(-|x - x'|^2 / (2 l^2))``, under which it need not in three dimensions and more.
-        bandwidth: ``l``, in data units (in unconstrained units where the support is not the real line); None for the median
-            distance of the batch's rows (of 256 of them, evenly spaced, where there are more), 1 where that is 0.
+        bandwidth: ``l``, in data units (in unconstrained units where the support is not the real line), one number, or one
+            for each dimension of unconstrained space: distances are then those of ``x / l``, and the score is ``l s``. The
+            value is that of ``x / l`` over the square of the bandwidths' geometric mean, which for one number is the
+            formula above. None for the batch's standard deviation of each dimension times the median distance of its rows
+            in these units (of 256 of them, evenly spaced, where there are more; 1 where that is 0), so that the estimate
+            does not depend on the units of a column.
         beta: exponent of "imq", between -1 and 0; None for -0.5.
         statistic: "u", over pairs of different rows: unbiased, so that minibatches descend the discrepancy of all data; or
             "v", over all pairs, each row with itself included: never negative.
 
     Raises:
-        EnergyError: for unknown names, a bandwidth that is not one positive number, a beta outside (-1, 0) or beside "rbf",
-            rows with a context or a base of their own, and one row under "u".
+        EnergyError: for unknown names, a bandwidth that is not positive or does not fit the event, a beta outside (-1, 0) or
+            beside "rbf", rows with a context or a base of their own, and one row under "u".
 
     Example:
         ``estimate(model, "ksd", bandwidth=1.0)``
@@ -92,7 +98,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
             value = getattr(self, option)
             if value not in get_args(known):
                 raise EnergyError(f"Unknown {option} {value!r}. {nearest(str(value), get_args(known))}")
-        check_positive(type(self).__name__, "bandwidth", self.bandwidth, scalar=True)
+        check_positive(type(self).__name__, "bandwidth", self.bandwidth)
         if self.beta is not None and (self.kernel != "imq" or not -1 < self.beta < 0):
             raise EnergyError(
                 f"beta is the exponent of the kernel 'imq', between -1 and 0; got beta={self.beta!r} and "
@@ -102,6 +108,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Refuse rows of different densities, and a row without another."""
         super().check(site)
+        check_scale(site, "bandwidth", self.bandwidth)
         if math.prod(site.distribution.batch_shape) > 1:
             self.refuse_local(site, "its pairs would compare the scores of rows that have different densities.")
         num = site.num_rows
@@ -137,7 +144,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         num = site.num_rows
         takes_part = jnp.ones(num, bool) if site.mask is None else site.mask
         x = jax.lax.stop_gradient(site.position.reshape(num, -1))
-        length = self._length(x, takes_part)
+        length = self._lengths(site, x, takes_part)
         # In units of the bandwidth; near the origin, where squares of distances lose least.
         x = (x - jnp.mean(x, axis=0)) / length
         s = length * jax.vmap(site.score)(site.position, site.local).reshape(num, -1)
@@ -150,7 +157,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         at_once = max(1, PAIRS_AT_ONCE // max(num, 1))
         rows = (s, jnp.arange(num))
         values = jax.vmap(row)(rows) if at_once >= num else jax.lax.map(jax.checkpoint(row), rows, batch_size=at_once)
-        return values / length**2
+        return values / jnp.exp(2 * jnp.mean(jnp.log(length)))
 
     def _stein_kernel(self, x: Array, s: Array, xs: Array, ss: Array) -> Array:
         """``u`` of one row, of position ``x`` and score ``s``, with all rows, in units of the bandwidth."""
@@ -168,10 +175,13 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         first = beta * value / (1 + squares)
         return Radial(value, first, (beta - 1) * first / (1 + squares))
 
-    def _length(self, x: Array, takes_part: Array) -> Array:
+    def _lengths(self, site: Site, x: Array, takes_part: Array) -> Array:
+        """The bandwidth of each dimension."""
         if self.bandwidth is not None:
-            return jnp.asarray(self.bandwidth, x.dtype)
-        return median_distance(x, takes_part)
+            lengths = jnp.asarray(self.bandwidth, x.dtype)
+            return jnp.broadcast_to(lengths, site.position.shape[1:]).reshape(-1)
+        unit = or_one(site.spread).reshape(-1).astype(x.dtype)
+        return unit * median_distance(x / unit, takes_part)
 
 
 def median_distance(x: Array, takes_part: Array) -> Array:

@@ -54,14 +54,18 @@ class MinimumVelocity(AbstractEstimator):
     .. math:: \theta = \tfrac1h \big(1 - \sqrt{1 - 2 h / v}\big) \approx \tfrac1v \big(1 + \tfrac{h}{2v}\big)
 
     (``D = 1``), and there is none from ``h = v / 2`` on, where the energy runs away. The default, a hundredth of the
-    variance, has half a percent of bias. In float32 the differences of energies ``l`` carry rounding of ``6e-8 l / h``.
+    variance, has half a percent of bias. In float32 the differences of energies ``l`` carry rounding of ``6e-8 l / h``, so
+    that one step for columns of very different scales would hear nothing of the widest: without settings each dimension
+    diffuses at the rate of its own variance.
 
     Args:
         step_size: ``h``, in squared data units over those of ``D``; None for 0.01 of the batch's variance over the batch's
             mean of ``D``, in the dimension where that is least.
-        diffusion: ``D``: None for 1; one number or one for each dimension of unconstrained space; or a function of the event
-            that returns either, not negative. On a constrained support it is the diffusion in unconstrained space: on the
-            positive line, where the position is ``log x``, a weight ``h(x)`` of "generalized_sm" is ``D(x) = h(x) / x^2``.
+        diffusion: ``D``: None for 1 where a step_size is given, and otherwise for the batch's variance of each dimension
+            over their geometric mean, by which the estimate does not depend on the units of a column; one number or one for
+            each dimension of unconstrained space; or a function of the event that returns either, not negative. On a
+            constrained support it is the diffusion in unconstrained space: on the positive line, where the position is
+            ``log x``, a weight ``h(x)`` of "generalized_sm" is ``D(x) = h(x) / x^2``.
         num_projections: directions per row, each taken both ways.
         projection: their law, "rademacher", "gaussian" (as in the paper; the weak Euler step needs no more than the second
             moment) or "sphere".
@@ -140,7 +144,9 @@ class MinimumVelocity(AbstractEstimator):
     def _rate(self, site: Site, position: Array) -> Array:
         """``D`` at one position, one number for each dimension."""
         given = self.diffusion(site.distribution.constrain(position)) if callable(self.diffusion) else self.diffusion
-        return jnp.broadcast_to(jnp.asarray(1.0 if given is None else given, position.dtype), position.shape)
+        if given is None:
+            given = 1.0 if self.step_size is not None else _relative_variances(site)
+        return jnp.broadcast_to(jnp.asarray(given, position.dtype), position.shape)
 
     def _rate_and_divergence(self, site: Site, position: Array) -> tuple[Array, Array]:
         """``D`` and its divergence, the derivative of each dimension's along itself."""
@@ -179,6 +185,12 @@ class MinimumVelocity(AbstractEstimator):
                 "away. Write a smaller step_size, or none.",
                 stacklevel=2,
             )
+
+
+def _relative_variances(site: Site) -> Array:
+    """Variances of the rows that take part, over their geometric mean, per dimension."""
+    log_variances = 2 * jnp.log(or_one(site.spread))
+    return jnp.exp(log_variances - jnp.mean(log_variances))
 
 
 def _variances(site: Site, rates: Array) -> Array:

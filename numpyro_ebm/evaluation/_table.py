@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_ebm._errors import EnergyError, nearest
-from numpyro_ebm.likelihood import LogLikelihood
+from numpyro_ebm.likelihood import Difference, paired_difference
 
 BLANK = "-"
 
@@ -83,18 +83,6 @@ COLUMNS = {
 }
 
 
-class Difference(NamedTuple):
-    """How much more the first of two models has of a measure.
-
-    Attributes:
-        mean: mean over rows of the difference.
-        standard_error: of it; that of log Z included.
-    """
-
-    mean: float
-    standard_error: float
-
-
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` returns: ``str`` gives a table with a legend, a notebook shows it.
@@ -139,11 +127,7 @@ class Evaluation:
         a, b = self.results[first][measure], self.results[second][measure]
         if a is None or b is None:
             raise EnergyError(f"The measure '{measure}' does not exist for '{first if a is None else second}'.")
-        rows = np.asarray(a.rows, float) - np.asarray(b.rows, float)
-        rows = rows[~np.isnan(rows)]
-        errors = [each.log_partition_error for each in (a, b) if isinstance(each, LogLikelihood)]
-        sampling = rows.std(ddof=1) / math.sqrt(rows.size) if rows.size > 1 else math.nan
-        return Difference(float(rows.mean()), math.hypot(sampling, *errors))
+        return paired_difference(a, b)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Figures by model and measure, None where there are none, and each model's "notes"; plain numbers and lists."""

@@ -71,7 +71,8 @@ def ksd_test(
             ``(model, params)`` with a model that observes the rows in ``model(rows)``.
         rows: held-out rows, ``(num_rows, *event_shape)``, or draws of chains, ``(num_chains, num, *event_shape)``.
         kernel: "imq" or "rbf", see `KernelSteinDiscrepancy`.
-        bandwidth: of the kernel, in data units (unconstrained ones); None for the median distance of the rows.
+        bandwidth: of the kernel, one number or one for each dimension, in data units (unconstrained ones); None for the
+            median distance of the rows in units of each dimension's standard deviation, see `KernelSteinDiscrepancy`.
         beta: exponent of "imq"; None for -0.5.
         num_bootstraps: ``B``.
         site: which energy site of a model with several.

@@ -76,15 +76,14 @@ class Gibbs(AbstractKernel):
         values = values * len(sites) if len(values) == 1 else values
         sizes = [site.size for site in sites]
         keys = jnp.split(jax.random.split(rng_key, sum(sizes)), np.cumsum(sizes)[:-1])
-        carry = state.logdensity, jnp.isnan(state.logdensity)
+        logdensity, is_nonfinite = state.logdensity, jnp.isnan(state.logdensity)
         for i in range(len(sites)):
 
             def score(site, i=i):
                 return log_density(jax.tree.unflatten(tree, [*sites[:i], site, *sites[i + 1 :]]))
 
-            sites[i], *carry = _sweep(keys[i], sites[i], *carry, values[i], score)
+            sites[i], logdensity, is_nonfinite = _sweep(keys[i], sites[i], logdensity, is_nonfinite, values[i], score)
         num_evaluations = sum(size * (len(each) - 1) for size, each in zip(sizes, values, strict=True))
-        logdensity, is_nonfinite = carry
         moved = jax.tree.unflatten(tree, sites)
         return GibbsState(moved, logdensity), info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
 

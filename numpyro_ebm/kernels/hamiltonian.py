@@ -1,36 +1,46 @@
 """Kernels that follow Hamiltonian dynamics: HMC, DynamicHMC, GHMC and NUTS."""
 
+import math
 from typing import Any, ClassVar
 
 import blackjax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from blackjax.mcmc.metrics import default_metric
 
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
+from numpyro_ebm._typing import PRNGKey
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite
 
 STATISTICS = (*AbstractKernel.statistics, "energy")
 
 
-@kernel_class("num_integration_steps")
+@kernel_class("num_integration_steps", "jitter")
 class HMC(AbstractKernel):
-    """Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
+    """Hamiltonian Monte Carlo.
 
-    On a Gaussian a fixed length can resonate: near half a period, where the step adapted to acceptance 0.65 may well
-    land, ``x`` goes to ``-x`` and the spread is hardly explored. `DynamicHMC` does not do that.
+    On a Gaussian a trajectory of fixed length can resonate: near half a period, where the step adapted to acceptance 0.65
+    may well land, ``x`` goes to ``-x`` and the spread is hardly explored. So the number of leapfrog steps is drawn anew for
+    each transition, uniformly from ``(1 - jitter) * num_integration_steps`` (rounded up, at least 1) to
+    ``num_integration_steps``. It does not depend on the state, so the law stays exact.
 
     Args:
         step_size: leapfrog step, a length; a warm-up adapts it to acceptance 0.65.
-        num_integration_steps: leapfrog steps per transition (gradient evaluations).
+        num_integration_steps: the largest number of leapfrog steps per transition (one gradient evaluation each).
         inverse_mass_matrix: ``(d,)`` or ``(d, d)`` over the flattened position; None for the identity. A warm-up
             adapts the diagonal.
+        jitter: the share of ``num_integration_steps`` by which a trajectory may be shorter, from 0 (every trajectory has
+            ``num_integration_steps`` steps, as in ``blackjax.hmc``) to 1 (from one step on).
+
+    Raises:
+        EnergyError: for a count below 1 and a jitter outside [0, 1].
 
     Example:
         ``sample(rng_key, distribution, HMC(step_size=0.2, num_integration_steps=8))``
 
     References:
-        Neal, MCMC using Hamiltonian dynamics (2011).
+        Neal, MCMC using Hamiltonian dynamics (2011), section 5.3.2 for the random length.
     """
 
     name: ClassVar[str] = "hmc"
@@ -40,10 +50,16 @@ class HMC(AbstractKernel):
     step_size: Any = 0.1
     num_integration_steps: int = 10
     inverse_mass_matrix: Any = None
+    jitter: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
-        check_count(type(self).__name__, "num_integration_steps", self.num_integration_steps)
+        check_count("HMC", "num_integration_steps", self.num_integration_steps)
+        if not (is_concrete(self.jitter) and np.ndim(self.jitter) == 0 and 0 <= self.jitter <= 1):
+            raise EnergyError(
+                f"HMC needs 0 <= jitter <= 1; got {self.jitter!r}. Write jitter=0.5, or jitter=0.0 for trajectories of "
+                "num_integration_steps steps each."
+            )
 
     def init(self, rng_key, position, log_density):
         """Score the position."""
@@ -52,17 +68,23 @@ class HMC(AbstractKernel):
     def step(self, rng_key, state, log_density):
         """One trajectory, accepted or rejected."""
         matrix = mass_matrix(self, state.position)
-        algorithm = blackjax.hmc(log_density, self.step_size, matrix, self.num_integration_steps)
+        algorithm = blackjax.hmc(log_density, self.step_size, matrix, self.draw_length(rng_key))
         state, details = algorithm.step(rng_key, state)
         return state, _trajectory_info(state, details)
 
+    def draw_length(self, rng_key: PRNGKey) -> Any:
+        """The number of leapfrog steps of the transition that this key makes."""
+        most = self.num_integration_steps
+        fewest = max(1, math.ceil((1 - self.jitter) * most))
+        return most if fewest == most else jax.random.randint(jax.random.fold_in(rng_key, 1), (), fewest, most + 1)
+
 
 @kernel_class("num_integration_steps")
-class DynamicHMC(HMC):
+class DynamicHMC(AbstractKernel):
     """HMC whose number of leapfrog steps is drawn anew for each transition, uniformly from 1 to a maximum.
 
-    A random length cannot stay at a period of the target, so nothing resonates as in `HMC`. Chains that run together
-    wait for the longest of their trajectories.
+    BlackJAX's ``dynamic_hmc``; `HMC` with ``jitter=1.0`` has the same law. Chains that run together wait for the longest of
+    their trajectories.
 
     Args:
         step_size: as in `HMC`.
@@ -78,6 +100,16 @@ class DynamicHMC(HMC):
     """
 
     name: ClassVar[str] = "dynamic_hmc"
+    target_acceptance: ClassVar[float | None] = 0.65
+    adapts_mass_matrix: ClassVar[bool] = True
+    statistics: ClassVar[tuple[str, ...]] = STATISTICS
+    step_size: Any = 0.1
+    num_integration_steps: int = 10
+    inverse_mass_matrix: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("DynamicHMC", "num_integration_steps", self.num_integration_steps)
 
     def init(self, rng_key, position, log_density):
         """Score the position; the key draws the numbers of steps."""

@@ -10,7 +10,7 @@ from numpyro_ebm._errors import EnergyError, check_count, check_positive, neares
 from numpyro_ebm._results import Result, check_values_given, values_of
 from numpyro_ebm._typing import PRNGKey
 from numpyro_ebm.estimators import NoiseContrastiveEstimation, Site
-from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.plots._style import DARK, DATA, MODEL, numbers, several_axes
 
 OWNER = "plot_calibration"
@@ -89,8 +89,10 @@ def log_ratios(
         EnergyError: (a ValueError) for a site that is not there, several without a choice, parameters without a value.
         TypeError: for a model that does not come from `estimate`, and an estimator that tells nothing from noise.
     """
-    if not isinstance(model, estimate):
+    estimated = estimated_in(model)
+    if estimated is None:
         raise TypeError(f"log_ratios needs the model as estimate returned it; got {type(model).__name__}.")
+    model = estimated
     check_key("log_ratios", rng_key)
     args, kwargs = as_arrays("log_ratios", (args, kwargs))
     given = values_of("log_ratios", result)
