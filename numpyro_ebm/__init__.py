@@ -1,3 +1,50 @@
+"""Energy-based models for NumPyro: ``p(x) = exp(-E(x)) / Z`` with Z unknown, declared, trained, sampled and judged.
+
+An `EnergyDistribution` declares an unnormalised energy at a ``numpyro.sample`` site, `energy_factor` adds one to sites that
+are there, and `estimate` trains it inside stock SVI by an estimator named: "sm", "dsm", "nce", "cd", "pcd" and the others of
+`available_estimators`. `sample` and `BlackJAXKernel` draw from it, `log_partition` finds log Z, `fit` trains with checks
+and checkpoints, `diagnose` and `evaluate` judge the result; ``numpyro_ebm.plots`` draws it.
+
+What there is, and ``help`` knows more of each:
+
+* Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical.
+* Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
+* Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
+    BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,
+    DenoisingScoreMatching, DiffusionRecoveryLikelihood, EnergyDiscrepancy, FDivergence, FiniteDifferenceScoreMatching,
+    FlowContrastiveEstimation, GeneralizedScoreMatching, HigherOrderScoreMatching, ImprovedContrastiveDivergence,
+    KernelSteinDiscrepancy, LearnedSteinDiscrepancy, MaximumLikelihood, MeanFieldContrastiveDivergence,
+    MinimumProbabilityFlow, MinimumVelocity, MultigridContrastiveDivergence, MultiscaleDenoisingScoreMatching,
+    NoiseContrastiveEstimation, PersistentContrastiveDivergence, RankingNoiseContrastiveEstimation,
+    RegularizedScoreMatching, Replay, ScoreMatching, ShiftedNoiseContrastiveEstimation, SlicedScoreMatching,
+    TelescopingRatioEstimation, UnbiasedMaximumLikelihood, VarianceReducedSlicedScoreMatching.
+* Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
+* Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Gibbs,
+    Langevin, ParallelTempering, TransitionInfo.
+* Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
+* log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
+    BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
+    NoiseContrast, SequentialMonteCarlo.
+* Judge: diagnose, Diagnosis, Finding, training_report, TrainingReport, NegativePhaseHealth, standard_errors,
+    StandardErrors, split_rhat, FunctionRhat, nested_rhat, to_arviz.
+* On held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
+    classifier_two_sample_test, evaluate, ksd_test, mmd, mode_weights, sm_loss.
+* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UnhealthyChainsWarning,
+    UnhealthyChainsError, UnreliableLogPartitionWarning.
+
+Example:
+    >>> import jax, numpyro, optax
+    >>> import numpyro_ebm as ebm
+    >>> from numpyro.infer import SVI, Trace_ELBO
+    >>> def model(x):
+    ...     precision = numpyro.param("precision", 1.0)
+    ...     with numpyro.plate("rows", len(x)):
+    ...         numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * precision * x**2), obs=x)
+    >>> svi = SVI(ebm.estimate(model, "sm"), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
+    >>> x = 0.5 * jax.random.normal(jax.random.key(0), (1000,))
+    >>> params = svi.run(jax.random.key(1), 500, x, progress_bar=False).params  # precision: about 4
+"""
+
 from importlib.metadata import version as _version
 
 from numpyro_ebm._errors import EnergyError as EnergyError
@@ -121,3 +168,125 @@ from numpyro_ebm.training import FitResult as FitResult
 from numpyro_ebm.training import fit as fit
 
 __version__ = _version("numpyro-ebm")
+
+__all__ = [
+    "EnergyError",
+    "NonFiniteLossWarning",
+    "OverfittingWarning",
+    "UnhealthyChainsError",
+    "UnhealthyChainsWarning",
+    "UnreliableLogPartitionWarning",
+    "RecordedChains",
+    "RecordedHealth",
+    "to_arviz",
+    "Diagnosis",
+    "Finding",
+    "FunctionRhat",
+    "diagnose",
+    "nested_rhat",
+    "split_rhat",
+    "EnergyDistribution",
+    "Empirical",
+    "AbstractEstimator",
+    "AdversarialContrastiveEstimation",
+    "AdversarialMaximumLikelihood",
+    "BregmanNoiseContrastiveEstimation",
+    "ConditionalNoiseContrastiveEstimation",
+    "ContrastiveDivergence",
+    "CooperativeLearning",
+    "DenoisingScoreMatching",
+    "DiffusionRecoveryLikelihood",
+    "EnergyDiscrepancy",
+    "FDivergence",
+    "FiniteDifferenceScoreMatching",
+    "FlowContrastiveEstimation",
+    "GeneralizedScoreMatching",
+    "HigherOrderScoreMatching",
+    "ImprovedContrastiveDivergence",
+    "KernelSteinDiscrepancy",
+    "LearnedSteinDiscrepancy",
+    "MaximumLikelihood",
+    "MeanFieldContrastiveDivergence",
+    "MinimumProbabilityFlow",
+    "MinimumVelocity",
+    "MultigridContrastiveDivergence",
+    "MultiscaleDenoisingScoreMatching",
+    "NegativePhaseHealth",
+    "NoiseContrastiveEstimation",
+    "PersistentContrastiveDivergence",
+    "RankingNoiseContrastiveEstimation",
+    "RegularizedScoreMatching",
+    "Replay",
+    "ScoreMatching",
+    "ShiftedNoiseContrastiveEstimation",
+    "SlicedScoreMatching",
+    "TelescopingRatioEstimation",
+    "UnbiasedMaximumLikelihood",
+    "VarianceReducedSlicedScoreMatching",
+    "available_estimators",
+    "C2ST",
+    "Evaluation",
+    "KSDTest",
+    "MMDTest",
+    "ModeWeights",
+    "SMLoss",
+    "classifier_two_sample_test",
+    "evaluate",
+    "ksd_test",
+    "mmd",
+    "mode_weights",
+    "sm_loss",
+    "energy_factor",
+    "empty_guide",
+    "estimate",
+    "GHMC",
+    "HMC",
+    "MALA",
+    "MCLMC",
+    "NUTS",
+    "AbstractKernel",
+    "AdjustedMCLMC",
+    "Barker",
+    "DynamicHMC",
+    "EllipticalSlice",
+    "Gibbs",
+    "Langevin",
+    "ParallelTempering",
+    "TransitionInfo",
+    "available_kernels",
+    "LogLikelihood",
+    "log_likelihood",
+    "BlackJAXKernel",
+    "VE",
+    "VP",
+    "AbstractNoiseProcess",
+    "geometric_sigmas",
+    "alternate",
+    "AbstractPartition",
+    "AnnealedImportanceSampling",
+    "BridgeSampling",
+    "Enumeration",
+    "Grid",
+    "ImportanceSampling",
+    "LogPartition",
+    "LogPartitionBounds",
+    "NestedSampling",
+    "NoiseContrast",
+    "SequentialMonteCarlo",
+    "available_partition_methods",
+    "log_partition",
+    "log_partition_bounds",
+    "TrainingReport",
+    "training_report",
+    "AnnealedLangevin",
+    "ChainSampler",
+    "ProbabilityFlow",
+    "ReverseSDE",
+    "Draws",
+    "sample",
+    "ScoreDistribution",
+    "StandardErrors",
+    "standard_errors",
+    "FitResult",
+    "fit",
+]

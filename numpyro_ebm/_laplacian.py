@@ -6,8 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from folx import forward_laplacian
-from folx.wrapped_functions import is_registered
 from jax.extend.core import Literal
 
 from numpyro_ebm._typing import Array
@@ -17,10 +15,23 @@ BY_NAME = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.so
 
 SMALL = 32
 
+# Operations that act on each element by itself, move elements or add them up.
+LOCAL = {"add", "sub", "mul", "div", "neg", "exp", "log", "log1p", "tanh", "logistic", "sin", "cos", "sinh", "cosh", "sqrt"}
+LOCAL |= {"abs", "integer_pow", "pow", "square", "reduce_sum", "reshape", "slice", "squeeze", "broadcast_in_dim"}
+LOCAL |= {"convert_element_type", "copy"}
+
 
 def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array]:
-    """Gradient and Laplacian of a scalar function of ``(d,)``, in one pass forward (the package folx)."""
-    result: Any = forward_laplacian(fn)(flat)
+    """Gradient and Laplacian of a scalar function of ``(d,)``, in one pass forward (the package folx).
+
+    Where no product of matrices mixes the coordinates, what is 0 in the Jacobians on the way is left out of them.
+    """
+    from folx import forward_laplacian
+
+    sparsity = 0.5 if _is_local(fn, flat) else 0
+    # Its own arithmetic needs both; that of the function has just been traced without.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        result: Any = forward_laplacian(fn, sparsity_threshold=sparsity)(flat)
     return result.dense_jacobian.reshape(flat.shape), result.laplacian
 
 
@@ -42,16 +53,55 @@ def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
     return any(_walk(program, [True] * len(program.invars), integers=True))
 
 
-def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *, integers: bool = False) -> list[bool]:
-    """Which outputs depend on the marked inputs; names of operations on the way that folx lacks go to ``missing``.
+def _is_local(fn: Callable[[Array], Array], flat: Array) -> bool:
+    """Whether a program has local operations only between its argument and its result."""
+    jaxpr = jax.make_jaxpr(fn)(flat).jaxpr
+    others: set[str] = set()
+    _walk(jaxpr, [True], others, has_rule=lambda eqn: eqn.primitive.name in LOCAL)
+    return not others
+
+
+def count_operations(fn: Callable[..., Any], *args: Any) -> int:
+    """Arithmetic operations of a function's program: of a product by its shapes, of all else one per element."""
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    return sum(_count_one(eqn) for eqn in jaxpr.eqns)
+
+
+def _count_one(eqn: Any) -> int:
+    leaves = jax.tree.leaves(tuple(eqn.params.values()), is_leaf=lambda each: hasattr(each, "eqns"))
+    inner = [getattr(each, "jaxpr", each) for each in leaves if hasattr(each, "eqns")]
+    if inner:
+        repeats = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        return repeats * sum(map(_count, inner))
+    size = max((math.prod(var.aval.shape) for var in eqn.outvars), default=0)
+    if eqn.primitive.name != "dot_general":
+        return size
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return 2 * size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+
+
+def _walk(
+    jaxpr: Any,
+    marked: Sequence[bool],
+    missing: set[str] | None = None,
+    *,
+    integers: bool = False,
+    has_rule: Callable[[Any], bool] | None = None,
+) -> list[bool]:
+    """Which outputs depend on the marked inputs; names of operations on the way that have no rule go to ``missing``.
 
     Args:
         jaxpr: a program.
         marked: one flag for each input.
         missing: collects names, or None.
+        has_rule: whether an operation has one; None for folx's.
         integers: whether what goes through integers and booleans counts as dependence; it has no derivative.
     """
     depends = dict(zip(jaxpr.invars, marked, strict=True))
+    has_rule = _has_rule if has_rule is None else has_rule
 
     def is_marked(atom):
         return not isinstance(atom, Literal) and depends.get(atom, False)
@@ -61,15 +111,21 @@ def _walk(jaxpr: Any, marked: Sequence[bool], missing: set[str] | None = None, *
         if not any(inputs):
             continue
         inner = eqn.params["jaxpr"].jaxpr if eqn.primitive.name in ("jit", "pjit") else None
-        if inner is not None and not (missing is not None and is_registered(str(eqn.params["name"]))):
-            outputs = _walk(inner, inputs, missing, integers=integers)
+        if inner is not None and not (missing is not None and _is_known(str(eqn.params["name"]))):
+            outputs = _walk(inner, inputs, missing, integers=integers, has_rule=has_rule)
         else:
-            if missing is not None and not _has_rule(eqn):
+            if missing is not None and not has_rule(eqn):
                 missing.add(str(eqn.params.get("name", eqn.primitive.name)))
             outputs = [True] * len(eqn.outvars)
         for var, flag in zip(eqn.outvars, outputs, strict=True):
             depends[var] = flag and (integers or jnp.issubdtype(var.aval.dtype, jnp.inexact))
     return [is_marked(atom) for atom in jaxpr.outvars]
+
+
+def _is_known(operation: Any) -> bool:
+    from folx.wrapped_functions import is_registered
+
+    return is_registered(operation)
 
 
 def _has_rule(eqn: Any) -> bool:
@@ -83,7 +139,7 @@ def _has_rule(eqn: Any) -> bool:
         return not has_literal and sum(math.prod(v.aval.shape) for v in eqn.invars) <= SMALL
     if eqn.primitive.name not in ("jit", "pjit"):
         has_derivative = any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
-        return is_registered(eqn.primitive) or not has_derivative
+        return _is_known(eqn.primitive) or not has_derivative
     meant = BY_NAME.get(eqn.params["name"])
     if meant is None:
         return False

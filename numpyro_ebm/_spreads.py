@@ -29,7 +29,8 @@ def spread(values: Any, where: Any = None, eps: float | None = None) -> Any:
     if len(values) == 0:
         return xp.zeros(values.shape[1:], values.dtype)
     counts = xp.broadcast_to(True if where is None else where, values.shape)
-    first = xp.take_along_axis(values, xp.argmax(counts, axis=0, keepdims=True), 0)
+    in_bounds: Any = {} if xp is np else {"mode": "clip"}  # JAX would prepare NaN for what is not
+    first = xp.take_along_axis(values, xp.argmax(counts, axis=0, keepdims=True), 0, **in_bounds)
     centred = xp.where(counts, values, first) - first
     num = xp.maximum(xp.sum(counts, axis=0, keepdims=True), 1).astype(values.dtype)
     deviation = xp.where(counts, centred - xp.sum(centred, axis=0, keepdims=True) / num, 0.0)

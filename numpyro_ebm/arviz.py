@@ -1,14 +1,12 @@
-"""From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x."""
+"""From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x; slow to import, it waits for its first use."""
 
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast
 
-import arviz
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray
 from numpyro.infer import MCMC
 
 from numpyro_ebm._errors import EnergyError, nearest
@@ -120,7 +118,8 @@ def _collect(owner: str, draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(draws, MCMC):
         if draws.last_state is None:
             raise EnergyError("This MCMC has no draws yet. Write mcmc.run(jax.random.key(0)) first.")
-        return dict(draws.get_samples(group_by_chain=True)), dict(draws.get_extra_fields(group_by_chain=True))
+        fields = draws.get_extra_fields(group_by_chain=True)
+        return dict(draws.get_samples(group_by_chain=True)), {k: v for k, v in fields.items() if v is not None}
     if isinstance(draws, Mapping):
         return dict(draws), {}
     raise TypeError(
@@ -183,10 +182,12 @@ def _likelihoods(
     return likelihoods, notes
 
 
-def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> dict[str, xarray.Dataset]:
+def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> dict[str, Any]:
     """Groups of a training."""
     if result is None:
         return {}
+    import xarray
+
     stats = xarray.Dataset(
         {"loss": ("update", np.asarray(result.losses)), "held_out_loss": ("check", np.asarray(result.held_out_losses))},
         {"update": 1 + np.arange(len(result.losses)), "check": result.check_steps},
@@ -218,10 +219,13 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 
 def _build(
     groups: dict[str, dict[str, np.ndarray]],
-    training: dict[str, xarray.Dataset],
+    training: dict[str, Any],
     dims: dict[str, Any],
     coords: dict[str, Any],
 ) -> Any:
+    import arviz
+    import xarray
+
     # ArviZ 1 took InferenceData away, and answers a look for it with a warning.
     if arviz.__version__.startswith("0."):
         data: Any = arviz.from_dict(**groups, dims=dims, coords=coords)  # pyright: ignore
@@ -294,20 +298,23 @@ def _arrays(data: Any, group: str) -> dict[str, np.ndarray]:
 
 def rank_rhat(values: np.ndarray) -> np.ndarray:
     """Rank-normalised split R-hat of ``(chains, draws, ...)``, by coordinate; NaN for one chain or constant values."""
-    return _of_coordinates(arviz.rhat, values, method="rank")
+    return _of_coordinates("rhat", values, "rank")
 
 
 def effective_size(values: np.ndarray, method: str = "bulk") -> np.ndarray:
     """Effective sample size of ``(chains, draws, ...)``, by coordinate."""
-    return _of_coordinates(arviz.ess, values, method=method)
+    return _of_coordinates("ess", values, method)
 
 
-def _of_coordinates(function: Any, values: np.ndarray, method: str) -> np.ndarray:
+def _of_coordinates(function: str, values: np.ndarray, method: str) -> np.ndarray:
+    import arviz
+    import xarray
+
     values = np.asarray(values, float)
     flat = values.reshape((*values.shape[:2], -1))
     dataset = xarray.Dataset({"values": (("chain", "draw", "coordinate"), flat)})
     with np.errstate(all="ignore"):
-        return np.asarray(function(dataset, method=method)["values"].values).reshape(values.shape[2:])
+        return np.asarray(getattr(arviz, function)(dataset, method=method)["values"].values).reshape(values.shape[2:])
 
 
 MAX_PANELS = 20
@@ -332,13 +339,16 @@ def draw_chains(
     Raises:
         EnergyError: for groups, variables or coordinates that are not there, and for more than 20 panels.
     """
+    import arviz
+    import xarray
+
     is_old = arviz.__version__.startswith("0.")
     data = draws if isinstance(draws, arviz.InferenceData if is_old else xarray.DataTree) else to_arviz(draws)
     _check_choice(data, group, **choice)
     with warnings.catch_warnings():
         # ArviZ 0.23 calls what matplotlib 3.11 is going to take away, and has no successor of its own line.
         warnings.filterwarnings("ignore", "Passing a dict or None as alias_mapping")
-        axes = (_draw_by_0 if is_old else _draw_by_1)(kind, data, group, colors, dashes, choice)
+        axes = (_draw_by_0 if is_old else _draw_by_1)(arviz, kind, data, group, colors, dashes, choice)
     axes.flat[0].figure.set_layout_engine("constrained")
     return axes
 
@@ -365,7 +375,7 @@ def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
         )
 
 
-def _draw_by_0(kind: str, data: Any, group: str, colors: list[str], dashes: list[Any], choice: dict[str, Any]) -> np.ndarray:
+def _draw_by_0(arviz: Any, kind: str, data: Any, group: str, colors: Any, dashes: Any, choice: Any) -> np.ndarray:
     data = data if group == "posterior" else data[group]
     if kind == "rank":
         axes = np.atleast_1d(arviz.plot_rank(data, colors="#56B4E9", **choice)).reshape(-1)
@@ -374,7 +384,7 @@ def _draw_by_0(kind: str, data: Any, group: str, colors: list[str], dashes: list
     return arviz.plot_trace(data, compact=False, chain_prop=chain_prop, legend=True, **choice)
 
 
-def _draw_by_1(kind: str, data: Any, group: str, colors: list[str], dashes: list[Any], choice: dict[str, Any]) -> np.ndarray:
+def _draw_by_1(arviz: Any, kind: str, data: Any, group: str, colors: Any, dashes: Any, choice: Any) -> np.ndarray:
     options = {"aes": {"color": ["chain"], "linestyle": ["chain"]}, "color": colors, "linestyle": dashes}
     if kind == "rank":
         drawn = arviz.plot_rank(data, group=group, backend="matplotlib", **options, **choice)  # pyright: ignore

@@ -19,14 +19,14 @@ class ChainHealth(NamedTuple):
         divergence_rate: fraction of divergent transitions.
         nonfinite_rate: fraction of transitions whose proposal had no finite log density (a kernel that rejects it hides
             it).
-        swap_rate: mean acceptance of swaps between temperatures; NaN for a kernel without them.
+        swap_rate: mean acceptance of swaps between temperatures; None for a kernel without them.
         num_gradients: gradient evaluations per chain.
     """
 
     acceptance_rate: Array
     divergence_rate: Array
     nonfinite_rate: Array
-    swap_rate: Array
+    swap_rate: Array | None
     num_gradients: Array
 
 
@@ -84,6 +84,7 @@ def advance(
     """
     positions = as_positions(kernel, positions)
     num_chains = num_chains_of(positions)
+    has_swaps = "swap_rate" in kernel.statistics
 
     def start(key, position, row, temperature):
         return kernel.init(key, position, _at(log_density, position, row, temperature))
@@ -99,7 +100,8 @@ def advance(
         key, temperature = inputs
         keys = jax.random.split(key, num_chains)
         states, info = jax.vmap(step_one, in_axes=(0, 0, 0, None))(keys, states, local, temperature)
-        seen = (info.acceptance_rate, info.is_divergent, info.is_nonfinite, info.swap_rate, info.num_gradients)
+        swap_rate = info.swap_rate if has_swaps else None
+        seen = (info.acceptance_rate, info.is_divergent, info.is_nonfinite, swap_rate, info.num_gradients)
         totals = jax.tree.map(lambda total, new: total + jnp.mean(new, dtype=float), totals, ChainHealth(*seen))
         return (states, totals), None
 
@@ -107,7 +109,8 @@ def advance(
     first = None if temperatures is None else temperatures[0]
     keys = jax.random.split(key_init, num_chains)
     states = jax.vmap(start, in_axes=(0, 0, 0, None))(keys, positions, local, first)
-    zeros = ChainHealth(*(jnp.zeros((), float),) * len(ChainHealth._fields))
+    zero = jnp.zeros((), float)
+    zeros = ChainHealth(zero, zero, zero, zero if has_swaps else None, zero)
     inputs = (jax.random.split(key_steps, num_steps), temperatures)
     (states, totals), _ = jax.lax.scan(step_all, (states, zeros), inputs, length=num_steps)
     means = jax.tree.map(lambda total: total / num_steps, totals)

@@ -21,7 +21,7 @@ from numpyro_ebm.kernels import AbstractKernel, adaptation, resolve_kernel
 class BlackJAXState(NamedTuple):
     """State of one chain, with the names that NumPyro's own HMC uses where they mean the same.
 
-    What is NaN or 0 for a kernel that does not have it is not among the kernel's default fields.
+    What is None or 0 for a kernel that does not have it is not among the kernel's default fields.
 
     Attributes:
         i: transitions so far.
@@ -31,13 +31,13 @@ class BlackJAXState(NamedTuple):
         accept_prob: acceptance probability of the last transition.
         mean_accept_prob: its mean since the start, or since the end of the warm-up.
         diverging: whether the last transition diverged.
-        potential_energy: minus the log density at ``z``; NaN for kernels that do not evaluate it.
-        energy: Hamiltonian of the last proposal; NaN without momentum.
-        step_size: step size of the last transition; NaN for a kernel without one.
+        potential_energy: minus the log density at ``z``; None for kernels that do not evaluate it.
+        energy: Hamiltonian of the last proposal; None without momentum.
+        step_size: step size of the last transition; None for a kernel without one.
         num_steps: gradient evaluations of the last transition.
         tree_depth: doublings of the last NUTS trajectory.
         is_nonfinite: whether the last transition wanted to go where the log density is not finite.
-        swap_rate: acceptance probability of the last swaps between temperatures; NaN without them.
+        swap_rate: acceptance probability of the last swaps between temperatures; None without them.
         rng_key: random key.
     """
 
@@ -48,13 +48,13 @@ class BlackJAXState(NamedTuple):
     accept_prob: Array
     mean_accept_prob: Array
     diverging: Array
-    potential_energy: Array
-    energy: Array
-    step_size: Array
+    potential_energy: Array | None
+    energy: Array | None
+    step_size: Array | None
     num_steps: Array
     tree_depth: Array
     is_nonfinite: Array
-    swap_rate: Array
+    swap_rate: Array | None
     rng_key: Array
 
 
@@ -184,7 +184,12 @@ class BlackJAXKernel(MCMCKernel):
 
     def get_diagnostics_str(self, state: BlackJAXState) -> str:
         """Words for the progress bar."""
-        return f"{int(state.num_steps)} gradients, step {state.step_size:.2e}, acceptance {state.mean_accept_prob:.2f}"
+        step = "" if state.step_size is None else f"step {state.step_size:.2e}, "
+        return f"{int(state.num_steps)} gradients, {step}acceptance {state.mean_accept_prob:.2f}"
+
+    def _known(self, statistic: str, value: Array | None) -> Array | None:
+        """A statistic of the kernel; None, in every state alike, where it means nothing."""
+        return value if statistic in self._kernel.statistics else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings only: what a run has built is built again."""
@@ -206,12 +211,12 @@ class BlackJAXKernel(MCMCKernel):
             mean_accept_prob=zero,
             diverging=jnp.zeros((), bool),
             potential_energy=_potential(kernel_state),
-            energy=jnp.full((), jnp.nan, float),
+            energy=self._known("energy", zero),
             step_size=_step_size(warmup.kernel),
             num_steps=jnp.zeros((), jnp.int32),
             tree_depth=jnp.zeros((), jnp.int32),
             is_nonfinite=jnp.zeros((), bool),
-            swap_rate=jnp.full((), jnp.nan, float),
+            swap_rate=self._known("swap_rate", zero),
             rng_key=rng_key,
         )
 
@@ -233,12 +238,12 @@ class BlackJAXKernel(MCMCKernel):
             mean_accept_prob=state.mean_accept_prob + (info.acceptance_rate - state.mean_accept_prob) / since,
             diverging=info.is_divergent,
             potential_energy=_potential(kernel_state),
-            energy=info.energy,
+            energy=self._known("energy", info.energy),
             step_size=_step_size(kernel),
             num_steps=info.num_gradients,
             tree_depth=info.tree_depth,
             is_nonfinite=info.is_nonfinite,
-            swap_rate=info.swap_rate,
+            swap_rate=self._known("swap_rate", info.swap_rate),
             rng_key=rng_key,
         )
 
@@ -247,9 +252,10 @@ def _call(fn: Callable) -> Callable:
     return fn
 
 
-def _potential(kernel_state: Any) -> Array:
-    return -jnp.asarray(getattr(kernel_state, "logdensity", jnp.nan), float)
+def _potential(kernel_state: Any) -> Array | None:
+    log_density = getattr(kernel_state, "logdensity", None)
+    return None if log_density is None else -jnp.asarray(log_density, float)
 
 
-def _step_size(kernel: AbstractKernel) -> Array:
-    return jnp.asarray(jnp.nan if kernel.step_size is None else kernel.step_size, float)
+def _step_size(kernel: AbstractKernel) -> Array | None:
+    return None if kernel.step_size is None else jnp.asarray(kernel.step_size, float)

@@ -15,7 +15,7 @@ from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._results import Result, check_values_given, is_ours, mutable_state, values_of
 from numpyro_ebm._typing import Array
 from numpyro_ebm.empirical import Empirical
-from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth, Site
+from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth, Site, in_words
 from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.standard_errors import standard_errors
 
@@ -209,9 +209,10 @@ def site_report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteRep
     conditions: tuple[str, ...] = ()
     notes = () if estimator is None else estimator.notes()
     if isinstance(health, NegativePhaseHealth):
-        figures |= {name: float(getattr(health, name)) for name in FIGURES}
-        held = zip(CONDITIONS.items(), np.asarray(health.conditions), strict=True)
-        conditions = tuple(f"{key}: {text.format(**figures)}." for (key, text), holds in held if holds)
+        known = {name: getattr(health, name) for name in FIGURES}
+        figures |= {name: float(value) for name, value in known.items() if value is not None}
+        held = zip(CONDITIONS, np.asarray(health.conditions), strict=True)
+        conditions = tuple(f"{name}: {in_words(name, health)}" for name, holds in held if holds)
         gone = np.asarray(health.reported) & ~np.asarray(health.conditions)
         earlier = [name for name, is_gone in zip(CONDITIONS, gone, strict=True) if is_gone]
         notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()

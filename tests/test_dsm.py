@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import precision_model, surrogate
+from helpers import precision_model, some_slow, surrogate
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
@@ -36,7 +36,7 @@ def values_and_gradients(precision, num=400, **options):
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), num))
 
 
-@pytest.mark.parametrize("control_variate", [False, True])
+@pytest.mark.parametrize("control_variate", some_slow([True], [False]))
 @pytest.mark.parametrize("noise", NOISES)
 def test_the_optimum_is_the_precision_of_the_smoothed_data(noise, control_variate):
     options, covariance = NOISES[noise]

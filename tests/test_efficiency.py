@@ -57,7 +57,7 @@ def over_replicates(estimate_one, seed=0, num=REPLICATES):
     return np.asarray(jax.jit(lambda keys: jax.lax.map(estimate_one, keys, batch_size=50))(keys))
 
 
-@pytest.mark.parametrize("column", some_slow(["(1, 0)", "(.25, .5)"], ["(1, -2)"]))
+@pytest.mark.parametrize("column", some_slow(["(1, 0)"], ["(.25, .5)", "(1, -2)"]))
 def test_score_matching(column):
     def estimate_one(key):
         x = draw(key, TRUTHS[column], (N,))
@@ -437,8 +437,9 @@ ROOT = lambda rise: (np.exp(rise / 2) / 2, np.exp(rise / 2) / 4)  # noqa: E731
 @pytest.mark.parametrize(
     "case",
     some_slow(
-        [("conditional_nce", {"kappa": 2}, LOGISTIC, 0.5), ("mpf", {"num_draws": 2}, ROOT, 0.5)],
-        [("conditional_nce", {"kappa": 2}, LOGISTIC, 1.0), ("mpf", {"num_draws": 2}, ROOT, 0.7)],
+        [("mpf", {"num_draws": 2}, ROOT, 0.5)],
+        [("conditional_nce", {"kappa": 2}, LOGISTIC, 0.5)]
+        + [("conditional_nce", {"kappa": 2}, LOGISTIC, 1.0), ("mpf", {"num_draws": 2}, ROOT, 0.7)],
     ),
 )
 def test_a_pair_of_moves(case):

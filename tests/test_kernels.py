@@ -128,13 +128,20 @@ class TestTargets:
         assert bool((info.is_nonfinite.any(axis=1)).all())
 
     def test_one_record_for_all(self, kernel):
-        draws, info = run_on_all_targets(kernel.name)["correlated"]
+        if kernel.name in (*QUICK, *UNADJUSTED):
+            info = run_on_all_targets(kernel.name)["correlated"][1]
+        else:  # few draws have the same record, and cost less
+            target, options = lambda z, _: correlated(z), {"num_warmup": 0, "num_samples": 50}
+            run = lambda starts: chains.run(jax.random.key(1), kernel, target, starts, **options).info  # noqa: E731
+            info = jax.jit(run)(jnp.zeros((3, 3)))
         assert isinstance(info, ebm.TransitionInfo)
-        assert [leaf.dtype for leaf in info] == [jnp.float32, bool, jnp.int32, jnp.float32, jnp.int32, bool, jnp.float32]
+        types = [jnp.float32, bool, jnp.int32, jnp.float32, jnp.int32, bool, jnp.float32]
+        assert all(leaf is None or leaf.dtype == dtype for leaf, dtype in zip(info, types, strict=True))
         assert int(info.num_gradients.min()) >= 1
         assert set(kernel.statistics) <= set(info._fields)
         for name in ("energy", "swap_rate"):
-            assert (name in kernel.statistics) == bool(jnp.isfinite(getattr(info, name)).all())
+            value = getattr(info, name)
+            assert bool(jnp.isfinite(value).all()) if name in kernel.statistics else value is None
         assert ("tree_depth" in kernel.statistics) == bool(info.tree_depth.any())
         assert ("acceptance_rate" in kernel.statistics) == bool(info.acceptance_rate.min() < 1)
         assert bool((info.acceptance_rate >= 0).all() & (info.acceptance_rate <= 1 + 1e-5).all())
@@ -397,7 +404,7 @@ def test_in_numpyro_mcmc(name):
     assert ("step_size" in fields) == (kernel.step_size is not None)
     assert ("swap_rate" in fields) == (kernel.name == "parallel_tempering")
     assert not fields["is_nonfinite"].any()
-    assert bool(jnp.isnan(mcmc.last_state.step_size).all()) == (kernel.step_size is None)
+    assert (mcmc.last_state.step_size is None) == (kernel.step_size is None)
 
 
 def test_a_start_in_integers_or_half_precision(rng_key):

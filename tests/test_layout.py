@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -116,6 +117,22 @@ def test_files_stay_small_and_raise_no_asserts(path):
 
 def test_version_comes_from_the_metadata():
     assert re.fullmatch(r"\d+\.\d+\.\d+", ebm.__version__)
+
+
+def test_all_names_what_is_public_and_the_docstring_shows_it_first():
+    public = [name for name in vars(ebm) if not name.startswith("_") and not inspect.ismodule(getattr(ebm, name))]
+    assert sorted(ebm.__all__) == sorted(public)
+    assert set(ebm.__all__) <= set(re.findall(r"\w+", ebm.__doc__))
+
+
+NOT_IMPORTED = ["arviz", "diffrax", "equinox", "flax", "flowjax", "folx", "matplotlib", "pandas", "scipy.stats", "sklearn"]
+NOT_IMPORTED += ["xarray"]
+
+
+def test_the_import_brings_no_more_than_it_needs():
+    script = f"import sys, numpyro_ebm; print([name for name in {NOT_IMPORTED} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr[-2000:]
 
 
 def test_the_registries_hold_what_their_docstrings_say():

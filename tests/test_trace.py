@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from helpers import surrogate
 from numpyro.distributions import constraints
+from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
-from numpyro_ebm._laplacian import beyond_forward_laplacian
+from numpyro_ebm._laplacian import beyond_forward_laplacian, count_operations
 
 ROWS = np.asarray(jax.random.normal(jax.random.key(0), (6, 5)))
 WEIGHT = jax.random.normal(jax.random.key(1), (5, 16)) / 2
@@ -47,6 +48,43 @@ class TestForward:
         values = (gradient_of(model, "sm", rows=rows, trace=trace) for trace in ("forward", "columns"))
         for forward, columns in zip(*values, strict=True):
             np.testing.assert_allclose(forward, columns, rtol=2e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        "energy",
+        [
+            lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x) + x**4),
+            lambda x, w: jnp.sum(x * jnp.sin(w[:, 0] * x) / (1 + x**2)),
+            lambda x, w: jnp.sum((x[1:] - w[1:, 0] * x[:-1]) ** 4 + x[1:] * x[:-1]) + jnp.exp(-jnp.sum(x**2)),
+        ],
+        ids=["sum", "product", "chain"],
+    )
+    @pytest.mark.parametrize(
+        "options", [{}, {"base": dist.Normal(0, jnp.arange(1.0, 6)).to_event(1)}], ids=["plain", "base"]
+    )
+    def test_of_coordinates_that_hardly_meet(self, energy, options):
+        model = model_of(energy, **options)
+        values = (gradient_of(model, "sm", trace=trace) for trace in ("forward", "columns"))
+        for forward, columns in zip(*values, strict=True):
+            np.testing.assert_allclose(forward, columns, rtol=2e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("energy", "size"),
+        [
+            (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x)), 100),
+            (lambda x, w: jnp.sum(jax.nn.silu(x @ w)), 100),
+            (lambda x, w: jnp.sum(jnp.cosh(w[0, 0] * x) + jnp.arctan(x)), 10),  # too small to be worth a count
+        ],
+        ids=["sparse", "net", "small"],
+    )
+    def test_auto_is_the_way_that_takes_less_arithmetic(self, energy, size):
+        def operations(trace):
+            model = ebm.estimate(model_of(energy, (size,)), "sm", trace=trace)
+            value = lambda w: log_density(model, (jnp.ones((2, size)),), {}, {"w": w})[0]  # noqa: E731
+            return count_operations(value, jnp.ones((size, 16)))
+
+        forward, columns = operations("forward"), operations("columns")
+        assert size < 64 or forward < columns
+        assert operations("auto") == pytest.approx(forward if size < 64 else min(forward, columns), rel=0.05)
 
     def test_it_falls_back_and_says_so(self):
         def scanned(x, w):

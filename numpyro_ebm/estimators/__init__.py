@@ -5,6 +5,7 @@ from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators._base import Site as Site
 from numpyro_ebm.estimators._health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators._health import NegativePhaseHealth as NegativePhaseHealth
+from numpyro_ebm.estimators._health import in_words as in_words
 from numpyro_ebm.estimators.adversarial import AdversarialMaximumLikelihood as AdversarialMaximumLikelihood
 from numpyro_ebm.estimators.adversarial_nce import AdversarialContrastiveEstimation as AdversarialContrastiveEstimation
 from numpyro_ebm.estimators.bregman_nce import BregmanNoiseContrastiveEstimation as BregmanNoiseContrastiveEstimation

@@ -87,7 +87,7 @@ class ChainEstimator(AbstractEstimator):
 
     def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Health, counters and step size before the first update."""
-        state: dict[str, Any] = {"health": _health.unknown(), "num_updates": jnp.zeros((), jnp.int32)}
+        state: dict[str, Any] = {"health": _health.unknown(self.kernel), "num_updates": jnp.zeros((), jnp.int32)}
         if self._adapts:
             state["averaging"] = averaging_of(self.kernel)
         return state

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from numpyro_ebm._errors import UnhealthyChainsError, UnhealthyChainsWarning, call_where_any
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.chains import ChainHealth
+from numpyro_ebm.kernels import AbstractKernel
 
 Policy = Literal["warn", "raise", "reset"]
 
@@ -39,6 +40,11 @@ CONDITIONS = {
     "frozen": "chains move by {mean_move:.2g} standard deviations of the data per update. Use a larger step_size (it is "
     "{step_size:.2g})",
 }
+STEPLESS = {
+    "frozen": "chains move by {mean_move:.2g} standard deviations of the data per update. Use more num_steps, or a kernel "
+    "with a step size (mala)",
+}
+"""What is said in their place where the kernel has no step size."""
 
 
 class NegativePhaseHealth(NamedTuple):
@@ -48,9 +54,9 @@ class NegativePhaseHealth(NamedTuple):
         acceptance_rate: mean acceptance probability of the transitions.
         divergence_rate: fraction of divergent transitions.
         nonfinite_rate: fraction of transitions whose proposal had no finite log density.
-        swap_rate: mean acceptance of swaps between temperatures; NaN without tempering.
+        swap_rate: mean acceptance of swaps between temperatures; None without tempering.
         num_gradients: gradient evaluations per chain.
-        step_size: the kernel's step size; NaN for a kernel without one.
+        step_size: the kernel's step size; None for a kernel without one.
         energy_gap: mean energy (base included) of the data minus that of the negatives; near 0 for a model that fits.
         distance: distance from the data's mean to the farthest negative (root mean square over coordinates).
         move: root mean square move of the chains over the update.
@@ -64,9 +70,9 @@ class NegativePhaseHealth(NamedTuple):
     acceptance_rate: Array
     divergence_rate: Array
     nonfinite_rate: Array
-    swap_rate: Array
+    swap_rate: Array | None
     num_gradients: Array
-    step_size: Array
+    step_size: Array | None
     energy_gap: Array
     distance: Array
     move: Array
@@ -103,12 +109,22 @@ class Observed(NamedTuple):
     num_updates: Array
 
 
-def unknown() -> NegativePhaseHealth:
-    """Health before the first update."""
-    nothing, one = jnp.zeros(len(CONDITIONS), bool), jnp.ones((), float)
-    figures = {name: jnp.full((), jnp.nan, float) for name in NegativePhaseHealth._fields}
-    known = {"early_gap": 0 * one, "mean_acceptance": one, "mean_move": one, "conditions": nothing, "reported": nothing}
-    return NegativePhaseHealth(**{**figures, **known})
+def unknown(kernel: AbstractKernel) -> NegativePhaseHealth:
+    """Health before the first update of chains that this kernel moves: zeros, and averages of 1."""
+    nothing, zero, one = jnp.zeros(len(CONDITIONS), bool), jnp.zeros((), float), jnp.ones((), float)
+    figures: dict[str, Any] = dict.fromkeys(NegativePhaseHealth._fields, zero)
+    figures |= {"mean_acceptance": one, "mean_move": one, "conditions": nothing, "reported": nothing}
+    if "swap_rate" not in kernel.statistics:
+        figures["swap_rate"] = None
+    if kernel.step_size is None:
+        figures["step_size"] = None
+    return NegativePhaseHealth(**figures)
+
+
+def in_words(condition: str, health: NegativePhaseHealth) -> str:
+    """What a condition means and what to do, with the figures in it."""
+    text = CONDITIONS[condition] if health.step_size is not None else STEPLESS.get(condition, CONDITIONS[condition])
+    return f"{text.format(**health._asdict())}."
 
 
 def spread_of(data: Array) -> tuple[Array, Array]:
@@ -143,7 +159,7 @@ def examine(
         nonfinite_rate=seen.chains.nonfinite_rate,
         swap_rate=seen.chains.swap_rate,
         num_gradients=seen.chains.num_gradients,
-        step_size=jnp.asarray(jnp.nan if seen.step_size is None else seen.step_size, float),
+        step_size=None if seen.step_size is None else jnp.asarray(seen.step_size, float),
         energy_gap=gap,
         distance=jnp.max(distances),
         move=move,
@@ -177,7 +193,7 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
     def report(news, health):
         for name, is_new in zip(CONDITIONS, news, strict=True):
             if is_new:
-                _report(f"{owner}: {name}: {CONDITIONS[name].format(**health._asdict())}.", policy)
+                _report(f"{owner}: {name}: {in_words(name, health)}", policy)
 
     call_where_any(report, news, health)
     return health._replace(reported=health.reported | health.conditions)

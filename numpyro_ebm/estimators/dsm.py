@@ -99,18 +99,17 @@ class DenoisingScoreMatching(AbstractEstimator):
         noise = self.noise_of(site)
         draws = noise.sample(rng_key, (self.num_draws, site.num_rows)).astype(site.position.dtype)  # pyright: ignore
         pull = jax.vmap(jax.vmap(jax.grad(lambda e: jnp.sum(noise.log_prob(e)))))(draws)
-        score = site.over_draws(site.score, site.position + draws)
+        score = site.over_draws(site.score, site.position[None] + draws)
 
         def plain():
-            return 0.5 * _square(score - pull)
+            return 0.5 * _square(pull)
 
         def controlled():
-            change = score - jax.vmap(site.score)(site.position, site.local)
             left = 0.5 * (_square(pull) if self.noise is not None else _information(noise))
-            return 0.5 * _square(score) - _dot(change, pull) + left
+            return _dot(pull, jax.vmap(site.score)(site.position, site.local)[None]) + left
 
-        losses = _choose(self._is_controlled(site), controlled, plain)
-        return -jnp.mean(losses, axis=0), state
+        rest = _choose(self._is_controlled(site), controlled, plain)
+        return -jnp.mean(0.5 * _square(score) - _dot(score, pull) + rest, axis=0), state
 
     def noise_of(self, site: Site) -> dist.Distribution:
         """The noise's distribution, of one event in unconstrained space."""
@@ -172,8 +171,8 @@ def _choose(flag: Any, yes: Any, no: Any) -> Array:
     """One of two computations; only the chosen one runs, where the flag is known as well as where it is traced."""
     if is_concrete(flag) or isinstance(flag, bool):
         return yes() if flag else no()
-    # Without checkpoints the branch not taken would fill what the other leaves for its gradient with zeros.
-    return jax.lax.cond(flag, jax.checkpoint(yes), jax.checkpoint(no))
+    # Without a checkpoint the branch not taken would fill what the other leaves for its gradient with zeros.
+    return jax.lax.cond(flag, jax.checkpoint(yes), no)
 
 
 def _dot(a: Array, b: Array) -> Array:

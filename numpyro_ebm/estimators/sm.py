@@ -1,6 +1,7 @@
 """Exact score matching."""
 
 import dataclasses
+import math
 import warnings
 from typing import Literal, get_args
 
@@ -8,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from numpyro_ebm._derivatives import over_coordinates
+from numpyro_ebm._derivatives import DIRECTIONS_AT_ONCE, over_coordinates
 from numpyro_ebm._errors import EnergyError, check_count, nearest
-from numpyro_ebm._laplacian import beyond_forward_laplacian, gradient_and_laplacian
+from numpyro_ebm._laplacian import beyond_forward_laplacian, count_operations, gradient_and_laplacian
 from numpyro_ebm.estimators._base import Site
 from numpyro_ebm.estimators._projections import Projection, check_projection
 from numpyro_ebm.estimators._second_order import SecondOrderEstimator, over_rows, probed_loss
@@ -36,7 +37,9 @@ class ScoreMatching(SecondOrderEstimator):
         projection: law of the probes, "rademacher", "gaussian" or "sphere".
         trace: how the exact trace is found: "forward" is the forward Laplacian, one pass through the energy (the package
             folx); "columns" takes the d columns of the score's Jacobian, 64 at a time; "auto" the first where folx has
-            rules for all of the energy's operations, the second elsewhere and for a `ScoreDistribution`.
+            rules for all of the energy's operations and, in more than 64 dimensions, it takes no more arithmetic (it does
+            for an energy whose coordinates hardly meet, such as a sum over them); the second elsewhere and for a
+            `ScoreDistribution`.
 
     Raises:
         EnergyError: for an option that is none of these, and for ``trace="forward"`` where it cannot be.
@@ -85,8 +88,8 @@ class ScoreMatching(SecondOrderEstimator):
 
 def _forward(site: Site):
     def row_loss(position, local):
-        flat, unravel = ravel_pytree(position)
-        score, trace = gradient_and_laplacian(lambda v: site.log_density(unravel(v), local), flat)
+        log_density = lambda v: site.log_density(v.reshape(position.shape), local)  # noqa: E731
+        score, trace = gradient_and_laplacian(log_density, position.reshape(-1))
         return 0.5 * jnp.sum(score**2) + trace
 
     return row_loss
@@ -102,6 +105,7 @@ def _columns(site: Site):
 
 
 def _is_forward(site: Site) -> bool:
+    """Whether the forward Laplacian can be taken, and is no dearer."""
     missing = _missing(site)
     if missing and site.distribution.has_energy:
         warnings.warn(
@@ -109,7 +113,14 @@ def _is_forward(site: Site) -> bool:
             "column by column, which is slower. Write estimate(model, 'sm', trace='columns') to have it so.",
             stacklevel=2,
         )
-    return not missing
+    return not missing and _is_cheap(site)
+
+
+def _is_cheap(site: Site) -> bool:
+    if math.prod(site.position.shape[1:]) <= DIRECTIONS_AT_ONCE:
+        return True
+    row = jax.tree.map(lambda leaf: leaf[0], (site.position, site.local))
+    return count_operations(_forward(site), *row) <= count_operations(_columns(site), *row)
 
 
 def _missing(site: Site) -> tuple[str, ...]:

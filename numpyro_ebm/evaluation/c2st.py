@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.stats import norm, rankdata
 
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count
@@ -100,8 +99,8 @@ def classifier_two_sample_test(
         null = [_held_out(rng, classifier, pooled, rng.permutation(labels), num_folds)[0] for _ in range(num_permutations)]
         p_value = (1 + sum(each >= accuracy for each in null)) / (1 + num_permutations)
     else:
-        p_value = norm.sf((accuracy - 0.5) / _error(0.5, num, num_folds))
-    return C2ST(accuracy, _error(accuracy, num, num_folds), auc, float(p_value), num)
+        p_value = 0.5 * math.erfc((accuracy - 0.5) / _error(0.5, num, num_folds) / math.sqrt(2))
+    return C2ST(accuracy, _error(accuracy, num, num_folds), auc, p_value, num)
 
 
 def _error(accuracy: float, num: int, num_folds: int) -> float:
@@ -122,6 +121,7 @@ def _held_out(
 ) -> tuple[float, float]:
     """Accuracy and area under the curve of what each fold's classifier says of the fold."""
     _sklearn()
+    from scipy.stats import rankdata
     from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedKFold

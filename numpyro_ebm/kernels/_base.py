@@ -24,21 +24,21 @@ class TransitionInfo(NamedTuple):
             kernel, where it went is not finite.
         num_gradients: gradient evaluations of the log density in this transition; for a kernel without
             gradients, evaluations of the log density.
-        energy: the Hamiltonian of the proposal; NaN for a kernel without one.
+        energy: the Hamiltonian of the proposal; None for a kernel without one.
         tree_depth: number of doublings of NUTS; 0 elsewhere.
         is_nonfinite: whether the log density or its gradient was not finite where the kernel wanted to go: NaN, a
             wall of infinite energy, or an energy of minus infinity. Kernels that reject do not go there (but for
             minus infinity, which Metropolis always accepts), so the draws do not show it.
-        swap_rate: acceptance probability of swaps between temperatures; NaN for a kernel without them.
+        swap_rate: acceptance probability of swaps between temperatures; None for a kernel without them.
     """
 
     acceptance_rate: Array
     is_divergent: Array
     num_gradients: Array
-    energy: Array
+    energy: Array | None
     tree_depth: Array
     is_nonfinite: Array
-    swap_rate: Array
+    swap_rate: Array | None
 
 
 class AbstractKernel(abc.ABC):
@@ -166,10 +166,10 @@ def info(
     acceptance_rate: Any,
     is_divergent: Any,
     num_gradients: Any,
-    energy: Any = jnp.nan,
+    energy: Any = None,
     tree_depth: Any = 0,
     is_nonfinite: Any = False,  # noqa: FBT002
-    swap_rate: Any = jnp.nan,
+    swap_rate: Any = None,
 ):
     """A `TransitionInfo` whose fields are arrays of fixed types, as a scan needs."""
     acceptance_rate = jnp.asarray(acceptance_rate, float)
@@ -177,8 +177,8 @@ def info(
         acceptance_rate,
         jnp.asarray(is_divergent, bool),
         jnp.asarray(num_gradients, jnp.int32),
-        jnp.asarray(energy, acceptance_rate.dtype),
+        None if energy is None else jnp.asarray(energy, acceptance_rate.dtype),
         jnp.asarray(tree_depth, jnp.int32),
         jnp.asarray(is_nonfinite, bool),
-        jnp.asarray(swap_rate, acceptance_rate.dtype),
+        None if swap_rate is None else jnp.asarray(swap_rate, acceptance_rate.dtype),
     )

@@ -232,7 +232,7 @@ def _pooled(details: TransitionInfo, swap_rate: Array) -> TransitionInfo:
         jnp.mean(details.acceptance_rate),
         jnp.any(details.is_divergent),
         jnp.sum(details.num_gradients),
-        details.energy[0],
+        None if details.energy is None else details.energy[0],
         details.tree_depth[0],
         jnp.any(details.is_nonfinite),
         swap_rate,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._events import EventDistribution
@@ -86,7 +86,7 @@ def widened(lower: tuple[Any, Any, Any], upper: tuple[Any, Any, Any]) -> tuple[A
     ends = []
     for value, error, ess in (lower, upper):
         degrees = np.maximum(np.asarray(ess, float) - 1, 1)
-        reach = student.ppf((1 + LEVEL) / 2, degrees) * np.asarray(error, float)
+        reach = stdtrit(degrees, (1 + LEVEL) / 2) * np.asarray(error, float)
         ends.append((np.asarray(value, float) - reach, np.asarray(value, float) + reach))
     return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
 

@@ -1,0 +1,129 @@
+"""JAX's stricter modes: everything runs under them, and NaN stands for nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from helpers import OWN_MODELS, continuous_options, vector_model
+from numpyro.distributions import constraints
+from numpyro.infer import MCMC, SVI, Trace_ELBO
+
+import numpyro_ebm as ebm
+
+MODES = {"debug nans": lambda: jax.debug_nans(True)}
+FAST = {"debug nans": ["sm", "dsm", "pcd", "mala", "elliptical_slice"]}
+"""What is tried under each mode in the fast tests."""
+
+ROWS = np.random.default_rng(0).normal(0, 1, (6, 2)).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(0, 1, (6, 2, 2)).astype(np.float32)
+UNITS = IMAGES[:, 0] > 0
+LEVELS = {"sigmas": (0.8, 0.3, 0.1)}
+
+
+def images(x):
+    t = numpyro.param("t", 1.0)
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), x.shape[1:]), obs=x)
+
+
+def units(x):
+    t = numpyro.param("t", 0.0)
+    with numpyro.plate("rows", len(x)):
+        d = ebm.EnergyDistribution(lambda x: -t * jnp.sum(x), x.shape[1:], support=constraints.boolean)
+        numpyro.sample("x", d, obs=x)
+
+
+def levels(x):
+    t = numpyro.param("t", 1.0)
+    energy = lambda x, sigma: 0.5 * jnp.sum(x**2) / (1 / t + sigma**2)  # noqa: E731
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), context=jnp.asarray(0.1)), obs=x)
+
+
+CASES = {name: (vector_model, options, ROWS) for name, options in continuous_options(shape=(2,)).items()}
+CASES |= {
+    "diffusion_recovery": (levels, {"sigmas": (0.1, 0.3, 0.8)}, ROWS),
+    "mean_field_cd": (units, {}, UNITS),
+    "multigrid_cd": (images, {"factors": (2, 1)}, IMAGES),
+    "multiscale_dsm": (levels, LEVELS, ROWS),
+    "tre": (levels, {"sigmas": (0.1, 0.3, 0.8)}, ROWS),
+}
+
+
+def under_modes(names):
+    """Every name under every mode, all but a handful of them slow."""
+    return [
+        pytest.param(mode, name, marks=() if name in FAST[mode] else pytest.mark.slow) for mode in MODES for name in names
+    ]
+
+
+def test_every_estimator_is_here():
+    assert set(CASES) == set(ebm.available_estimators())
+    assert set(OWN_MODELS) <= set(CASES)
+
+
+@pytest.mark.parametrize(("mode", "name"), under_modes(CASES))
+@pytest.mark.filterwarnings("ignore:At site 'x'")
+def test_estimators(mode, name):
+    model, options, x = CASES[name]
+    with MODES[mode]():
+        svi = SVI(ebm.estimate(model, name, **options), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+        state, loss = svi.update(jax.jit(svi.init)(jax.random.key(0), x), x)
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize(("mode", "name"), under_modes(ebm.available_kernels()))
+def test_kernels(mode, name):
+    support = constraints.boolean if name == "gibbs" else constraints.real
+    d = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2), (2,), support=support)
+    if name == "elliptical_slice":
+        d = ebm.EnergyDistribution(lambda x: 0.1 * jnp.sum(x), (2,), base=dist.Normal(0, 1).expand([2]).to_event(1))
+    with MODES[mode]():
+        draws = ebm.sample(jax.random.key(0), d, name, num_warmup=2, num_samples=2, num_chains=2)
+    assert all(np.isfinite(value).all() for value in (*draws.samples.values(), *draws.stats.values()))
+
+
+@pytest.mark.parametrize(("mode", "name"), under_modes(ebm.available_partition_methods()))
+@pytest.mark.filterwarnings("ignore::numpyro_ebm.UnreliableLogPartitionWarning")
+def test_log_z(mode, name):
+    is_discrete = name == "enumerate"
+    d = ebm.EnergyDistribution(
+        lambda x: 0.5 * jnp.sum(x**2), (2,), support=constraints.boolean if is_discrete else constraints.real
+    )
+    more = np.random.default_rng(0).normal(0, 1, (50, 2)).astype(np.float32)
+    options = {"bridge": {"draws": more}, "nce": {"data": more}}.get(name, {})
+    with MODES[mode]():
+        value = ebm.log_partition(jax.random.key(0), d, method=name, **options).value
+    assert np.isfinite(value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_training_and_its_reports(mode):
+    with MODES[mode]():
+        svi = SVI(ebm.estimate(vector_model, "cd"), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+        result = ebm.fit(jax.random.key(0), svi, 2, ROWS, progress_bar=False)
+        report = str(ebm.training_report(svi.model, result, ROWS))
+    assert "energy_gap" in report
+    assert "swap_rate" not in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kernel", ["langevin", "elliptical slice", "barker"])
+def test_in_mcmc(mode, kernel):
+    chosen = ebm.EllipticalSlice(mean=0.0, covariance=1.0) if kernel == "elliptical slice" else kernel
+    with MODES[mode]():
+        mcmc = MCMC(
+            ebm.BlackJAXKernel(lambda: numpyro.sample("x", dist.Normal(0, 1)), chosen),
+            num_warmup=2,
+            num_samples=3,
+            progress_bar=False,
+        )
+        mcmc.run(jax.random.key(0), extra_fields=("energy", "swap_rate"))
+    stats = ebm.to_arviz(mcmc).sample_stats
+    assert not {"energy", "swap_rate"} & set(stats.data_vars)
+    assert ("step_size" in stats) == (kernel != "elliptical slice")
