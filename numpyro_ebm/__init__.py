@@ -29,8 +29,8 @@ What there is, and ``help`` knows more of each:
     StandardErrors, split_rhat, FunctionRhat, nested_rhat, to_arviz.
 * On held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
     classifier_two_sample_test, evaluate, ksd_test, mmd, mode_weights, sm_loss.
-* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UnhealthyChainsWarning,
-    UnhealthyChainsError, UnreliableLogPartitionWarning.
+* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UncalibratedPosteriorWarning,
+    UnhealthyChainsWarning, UnhealthyChainsError, UnreliableLogPartitionWarning, UntrainedParametersWarning.
 
 Example:
     >>> import jax, numpyro, optax
@@ -50,9 +50,11 @@ from importlib.metadata import version as _version
 from numpyro_ebm._errors import EnergyError as EnergyError
 from numpyro_ebm._errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._errors import OverfittingWarning as OverfittingWarning
+from numpyro_ebm._errors import UncalibratedPosteriorWarning as UncalibratedPosteriorWarning
 from numpyro_ebm._errors import UnhealthyChainsError as UnhealthyChainsError
 from numpyro_ebm._errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
+from numpyro_ebm._errors import UntrainedParametersWarning as UntrainedParametersWarning
 from numpyro_ebm._recording import RecordedChains as RecordedChains
 from numpyro_ebm._recording import RecordedHealth as RecordedHealth
 from numpyro_ebm.arviz import to_arviz as to_arviz
@@ -173,9 +175,11 @@ __all__ = [
     "EnergyError",
     "NonFiniteLossWarning",
     "OverfittingWarning",
+    "UncalibratedPosteriorWarning",
     "UnhealthyChainsError",
     "UnhealthyChainsWarning",
     "UnreliableLogPartitionWarning",
+    "UntrainedParametersWarning",
     "RecordedChains",
     "RecordedHealth",
     "to_arviz",

@@ -3,26 +3,147 @@
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, NamedTuple
 
 from numpyro.handlers import replay, scope, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
-from numpyro.infer.autoguide import AutoGuide
+from numpyro.infer.autoguide import (
+    AutoDAIS,
+    AutoGuide,
+    AutoLaplaceApproximation,
+    AutoSemiDAIS,
+    AutoSurrogateLikelihoodDAIS,
+)
 from numpyro.infer.elbo import ELBO, Trace_ELBO
-from numpyro.infer.util import _unconstrain_params
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG, CustomGibbs, Gibbs
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.infer.util import _substitute_default_key, _unconstrain_params
 from numpyro.primitives import _PYRO_STACK, Messenger, plate
 
 from numpyro_ebm._errors import EnergyError
 
 
-def is_potential() -> bool:
-    """Whether the model is evaluated as a potential energy, as the HMC family does.
+class Scoring(NamedTuple):
+    """A model whose log density NumPyro is computing, as it runs it, and its arguments."""
 
-    An autoguide evaluates it once as well, to find finite initial values; that is not sampling.
+    model: Any
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+_SCORING = {
+    ("numpyro.infer.util", "compute_log_probs"): ("model", "model_args", "model_kwargs"),
+    ("numpyro.infer.util", "get_importance_trace"): ("guide model", "args", "kwargs"),
+    ("numpyro.infer.elbo", "get_importance_trace_enum"): ("guide model", "args", "kwargs"),
+    ("numpyro.infer.elbo", "single_particle_elbo"): ("subs_guide subs_model", "args", "kwargs"),
+    ("numpyro.contrib.funsor.infer_util", "_enum_log_density"): ("model", "model_args", "model_kwargs"),
+}
+"""Functions of NumPyro that sum a model's log density, and what they call the model and its arguments."""
+
+SAMPLER = "NUTS or HMC"
+_POSTERIOR_GUIDES = (AutoLaplaceApproximation, AutoSurrogateLikelihoodDAIS, AutoDAIS, AutoSemiDAIS)
+POSTERIOR_GUIDES = tuple(guide.__name__ for guide in _POSTERIOR_GUIDES)
+"""Guides whose width comes from the Hessian, or from steps of a sampler, in the place of the bound that they maximise."""
+LINEAR_IN_VALUE = ("TraceGraph_ELBO", "TraceEnum_ELBO")
+"""Objectives that take the value of a log density times a weight, so that noise of mean 0 in it does no harm."""
+
+_unguarded: ContextVar[bool] = ContextVar("unguarded", default=False)
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """Log densities of energies are taken as they are: who asks knows that they lack log Z."""
+    token = _unguarded.set(True)
+    try:
+        yield
+    finally:
+        _unguarded.reset(token)
+
+
+def is_unguarded() -> bool:
+    """Whether `unguarded` is around."""
+    return _unguarded.get()
+
+
+_depth: ContextVar[int] = ContextVar("depth", default=0)
+
+
+@contextmanager
+def one_deeper() -> Iterator[str]:
+    """How many energies the one that is being evaluated stands in, as a label."""
+    token = _depth.set(_depth.get() + 1)
+    try:
+        yield str(_depth.get())
+    finally:
+        _depth.reset(token)
+
+
+def scorings() -> Iterator[Scoring]:
+    """The models that NumPyro is scoring, innermost first."""
+    for frame in _frames():
+        names = _SCORING.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+        if names is None:
+            continue
+        values, (models, args, kwargs) = frame.f_locals, names
+        for model in (values.get(name) for name in models.split()):
+            if isinstance(model, substitute):  # else it has not come to that model yet
+                yield Scoring(model, values[args], values[kwargs])
+
+
+def gibbs_sites(scoring: Scoring) -> set[str]:
+    """Latents that a Gibbs scheme of NumPyro's holds fixed in this model while others move, and moves itself in turn.
+
+    Those that a function of the user's moves are left to it.
     """
-    if not any(isinstance(handler, _unconstrain_params) for handler in _PYRO_STACK):
-        return False
-    return not any(name == "_setup_prototype" and isinstance(owner, AutoGuide) for name, owner in _callers())
+    sites = set(scoring.kwargs.get(GIBBS_SITES_KWARG, ()))
+    for _, owner in _callers() if sites else ():
+        if isinstance(owner, Gibbs):
+            for kernel, own in zip(owner._kernels, owner._sites, strict=False):
+                sites -= set(own) if isinstance(kernel, CustomGibbs) else set()
+    return sites
+
+
+def model_given(model: Any) -> Any:
+    """The model that a kernel was given, inside what NumPyro makes of it for its potential; None outside of kernels."""
+    while model is not None:
+        if isinstance(model, _substitute_default_key):
+            return getattr(model.fn, "fn", None)
+        model = getattr(model, "fn", None)
+    return None
+
+
+def is_training() -> bool:
+    """Whether the model's parameters move, as in an ELBO."""
+    return any(isinstance(owner, ELBO) or type(owner).__name__ == "SteinLoss" for _, owner in _callers())
+
+
+def is_mcmc() -> bool:
+    """Whether a kernel of NumPyro's or ours is being run."""
+    return any(isinstance(owner, MCMCKernel) for _, owner in _callers())
+
+
+def guide_being_built() -> str | None:
+    """Name of the autoguide that looks at the model before training, if one does."""
+    return next((type(owner).__name__ for frame, owner in _owners() if _is_prototype(frame)), None)
+
+
+def user_of_value() -> str | None:
+    """What takes the value of a model's log density, or its Hessian, for more than something to follow the gradient of.
+
+    An autoguide evaluates a potential once to find finite initial values; of itself that is none.
+    """
+    for frame, owner in _owners():
+        loss = owner.loss if isinstance(owner, SVI) else owner
+        if isinstance(loss, ELBO) and not isinstance(loss, Trace_ELBO | TraceMeanField_ELBO):
+            return type(loss).__name__
+        is_own_model = _is_prototype(frame) and isinstance(owner, AutoSurrogateLikelihoodDAIS)
+        if isinstance(owner, _POSTERIOR_GUIDES) and not is_own_model:
+            return next(guide.__name__ for guide in _POSTERIOR_GUIDES if isinstance(owner, guide))
+        if _is_prototype(frame):
+            return None
+    return SAMPLER if any(isinstance(handler, _unconstrain_params) for handler in _PYRO_STACK) else None
 
 
 def declared_params() -> set[str]:
@@ -128,18 +249,52 @@ def plates_shape() -> tuple[int, ...]:
 
 def site_being_scored() -> str | None:
     """Name of the site whose log probability NumPyro is computing, for messages; None outside of that."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        site = frame.f_locals.get("site")
+    site = _site_being_scored()
+    return None if site is None else site["name"]
+
+
+def is_part_of_site(distribution: Any) -> bool:
+    """Whether the site whose log probability NumPyro is computing is made of several distributions, this one among them."""
+    site = _site_being_scored()
+    inner = None if site is None else site["fn"]
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    return inner is not None and not isinstance(inner, type(distribution))
+
+
+def _site_being_scored() -> Any:
+    for frame in _frames():
+        site = _local(frame, "site")
         if isinstance(site, dict) and site.get("type") == "sample":
-            return site["name"]
-        frame = frame.f_back
+            return site
     return None
 
 
 def _callers() -> Iterator[tuple[str, Any]]:
     """Name and ``self`` of every function being run, innermost first."""
+    for frame, owner in _owners():
+        yield frame.f_code.co_name, owner
+
+
+def _owners() -> Iterator[tuple[FrameType, Any]]:
+    """The frame and ``self`` of every function being run, innermost first."""
+    for frame in _frames():
+        yield frame, _local(frame, "self")
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frame of every function being run, innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
-        yield frame.f_code.co_name, frame.f_locals.get("self")
+        yield frame
         frame = frame.f_back
+
+
+def _local(frame: FrameType, name: str) -> Any:
+    """A local of a function being run; None where it has none of that name, without the cost of looking at the others."""
+    code = frame.f_code
+    return frame.f_locals.get(name) if name in code.co_varnames + code.co_freevars + code.co_cellvars else None
+
+
+def _is_prototype(frame: FrameType) -> bool:
+    return frame.f_code is AutoGuide._setup_prototype.__code__

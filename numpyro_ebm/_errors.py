@@ -44,13 +44,21 @@ class UnreliableLogPartitionWarning(UserWarning):
     """Too few effective draws are behind an estimate of log Z for its standard error to mean something."""
 
 
+class UntrainedParametersWarning(UserWarning):
+    """MCMC samples an energy whose parameters are at their initial values; the message says how to pass trained ones."""
+
+
+class UncalibratedPosteriorWarning(UserWarning):
+    """The posterior under an estimator that is no likelihood has an arbitrary width until it is calibrated."""
+
+
 @contextmanager
 def at_site(name: str | None) -> Iterator[None]:
     """Put the site's name, where there is one, in front of the message of any fault found inside."""
     try:
         yield
     except EnergyError as error:
-        if name is None or f"site '{name}'" in str(error):
+        if name is None or f"site '{name}'" in str(error) or str(error).startswith("At site '"):
             raise
         raise EnergyError(f"At site '{name}': {error}") from error
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution
 
 from numpyro_ebm._errors import EnergyError, eager, is_concrete
 from numpyro_ebm._events import EventDistribution
@@ -59,6 +59,29 @@ def unwrap(fn: Any) -> Unwrapped | None:
         own = jnp.broadcast_to(own.reshape(own.shape + (1,) * (inside if own.ndim else 0)), batch_shape)
         mask = own if mask is None else mask & own
     return Unwrapped(inner.alone(), batch_shape, event_dims, mask)
+
+
+def check_holds_no_energy(fn: Any) -> None:
+    """Refuse a distribution with an unnormalised energy inside: a mixture, a zero inflation, a transformed distribution.
+
+    Raises:
+        EnergyError: with what to write.
+    """
+    for inner in _distributions_in(fn):
+        if isinstance(inner, EventDistribution) and not getattr(inner, "normalized", False):
+            raise EnergyError(
+                f"The {type(fn).__name__} holds an {type(inner).__name__} whose log Z is not known, and estimate takes "
+                "energies at sites of their own only. Write the whole density as one energy, such as E(x) = "
+                "-logsumexp of the components; or put log Z into this one, E + "
+                "numpyro_ebm.log_partition(rng_key, distribution).value, and write EnergyDistribution(..., normalized=True)."
+            )
+        check_holds_no_energy(inner)
+
+
+def _distributions_in(fn: Any) -> list[Any]:
+    """The distributions that one is made of."""
+    parts = [part for value in vars(fn).values() for part in (value if isinstance(value, list | tuple) else [value])]
+    return [part for part in parts if isinstance(part, Distribution)]
 
 
 def lay_out(

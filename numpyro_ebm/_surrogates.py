@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import apply_stack
 
 from numpyro_ebm._autodiff import freeze
+from numpyro_ebm._context import unguarded
 from numpyro_ebm._typing import Array, PRNGKey
 
 
@@ -56,7 +57,8 @@ class FrozenEnergy(dist.Distribution):
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
         """``log base - E``; its gradient is in the value alone."""
         value = jnp.asarray(value)
-        return freeze(lambda v: self.distribution.log_prob(v), value)(value)
+        with unguarded():
+            return freeze(lambda v: self.distribution.log_prob(v), value)(value)
 
 
 def emit(name: str, log_factor: Array, message: dict[str, Any]) -> None:

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from numpyro_ebm._typing import Array, LogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, TransitionInfo, adaptation
 
+YOUNG, FORGETTING, LEAST_RATE = 10.0, 0.6, 0.02
+"""Transitions after which a chain's own step size settles, how fast, and what it keeps on following by."""
+
 
 class ChainHealth(NamedTuple):
     """Figures of a batch of chains, averaged over steps and chains.
@@ -42,6 +45,50 @@ class Run(NamedTuple):
     positions: Position
     info: TransitionInfo
     kernel: AbstractKernel
+
+
+class Pace(NamedTuple):
+    """Step sizes of chains of different densities, each by itself.
+
+    A chain's step is that of the kernel times ``exp(log_factor)`` (its square where the step is a squared length). It
+    follows the chain's own acceptance, transition by transition, by amounts that fall with its age. A chain that never moves
+    is freed within a few transitions, and an old one is hardly disturbed.
+
+    Attributes:
+        log_factor: ``(num_chains,)``.
+        age: ``(num_chains,)``, transitions of each chain so far.
+        largest: the log factor that is not exceeded, a number.
+    """
+
+    log_factor: Array
+    age: Array
+    largest: Array
+
+    def apply(self, kernel: AbstractKernel) -> AbstractKernel:
+        """The kernel of one chain, whose fields these are."""
+        return kernel.adapted(step_size=kernel.step_size * jnp.exp(2 * kernel.step_exponent * self.log_factor))
+
+    def next(self, kernel: AbstractKernel, acceptance_rate: Array) -> "Pace":
+        """After one transition (Robbins and Monro)."""
+        rate = jnp.maximum((1.0 + self.age / YOUNG) ** -FORGETTING, LEAST_RATE)
+        error = jnp.nan_to_num(acceptance_rate) - jnp.asarray(kernel.target_acceptance)
+        return self._replace(log_factor=jnp.minimum(self.log_factor + rate * error, self.largest), age=self.age + 1)
+
+
+class Advanced(NamedTuple):
+    """Where a batch of chains came to.
+
+    Attributes:
+        positions: leaves ``(num_chains, ...)``.
+        health: figures of the run.
+        gradient: of the log density there, where the kernel keeps it, or None.
+        pace: the step sizes after the run, or None.
+    """
+
+    positions: Position
+    health: ChainHealth
+    gradient: Position | None
+    pace: Pace | None
 
 
 def num_chains_of(positions: Position) -> int:
@@ -82,6 +129,24 @@ def advance(
     Returns:
         The new positions and the `ChainHealth` of the run.
     """
+    advanced = advance_at_pace(
+        rng_key, kernel, log_density, positions, local, num_steps=num_steps, temperatures=temperatures
+    )
+    return advanced.positions, advanced.health
+
+
+def advance_at_pace(
+    rng_key: PRNGKey,
+    kernel: AbstractKernel,
+    log_density: LogDensityFn,
+    positions: Position,
+    local: PyTree = None,
+    *,
+    num_steps: int,
+    temperatures: Array | None = None,
+    pace: Pace | None = None,
+) -> Advanced:
+    """`advance` with a step size for each chain, which adapts on the way; None for the kernel's own."""
     positions = as_positions(kernel, positions)
     num_chains = num_chains_of(positions)
     has_swaps = "swap_rate" in kernel.statistics
@@ -89,21 +154,26 @@ def advance(
     def start(key, position, row, temperature):
         return kernel.init(key, position, _at(log_density, position, row, temperature))
 
-    def step_one(key, state, row, temperature):
+    def step_one(key, state, row, pace, temperature):
         if temperature is not None:
             key, key_init = jax.random.split(key)
             state = start(key_init, state.position, row, temperature)
-        return kernel.step(key, state, _at(log_density, state.position, row, temperature))
+        own = kernel if pace is None else pace.apply(kernel)
+        state, info = own.step(key, state, _at(log_density, state.position, row, temperature))
+        return state, info, None if pace is None else pace.next(kernel, info.acceptance_rate)
+
+    pace_axes = None if pace is None else Pace(log_factor=0, age=0, largest=None)  # pyright: ignore[reportArgumentType]
 
     def step_all(carry, inputs):
-        states, totals = carry
+        states, pace, totals = carry
         key, temperature = inputs
         keys = jax.random.split(key, num_chains)
-        states, info = jax.vmap(step_one, in_axes=(0, 0, 0, None))(keys, states, local, temperature)
+        move = jax.vmap(step_one, in_axes=(0, 0, 0, pace_axes, None), out_axes=(0, 0, pace_axes))
+        states, info, pace = move(keys, states, local, pace, temperature)
         swap_rate = info.swap_rate if has_swaps else None
         seen = (info.acceptance_rate, info.is_divergent, info.is_nonfinite, swap_rate, info.num_gradients)
         totals = jax.tree.map(lambda total, new: total + jnp.mean(new, dtype=float), totals, ChainHealth(*seen))
-        return (states, totals), None
+        return (states, pace, totals), None
 
     key_init, key_steps = jax.random.split(rng_key)
     first = None if temperatures is None else temperatures[0]
@@ -112,9 +182,10 @@ def advance(
     zero = jnp.zeros((), float)
     zeros = ChainHealth(zero, zero, zero, zero if has_swaps else None, zero)
     inputs = (jax.random.split(key_steps, num_steps), temperatures)
-    (states, totals), _ = jax.lax.scan(step_all, (states, zeros), inputs, length=num_steps)
+    (states, pace, totals), _ = jax.lax.scan(step_all, (states, pace, zeros), inputs, length=num_steps)
     means = jax.tree.map(lambda total: total / num_steps, totals)
-    return states.position, means._replace(num_gradients=totals.num_gradients)
+    health = means._replace(num_gradients=totals.num_gradients)
+    return Advanced(states.position, health, jax.vmap(kernel.gradient)(states), pace)
 
 
 def run(

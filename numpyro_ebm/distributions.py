@@ -9,35 +9,22 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from numpyro_ebm._autodiff import guard
+from numpyro_ebm import _unnormalized
 from numpyro_ebm._callables import assemble, dismantle
-from numpyro_ebm._context import site_being_scored
+from numpyro_ebm._context import is_part_of_site, site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import Array, EnergyFn, PyTree
 from numpyro_ebm.kernels import resolve_kernel
 from numpyro_ebm.samplers import ChainSampler
 
-GUARD = (
-    "The log density of an energy is known up to log Z only, and log Z depends on the parameters: its derivative in "
-    "anything but the event is wrong. To train the parameters, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1) or "
-    "another of numpyro_ebm.available_estimators(). To sample the event, fix the parameters: "
-    "numpyro.handlers.substitute(model, params) or BlackJAXKernel(model, params=params). If Z is constant or already "
-    "inside the energy, write EnergyDistribution(..., normalized=True)."
-)
-
-
-def guard_message() -> str:
-    """What the guard says, with the name of the site where NumPyro knows it."""
-    name = site_being_scored()
-    return f"At site '{name}': {GUARD}" if name else GUARD
-
 
 class EnergyDistribution(EventDistribution):
     r"""An energy-based model at a ``numpyro.sample`` site: ``p(x) = base(x) exp(-E(x)) / Z``.
 
-    ``log_prob`` is ``log base(x) - E(x)``, without log Z. Its derivative in anything but ``x`` raises, since log Z
-    depends on the parameters: train them with `estimate`.
+    ``log_prob`` is ``log base(x) - E(x)``, without log Z. A model in which NumPyro infers or trains what log Z depends on,
+    or in which the energy counts by a weight that does (a component of a mixture, a power), raises under every inference,
+    and so does a derivative in anything but ``x``: train with `estimate`.
 
     Args:
         energy: ``energy(event)``, or ``energy(event, context)`` when there is a context. Maps ONE event of shape
@@ -54,7 +41,7 @@ class EnergyDistribution(EventDistribution):
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; `ChainSampler` by default, with
             NUTS, or `Gibbs` where the support is discrete. Draws are those of MCMC and so approximate.
-        normalized: True where Z does not depend on any parameter; switches the guard off.
+        normalized: True where Z does not depend on any parameter; switches the guard off. In a mixture it has to be 1.
 
     Raises:
         EnergyError: (a ValueError) for a base of another event shape or of a narrower support, for a context that does
@@ -133,7 +120,7 @@ class EnergyDistribution(EventDistribution):
         site = site_being_scored()
         with at_site(site):
             value = self.as_events(value)
-            if site is not None:
+            if site is not None and not is_part_of_site(self):  # a mixture lays columns against its components
                 self.rows_of_site(value.shape, self.batch_shape)
             shape = self._broadcast(value)
             rows = self.rows(value, shape)
@@ -141,7 +128,7 @@ class EnergyDistribution(EventDistribution):
             def batched(events):
                 return jax.vmap(self.log_density)(events, rows.local)
 
-            values = batched(rows.value) if self.normalized else guard(batched, rows.value, guard_message())
+            values = batched(rows.value) if self.normalized else _unnormalized.log_density(batched, rows.value, site)
         return values.reshape(shape)
 
     def evaluate_energy(self, event: Array, context: PyTree = None) -> Array:

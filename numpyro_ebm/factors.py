@@ -11,12 +11,11 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.primitives import _PYRO_STACK
 
-from numpyro_ebm._autodiff import guard
-from numpyro_ebm._context import plates_shape, scope_prefix
+from numpyro_ebm import _unnormalized
+from numpyro_ebm._context import plates_shape, scope_prefix, site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site, eager
 from numpyro_ebm._shapes import all_arrays, insert_ones, widen
 from numpyro_ebm._typing import Array, EnergyFn
-from numpyro_ebm.distributions import guard_message
 
 
 class EnergyFactor(dist.Distribution):
@@ -87,7 +86,7 @@ class EnergyFactor(dist.Distribution):
             return jax.vmap(lambda row: -self.evaluate_energy(row), axis_size=_size(self.batch_shape))({**free, **fixed})
 
         with at_site(self.name):
-            result = guard(minus_energy, free, guard_message())
+            result = _unnormalized.log_density(minus_energy, free, site_being_scored() or self.name)
         result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
         return result.reshape(self.batch_shape)
 
@@ -116,11 +115,12 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
     shared) and the energy sees one row. Outside any plate it sees the values whole. Values whose name is that of a
     sample site above belong to the event; the others are covariates.
 
-    ``potential_energy``, NUTS and `BlackJAXKernel` see a potential, for fixed parameters: a derivative in anything but
-    the named sites raises, as for `EnergyDistribution`. Under `estimate` the sites that factors name are an EBM: their
-    own distributions are the base (``ImproperUniform`` for Lebesgue measure), the energy is the sum of the factors.
-    Sites that factors connect, directly or through others, are one joint event, called by their names joined by commas
-    ("x,y"); they stand in the same plates, and rows masked at one of them take no part.
+    ``potential_energy``, NUTS and `BlackJAXKernel` see a potential, for fixed parameters: where the energy depends on
+    latents or trained parameters that it does not name, every inference raises, as for `EnergyDistribution`, and where
+    some of the named sites are data, so do latents in the sites' own distributions. Under `estimate` the sites that
+    factors name are an EBM: their own distributions are the base (``ImproperUniform`` for Lebesgue measure), the energy
+    is the sum of the factors. Sites that factors connect, directly or through others, are one joint event, called by
+    their names joined by commas ("x,y"); they stand in the same plates, and rows masked at one of them take no part.
 
     Args:
         name: name of the factor.

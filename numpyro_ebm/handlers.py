@@ -1,6 +1,7 @@
 """`estimate`: the handler that puts an estimator in the place of an intractable log likelihood."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,8 @@ from numpyro.primitives import Messenger, mutable
 
 from numpyro_ebm import _context
 from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, at_site, nearest
-from numpyro_ebm._rows import Plate, Unwrapped, lay_out, unwrap
+from numpyro_ebm._errors import EnergyError, UncalibratedPosteriorWarning, at_site, nearest
+from numpyro_ebm._rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm._surrogates import FrozenEnergy, Surrogate, emit, kept
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators import ESTIMATORS, AbstractEstimator, Site
@@ -49,10 +50,13 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     Raises:
         EnergyError: (a ValueError) for an unknown estimator; and when the model runs, naming the site: data that do not
-            fit the energy or its support, an energy site that has neither data nor a value of the guide's, a "gradient"
-            or random estimator under NUTS/HMC, a latent energy site under NUTS/HMC or an ELBO other than ``Trace_ELBO``
-            and ``TraceMeanField_ELBO``, subsampling under NUTS/HMC, a persistent estimator under an ELBO that would lose
-            its chains, no random key, factors that do not fit their sites, two estimators for one joint event.
+            fit the energy or its support, an energy site that has neither data nor a value of the guide's, an energy without
+            its log Z inside another distribution, a model that is estimated already, a "gradient" or random estimator under
+            what takes the value or the Hessian of its surrogate (NUTS/HMC, ``AutoLaplaceApproximation``, ``AutoDAIS``,
+            ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``), a latent energy site under NUTS/HMC or an ELBO other
+            than ``Trace_ELBO`` and ``TraceMeanField_ELBO``, subsampling under NUTS/HMC, a persistent estimator under an
+            ELBO that would lose its chains, no random key, factors that do not fit their sites, two estimators for one
+            joint event.
         TypeError: for an unknown option or something that is no estimator.
 
     Example:
@@ -66,6 +70,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def __init__(self, fn: Callable, estimator: Any, **options: Any):
         if not callable(fn):
             raise TypeError(f"estimate needs a NumPyro model; got {type(fn).__name__}. Write estimate(model, 'cd').")
+        _check_not_estimated(fn)
         if isinstance(estimator, Mapping):
             if options:
                 raise TypeError(f"Options {sorted(options)} came beside a dict of estimators. Write them into its objects.")
@@ -130,8 +135,12 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             self._factored.add_factor(msg)
             msg["fn"] = Surrogate(jnp.zeros(fn.batch_shape), fn.event_shape, fn.support)
             return
+        if isinstance(fn, Surrogate | FrozenEnergy) and not name.endswith("$surrogate"):
+            raise EnergyError(f"At site '{name}': {TWICE}")
         unwrapped = unwrap(fn)
         if unwrapped is None:
+            with at_site(name):
+                check_holds_no_energy(fn)
             self._factored.add_site(msg)
         elif msg["is_observed"]:
             msg["fn"] = Surrogate(self._surrogate(name, unwrapped, msg["value"], msg), fn.event_shape, fn.support)
@@ -208,31 +217,51 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Any) -> None:
         if estimator.is_persistent:
             _context.check_carries_state(estimator.name)
-        if not _context.is_potential():
+        user = _context.user_of_value()
+        if user is None:
             return
-        if not msg["is_observed"]:
+        if not msg["is_observed"] and user == _context.SAMPLER:
             raise EnergyError(
                 f"The energy site '{name}' is latent, and NUTS or HMC would target its estimator's surrogate, whose value "
                 "is no log density of it. Sample it from the model without estimate, its parameters fixed: "
                 "BlackJAXKernel(model, params=params)."
             )
-        if estimator.role == "gradient" or estimator.draws_noise(unwrapped.distribution):
-            why = (
-                "only its gradient means something, its value is no log density"
-                if estimator.role == "gradient"
-                else "its noise is frozen there, so the target would be an accident of one draw"
-            )
-            usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
-            raise EnergyError(
-                f"The estimator '{estimator.name}' cannot be the target of NUTS or HMC: {why}. Write SVI with AutoDelta or "
-                f"AutoNormal, or one of {usable} for a generalised posterior."
-            )
+        self._check_value_means_something(estimator, unwrapped, user)
+        if user != _context.SAMPLER:
+            return
         subsampled = {name for name, plate in self._plates.items() if len(plate.indices) != plate.size}
         frames = {frame.name for frame in msg["cond_indep_stack"]} & subsampled
         if frames:
             raise EnergyError(
                 f"The plate {sorted(frames)} subsamples, and NUTS or HMC would use one frozen subset of the data. Write the "
                 "plate without subsample_size for MCMC, or use SVI."
+            )
+
+    def _check_value_means_something(self, estimator: AbstractEstimator, unwrapped: Unwrapped, user: str) -> None:
+        """Refuse what takes the value or the Hessian of a surrogate that has none; say that a posterior's width has none."""
+        why = None
+        if estimator.role == "gradient":
+            why = "only its gradient means something, its value is no log density"
+        elif user not in _context.LINEAR_IN_VALUE and estimator.draws_noise(unwrapped.distribution):
+            why = (
+                "it weighs draws by the exponential of a value that is noisy"
+                if user == "RenyiELBO"
+                else "its noise is frozen there, so the target would be an accident of one draw"
+            )
+        if why is not None:
+            usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
+            raise EnergyError(
+                f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Write SVI with AutoDelta or "
+                f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
+            )
+        if user == _context.SAMPLER or user in _context.POSTERIOR_GUIDES:
+            warnings.warn(
+                f"The posterior under '{estimator.name}' is a generalised one: its centre is that of the estimator, its "
+                "width depends on the scale of the loss, such as the unit of the data, and is arbitrary until it is "
+                f"calibrated (numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of "
+                "the likelihood write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True.",
+                UncalibratedPosteriorWarning,
+                stacklevel=2,
             )
 
     def _check_all_seen(self) -> None:
@@ -244,6 +273,20 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 f"estimate got estimators for {unknown}, which are no energy sites of this model. "
                 f"{nearest(unknown[0], self._seen)}"
             )
+
+
+TWICE = (
+    "estimate found a surrogate where the energy was: the model is estimated already, and the inner estimator would be the "
+    "one used. Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
+)
+
+
+def _check_not_estimated(fn: Any) -> None:
+    """Refuse a model that `estimate` made, under other handlers or not."""
+    while isinstance(fn, Messenger):
+        if isinstance(fn, estimate):
+            raise EnergyError(TWICE)
+        fn = fn.fn
 
 
 @contextmanager

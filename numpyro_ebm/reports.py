@@ -20,7 +20,7 @@ from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.standard_errors import standard_errors
 
 MAX_PARAMETERS = 200
-FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported"))
+FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported", "mean_moves"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -260,7 +260,8 @@ class TestRoles:
         # Prior Gamma(1, 1); the loss of n rows is n (t^2 m / 2 - t): a Gaussian around 1/m shifted by the prior.
         model = ebm.estimate(bayesian, "sm")
         mcmc = MCMC(NUTS(model), num_warmup=300, num_samples=1500, progress_bar=False)
-        mcmc.run(jax.random.key(0), gaussian_data)
+        with pytest.warns(ebm.UncalibratedPosteriorWarning, match="'sm'.*unit of the data"):
+            mcmc.run(jax.random.key(0), gaussian_data)
         optimum = (2000 - 1) / (2000 * np.mean(gaussian_data**2))
         np.testing.assert_allclose(mcmc.get_samples()["t"].mean(), optimum, rtol=0.03)
         for guide_type in (AutoDelta, AutoNormal):
@@ -269,6 +270,7 @@ class TestRoles:
             result = svi.run(jax.random.key(0), 1000, gaussian_data, progress_bar=False)
             np.testing.assert_allclose(guide.median(result.params)["t"], optimum, rtol=0.03)
 
+    @pytest.mark.filterwarnings("ignore::numpyro_ebm.UncalibratedPosteriorWarning")
     def test_subsampling_under_nuts_is_refused(self, gaussian_data):
         def model(x):
             t = numpyro.sample("t", dist.Gamma(1, 1))

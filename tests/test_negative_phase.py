@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from flax import nnx
-from helpers import fit, precision_model, some_slow
+from helpers import fit, precision_model, some_slow, vector_model
 from numpyro.contrib.module import nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
@@ -129,7 +129,7 @@ class TestUnhealthyEnergies:
             with numpyro.plate("rows", 400):
                 numpyro.sample("x", d, obs=y)
 
-        options = {"num_steps": 5, "buffer_size": 1000}
+        options = {"num_steps": 1, "buffer_size": 1000, "reinit_prob": 0.5}
         with told(r"estimator 'replay': gap: the energies of data and chains have grown -1\S+ nats apart.*start='data'"):
             state = train(model, "replay", y, 300, optimiser=optax.adam(0.1), **options)
         assert reported(state, "gap")
@@ -191,12 +191,157 @@ class TestStepSizes:
         np.testing.assert_allclose(state["health"].step_size, 0.01, rtol=1e-6)
 
     @pytest.mark.slow
-    def test_steps_of_two_runs_are_those_of_one(self):
-        svi = SVI(ebm.estimate(precision_model, "pcd"), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
-        whole = svi.run(jax.random.key(0), 20, ROWS, progress_bar=False).state
-        half = svi.run(jax.random.key(0), 10, ROWS, progress_bar=False).state
-        half = svi.run(jax.random.key(9), 10, ROWS, init_state=half, progress_bar=False).state
+    @pytest.mark.parametrize("model", [precision_model, vector_model])
+    def test_steps_of_two_runs_are_those_of_one(self, model):
+        x = ROWS if model is precision_model else ROWS.reshape(-1, 2)
+        svi = SVI(ebm.estimate(model, "pcd"), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+        whole = svi.run(jax.random.key(0), 20, x, progress_bar=False).state
+        half = svi.run(jax.random.key(0), 10, x, progress_bar=False).state
+        half = svi.run(jax.random.key(9), 10, x, init_state=half, progress_bar=False).state
         assert jax.tree.all(jax.tree.map(partial(np.array_equal, equal_nan=True), whole.mutable_state, half.mutable_state))
+
+
+SCALES = jnp.array([1.0, 1000.0])
+COLUMNS = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32) * np.asarray(SCALES)
+
+
+def columns_model(x):
+    """Independent columns of sd 1 and 1000, whose log precisions are 2 a, in units of these."""
+    a = numpyro.param("a", jnp.full(2, -0.5))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * jnp.sum(jnp.exp(2 * a) * (v / SCALES) ** 2), (2,)), obs=x)
+
+
+UNITS = {
+    "pcd": {"num_steps": 3},
+    "cd": {"num_steps": 3},
+    "replay": {},
+    "mle": {"num_steps": 20},
+    "improved_cd": {},
+    "f_ebm": {"num_steps": 3, "divergence": "kl", "critic": lambda: lambda x: 0.0},
+    "pcd tempered": {"num_steps": 3, "kernel": ebm.ParallelTempering("mala", temperatures=(1.0, 2.0))},
+    "pcd by hmc": {"num_steps": 3, "kernel": "hmc"},
+    "pcd of a fixed step": {"num_steps": 3, "kernel": ebm.MALA(0.3), "adapt_step_size": False, "scale": "data"},
+    "ksd": {},
+    "minimum_velocity": {},
+    "conditional_nce": {},
+    "energy_discrepancy": {},
+    "mpf": {"num_draws": 4},
+}
+
+
+class TestScales:
+    @pytest.mark.parametrize("case", some_slow(["pcd"], [name for name in UNITS if name != "pcd"]))
+    def test_the_units_of_a_column_do_not_matter(self, case):
+        name, options = case.partition(" ")[0], UNITS[case]
+        right = -np.log(np.sqrt(np.mean((COLUMNS / np.asarray(SCALES)) ** 2, axis=0)))
+        model = ebm.estimate(columns_model, name, **options)
+        a = fit(model, COLUMNS, steps=400, rate=0.05)["a"]
+        np.testing.assert_allclose(a, right, atol=0.12)
+
+    def test_a_coordinate_that_stands_still_is_named(self):
+        # A fixed step keeps its meaning: of 0.01, it moves by 0.14, or 0.00014 standard deviations of the second column.
+        options = {"kernel": ebm.Langevin(0.01)}
+        with told(
+            r"frozen: chains move by 0\.0001\d* standard deviations of the data per update in coordinate 1, .*scale='d"
+        ):
+            state = train(columns_model, "cd", COLUMNS, 25, **options)
+        assert "log_scale" not in state
+        state = train(columns_model, "cd", COLUMNS, 25, scale="data", **options)
+        # The model is wider than the data, whose spread is the scale.
+        np.testing.assert_allclose(state["health"].mean_moves, np.sqrt(0.02), rtol=0.1)
+        state = train(columns_model, "cd", COLUMNS, 25, scale=SCALES, **options)
+        np.testing.assert_allclose(state["health"].mean_moves, np.sqrt(0.02), rtol=0.1)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"scale": None}, {"adapt_step_size": False}, {"kernel": "langevin"}, {"step_size_schedule": lambda i: 0.1}],
+        ids=str,
+    )
+    def test_a_fixed_step_has_no_scale(self, options):
+        assert ebm.estimate(columns_model, "cd", **options).estimators._scales(None) is False
+
+    def test_the_scale_is_the_width_of_a_mode(self):
+        # Two modes 20 apart, of sd 0.5 in both coordinates: the spread of the first column is no length to move by.
+        energy = lambda x: 2 * (jnp.minimum((x[0] - 10) ** 2, (x[0] + 10) ** 2) + x[1] ** 2)  # noqa: E731
+        x = 0.5 * np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+        x[:150, 0] -= 10
+        x[150:, 0] += 10
+        state = train(site_model(energy, (2,)), "pcd", x, 40)
+        np.testing.assert_allclose(np.exp(state["log_scale"]), 0.5, rtol=0.15)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"scale": "rows"}, "Unknown scale='rows'"),
+            ({"scale": -1.0}, "scale > 0"),
+            ({"scale": np.ones(3)}, r"scale has shape \(3,\), the event has \(2,\)"),
+            ({"scale": "data", "kernel": "elliptical_slice"}, "has no step size"),
+        ],
+    )
+    def test_scales_that_are_none(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            train(columns_model, "cd", COLUMNS, 0, **options)
+
+
+WIDTHS = jnp.exp(-2.0 * jnp.linspace(-1, 1, 200))
+
+
+def widths_model(x):
+    """Rows of sd from 0.14 to 7.4, times a scale."""
+    t = numpyro.param("t", 1.0)
+    d = ebm.EnergyDistribution(lambda y, w: 0.5 * (y / w) ** 2 * t, context=WIDTHS, batch_shape=(200,))
+    with numpyro.plate("rows", 200):
+        numpyro.sample("x", d, obs=x)
+
+
+class TestRowsOfDifferentScale:
+    OF_ROWS = np.asarray(WIDTHS) * np.random.default_rng(0).normal(size=200).astype(np.float32)
+
+    @pytest.mark.parametrize("name", some_slow(["pcd"], ["replay"]))
+    def test_each_chain_has_a_step_of_its_own(self, name):
+        options, size = ({"buffer_size": 2000}, 2000) if name == "replay" else ({}, 200)
+        state = train(widths_model, name, self.OF_ROWS, 150, num_steps=5, **options)
+        widths = np.asarray(WIDTHS) if name == "pcd" else np.asarray(state["local"][0])
+        assert state["log_factor"].shape == (size,)
+        # The step is a squared length: its log factor goes with that of the width.
+        slope = np.polyfit(np.log(widths), state["log_factor"], 1)[0]
+        assert 0.7 < slope < 1.3
+        z = np.asarray(state["position"]) / widths
+        for part in (z[widths < 0.5], z[widths > 2.0]):
+            assert abs(np.mean(part**2) - 1) < 5 * np.sqrt(2 / len(part))
+        assert not np.any(state["health"].reported)
+
+    @pytest.mark.parametrize("name", some_slow([], ["pcd", "replay", "mle"]))
+    def test_a_width_that_varies_with_the_row_is_learned(self, name):
+        rng = np.random.default_rng(31)
+        k = rng.normal(size=1500).astype(np.float32)
+        y = (rng.normal(size=1500) * np.exp(-0.45 * k)).astype(np.float32)
+
+        def model(x):
+            t = numpyro.param("t", 0.0)
+            d = ebm.EnergyDistribution(lambda y, k: 0.5 * jnp.exp(t * k) * y**2, context=jnp.asarray(k), batch_shape=(1500,))
+            with numpyro.plate("rows", 1500):
+                numpyro.sample("x", d, obs=x)
+
+        t = fit(ebm.estimate(model, name, num_steps=20), y, steps=800, rate=0.03)["t"]
+        np.testing.assert_allclose(t, 0.9336, atol=0.08)
+
+    def test_chains_that_stand_still_are_counted(self):
+        # A step that fits rows of sd 1: those of sd 0.01, a half, never move, and the mean acceptance says nothing of it.
+        w = jnp.where(jnp.arange(200) % 2 == 0, 1.0, 0.01)
+
+        def model(x):
+            numpyro.param("t", 1.0)
+            d = ebm.EnergyDistribution(lambda y, w: 0.5 * (y / w) ** 2, context=w, batch_shape=(200,))
+            with numpyro.plate("rows", 200):
+                numpyro.sample("x", d, obs=x)
+
+        x = np.asarray(w) * np.random.default_rng(0).normal(size=200).astype(np.float32)
+        with told(r"stuck: 5\d% of the chains have not moved"):
+            train(model, "pcd", x, 25, num_steps=10, kernel=ebm.MALA(0.5), adapt_step_size=False)
+        state = train(model, "pcd", x, 25, num_steps=10, kernel=ebm.MALA(0.5))
+        assert not reported(state, "stuck")
 
 
 class TestTemperature:

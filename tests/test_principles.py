@@ -170,7 +170,8 @@ class TestFlips:
                 numpyro.sample("x", d, obs=x)
 
         mcmc = MCMC(NUTS(ebm.estimate(model, "mpf")), num_warmup=300, num_samples=2000, progress_bar=False)
-        mcmc.run(jax.random.key(0), x)
+        with pytest.warns(ebm.UncalibratedPosteriorWarning):
+            mcmc.run(jax.random.key(0), x)
         grid = np.linspace(-10, 10, 4001)
         density = np.exp(-14 * np.exp(-grid / 2) - 6 * np.exp(grid / 2) - grid**2 / 200)
         density /= density.sum()
@@ -474,7 +475,8 @@ class TestStein:
         start, end = slope(0.0), slope(1.0)
         precision = start - end
         mcmc = MCMC(NUTS(wrapped), num_warmup=300, num_samples=2000, progress_bar=False)
-        mcmc.run(jax.random.key(0), x)
+        with pytest.warns(ebm.UncalibratedPosteriorWarning):
+            mcmc.run(jax.random.key(0), x)
         draws = np.asarray(mcmc.get_samples()["t"])
         assert abs(draws.mean() - start / precision) < 5 / np.sqrt(precision * 400)
         np.testing.assert_allclose(draws.var(), 1 / precision, rtol=5 * np.sqrt(2 / 400))

@@ -2,52 +2,63 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from numpyro_ebm import chains
 from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
-from numpyro_ebm._supports import check_same_support
+from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete, nearest
+from numpyro_ebm._spreads import or_one
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.estimators import _health
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
+from numpyro_ebm.estimators._moves import check_scale
+from numpyro_ebm.estimators._scales import Spread, in_scale, next_log_scale, out_of_scale
+from numpyro_ebm.estimators._starts import Start, over
+from numpyro_ebm.estimators._steps import averaging_of, mean_step, next_averaging
 from numpyro_ebm.kernels import MALA, AbstractKernel, resolve_kernel
+
+Scale = Literal["auto", "data"]
 
 WIDEST_MOVE = 10.0
 """The longest move, in standard deviations of the data, that an adapted step size grows to."""
 
 
-class Start(NamedTuple):
-    """Where the chains of one update begin.
+class Phase(NamedTuple):
+    """What a negative phase came to.
 
     Attributes:
-        position: as the kernel moves it (`AbstractKernel.lift`), leaves led by the number of chains.
-        local: what each chain's density has of its own, or None.
-        paired: whether there is one chain per row, of that row's own density.
-        slots: where the chains are kept between updates, or None.
-        age: transitions of each chain since it began, where chains are kept.
+        ended: where the chains are, as the kernel moves them.
+        health: figures and conditions.
+        lost: ``(num_chains,)``, which of them are lost.
+        log_factor: of each chain's own step size, or None.
+        score: gradient of the log density where they are, ``(num_chains, ...)``, where scales adapt to it, or None.
     """
 
-    position: Position
-    local: PyTree
-    paired: bool = True
-    slots: Array | None = None
-    age: Array | None = None
+    ended: Position
+    health: _health.NegativePhaseHealth
+    lost: Array
+    log_factor: Array | None
+    score: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainEstimator(AbstractEstimator):
     """The negative phase; each estimator says where its chains start and what it keeps of them.
 
-    State, in the mutable site ``"<site>$<name>"``: ``health`` (`NegativePhaseHealth`), ``num_updates`` and, where the step
-    size adapts, ``averaging`` (BlackJAX's dual averaging).
+    State, in the mutable site ``"<site>$<name>"``: ``health`` (`NegativePhaseHealth`), ``num_updates``, ``spread`` (running
+    mean and variance of the data), and where they adapt ``averaging`` (BlackJAX's dual averaging of the step size) and
+    ``log_scale`` (of the scale of each dimension).
+
+    Attributes:
+        paces_rows: whether rows of different densities have step sizes of their own, which follow their chains. A step that
+            depends on where the chain has been leaves no law as it is until it settles, so not where chains begin in the
+            law of the data to see how they leave it.
     """
 
     role = "gradient"
@@ -59,6 +70,8 @@ class ChainEstimator(AbstractEstimator):
     temperature: Any = None
     energy_l2: float = 0.0
     on_unhealthy: _health.Policy = "warn"
+    scale: Any = "auto"
+    paces_rows: ClassVar[bool] = False
 
     def __post_init__(self):
         name = type(self).__name__
@@ -71,7 +84,14 @@ class ChainEstimator(AbstractEstimator):
         if is_concrete(self.energy_l2) and not (np.isfinite(self.energy_l2) and self.energy_l2 >= 0):
             raise EnergyError(f"{name} needs energy_l2 >= 0; got {self.energy_l2!r}. Write energy_l2=0.1.")
         self._check_step_size(name)
+        self._check_scale(name)
         self._temperatures()
+
+    def check(self, site: Site) -> None:
+        """Refuse scales that do not fit the event."""
+        super().check(site)
+        if not isinstance(self.scale, str):
+            check_scale(site, "scale", self.scale)
 
     @abc.abstractmethod
     def begin(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel) -> Start:
@@ -87,9 +107,17 @@ class ChainEstimator(AbstractEstimator):
 
     def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Health, counters and step size before the first update."""
-        state: dict[str, Any] = {"health": _health.unknown(self.kernel), "num_updates": jnp.zeros((), jnp.int32)}
+        shape = site.position.shape[1:]
+        zeros = jnp.zeros(shape, float)
+        state: dict[str, Any] = {
+            "health": _health.unknown(self.kernel, shape),
+            "num_updates": jnp.zeros((), jnp.int32),
+            "spread": Spread(zeros, zeros),
+        }
         if self._adapts:
             state["averaging"] = averaging_of(self.kernel)
+        if self._scales(site):
+            state["log_scale"] = zeros
         return state
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
@@ -105,14 +133,20 @@ class ChainEstimator(AbstractEstimator):
     ) -> tuple[Array, PyTree]:
         """Where the chains ended, in unconstrained space, and the state with their health and the next step size."""
         key_chains, key_reset = jax.random.split(rng_key)
-        ended, health, lost = self.negative_phase(key_chains, site, state, kernel, start)
+        num_updates = state["num_updates"]
+        state = {**state, "spread": state["spread"].then(Spread.of(site), num_updates)}
+        phase = self.negative_phase(key_chains, site, state, kernel, start)
+        ended, lost = phase.ended, phase.lost
         if self.on_unhealthy == "reset":
             ended = self._replace(key_reset, site, kernel, ended, lost)
         else:
             lost = jnp.zeros_like(lost)
-        state = {**self.keep(state, site, start, ended, lost), "health": health, "num_updates": state["num_updates"] + 1}
-        if self._adapts:
-            state["averaging"] = self._adapt(state["averaging"], site, kernel, health)
+        start = start._replace(log_factor=phase.log_factor)
+        state = {**self.keep(state, site, start, ended, lost), "health": phase.health, "num_updates": num_updates + 1}
+        if "averaging" in state:
+            state["averaging"] = self._adapt(state, kernel)
+        if phase.score is not None:
+            state["log_scale"] = next_log_scale(state["log_scale"], state["spread"].sd, phase.score, num_updates)
         return jax.vmap(kernel.lower)(ended), state
 
     def notes(self) -> tuple[str, ...]:
@@ -127,46 +161,83 @@ class ChainEstimator(AbstractEstimator):
             notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
         return tuple(notes)
 
-    def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start):
-        """Move the chains under parameters cut off from differentiation.
-
-        Returns:
-            Where they ended (lifted), the `NegativePhaseHealth`, and which of them are lost.
-        """
+    def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> Phase:
+        """Move the chains under parameters cut off from differentiation."""
         lower = jax.vmap(kernel.lower)
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
         log_density = freeze(site.log_density, *first)
         owner = f"At site '{site.name}', estimator '{self.name}'"
+        follows_score = "log_scale" in state
 
         @jax.jit  # one program also where the model runs outside jit, as in svi.init
-        def run(rng_key, kernel, position, local, data, data_local, before, num_updates):
-            ended, figures = chains.advance(
-                rng_key,
-                kernel,
-                log_density,
-                position,
-                local,
-                num_steps=self.num_steps,
-                temperatures=self._temperatures(),
-            )
+        def run(rng_key, kernel, position, local, pace, data, data_local, state):
+            scale = self._scale(state)
+            advanced, stayed = self.advance(rng_key, kernel, log_density, position, local, scale, pace)
+            ended, pace = advanced.positions, advanced.pace
             score = jax.vmap(log_density)
             end = lower(ended)
             seen = _health.Observed(
-                chains=figures,
+                chains=advanced.health,
                 start=lower(position),
                 end=end,
-                data=data,
+                stayed=stayed,
+                num_steps=self.num_steps,
+                spread=state["spread"],
                 log_density_end=score(end, local),
                 log_density_data=score(data, data_local),
-                step_size=kernel.step_size,
+                step_size=kernel.step_size if pace is None else mean_step(kernel, pace),
                 is_adjusted=kernel.target_acceptance is not None,
-                num_updates=num_updates,
+                num_updates=state["num_updates"],
             )
-            health, lost = _health.examine(before, seen, log_density, local)
-            return ended, _health.tell(health, self.on_unhealthy, owner), lost
+            health, lost = _health.examine(state["health"], seen, log_density, local)
+            gradient = None
+            if follows_score:
+                gradient = advanced.gradient
+                if gradient is None:  # this kernel keeps none
+                    gradient = jax.vmap(jax.grad(log_density))(end, local)
+            factor = None if pace is None else pace.log_factor
+            return Phase(ended, _health.tell(health, self.on_unhealthy, owner), lost, factor, gradient)
 
-        inputs = (start.position, start.local, site.position, site.local, state["health"], state["num_updates"])
+        pace = self._pace(site, state, kernel, start)
+        known = {name: state[name] for name in ("health", "num_updates", "spread", "log_scale") if name in state}
+        inputs = (start.position, start.local, pace, site.position, site.local, known)
         return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
+
+    def advance(
+        self,
+        rng_key: PRNGKey,
+        kernel: AbstractKernel,
+        log_density: Callable[[Array, PyTree], Array],
+        position: Position,
+        local: PyTree,
+        scale: Array | None,
+        pace: chains.Pace | None = None,
+    ) -> tuple[chains.Advanced, Array]:
+        """Move the chains, in the coordinates of the scale, by the estimator's steps and temperatures.
+
+        Returns:
+            Where they came to, and which ended where they began.
+        """
+
+        def scaled(position, local):
+            return log_density(out_of_scale(scale, position), local)
+
+        began = in_scale(scale, position)
+        advanced = chains.advance_at_pace(
+            rng_key,
+            kernel,
+            log_density if scale is None else scaled,
+            began,
+            local,
+            num_steps=self.num_steps,
+            temperatures=self._temperatures(),
+            pace=pace,
+        )
+        lower = jax.vmap(kernel.lower)
+        is_same = lower(began) == lower(advanced.positions)
+        still = jnp.all(is_same, axis=tuple(range(1, is_same.ndim)))
+        gradient = None if advanced.gradient is None else in_scale(scale, advanced.gradient)
+        return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
 
     def contrast(self, site: Site, negatives: Array, local: PyTree, *, paired: bool) -> Array:
         """Log density of each row minus that of its own negative, or minus the mean over all negatives."""
@@ -189,12 +260,43 @@ class ChainEstimator(AbstractEstimator):
             return self.kernel.target_acceptance is not None and self.step_size_schedule is None
         return self.adapt_step_size
 
-    def _adapt(self, averaging: Any, site: Site, kernel: AbstractKernel, health: _health.NegativePhaseHealth) -> Any:
+    def _scales(self, site: Site) -> bool:
+        """Whether scales of the dimensions adapt."""
+        if not isinstance(self.scale, str):
+            return False
+        has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
+        return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
+
+    def _scale(self, state: PyTree) -> Array | None:
+        """Lengths that positions are measured in, per dimension; None for 1."""
+        if "log_scale" not in state:
+            return None if self.scale is None or isinstance(self.scale, str) else jnp.asarray(self.scale, float)
+        of_data = jnp.log(or_one(state["spread"].sd))
+        log_scale = jnp.where(state["num_updates"] == 0, of_data, state["log_scale"])
+        return jnp.exp(log_scale - jnp.mean(log_scale) if self.scale == "auto" else log_scale)
+
+    def _pace(self, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> chains.Pace | None:
+        """The chains' own step sizes, where rows have densities of their own and the step size adapts."""
+        if not (self.paces_rows and self._adapts and site.local is not None):
+            return None
+        num_chains = jax.tree.leaves(start.position)[0].shape[0]
+        log_factor = jnp.zeros(num_chains, float) if start.log_factor is None else start.log_factor
+        age = jnp.zeros(num_chains, jnp.int32) if start.age is None else start.age
+        largest = (jnp.log(self._widest(state, kernel)) - jnp.log(kernel.step_size)) / (2 * kernel.step_exponent)
+        return chains.Pace(log_factor, age, largest)
+
+    def _widest(self, state: PyTree, kernel: AbstractKernel) -> Array:
+        """The largest step size that adaptation goes to."""
+        spread = or_one(in_scale(self._scale(state), state["spread"].sd))
+        pooled = jnp.sqrt(jnp.mean(spread**2))
+        return jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * kernel.step_exponent))
+
+    def _adapt(self, state: PyTree, kernel: AbstractKernel) -> Any:
         """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
-        _, spread = _health.spread_of(site.position)
-        widest = jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * spread) ** (2 * kernel.step_exponent))
-        updated = next_averaging(averaging, kernel, health.acceptance_rate)
-        updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, jnp.log(widest)))
+        health = state["health"]
+        updated = next_averaging(state["averaging"], kernel, health.acceptance_rate)
+        largest = jnp.log(self._widest(state, kernel))
+        updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, largest))
         if self.on_unhealthy != "reset":
             return updated
         collapsed = health.conditions[list(_health.CONDITIONS).index("collapse")]
@@ -227,6 +329,19 @@ class ChainEstimator(AbstractEstimator):
             )
         return jnp.asarray(values, float)
 
+    def _check_scale(self, name: str) -> None:
+        if isinstance(self.scale, str):
+            if self.scale not in get_args(Scale):
+                raise EnergyError(
+                    f"Unknown scale='{self.scale}'. {nearest(self.scale, get_args(Scale))} Or numbers, or None."
+                )
+        else:
+            check_positive(name, "scale", self.scale)
+        if self.kernel.step_size is None and self.scale not in ("auto", None):
+            raise EnergyError(
+                f"The kernel '{self.kernel.name}' has no step size to measure in scale={self.scale!r}. Leave scale out."
+            )
+
     def _check_step_size(self, name: str) -> None:
         if self.step_size_schedule is not None and (self.adapt_step_size or not callable(self.step_size_schedule)):
             raise EnergyError(
@@ -238,75 +353,3 @@ class ChainEstimator(AbstractEstimator):
                 f"The kernel '{self.kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
                 "adapt_step_size=False, a step_size_schedule, or a kernel such as 'mala'."
             )
-
-
-def averaging_of(kernel: AbstractKernel) -> Any:
-    """Dual averaging that begins at the kernel's own step size and shrinks towards it."""
-    step_size = jnp.asarray(kernel.step_size, float)
-    # BlackJAX shrinks towards ten times the start, which is for warm-ups that begin low.
-    return dual_averaging_adaptation(0.0)[0](step_size / 10)._replace(log_step_size=jnp.log(step_size))
-
-
-def next_averaging(averaging: Any, kernel: AbstractKernel, acceptance_rate: Array) -> Any:
-    """One step of dual averaging to the kernel's optimal acceptance."""
-    acceptance_rate = jnp.nan_to_num(acceptance_rate)
-    return dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance_rate)  # pyright: ignore
-
-
-def over(flags: Array, leaf: Array) -> Array:
-    """Flags of chains, shaped to go over a leaf that they lead."""
-    return flags.reshape((-1,) + (1,) * (leaf.ndim - 1))
-
-
-def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
-    """Unconstrained starts, and what their rows have of their own, over the rows as evenly as it goes.
-
-    Args:
-        start: "data", "base", or a distribution of one event.
-        rng_key: random key.
-        site: the rows.
-        num_chains: how many.
-    """
-    key_rows, key_draws = jax.random.split(rng_key)
-    rows = jnp.resize(jax.random.permutation(key_rows, site.num_rows), (num_chains,))
-    repeats = -(-num_chains // max(site.num_rows, 1))
-    draws = draw_rows(start, key_draws, site, repeats)[jnp.arange(num_chains) // site.num_rows, rows]
-    return draws, jax.tree.map(lambda leaf: leaf[rows], site.local)
-
-
-def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Array:
-    """Unconstrained starts for each row, ``(repeats, num_rows, ...)``: the row itself, or draws of its own base."""
-    distribution = site.distribution
-    if isinstance(start, str) and start == "data":
-        return jnp.broadcast_to(site.position, (repeats, *site.position.shape))
-    if isinstance(start, dist.Distribution):
-        events = start.expand((site.num_rows,)).sample(rng_key, (repeats,))
-    else:
-        events = distribution.reference.expand(site.batch_shape).sample(rng_key, (repeats,))
-    events = distribution.as_events(jnp.asarray(events, float)).reshape((repeats, site.num_rows, *distribution.event_shape))
-    draws = jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
-    if site.mask is None:
-        return draws
-    # The base of a masked row may be missing as well.
-    return jnp.where(over(site.mask, site.position), draws, jax.lax.stop_gradient(site.position))
-
-
-def check_start(start: Any, site: Site) -> None:
-    """Refuse a start that is unknown, or of another event shape or support than the energy's.
-
-    Raises:
-        EnergyError: naming both.
-        TypeError: where it is neither a name nor a distribution.
-    """
-    if isinstance(start, str):
-        if start not in ("data", "base"):
-            raise EnergyError(f"Unknown start '{start}'. {nearest(start, ('data', 'base'))} Or a numpyro distribution.")
-        return
-    if not isinstance(start, dist.Distribution):
-        raise TypeError(f"start needs 'data', 'base' or a numpyro distribution; got {type(start).__name__}.")
-    if start.event_shape != site.distribution.event_shape or start.batch_shape != ():
-        raise EnergyError(
-            f"start has event shape {start.event_shape} and batch shape {start.batch_shape}; the energy has "
-            f"event shape {site.distribution.event_shape}. Write start={type(start).__name__}(...).to_event(1)."
-        )
-    check_same_support("start", start, site.distribution.support)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, check_start, draw_start, over
+from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators._starts import Start, check_start, draw_start, over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +18,12 @@ class PoolEstimator(ChainEstimator):
     """A pool of chains, of which each update moves as many as there are rows, or all where there are fewer.
 
     State beside that of `ChainEstimator`: ``position`` ``(size, ...)`` in unconstrained space, ``age`` ``(size,)``, the
-    transitions of each chain since it last began, and ``local``, what chains have of their own.
+    transitions of each chain since it last began, ``local``, what chains have of their own, and then, where the step size
+    adapts, ``log_factor`` ``(size,)``, the logs of their own step sizes' factors (`chains.Pace`).
     """
 
     start: Any = "data"
+    paces_rows = True
 
     @abc.abstractmethod
     def size(self, site: Site) -> int:
@@ -49,6 +52,8 @@ class PoolEstimator(ChainEstimator):
         }
         if local is not None:
             pool["local"] = jax.lax.stop_gradient(local)
+            if self._adapts:
+                pool["log_factor"] = jnp.zeros(size, float)
         return {**super().init(rng_key, site), **pool}
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
@@ -57,15 +62,16 @@ class PoolEstimator(ChainEstimator):
         size = len(state["age"])
         # Any slot is as likely as another, and none comes twice; a permutation of the pool would cost more than the chains.
         slots = (jax.random.randint(key_slots, (), 0, size) + jnp.arange(min(size, site.num_rows))) % size
-        kept: PyTree = tuple(state.get(name) for name in ("position", "local", "age"))
-        position, local, age = jax.tree.map(lambda leaf: leaf[slots], kept)
+        kept: PyTree = tuple(state.get(name) for name in ("position", "local", "age", "log_factor"))
+        kept = jax.tree.map(lambda leaf: leaf[slots], kept)
         anew = self.begins_anew(key_which, len(slots))
         if anew is not None:
             fresh_position, fresh_local = self.fresh(key_fresh, site, len(slots))
-            fresh = (jax.vmap(kernel.lift)(fresh_position), fresh_local, jnp.zeros_like(age))
-            chosen = jax.tree.map(lambda new, old: jnp.where(over(anew, old), new, old), fresh, (position, local, age))
-            position, local, age = chosen
-        return Start(position, local, paired=False, slots=slots, age=age)
+            zeros: PyTree = jax.tree.map(jnp.zeros_like, kept[2:])
+            fresh = (jax.vmap(kernel.lift)(fresh_position), fresh_local, *zeros)
+            kept = jax.tree.map(lambda new, old: jnp.where(over(anew, old), new, old), fresh, kept)
+        position, local, age, log_factor = kept
+        return Start(position, local, paired=False, slots=slots, age=age, log_factor=log_factor)
 
     def keep(self, state, site: Site, start: Start, ended, lost):
         """Chains go back to the slots they were drawn from."""
@@ -78,4 +84,7 @@ class PoolEstimator(ChainEstimator):
         written = {"position": jax.tree.map(write, state["position"], ended), "age": write(state["age"], age)}
         if "local" in state:
             written["local"] = jax.tree.map(write, state["local"], start.local)
+        if "log_factor" in state:
+            log_factor: Any = start.log_factor
+            written["log_factor"] = write(state["log_factor"], jnp.where(lost, 0.0, log_factor))
         return {**state, **written}

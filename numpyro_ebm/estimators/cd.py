@@ -5,7 +5,8 @@ import dataclasses
 import jax
 
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start
+from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators._starts import Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,8 @@ class ContrastiveDivergence(ChainEstimator):
     these have not left the data: modes away from them are never seen. As the step size goes to 0, one step of MALA,
     divided by the step, is score matching. The value is an energy gap and means nothing as an objective.
 
-    State, in the mutable site ``"<site>$cd"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`).
+    State, in the mutable site ``"<site>$cd"``: ``health``, ``num_updates``, ``spread``, ``log_scale`` and ``averaging`` (see
+    `pcd`).
 
     Args:
         num_steps: transitions per row and update.
@@ -30,6 +32,12 @@ class ContrastiveDivergence(ChainEstimator):
         energy_l2: coefficient of ``E(x)^2 + E(x')^2``, subtracted from each row's surrogate; 0 for none.
         on_unhealthy: "warn" (once per condition and training), "raise", or "reset" (as "warn"; chains that are lost begin
             anew and a collapsed step size is restored). See `NegativePhaseHealth` for the conditions.
+        scale: lengths per dimension of unconstrained space in which the kernel moves (the chain runs in ``x / scale``).
+            "auto": where the step size adapts and the kernel has no inverse_mass_matrix, the running standard deviation of
+            the data, or the inverse of that of the score over the chains where that is less (the width of a mode), over the
+            geometric mean of the dimensions, so that the step size keeps its meaning; 1 elsewhere, which leaves a fixed step
+            what it is in BlackJAX. "data": the same for any kernel and without the mean taken off, so that the step size is
+            in units of these scales. A number, or one for each dimension: these. None for 1.
 
     Raises:
         EnergyError: for fewer than one step, an unknown kernel or policy, more than one particle or an ELBO without mutable

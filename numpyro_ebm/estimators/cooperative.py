@@ -11,8 +11,10 @@ from numpyro_ebm import chains
 from numpyro_ebm._errors import EnergyError, check_count
 from numpyro_ebm._typing import Array
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, averaging_of, next_averaging
+from numpyro_ebm.estimators._chains import ChainEstimator
 from numpyro_ebm.estimators._generator import Generator, context_of
+from numpyro_ebm.estimators._starts import Start
+from numpyro_ebm.estimators._steps import averaging_of, next_averaging
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 
@@ -33,8 +35,8 @@ class CooperativeLearning(ChainEstimator):
     Args:
         num_steps: transitions per chain and update.
         kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
-            `ContrastiveDivergence`.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
+            those of `ContrastiveDivergence`.
         proposal: NumPyro model of one event, ``proposal()``, or ``proposal(context)`` where rows have a context: it samples
             the site of the energy's name, in its support, and any latents before it, on the real line.
         num_latent_steps: transitions of the latents' chains per update.
@@ -66,6 +68,7 @@ class CooperativeLearning(ChainEstimator):
     proposal: Callable[..., Any] | None = None
     num_latent_steps: int = 10
     latent_kernel: Any = MALA()
+    paces_rows = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,8 +13,9 @@ from numpyro_ebm._levels import at_level, check_level
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, over
+from numpyro_ebm.estimators._chains import ChainEstimator
 from numpyro_ebm.estimators._ladder import rungs_at, stratified, warn_of_scale
+from numpyro_ebm.estimators._starts import Start, over
 from numpyro_ebm.noise import check_sigmas
 
 WRITE = "Write estimate(model, 'diffusion_recovery', sigmas=geometric_sigmas(10.0, 0.1, 8))."
@@ -80,8 +81,8 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
     Args:
         num_steps: transitions per row and update, from ``x_{k+1}``; too few leave the negatives too near to it.
         kernel: a name or a kernel, whose step size, in units of ``tau_k``, the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
-            `ContrastiveDivergence`.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
+            those of `ContrastiveDivergence`.
         sigmas: the ladder, two or more different positive levels in any order, in data units (in unconstrained units where
             the support is not the real line); see `geometric_sigmas`. The closer they are, the shorter the chains may be.
 

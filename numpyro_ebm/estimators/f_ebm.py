@@ -66,7 +66,7 @@ class FDivergence(PoolEstimator):
     Args:
         num_steps: transitions per update.
         kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature`` and ``on_unhealthy`` are those of
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``on_unhealthy`` and ``scale`` are those of
             `ContrastiveDivergence`.
         energy_l2: 0; a penalty on energies belongs to the likelihood.
         start: what the chains start from: "data" (rows of the first batch), "base" (the energy's base, or a standard

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm import chains
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._errors import EnergyError, check_count, is_concrete
+from numpyro_ebm._spreads import or_one
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, over
+from numpyro_ebm.estimators._chains import ChainEstimator
 from numpyro_ebm.estimators._neighbors import neighbor_entropies
+from numpyro_ebm.estimators._starts import over
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
-from numpyro_ebm.kernels import Langevin
+from numpyro_ebm.kernels import Langevin, resolve_kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,10 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     Args:
         num_steps: transitions per row and update.
-        kernel: "langevin", or another kernel that never rejects ("mclmc"): a rejection cannot be differentiated.
-        step_size_schedule: this, ``adapt_step_size``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
-            `ContrastiveDivergence`.
+        kernel: "langevin", or another kernel that never rejects ("mclmc"): a rejection cannot be differentiated. None for
+            ``Langevin()`` with ``scale="data"``, whose step of 0.01 is in squared scales of each dimension.
+        step_size_schedule: this, ``adapt_step_size``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
+            those of `ContrastiveDivergence`.
         num_grad_steps: how many of the transitions, the last ones, are differentiated.
         weight: coefficient of the part through ``q``: 1 for the gradient of the objective, 0 for "cd".
         num_neighbors: which neighbour's distance. None for the nearest in three dimensions and more, and the square root of
@@ -67,14 +69,17 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     name = "improved_cd"
     num_steps: int = 10
-    kernel: Any = Langevin()
+    kernel: Any = None
     num_grad_steps: int = 1
     weight: Any = 1.0
     num_neighbors: int | None = None
 
     def __post_init__(self):
+        if self.kernel is None:
+            object.__setattr__(self, "kernel", Langevin())
+            object.__setattr__(self, "scale", "data" if self.scale == "auto" else self.scale)
         super().__post_init__()
-        owner = type(self).__name__
+        owner, kernel = type(self).__name__, resolve_kernel(self.kernel)
         check_count(owner, "num_grad_steps", self.num_grad_steps)
         if self.num_grad_steps > self.num_steps:
             raise EnergyError(
@@ -88,9 +93,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
                 f"{owner} needs weight >= 0; got {self.weight!r}. A negative one turns the gradient away from that of the "
                 "likelihood. Write weight=1.0."
             )
-        if self.kernel.is_exact or "swap_rate" in self.kernel.statistics:
+        if kernel.is_exact or "swap_rate" in kernel.statistics:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' accepts and rejects, which cannot be differentiated. Write "
+                f"The kernel '{kernel.name}' accepts and rejects, which cannot be differentiated. Write "
                 "kernel=Langevin(step_size=0.01), or estimate(model, 'cd') with this kernel."
             )
 
@@ -109,12 +114,13 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         key_first, key_last = jax.random.split(rng_key)
         first, last = self._parts()
         if first is not None:
-            start = start._replace(position=first._moved(key_first, site, kernel, start.position, is_cut=True))
-        ended, health, lost = ChainEstimator.negative_phase(last, key_last, site, state, kernel, start)
+            start = start._replace(position=first._moved(key_first, site, state, kernel, start.position, is_cut=True))
+        phase = ChainEstimator.negative_phase(last, key_last, site, state, kernel, start)
         # The same steps by the same key. Lost chains step from their rows: a zero times NaN would be NaN.
-        safe = self._replace(key_last, site, kernel, start.position, lost)
-        moved = last._moved(key_last, site, kernel, jax.lax.stop_gradient(safe), is_cut=False)
-        return jax.tree.map(lambda end, way: end + (way - jax.lax.stop_gradient(way)), ended, moved), health, lost
+        safe = self._replace(key_last, site, kernel, start.position, phase.lost)
+        moved = last._moved(key_last, site, state, kernel, jax.lax.stop_gradient(safe), is_cut=False)
+        ended = jax.tree.map(lambda end, way: end + (way - jax.lax.stop_gradient(way)), phase.ended, moved)
+        return phase._replace(ended=ended)
 
     def contrast(self, site: Site, negatives, local, *, paired):
         """That of "cd", plus each row's part of ``KL(q || p)`` through its negative."""
@@ -124,7 +130,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             takes_part &= site.mask
         ends = jnp.where(over(takes_part, negatives), negatives, site.position)
         energy = -jax.vmap(freeze(site.log_density, ends[0]))(ends)
-        entropies = neighbor_entropies(ends.reshape(site.num_rows, -1), takes_part, self.num_neighbors)
+        # Of the ends in units of each dimension's spread: the entropy differs by a constant, the neighbours are true ones.
+        units = (ends / or_one(site.spread)[None]).reshape(site.num_rows, -1)
+        entropies = neighbor_entropies(units, takes_part, self.num_neighbors)
         divergence = jnp.where(takes_part, energy - entropies, 0.0)
         return values + self.weight * divergence
 
@@ -136,15 +144,12 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         first = dataclasses.replace(self, num_steps=num_first, num_grad_steps=1) if num_first else None
         return first, last
 
-    def _moved(self, rng_key, site: Site, kernel, position, *, is_cut: bool):
+    def _moved(self, rng_key, site: Site, state, kernel, position, *, is_cut: bool):
         log_density = freeze(site.log_density, site.position[0], None) if is_cut else site.log_density
 
         @jax.jit
-        def run(rng_key, kernel, position):
-            temperatures = self._temperatures()
-            return chains.advance(
-                rng_key, kernel, log_density, position, num_steps=self.num_steps, temperatures=temperatures
-            )[0]
+        def run(rng_key, kernel, position, scale):
+            return self.advance(rng_key, kernel, log_density, position, None, scale)[0].positions
 
-        moved = run(rng_key, kernel, position)
+        moved = run(rng_key, kernel, position, jax.lax.stop_gradient(self._scale(state)))
         return jax.lax.stop_gradient(moved) if is_cut else moved

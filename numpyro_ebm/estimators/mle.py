@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator, Start, check_start, draw_rows
+from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators._starts import Start, check_start, draw_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,8 @@ class MaximumLikelihood(ChainEstimator):
     Args:
         num_steps: transitions per chain and update (one or more gradients each).
         kernel: a name or a kernel (`MALA`, `HMC`, ...), whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
-            `ContrastiveDivergence`.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
+            those of `ContrastiveDivergence`.
         start: what the chains start from: "base" (the energy's base, or a standard normal in unconstrained space), "data"
             (the rows, which makes it "cd"), or a NumPyro distribution of one event.
 
@@ -48,6 +49,11 @@ class MaximumLikelihood(ChainEstimator):
     name = "mle"
     num_steps: int = 50
     start: Any = "base"
+
+    @property
+    def paces_rows(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where chains do not begin in the law of the data."""
+        return not (isinstance(self.start, str) and self.start == "data")
 
     def check(self, site: Site) -> None:
         """Refuse a start of another event."""

@@ -11,7 +11,7 @@ from numpyro_ebm._errors import EnergyError, is_concrete
 from numpyro_ebm._typing import Array
 from numpyro_ebm.distributions import EnergyDistribution
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import Start
+from numpyro_ebm.estimators._starts import Start
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
 
 
@@ -42,8 +42,8 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
     Args:
         num_steps: transitions per grid, row and update.
         kernel: a name or a kernel, whose step size the training starts from on every grid.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
-            `ContrastiveDivergence`, on every grid.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
+            those of `ContrastiveDivergence`, on every grid.
         factors: side of the blocks, coarse to fine, each a multiple of the next and the last one 1; ``(1,)`` is "cd". The
             paper's grids 1, 4, 16, 64 of images of 64 pixels are ``(64, 16, 4, 1)``.
         shared: whether one energy serves all grids.
@@ -116,7 +116,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
 
     def init(self, rng_key, site: Site):
         """Health, counters and step size of each grid."""
-        own = [super(MultigridContrastiveDivergence, self).init(rng_key, site) for _ in self.factors]
+        own = [super(MultigridContrastiveDivergence, self).init(rng_key, grid) for grid in self.grids(site)]
         return {**own[-1], "coarse": tuple(own[:-1])}
 
     def surrogate(self, rng_key, site: Site, state):

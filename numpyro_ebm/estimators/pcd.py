@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._typing import PyTree
 from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import Start, draw_rows, over
 from numpyro_ebm.estimators._pool import PoolEstimator
+from numpyro_ebm.estimators._starts import Start, draw_rows, over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +21,21 @@ class PersistentContrastiveDivergence(PoolEstimator):
     surrogate of a row is its log density minus the mean over the chains moved. No chain is ever lost or begun anew.
 
     Rows with a context or a base of their own have one chain each, which belongs to its row of the whole data set and is
-    moved when the row is in the batch.
+    moved when the row is in the batch. Where the step size adapts, each of these chains has its own, since their densities
+    may differ in width; chains of one density share it, because a step that follows where its chain is, in a wide mode or a
+    narrow one, would shift the weights of the modes.
 
     State, in the mutable site ``"<site>$pcd"``: ``position`` ``(num_chains, ...)`` in unconstrained space, ``age``
     (transitions of each chain; -1 for a row's chain that has not begun), ``health`` (`NegativePhaseHealth` of the last
-    update), ``num_updates``, and ``averaging`` where the step size adapts. SVI carries it; it pickles.
+    update), ``num_updates``, ``spread`` (running mean and variance of the data), and where they adapt ``averaging`` of the
+    step size, ``log_scale`` of the dimensions and ``log_factor`` ``(num_chains,)`` of the chains' own step sizes. SVI
+    carries it; it pickles.
 
     Args:
         num_steps: transitions per update.
         kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
-            `ContrastiveDivergence`.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
+            those of `ContrastiveDivergence`.
         start: what the chains start from: "data" (rows of the first batch), "base" (the energy's base, or a standard
             normal in unconstrained space), or a NumPyro distribution of one event.
         num_chains: chains, independent of the batch size; None for as many as the first batch has rows. Rows with a
@@ -85,7 +90,8 @@ class PersistentContrastiveDivergence(PoolEstimator):
         if site.local is None:
             return super().begin(rng_key, site, state, kernel)
         slots = jnp.arange(site.num_rows) if site.index is None else site.index
-        position, age = jax.tree.map(lambda leaf: leaf[slots], (state["position"], state["age"]))
+        kept: PyTree = tuple(state.get(name) for name in ("position", "age", "log_factor"))
+        position, age, log_factor = jax.tree.map(lambda leaf: leaf[slots], kept)
         fresh = jax.vmap(kernel.lift)(draw_rows(self.start, rng_key, site)[0])
         position = jax.tree.map(lambda new, old: jnp.where(over(age < 0, old), new, old), fresh, position)
-        return Start(position, site.local, paired=True, slots=slots, age=jnp.maximum(age, 0))
+        return Start(position, site.local, slots=slots, age=jnp.maximum(age, 0), log_factor=log_factor)

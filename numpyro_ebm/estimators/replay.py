@@ -35,8 +35,8 @@ class Replay(PoolEstimator):
     Args:
         num_steps: transitions per update.
         kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2`` and ``on_unhealthy`` are those of
-            `ContrastiveDivergence`.
+        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
+            those of `ContrastiveDivergence`.
         start: what chains begin with: "base" (the energy's base, or a standard normal in unconstrained space), "data"
             (rows of the batch), or a NumPyro distribution of one event.
         buffer_size: chains kept.

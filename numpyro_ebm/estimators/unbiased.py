@@ -11,7 +11,7 @@ from numpyro_ebm._errors import EnergyError, UnhealthyChainsError, call_where_an
 from numpyro_ebm._typing import Array, PRNGKey, PyTree
 from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
-from numpyro_ebm.estimators._chains import check_start, draw_rows, draw_start
+from numpyro_ebm.estimators._starts import check_start, draw_rows, draw_start
 from numpyro_ebm.kernels import MALA, resolve_kernel
 
 

@@ -95,6 +95,10 @@ class AbstractKernel(abc.ABC):
         """The position of the target in what the kernel moves: ``lower(lift(x))`` is ``x``."""
         return position
 
+    def gradient(self, state: Any) -> Position | None:
+        """Gradient of the log density where the target is at, as far as the state keeps it; None elsewhere."""
+        return getattr(state, "logdensity_grad", None)
+
     def adapted(self, **settings: Any) -> Any:
         """The same kernel with settings that a warm-up arrived at."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore

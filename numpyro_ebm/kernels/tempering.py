@@ -127,6 +127,11 @@ class ParallelTempering(AbstractKernel):
         """The replica at temperature 1."""
         return jax.tree.map(lambda leaf: leaf[0], position)
 
+    def gradient(self, state: Any) -> Position | None:
+        """That of the replica at temperature 1."""
+        gradient = self.kernel.gradient(state.replicas)
+        return None if gradient is None else self.lower(gradient)
+
     def init(self, rng_key, position, log_density):
         """Score each replica at its temperature."""
         temperatures = self._ladder(position)

@@ -1,0 +1,218 @@
+"""What an array in a traced program depends on, and what stands beside an unnormalised term: a walk over its jaxpr.
+
+Nothing is computed. Arrays are marked with an identity that compiles to nothing; `flows` reads the marks.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, Primitive
+from jax.interpreters import ad, batching, mlir
+
+SOURCE, EVENT, TERM, BASE = "source", "event", "term", "base"
+"""A value that moves; the event of an energy; its unnormalised log density; the log density that a factor tilts."""
+
+NONE: frozenset[str] = frozenset()
+
+
+class Flow(NamedTuple):
+    """What is known of one array. Where it holds unnormalised terms, a multiple of each one's log Z is missing in it.
+
+    Attributes:
+        sources: names of the marked sources that it depends on.
+        outside: the same on the way to a term, where the term's own event does not count.
+        event: `outside` of that event, with the label of its marks: an energy may hold another.
+        has_term: whether an unnormalised term is in it.
+        shifts: sources that the missing log Z's depend on.
+        weights: sources that their multiples depend on.
+    """
+
+    sources: frozenset[str] = NONE
+    outside: frozenset[str] = NONE
+    event: frozenset[tuple[str, str]] = frozenset()
+    has_term: bool = False
+    shifts: frozenset[str] = NONE
+    weights: frozenset[str] = NONE
+
+
+CONSTANT = Flow()
+
+mark_p = Primitive("numpyro_ebm_mark")
+mark_p.def_impl(lambda x, **_: x)
+mark_p.def_abstract_eval(lambda x, **_: x)
+ad.primitive_jvps[mark_p] = lambda primals, tangents, **params: (mark_p.bind(*primals, **params), tangents[0])
+batching.primitive_batchers[mark_p] = lambda args, dims, **params: (mark_p.bind(*args, **params), dims[0])
+mlir.register_lowering(mark_p, lambda ctx, x, **_: [x])
+
+
+def mark(tree: Any, kind: str, label: str = "") -> Any:
+    """The same arrays, marked for `flows`.
+
+    Args:
+        tree: a pytree of arrays.
+        kind: `SOURCE`, `EVENT`, `TERM` or `BASE`.
+        label: name of a source, or what an event and its term share.
+    """
+    return jax.tree.map(lambda leaf: mark_p.bind(jnp.asarray(leaf), kind=kind, label=label), tree)
+
+
+def flows(jaxpr: Any) -> list[Flow]:
+    """The flow into each output of a closed jaxpr."""
+    return _walk(jaxpr.jaxpr, [CONSTANT] * len(jaxpr.jaxpr.invars))
+
+
+def _walk(jaxpr: Any, inputs: Sequence[Flow]) -> list[Flow]:
+    known: dict[Any, Flow] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom):
+        return CONSTANT if isinstance(atom, Literal) else known.get(atom, CONSTANT)
+
+    for eqn in jaxpr.eqns:
+        known.update(zip(eqn.outvars, _apply(eqn, [read(atom) for atom in eqn.invars]), strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+    """The flows out of one equation."""
+    name, inner = eqn.primitive.name, _inner(eqn)
+    if name in _CONTROL:
+        return _CONTROL[name](eqn, inputs)
+    if inner is not None:
+        return _walk(inner, inputs)
+    if eqn.primitive is mark_p:
+        return [_MARKS[eqn.params["kind"]](inputs[0], eqn.params["label"])]
+    if all(flow is CONSTANT for flow in inputs):
+        return [CONSTANT] * len(eqn.outvars)
+    return [_combine(name, inputs)] * len(eqn.outvars)
+
+
+def _inner(eqn: Any) -> Any:
+    """The program that an equation calls (jit, checkpoint, custom derivatives), or None."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = eqn.params.get(key)
+        inner = getattr(inner, "jaxpr", inner)
+        if inner is not None and len(inner.invars) == len(eqn.invars):
+            return inner
+    return None
+
+
+def _join(first: Flow, second: Flow) -> Flow:
+    if second is CONSTANT or first is second:
+        return first
+    if first is CONSTANT:
+        return second
+    return Flow(
+        first.sources | second.sources,
+        first.outside | second.outside,
+        first.event | second.event,
+        first.has_term or second.has_term,
+        first.shifts | second.shifts,
+        first.weights | second.weights,
+    )
+
+
+def _together(inputs: Sequence[Flow]) -> Flow:
+    return reduce(_join, inputs, CONSTANT)
+
+
+_LINEAR = frozenset(
+    "add add_any sub neg reduce_sum cumsum broadcast_in_dim reshape squeeze expand_dims transpose convert_element_type "
+    "concatenate slice pad copy copy_p rev reduce_precision stop_gradient real psum sharding_constraint "
+    "optimization_barrier name".split()
+)
+"""Operations that take terms over with fixed multiples."""
+
+_CONDITIONS = {
+    "select_n": slice(0, 1),
+    "gather": slice(1, None),
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    "scatter": slice(1, 2),
+    "scatter-add": slice(1, 2),
+}
+"""Operations that choose among their operands, and which operands choose."""
+
+_PRODUCTS = frozenset({"mul", "div", "dot_general"})
+
+
+def _combine(name: str, inputs: list[Flow]) -> Flow:
+    joined = _together(inputs)
+    if not joined.has_term or name in _LINEAR:
+        return joined
+    if name in _CONDITIONS:
+        return _weighted(joined, _together(inputs[_CONDITIONS[name]]))
+    if name in _PRODUCTS and not (name == "div" and inputs[1].has_term):
+        first, second = inputs
+        beside = _join(second if first.has_term else CONSTANT, first if second.has_term else CONSTANT)
+        return _weighted(joined, beside)
+    return _weighted(joined, joined)
+
+
+def _weighted(flow: Flow, by: Flow) -> Flow:
+    return flow._replace(weights=flow.weights | by.sources) if flow.has_term else flow
+
+
+def _under(condition: Flow, flow: Flow) -> Flow:
+    """A flow that came about under a condition."""
+    return _weighted(_join(flow, condition), condition)
+
+
+def _source(flow: Flow, label: str) -> Flow:
+    return flow._replace(sources=flow.sources | {label}, outside=flow.outside | {label})
+
+
+def _event(flow: Flow, label: str) -> Flow:
+    return flow._replace(outside=NONE, event=flow.event | {(label, source) for source in flow.outside})
+
+
+def _term(flow: Flow, label: str) -> Flow:
+    # A term inside of the energy is part of it and lacks nothing.
+    own = frozenset(source for name, source in flow.event if name == label)
+    others = frozenset(pair for pair in flow.event if pair[0] != label)
+    return Flow(flow.sources, flow.outside | own, others, has_term=True, shifts=flow.outside)
+
+
+def _base(flow: Flow, label: str) -> Flow:
+    return flow._replace(has_term=True, shifts=flow.shifts | flow.outside)
+
+
+_MARKS = {SOURCE: _source, EVENT: _event, TERM: _term, BASE: _base}
+
+
+def _scan(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+    start = eqn.params["num_consts"]
+    end = start + eqn.params["num_carry"]
+    body = eqn.params["jaxpr"].jaxpr
+    carry = _settle(lambda carry: _walk(body, [*inputs[:start], *carry, *inputs[end:]])[: len(carry)], inputs[start:end])
+    return [*carry, *_walk(body, [*inputs[:start], *carry, *inputs[end:]])[len(carry) :]]
+
+
+def _while(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+    num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    of_cond, of_body = inputs[:num_cond], inputs[num_cond : num_cond + num_body]
+
+    def once(carry):
+        (condition,) = _walk(eqn.params["cond_jaxpr"].jaxpr, [*of_cond, *carry])
+        return [_under(condition, flow) for flow in _walk(eqn.params["body_jaxpr"].jaxpr, [*of_body, *carry])]
+
+    return _settle(once, inputs[num_cond + num_body :])
+
+
+def _cond(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+    branches = [_walk(branch.jaxpr, inputs[1:]) for branch in eqn.params["branches"]]
+    return [_under(inputs[0], _together(outs)) for outs in zip(*branches, strict=True)]
+
+
+def _settle(once: Callable[[list[Flow]], list[Flow]], carry: list[Flow]) -> list[Flow]:
+    """The carry of a loop when another turn adds nothing; sets only grow, so that it comes."""
+    while True:
+        grown = [_join(old, new) for old, new in zip(carry, once(carry), strict=True)]
+        if grown == carry:
+            return carry
+        carry = grown
+
+
+_CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
