@@ -79,8 +79,8 @@ def log_partition(
     Warns:
         UnreliableLogPartitionWarning: where the start does not cover the target (chains that came from it are not at rest
             under the target), where what was given as draws of the target cannot be that, where fewer than 10 effective
-            draws are behind log Z, or the tail of its weights has a Pareto shape above 0.7, as
-            under a start whose tails are lighter than the target's: its standard error then means nothing.
+            draws are behind log Z, or the tail of its weights has a Pareto shape above 0.7, as under a start whose tails are
+            lighter than the target's: its standard error then means nothing.
 
     Example:
         >>> import jax
@@ -107,10 +107,10 @@ def log_partition(
     result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
     if not bool(jnp.all(found.covers)):
         warnings.warn(
-            f"The start of '{chosen.name}' does not cover the target: chains are not at rest under the target where they "
-            "came to from the start, so that log Z is too small and its standard error means nothing. Give "
-            "the EnergyDistribution a base, or write start=a distribution of one event around its mass, or data=rows, "
-            f"which fits one to them. {chosen.unreliable}",
+            f"The start of '{chosen.name}' does not cover the target: chains that came from it are not at rest under the "
+            "target, so that log Z is too small and its standard error means nothing. Give the EnergyDistribution a base, "
+            "or write start=a distribution of one event around its mass, or data=rows, which fits one to them. "
+            f"{chosen.unreliable}",
             UnreliableLogPartitionWarning,
             stacklevel=2,
         )
@@ -132,8 +132,7 @@ def log_partition(
     elif not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):  # states that recur have no such tail
         warnings.warn(
             f"The weights behind log Z by '{chosen.name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
-            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small. "
-            f"{chosen.unreliable}",
+            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small. {chosen.unreliable}",
             UnreliableLogPartitionWarning,
             stacklevel=2,
         )

@@ -29,11 +29,11 @@ class AnnealedImportanceSampling(AbstractPartition):
 
     .. math:: \log \hat Z = \log \frac 1n \sum_i w_i, \qquad E[\log \hat Z] \le \log Z
 
-    The levels lie where a pilot run of 32 chains found that the log weights gain equal standard deviations, and each has the
-    step size at which the pilot had the kernel's optimal acceptance; both are fixed before the chains that count begin. So
-    have masses, the variances of the pilot's chains. The cost is ``num_chains * num_levels * num_steps`` transitions, and a
-    tenth of that for the pilot and for the fit of the start at the default settings. A
-    small ``ess`` says that the levels are too few, or that modes of the target were found by few chains.
+    The levels lie where a pilot run of 32 chains found that the log weights gain equal standard deviations. Each has the
+    step size at which the pilot had the kernel's optimal acceptance, and the variances of the pilot's chains for a diagonal
+    mass matrix; all are fixed before the chains that count begin. The cost is ``num_chains * num_levels * num_steps``
+    transitions, and a tenth of that for the pilot and for the fit of the start at the default settings. A small ``ess`` says
+    that the levels are too few, or that modes of the target were found by few chains.
 
     Args:
         num_levels: how many levels the pilot places; None for 1000.
