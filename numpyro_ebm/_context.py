@@ -256,7 +256,7 @@ def site_being_scored() -> str | None:
 def is_part_of_site(distribution: Any) -> bool:
     """Whether the site whose log probability NumPyro is computing is made of several distributions, this one among them."""
     site = _site_being_scored()
-    inner = None if site is None else site["fn"]
+    inner: Any = None if site is None else site["fn"]
     while hasattr(inner, "base_dist"):
         inner = inner.base_dist
     return inner is not None and not isinstance(inner, type(distribution))

@@ -256,7 +256,7 @@ class TestScales:
     @pytest.mark.parametrize(
         "options",
         [{"scale": None}, {"adapt_step_size": False}, {"kernel": "langevin"}, {"step_size_schedule": lambda i: 0.1}],
-        ids=str,
+        ids=lambda options: next(iter(options)),
     )
     def test_a_fixed_step_has_no_scale(self, options):
         assert ebm.estimate(columns_model, "cd", **options).estimators._scales(None) is False

@@ -367,7 +367,7 @@ def test_results_of_svi_run_and_losses_that_are_not_finite():
 
 
 RECORDS = [
-    unknown(ebm.MALA())._replace(energy_gap=jnp.array(g), acceptance_rate=jnp.array(a))
+    unknown(ebm.MALA(), ())._replace(energy_gap=jnp.array(g), acceptance_rate=jnp.array(a))
     for g, a in [(3.0, 0.2), (1, 0.5), (0, 0.9)]
 ]
 HEALTH = {
