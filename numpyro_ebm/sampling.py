@@ -106,7 +106,7 @@ def sample(
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
-        arguments = (model_args, model_kwargs)
+        arguments: Any = (model_args, model_kwargs)
         resolved = _models.kernel_for(_models.check_model(model_or_dist, params, *arguments), kernel)
         key_start, key_run = jax.random.split(rng_key)
         fixed, keys = _models.fixed(model_or_dist, params), jax.random.split(key_start, num_chains)

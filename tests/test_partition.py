@@ -190,6 +190,64 @@ def test_finer_grids_do_not_hide_the_edges():
             ebm.log_partition(None, distribution, method="grid", num_points=20001)
 
 
+class TestStart:
+    """Where the path starts when nobody says where."""
+
+    MEAN, SCALE = jnp.array([44.0, 17.0, 200.0, 4200.0]), jnp.array([5.5, 2.0, 14.0, 800.0])
+    FAR = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(((x - TestStart.MEAN) / TestStart.SCALE) ** 2), (4,))
+    LOG_Z = float(jnp.sum(jnp.log(SCALE))) + 2 * math.log(2 * math.pi)
+
+    def data(self):
+        return np.asarray(self.MEAN + self.SCALE * jax.random.normal(KEY, (500, 4)))
+
+    @pytest.mark.parametrize("method", some_slow(["ais"], ["smc", "nested"]))
+    def test_it_is_fitted_to_the_target(self, method):
+        for seed in range(3):
+            options = {"num_levels": 100} if method == "ais" else {}
+            found = ebm.log_partition(jax.random.key(seed), self.FAR, method=method, **options)
+            assert abs(float(found.value) - self.LOG_Z) < 4 * float(found.standard_error)
+            assert float(found.standard_error) < 0.2
+
+    @pytest.mark.parametrize("method", some_slow(["nce"], ["ais", "smc", "nested"]))
+    def test_or_to_data(self, method):
+        found = ebm.log_partition(KEY, self.FAR, method=method, data=self.data())
+        assert abs(float(found.value) - self.LOG_Z) < 4 * float(found.standard_error)
+        assert float(found.standard_error) < 0.2
+
+    def test_one_that_does_not_cover_the_target_is_said(self):
+        start = dist.Normal(0, 1).expand([4]).to_event(1)
+        with pytest.warns(ebm.UnreliableLogPartitionWarning, match="does not cover|effective draws"):
+            ebm.log_partition(KEY, self.FAR, num_levels=100, start=start)
+
+    def test_an_energy_without_an_integral_is_said(self):
+        with pytest.warns(ebm.UnreliableLogPartitionWarning, match="does not cover"):
+            ebm.log_partition(KEY, ebm.EnergyDistribution(lambda x: 0.0 * x), num_levels=20)
+
+    def test_each_row_has_its_own(self):
+        scale = jnp.array([0.001, 0.1, 1.0, 30.0, 1000.0])
+        d = ebm.EnergyDistribution(lambda x, s: 0.5 * (x / s - 3) ** 2, context=scale, batch_shape=(5,))
+        found = ebm.log_partition(KEY, d, num_levels=100)
+        truth = np.log(scale) + 0.5 * math.log(2 * math.pi)
+        assert np.max(np.abs(found.value - truth) / found.standard_error) < 4
+        assert np.max(found.standard_error) < 0.2
+
+    def test_data_belong_to_a_start_that_is_fitted(self):
+        with pytest.raises(ebm.EnergyError, match="Leave out data="):
+            ebm.log_partition(KEY, self.FAR, start=dist.Normal(0, 1).expand([4]).to_event(1), data=self.data())
+
+
+@pytest.mark.parametrize("method", ["bridge", "nce"])
+def test_draws_of_another_density_are_said(method):
+    name = {"bridge": "draws", "nce": "data"}[method]
+    d = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2), (4,))
+    draws = jax.random.normal(KEY, (1000, 4))
+    found = ebm.log_partition(KEY, d, method=method, **{name: draws})
+    assert abs(float(found.value) - 2 * math.log(2 * math.pi)) < 4 * float(found.standard_error)
+    for wrong in (draws + 0.3, 1.3 * draws, 30 * draws + 100):
+        with pytest.warns(ebm.UnreliableLogPartitionWarning, match="are not draws of this energy"):
+            ebm.log_partition(KEY, d, method=method, **{name: wrong})
+
+
 class TestRows:
     """One log Z per context, all at once."""
 
@@ -346,6 +404,7 @@ class TestIdentities:
         assert law.sample(jax.random.key(0), 5).shape == (5, 9)
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:What 'bridge' was given as draws")  # those that count as independent
     def test_draws_of_few_chains_have_their_autocorrelation_in_the_error(self):
         d = PROBLEMS["double well"][0]
         scores = {4: [], None: []}
@@ -480,7 +539,7 @@ REFUSED = {
     "an end that is not reached": (WELL, {"method": "nested", "max_stages": 3}, "max_stages"),
     "a temperature that is not reached": (
         ebm.EnergyDistribution(lambda x: 2.0 * jnp.sum((x - 5.0) ** 2), (4,)),
-        {"method": "smc", "max_stages": 2},
+        {"method": "smc", "max_stages": 2, "start": dist.Normal(0, 1).expand([4]).to_event(1)},
         "max_stages",
     ),
     "a share above 1": (WELL, {"method": "smc", "target_ess": 1.5}, "share below 1"),
@@ -577,7 +636,7 @@ def test_the_error_of_many_small_stages_is_none_too_small():
 def test_few_effective_draws_are_said():
     far = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum((x - 6.0) ** 2), (6,))
     with pytest.warns(ebm.UnreliableLogPartitionWarning, match="effective draws"):
-        ebm.log_partition(KEY, far, num_levels=2, num_chains=20)
+        ebm.log_partition(KEY, far, num_levels=2, num_chains=20, start=dist.Normal(0, 1).expand([6]).to_event(1))
 
 
 @pytest.mark.parametrize("method", some_slow(["importance"], ["smc"]))

@@ -15,6 +15,7 @@ PILOT_LEVELS = 100
 PILOT_MOVES = 3
 FIRST_MOVES = 30
 EVEN_SHARE = 0.1
+SETTLING_MOVES = 20
 
 
 class Levels(NamedTuple):
@@ -23,10 +24,12 @@ class Levels(NamedTuple):
     Attributes:
         betas: ``(num_levels + 1,)``, from 0 to 1.
         step_sizes: ``(num_levels + 1,)``; None for a kernel whose step does not adapt.
+        inverse_masses: ``(num_levels + 1, d)``, variances of the coordinates; None for a kernel without, or with its own.
     """
 
     betas: Array
     step_sizes: Array | None
+    inverse_masses: Array | None
 
 
 class Annealed(NamedTuple):
@@ -35,10 +38,14 @@ class Annealed(NamedTuple):
     Attributes:
         log_weights: ``(num_chains,)``; the mean of their exponentials is the ratio of the normalisers, end over beginning.
         path: ``(num_levels + 1,)``, the log of that mean at each level on the way.
+        positions: ``(num_chains, ...)``, where they ended.
+        settled: where they are a few transitions later.
     """
 
     log_weights: Array
     path: Array
+    positions: Array
+    settled: Array
 
 
 def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
@@ -81,19 +88,26 @@ def anneal(
         num_steps: transitions at each level.
     """
     ratios = jax.vmap(densities.log_ratio)
+    # The last level once more, without weights: whether chains stay where they ended.
+    levels = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], SETTLING_MOVES, axis=0)]), levels)
+    num_levels = len(levels.betas) - 1 - SETTLING_MOVES
 
     def level(carry, inputs):
-        positions, log_weights = carry
-        key, before, after, step_size = inputs
-        log_weights += (after - before) * ratios(jax.vmap(kernel.lower)(positions))
-        positions, _ = _move(key, kernel, densities, positions, after, step_size, num_steps)
-        return (positions, log_weights), _log_mean(log_weights)
+        positions, log_weights, ends = carry
+        key, i, before, tuning = inputs
+        gains = (tuning.betas - before) * ratios(jax.vmap(kernel.lower)(positions))
+        log_weights += jnp.where(i < num_levels, gains, 0.0)
+        positions, _ = move(key, tuned(kernel, tuning), densities, positions, tuning.betas, num_steps)
+        ends = jnp.where(i < num_levels, jax.vmap(kernel.lower)(positions), ends)
+        return (positions, log_weights, ends), _log_mean(log_weights)
 
-    inputs = jax.random.split(rng_key, len(levels.betas) - 1), levels.betas[:-1], levels.betas[1:]
-    step_sizes = None if levels.step_sizes is None else levels.step_sizes[1:]
-    first = jax.vmap(kernel.lift)(starts), jnp.zeros(len(starts), float)
-    (_, log_weights), path = jax.lax.scan(level, first, (*inputs, step_sizes))
-    return Annealed(log_weights, jnp.concatenate([jnp.zeros(1), path]))
+    num = len(levels.betas) - 1
+    inputs = jax.random.split(rng_key, num), jnp.arange(num), levels.betas[:-1], jax.tree.map(lambda x: x[1:], levels)
+    lifted = jax.vmap(kernel.lift)(starts)
+    first = lifted, jnp.zeros(len(starts), float), jax.vmap(kernel.lower)(lifted)
+    (positions, log_weights, ends), path = jax.lax.scan(level, first, inputs)
+    path = jnp.concatenate([jnp.zeros(1), path[:num_levels]])
+    return Annealed(log_weights, path, ends, jax.vmap(kernel.lower)(positions))
 
 
 def reverse(levels: Levels) -> Levels:
@@ -118,37 +132,73 @@ def pilot(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts
     ratios = jax.vmap(densities.log_ratio)
 
     def level(carry, inputs):
-        positions, log_step = carry
         key, beta, num_moves = inputs
+        carry = adapt(key, kernel, densities, carry, beta, num_moves)
+        values = ratios(jax.vmap(kernel.lower)(carry[0]))
+        return carry, (_spread(values), carry[1])
 
-        def move(carry, key):
-            positions, log_step = carry
-            step_size = None if log_step is None else jnp.exp(log_step)
-            positions, health = _move(key, kernel, densities, positions, beta, step_size, 1)
-            if log_step is not None:
-                log_step += health.acceptance_rate - target
-            return (positions, log_step), None
-
-        (positions, log_step), _ = jax.lax.scan(move, (positions, log_step), jax.random.split(key, num_moves))
-        values = ratios(jax.vmap(kernel.lower)(positions))
-        return (positions, log_step), (_spread(values), log_step)
-
-    target: Any = kernel.target_acceptance
-    adapts = target is not None
-    log_step = jnp.log(jnp.asarray(kernel.step_size, float)) if adapts else None
     key_first, key_rest = jax.random.split(rng_key)
-    carry, first = level((jax.vmap(kernel.lift)(starts), log_step), (key_first, betas[0], FIRST_MOVES))
+    carry, first = level(adaptation_of(kernel, starts), (key_first, betas[0], FIRST_MOVES))
     keys = jax.random.split(key_rest, PILOT_LEVELS)
     _, rest = jax.lax.scan(lambda c, i: level(c, (*i, PILOT_MOVES)), carry, (keys, betas[1:]))
-    spreads, log_steps = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+    spreads, logs = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
     chosen = _place(betas, spreads, levels) if jnp.ndim(levels) == 0 else jnp.asarray(levels, float)
-    return Levels(chosen, jnp.exp(jnp.interp(chosen, betas, log_steps)) if adapts else None)
+    between = jax.vmap(lambda values: jnp.interp(chosen, betas, values), in_axes=-1, out_axes=-1)
+    step_sizes, inverse_masses = (
+        None if each is None else jnp.exp(between(each.reshape(len(betas), -1)).reshape(-1, *each.shape[1:]))
+        for each in logs
+    )
+    return Levels(chosen, step_sizes, inverse_masses)
 
 
-def _move(rng_key, kernel, densities, positions, beta, step_size, num_steps):
-    tuned = kernel if step_size is None else kernel.adapted(step_size=step_size)
+def adaptation_of(kernel: AbstractKernel, starts: Array) -> tuple[Array, tuple[Array | None, Array | None]]:
+    """Chains that start to adapt: what the kernel moves, and logs of its step size and of its inverse mass matrix.
+
+    None for what does not adapt. The matrix is diagonal, the variances of the population of chains.
+    """
+    log_step = None if kernel.target_acceptance is None else jnp.log(jnp.asarray(kernel.step_size, float))
+    own_mass = getattr(kernel, "inverse_mass_matrix", None)
+    log_mass = _log_variances(starts) if kernel.adapts_mass_matrix and own_mass is None else None
+    return jax.vmap(kernel.lift)(starts), (log_step, log_mass)
+
+
+def adapt(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, carry: Any, beta: Any, num_moves: int) -> Any:
+    """Transitions of `adaptation_of` chains at one level, the step size following their mean acceptance.
+
+    The population's own spread is the next transition's mass matrix. Along a coordinate in which the target is much wider
+    than the chains are, it grows by a factor at each transition; no length has to be known beforehand.
+    """
+
+    def one(carry, key):
+        positions, (log_step, log_mass) = carry
+        settings = Levels(beta, *(None if each is None else jnp.exp(each) for each in (log_step, log_mass)))
+        positions, health = move(key, tuned(kernel, settings), densities, positions, beta, 1)
+        if log_step is not None:
+            log_step += health.acceptance_rate - kernel.target_acceptance
+        if log_mass is not None:
+            log_mass = _log_variances(jax.vmap(kernel.lower)(positions))
+        return (positions, (log_step, log_mass)), None
+
+    return jax.lax.scan(one, carry, jax.random.split(rng_key, num_moves))[0]
+
+
+def tuned(kernel: AbstractKernel, settings: Levels) -> AbstractKernel:
+    """The kernel with the settings of one level."""
+    given = {"step_size": settings.step_sizes, "inverse_mass_matrix": settings.inverse_masses}
+    given = {name: value for name, value in given.items() if value is not None}
+    return kernel.adapted(**given) if given else kernel
+
+
+def move(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Any, beta: Any, num_steps: int) -> Any:
+    """Transitions at one level: positions and health."""
     log_density = lambda position, _: densities.log_between(position, beta)  # noqa: E731
-    return chains.advance(rng_key, tuned, log_density, positions, num_steps=num_steps)
+    return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps)
+
+
+def _log_variances(positions: Array) -> Array:
+    """Of the coordinates of a population ``(num, ...)``, robust to chains that are far off; 0 where there is no spread."""
+    spread = jax.vmap(_spread, in_axes=1)(positions.reshape(len(positions), -1).astype(float))
+    return 2 * jnp.log(jnp.where(spread > 0, spread, 1.0))
 
 
 def _place(betas: Array, spreads: Array, num_levels: int) -> Array:

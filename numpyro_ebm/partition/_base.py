@@ -13,6 +13,7 @@ from numpyro_ebm._errors import EnergyError
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._supports import check_same_support
 from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm.partition._proposal import Proposal, check_rows
 
 NOTHING = -1e30
 """A log density of nothing that may be multiplied by 0."""
@@ -50,6 +51,8 @@ class Estimate(NamedTuple):
         ess: effective number of draws.
         is_finished: whether the method came to its end.
         tail: Pareto shape of the weights' upper tail; from 1/2 on their variance is infinite. 0 without weights.
+        covers: whether chains that came from the start stay where they came.
+        are_draws: whether what counts as draws of the target can be draws of it.
     """
 
     value: Array
@@ -57,6 +60,8 @@ class Estimate(NamedTuple):
     ess: Array
     is_finished: Any = True
     tail: Any = 0.0
+    covers: Any = True
+    are_draws: Any = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Densities:
     Attributes:
         distribution: the energy.
         local: what the row has of its own.
-        start: a normalised distribution of one event, or None for the distribution's reference.
+        start: a normalised distribution of one event, a law of positions, or None for the distribution's reference.
     """
 
     distribution: EventDistribution
@@ -82,6 +87,8 @@ class Densities:
         """Normalised log density of the start."""
         if self.start is None:
             return self.distribution.unconstrained_log_reference(position, self.local)
+        if isinstance(self.start, Proposal):
+            return self.start.log_prob(position)
         event = self.distribution.constrain(position)
         return jnp.sum(self.start.log_prob(event)) + self.distribution.log_jacobian(position)
 
@@ -103,6 +110,7 @@ class AbstractPartition(abc.ABC):
         needs_key: whether it is random.
         unfinished: what to do where it did not come to its end.
         unreliable: what to do where few effective draws are behind it.
+        fits_start: whether its start is fitted to the target where it is given none.
     """
 
     name: ClassVar[str]
@@ -110,6 +118,7 @@ class AbstractPartition(abc.ABC):
     needs_key: ClassVar[bool] = True
     unfinished: ClassVar[str] = ""
     unreliable: ClassVar[str] = ""
+    fits_start: ClassVar[bool] = False
 
     @abc.abstractmethod
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: Any, draws: Any) -> Estimate:
@@ -148,8 +157,16 @@ class AbstractPartition(abc.ABC):
         Raises:
             EnergyError: with what to write.
         """
+        owner = type(self).__name__
         if self.start_law is not None:
-            check_start_law(type(self).__name__, self.start_law, distribution)
+            check_start_law(owner, self.start_law, distribution)
+        if self.fits_start and self.data is not None:
+            if self.start_law is not None or distribution.base is not None or distribution.is_discrete:
+                raise EnergyError(
+                    f"{owner} fits a start to data where it has none; here it has start=, the energy's base or the uniform "
+                    "law of a discrete support. Leave out data=."
+                )
+            check_rows(owner, self.data, distribution, 2)
 
 
 def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> None:

@@ -14,6 +14,7 @@ from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._typing import PRNGKey, PyTree
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition, rounding
+from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.table import METHODS
 
 MIN_ESS = 10
@@ -77,9 +78,10 @@ def log_partition(
         TypeError: for unknown options, for what is neither a model nor an energy.
 
     Warns:
-        UnreliableLogPartitionWarning: where fewer than 10 effective draws are behind it, or the tail of its weights has a
-            Pareto shape above 0.7, as under a start whose tails are lighter than the target's: its standard error then means
-            nothing.
+        UnreliableLogPartitionWarning: where the start does not cover the target (chains that came from it are not at rest
+            under the target), where what was given as draws of the target cannot be that, where fewer than 10 effective
+            draws are behind log Z, or the tail of its weights has a Pareto shape above 0.7, as under a start whose tails are
+            lighter than the target's: its standard error then means nothing.
 
     Example:
         >>> import jax
@@ -107,7 +109,24 @@ def log_partition(
         raise EnergyError(f"The method '{chosen.name}' did not come to its end. {chosen.unfinished}")
     shape = _problem.shape_of(distribution)
     result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
-    if bool(jnp.any(result.ess < MIN_ESS)):
+    if not bool(jnp.all(found.covers)):
+        warnings.warn(
+            f"The start of '{chosen.name}' does not cover the target: chains that came from it are not at rest under the "
+            "target, so that log Z is too small and its standard error means nothing. Give the EnergyDistribution a base, "
+            "or write start=a distribution of one event around its mass, or data=rows, which fits one to them. "
+            f"{chosen.unreliable}",
+            UnreliableLogPartitionWarning,
+            stacklevel=2,
+        )
+    elif not bool(jnp.all(found.are_draws)):
+        warnings.warn(
+            f"What '{chosen.name}' was given as draws are not draws of this energy (beyond 5 standard errors), or they are "
+            "correlated: log Z is another number and its standard error means nothing. Give draws of this energy, with "
+            f"num_chains= where they are those of chains. {chosen.unreliable}",
+            UnreliableLogPartitionWarning,
+            stacklevel=2,
+        )
+    elif bool(jnp.any(result.ess < MIN_ESS)):
         warnings.warn(
             f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(result.ess)):.1f}) are behind log Z by '{chosen.name}': "
             f"its standard error means nothing. {chosen.unreliable}",
@@ -131,7 +150,12 @@ def _estimate(key_starts: Any, key_rows: Any, method: AbstractPartition, distrib
         starts = _problem.start_positions(key_starts, distribution, method.start_law, method.num_starts)
 
     def one(key, local, starts, draws):
-        return method.estimate(key, Densities(distribution, local, method.start_law), starts, draws)
+        densities, is_there = Densities(distribution, local, method.start_law), True
+        if fits_start(method, distribution):
+            key, key_fit = jax.random.split(key)
+            densities, starts, is_there = start_around(key_fit, method, densities, starts, draws)
+        found = method.estimate(key, densities, starts, draws)
+        return found._replace(covers=found.covers & is_there)
 
     num = _problem.num_rows(distribution)
     row_keys = None if key_rows is None else jax.random.split(key_rows, num)

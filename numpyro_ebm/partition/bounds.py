@@ -16,6 +16,7 @@ from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._annealing import anneal, default_kernel, reverse
 from numpyro_ebm.partition._base import Densities, Estimate, LogPartition, from_log_weights
 from numpyro_ebm.partition._run import check_finite, shaped
+from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.ais import AnnealedImportanceSampling
 from numpyro_ebm.partition.table import METHODS
 
@@ -142,10 +143,11 @@ def log_partition_bounds(
     distribution = _problem.find(owner, dist_or_model, params, site, model_args, model_kwargs)
     method.check(distribution)
     ends = None if draws is None else _problem.data_positions(owner, distribution, draws)
+    data = None if method.data is None else _problem.data_positions(owner, distribution, method.data)
     key_starts, key_ends, key_rows = jax.random.split(rng_key, 3)
     if ends is None:
         ends = _problem.target_positions(key_ends, distribution, method.num_chains)
-    betas, forward, backward = _both_ways(key_starts, key_rows, method, distribution.closed(), ends)
+    betas, forward, backward = _both_ways(key_starts, key_rows, method, distribution.closed(), ends, data)
     check_finite(owner, *(each[0] for each in (forward, backward)))
     shape = _problem.shape_of(distribution)
     lower, upper = (Estimate(*(leaf.reshape(shape) for leaf in each[0][:3])) for each in (forward, backward))
@@ -154,12 +156,15 @@ def log_partition_bounds(
 
 
 @_programs.jit
-def _both_ways(key_starts, key_rows, method, distribution, ends):
+def _both_ways(key_starts, key_rows, method, distribution, ends, data):
     starts = _problem.start_positions(key_starts, distribution, method.start, method.num_starts)
     kernel = default_kernel(method.kernel, distribution)
 
-    def one(key, local, starts, ends):
+    def one(key, local, starts, ends, data):
         densities = Densities(distribution, local, method.start)
+        if fits_start(method, distribution):
+            key, key_fit = jax.random.split(key)
+            densities, starts, _ = start_around(key_fit, method, densities, starts, data)
         key_pilot, key_forward, key_back = jax.random.split(key, 3)
         levels = method.levels(key_pilot, densities, starts)
         up = anneal(key_forward, kernel, densities, starts[: method.num_chains], levels, method.num_steps)
@@ -170,4 +175,4 @@ def _both_ways(key_starts, key_rows, method, distribution, ends):
         return levels.betas, (from_log_weights(up.log_weights), up.path), (upper._replace(value=-upper.value), path)
 
     keys = jax.random.split(key_rows, len(starts))
-    return jax.vmap(one)(keys, _problem.local_of(distribution), starts, ends)
+    return jax.vmap(one)(keys, _problem.local_of(distribution), starts, ends, data)

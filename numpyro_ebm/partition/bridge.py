@@ -26,7 +26,10 @@ class BridgeSampling(AbstractPartition):
 
     which is the maximum likelihood estimate from both samples: MBAR of two states, Bennett's acceptance ratio, or the
     logistic regression that tells the two apart. Unlike importance sampling it does not need ``q`` to cover the target's
-    tails, only to overlap. It is as good as the draws are.
+    tails, only to overlap. It is as good as the draws are. `log_partition` warns where they cannot be draws of the target:
+    the log ratio then does not tell them from ``q``, or from one Gaussian fitted to them, as well as it should (beyond 5
+    standard errors). Of 1000 draws in 4 dimensions a shift by 0.3 standard deviations or a scale of 1.3 is nearly always
+    said, and a shift by 0.2 in four cases of ten. Modes that no draw has seen stay unseen.
 
     Args:
         draws: ``(num, *batch_shape, *event_shape)``, draws of the target; None for ``num_samples`` of the distribution's own
@@ -87,23 +90,32 @@ class BridgeSampling(AbstractPartition):
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
         """The constant at which draws and proposals are least told apart."""
-        key_fit, key_draw = jax.random.split(rng_key)
         by_chain = draws.reshape(self.num_chains or 1, -1, *draws.shape[1:])
         half = by_chain.shape[1] // 2
         first, second = (part.reshape(-1, *draws.shape[1:]) for part in (by_chain[:, :half], by_chain[:, half:]))
-        proposal = fit_proposal(key_fit, first, densities.distribution, self.num_components)
+        found = self._told(rng_key, second, first, densities, self.num_components)
+        if densities.distribution.is_discrete or self.num_components == 1:
+            return found
+        # A mixture follows the draws so closely that what it misses of them hides what the target does.
+        plain = self._told(jax.random.fold_in(rng_key, 1), second, first, densities, 1)
+        return found._replace(are_draws=found.are_draws & plain.are_draws)
+
+    def _told(self, rng_key, rows, fitted, densities, num_components) -> Estimate:
+        """Rows told from a mixture that is fitted to others."""
+        key_fit, key_draw = jax.random.split(rng_key)
+        proposal = fit_proposal(key_fit, fitted, densities.distribution, num_components)
 
         def log_ratio(x):
             return jnp.maximum(densities.log_target(x) - proposal.log_prob(x), -1e30)
 
-        rows = jax.vmap(log_ratio)(second)
-        others = jax.vmap(log_ratio)(proposal.sample(key_draw, len(second)))
+        at_rows = jax.vmap(log_ratio)(rows)
+        at_others = jax.vmap(log_ratio)(proposal.sample(key_draw, len(rows)))
         if self.num_chains is None:
-            return log_partition_by_contrast(rows, others)
-        middle = log_partition_by_contrast(rows, others).value
-        values = jax.nn.sigmoid(middle - rows).reshape(self.num_chains, -1)
+            return log_partition_by_contrast(at_rows, at_others)
+        middle = log_partition_by_contrast(at_rows, at_others).value
+        values = jax.nn.sigmoid(middle - at_rows).reshape(self.num_chains, -1)
         inflation = values.size / jnp.clip(effective_sample_size(values), 1.0, values.size)
-        return log_partition_by_contrast(rows, others, inflation)
+        return log_partition_by_contrast(at_rows, at_others, inflation)
 
 
 jax.tree_util.register_dataclass(

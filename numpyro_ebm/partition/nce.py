@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 from numpyro_ebm.partition._contrast import log_partition_by_contrast
+from numpyro_ebm.partition._proposal import fit_proposal
+
+FEWEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +21,14 @@ class NoiseContrast(AbstractPartition):
     .. math:: \max_c \sum_i \log s(G(x_i)) + \sum_j \log s(-G(y_j)), \qquad G = \log\tilde p - c - \log q - \log\nu
 
     No chain runs: the data stand for draws of the model, and the standard error holds where they are. Where the model does
-    not fit its data this is the constant of an energy trained by "nce" with the same noise, and not log Z. With draws of the
-    target for data it is bridge sampling with ``q`` given.
+    not fit its data this is the constant of an energy trained by "nce" with the same noise, and not log Z; `log_partition`
+    warns where that shows. With draws of the target for data it is bridge sampling with ``q`` given.
 
     Args:
         data: ``(num, *batch_shape, *event_shape)``, data that follow the model, or draws of it.
-        noise: a NumPyro distribution of one event; None for the energy's ``base``, and without one for a standard normal in
-            unconstrained space or the uniform law of a discrete support.
+        noise: a NumPyro distribution of one event; None for the energy's ``base``, and without one for the uniform law of a
+            discrete support or a Gaussian fitted to the data in unconstrained space (each half of them is told from the one
+            fitted to the other half).
         nu: noise draws per row of data.
 
     Raises:
@@ -62,7 +66,27 @@ class NoiseContrast(AbstractPartition):
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
         """The constant."""
         ratios = jax.vmap(densities.log_ratio)
-        return log_partition_by_contrast(ratios(draws), ratios(starts))
+        distribution, num = densities.distribution, len(draws)
+        if self.noise is not None or distribution.base is not None or distribution.is_discrete or num < FEWEST:
+            return log_partition_by_contrast(ratios(draws), ratios(starts))
+        halves = draws[: num // 2], draws[num // 2 :]
+        keys = jax.random.split(rng_key)
+        found = [self._told(*each, distribution, densities) for each in zip(keys, halves, halves[::-1], strict=True)]
+        first, second = found
+        return Estimate(
+            (first.value + second.value) / 2,
+            jnp.hypot(first.standard_error, second.standard_error) / 2,
+            first.ess + second.ess,
+            are_draws=first.are_draws & second.are_draws,
+        )
+
+    def _told(self, rng_key, rows, others, distribution, densities) -> Estimate:
+        """Rows told from noise that is fitted to others."""
+        key_fit, key_draw = jax.random.split(rng_key)
+        noise = fit_proposal(key_fit, others, distribution, 1)
+        noisy = Densities(distribution, densities.local, noise)
+        ratios = jax.vmap(noisy.log_ratio)
+        return log_partition_by_contrast(ratios(rows), ratios(noise.sample(key_draw, self.nu * len(rows))))
 
 
 jax.tree_util.register_dataclass(NoiseContrast, data_fields=["data", "noise"], meta_fields=["nu"])

@@ -37,6 +37,7 @@ class NestedSampling(AbstractPartition):
         tolerance: stop where the live points hold less than this share of Z; they are counted too.
         max_stages: replacements at most.
         start: the law of the first points, as in `AnnealedImportanceSampling`.
+        data: events to fit it to, as there.
 
     Raises:
         EnergyError: for counts that are none, a discrete support, a start of another shape or support, and where it has not
@@ -51,6 +52,7 @@ class NestedSampling(AbstractPartition):
     """
 
     name: ClassVar[str] = "nested"
+    fits_start: ClassVar[bool] = True
     unfinished: ClassVar[str] = "Use more max_stages, or a start nearer to the target."
     unreliable: ClassVar[str] = "Use more num_live."
     num_live: int = 500
@@ -59,6 +61,7 @@ class NestedSampling(AbstractPartition):
     tolerance: Any = 0.01
     max_stages: int = 2000
     start: Any = None
+    data: Any = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __post_init__(self):
         owner = type(self).__name__
@@ -113,7 +116,7 @@ class NestedSampling(AbstractPartition):
 
 jax.tree_util.register_dataclass(
     NestedSampling,
-    data_fields=["tolerance", "start"],
+    data_fields=["tolerance", "start", "data"],
     meta_fields=["num_live", "num_steps", "num_delete", "max_stages"],
 )
 

@@ -65,6 +65,7 @@ class SequentialMonteCarlo(AbstractPartition):
         target_ess: effective sample size after each weighing, as a share of the particles.
         max_stages: stages at most.
         start: as in `AnnealedImportanceSampling`.
+        data: events to fit the start to, as there.
 
     Raises:
         EnergyError: for counts that are none, a ``target_ess`` outside (0, 1), an unknown or an unadjusted kernel, a start
@@ -79,6 +80,7 @@ class SequentialMonteCarlo(AbstractPartition):
     """
 
     name: ClassVar[str] = "smc"
+    fits_start: ClassVar[bool] = True
     bound: ClassVar[Bound | None] = "lower"
     unfinished: ClassVar[str] = "Beta 1 was not reached: use more max_stages, or a start that covers the target."
     unreliable: ClassVar[str] = "Few particles have descendants: use more num_particles, num_steps or a larger target_ess."
@@ -88,6 +90,7 @@ class SequentialMonteCarlo(AbstractPartition):
     target_ess: Any = 0.7
     max_stages: int = 1000
     start: Any = None
+    data: Any = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __post_init__(self):
         owner = type(self).__name__
@@ -170,7 +173,7 @@ class SequentialMonteCarlo(AbstractPartition):
 
 jax.tree_util.register_dataclass(
     SequentialMonteCarlo,
-    data_fields=["kernel", "target_ess", "start"],
+    data_fields=["kernel", "target_ess", "start", "data"],
     meta_fields=["num_particles", "num_steps", "max_stages"],
 )
 
