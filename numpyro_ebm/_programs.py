@@ -179,7 +179,8 @@ def _without_numbers(jaxpr: Jaxpr) -> tuple[Jaxpr, list[np.ndarray]]:
 
 
 def _is_float(operand: Any) -> bool:
-    return isinstance(operand, Literal) and jnp.issubdtype(operand.aval.dtype, jnp.floating)
+    aval: Any = operand.aval
+    return isinstance(operand, Literal) and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
 def _of_jaxpr(jaxpr: Jaxpr) -> Hashable:
@@ -273,7 +274,8 @@ def _derivatives(jaxpr: Jaxpr, constants: list[Any], order: int) -> Hashable:
     def pushed(function: Callable) -> Callable:
         return lambda constants, floats, rest: jax.jvp(lambda x: function(constants, x, rest), (floats,), (floats,))
 
-    structs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
+    avals: list[Any] = [variable.aval for variable in jaxpr.invars]
+    structs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     split = [s for s in structs if _is_inexact(s)], [s for s in structs if not _is_inexact(s)]
     function, found = pull, []
     for _ in range(order):

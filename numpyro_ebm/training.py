@@ -260,7 +260,8 @@ def _start(
 
 def _traced(task: _Task, state: SVIState) -> _Task:
     """The task with what is computed again and again as programs."""
-    svi, train, rows, num = task.svi, task.train, task.held_out, task.num_recorded
+    rows: Any = task.held_out
+    svi, train, num = task.svi, task.train, task.num_recorded
 
     def update(state, arrays):
         args, kwargs = assemble(arrays, train.structure)

@@ -131,7 +131,7 @@ class AnnealedLangevin:
         draws = self._run(rng_key, distribution, sample_shape, shape, (jnp.where(mask, known, 0.0), mask))[0]
         return jnp.where(mask.reshape(draws.shape), value, draws)
 
-    def _run(self, rng_key, distribution, sample_shape, shape, held=None, *, keep_path=False):
+    def _run(self, rng_key, distribution, sample_shape, shape, held=None, *, keep_path=False) -> tuple[Any, Any]:
         check_key("AnnealedLangevin", rng_key)
         check_level("AnnealedLangevin", distribution)
         key_start, key_levels = jax.random.split(rng_key)
