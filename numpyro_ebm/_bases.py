@@ -19,7 +19,7 @@ OTHER_FORMS = {
     "component_distributions": ("support",),
 }
 """Of what a class takes in one of several forms, the form that it keeps."""
-KEPT_AS = {"base_distribution": "base_dist"}
+KEPT_AS = {"base_distribution": "base_dist", "mask": "_mask"}
 ELEMENTWISE = transforms.AffineTransform | transforms.PowerTransform
 
 
