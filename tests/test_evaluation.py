@@ -499,7 +499,8 @@ def test_draws_are_the_models_own():
 
 def test_log_z_is_estimated_by_the_method_given():
     models = {"truth": TRUTH, "energy": gaussian(0.5), "narrow": gaussian(0.01)}
-    poor = ebm.AnnealedImportanceSampling(num_levels=2, num_chains=16)
+    start = dist.Normal(0, 1).expand([2]).to_event(1)
+    poor = ebm.AnnealedImportanceSampling(num_levels=2, num_chains=16, start=start)
     options = {"measures": "log_likelihood", "log_partition": {"energy": "grid", "narrow": poor}}
     found = ebm.evaluate(KEY, models, X, **options)
     truth, energy, narrow = (each["log_likelihood"] for each in found.results.values())

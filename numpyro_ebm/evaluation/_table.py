@@ -62,7 +62,7 @@ COLUMNS = {
     ),
     "ksd": Column(
         "squared kernel Stein discrepancy, 0 where the model is true; lower is better, a small p speaks against the model",
-        lambda r: _with_p(*r),
+        lambda r: _with_p(*r[:3]),
         _numbers("statistic", "standard_error", "p_value"),
     ),
     "mmd": Column(
