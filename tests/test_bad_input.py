@@ -100,7 +100,7 @@ CASES = {
     ),
     "complex data": (lambda: run(x=X.astype(complex)), TypeError, "real numbers"),
     "no data": (lambda: train_without_data(), ValueError, r"site 'x' is not observed.*obs=x"),
-    "no data with NUTS": (lambda: ebm.sample(jax.random.key(0), lambda: None), ValueError, "no continuous latent"),
+    "no data with NUTS": (lambda: ebm.sample(jax.random.key(0), lambda: None), ValueError, "no latent site"),
     "discrete support": (
         lambda: run(x=np.zeros((5, 3)), support=constraints.boolean),
         ValueError,
