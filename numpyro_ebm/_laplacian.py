@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from numpyro_ebm._errors import is_concrete
 from numpyro_ebm._typing import Array
 
 # folx knows these by the name of their jitted function, which a user's own may share.
@@ -26,13 +27,19 @@ def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[A
 
     Where no product of matrices mixes the coordinates, what is 0 in the Jacobians on the way is left out of them.
     """
+    result = _forward(fn, flat, 0.5) if _is_local(fn, flat) else None
+    # Where operations of jax.numpy made the places of its entries, folx cannot lay a sparse Jacobian out.
+    if result is None or not is_concrete(result.jacobian.x0_idx):
+        result = _forward(fn, flat, 0)
+    return result.dense_jacobian.reshape(flat.shape), result.laplacian
+
+
+def _forward(fn: Callable[[Array], Array], flat: Array, sparsity: float) -> Any:
     from folx import forward_laplacian
 
-    sparsity = 0.5 if _is_local(fn, flat) else 0
     # Its own arithmetic needs both; that of the function has just been traced without.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        result: Any = forward_laplacian(fn, sparsity_threshold=sparsity)(flat)
-    return result.dense_jacobian.reshape(flat.shape), result.laplacian
+        return forward_laplacian(fn, sparsity_threshold=sparsity)(flat)
 
 
 def beyond_forward_laplacian(fn: Callable[..., Any], *args: Any) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def test_every_kind_of_key_is_taken(key):
 
 
 HOLDERS = {
-    "DataFrame": lambda x: pd.DataFrame(x, columns=["a", "b"]),
+    "DataFrame": lambda x: pd.DataFrame(x, columns=["a", "b"][: x.shape[1]]),
     "DataArray": lambda x: xr.DataArray(x, dims=["row", "column"]),
     "list": lambda x: x.tolist(),
 }

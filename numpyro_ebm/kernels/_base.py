@@ -106,7 +106,8 @@ class AbstractKernel(abc.ABC):
 
     def __post_init__(self):
         owner = type(self).__name__
-        if self.step_size is None:
+        is_setting = any(field.name == "step_size" for field in dataclasses.fields(self))  # pyright: ignore
+        if self.step_size is None and is_setting:
             raise EnergyError(f"{owner} needs a step_size; got None. Write {owner}(step_size=0.1), or leave it out.")
         check_positive(owner, "step_size", self.step_size)
         matrix = getattr(self, "inverse_mass_matrix", None)
