@@ -22,9 +22,10 @@ def check_level(owner: str, distribution: Any) -> None:
     context = distribution.context
     level = context.get(ENTRY) if isinstance(context, Mapping) else context
     if not isinstance(level, Mapping | tuple | list) and level is not None:
-        if jnp.ndim(level) == len(distribution.batch_shape):
+        shape = distribution.alone().batch_shape  # rows that `expand` and plates add share the level
+        if jnp.ndim(level) == len(shape):
             return
-        came = f"of shape {jnp.shape(level)} for the batch shape {distribution.batch_shape}"
+        came = f"of shape {jnp.shape(level)} for the batch shape {shape}"
     else:
         came = _describe(context)
     kind = type(distribution).__name__
