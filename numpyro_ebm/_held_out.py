@@ -72,6 +72,21 @@ def _compiled_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[s
     return compiled(losses, params, rows.arrays)
 
 
+def why_nonfinite(arguments: Arguments) -> str:
+    """What to look at where a loss is not finite: the first row that is not, or what else to try."""
+    for array in arguments.arrays:
+        is_float = array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating)
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)) if is_float and array.size else []
+        if len(bad):
+            return (
+                f"Row {bad[0]} of the argument of shape {array.shape} is not finite ({len(bad)} such rows). Mask missing "
+                "rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
+            )
+    return (
+        "Use a smaller learning rate, optax.chain(optax.clip_by_global_norm(1.0), ...), or look where the energy overflows."
+    )
+
+
 def _row_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:
     args, kwargs = assemble(*rows)
     kwargs = kwargs | svi.static_kwargs

@@ -18,6 +18,8 @@ import numpy as np
 from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
+from numpyro_ebm import _autodiff
+
 MOST_KEPT = 64
 """Compiled programs that are kept, each of about 10 MB; the longest unused is the first to go."""
 ARITHMETIC = frozenset(("add", "sub", "mul", "div"))
@@ -246,7 +248,7 @@ def _of_constant(value: Any) -> Hashable:
 def _own_rules(jaxpr: Jaxpr) -> Iterator[Any]:
     """Functions with derivative rules that are not JAX's own: nothing in the program says what those are."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in RULES and not _is_of_jax(eqn):
+        if eqn.primitive.name in RULES and not _is_known_rule(eqn):
             yield eqn
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(value):
@@ -257,10 +259,14 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
-def _is_of_jax(eqn: Any) -> bool:
-    """Whether it is one of JAX's own functions, such as ``jax.nn.relu``, and of arrays alone."""
+def _is_known_rule(eqn: Any) -> bool:
+    """Whether it is one of JAX's own functions, such as ``jax.nn.relu``, and of arrays alone; or the guard on log Z.
+
+    The guard's derivative is that of the function inside it, which is part of the program.
+    """
     file = eqn.params["call_jaxpr"].jaxpr.debug_info.func_filename
-    return eqn.primitive.name == "custom_jvp_call" and file is not None and file.startswith(JAX_FOLDER)
+    is_known = file is not None and (file.startswith(JAX_FOLDER) or file == _autodiff.__file__)
+    return eqn.primitive.name == "custom_jvp_call" and is_known
 
 
 def _derivatives(jaxpr: Jaxpr, constants: list[Any], order: int) -> Hashable:

@@ -21,7 +21,7 @@ from numpyro_ebm._errors import (
     UnhealthyChainsError,
     check_count,
 )
-from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
+from numpyro_ebm._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart, why_nonfinite
 from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
 from numpyro_ebm._recording import (
     Look,
@@ -358,7 +358,7 @@ def _warn(result: FitResult, task: _Task) -> None:
         what = f"The loss is {result.losses[bad[0]]} at update {bad[0] + 1}" if bad.size else "Parameters are not finite"
         warnings.warn(
             f"{what}, and training stopped after {len(result.losses)} updates. The parameters returned are those after "
-            f"{result.best_step}. {_why_nonfinite(task)}",
+            f"{result.best_step}. {why_nonfinite(task.train)}",
             NonFiniteLossWarning,
             stacklevel=3,
         )
@@ -366,20 +366,6 @@ def _warn(result: FitResult, task: _Task) -> None:
         words = _overfitting(result, task)
         if words:
             warnings.warn(words, OverfittingWarning, stacklevel=3)
-
-
-def _why_nonfinite(task: _Task) -> str:
-    for array in task.train.arrays:
-        is_float = array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating)
-        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)) if is_float and array.size else []
-        if len(bad):
-            return (
-                f"Row {bad[0]} of the argument of shape {array.shape} is not finite ({len(bad)} such rows). Mask missing "
-                "rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
-            )
-    return (
-        "Use a smaller learning rate, optax.chain(optax.clip_by_global_norm(1.0), ...), or look where the energy overflows."
-    )
 
 
 def _overfitting(result: FitResult, task: _Task) -> str | None:
