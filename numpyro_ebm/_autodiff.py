@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 
 from numpyro_ebm._errors import EnergyError
@@ -45,7 +46,12 @@ def guard(fn: Callable, value: Any, message: str) -> Any:
     Raises:
         EnergyError: with ``message``, when something else is differentiated.
     """
-    converted, constants = jax.closure_convert(fn, value)
+    # All that fn reads becomes an argument, so that the rule below holds no value of its own.
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(value)
+    constants, tree = list(closed.consts), jax.tree.structure(shape)
+
+    def converted(value, *constants):
+        return jax.tree.unflatten(tree, eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves(value)))
 
     @jax.custom_jvp
     def guarded(value, constants):
