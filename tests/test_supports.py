@@ -108,7 +108,6 @@ DOORS = {
     "MCMC of the event": lambda: MCMC(ebm.BlackJAXKernel(latent_event, "nuts"), num_warmup=1, num_samples=1).run(
         jax.random.key(0)
     ),
-    "sample": lambda: ebm.sample(jax.random.key(0), unobserved, "nuts", params={"h": 3.0}, num_warmup=1, num_samples=1),
     "jit": lambda: jax.jit(lambda h: ebm.EnergyDistribution(energy, support=constraints.less_than(h)).log_prob(0.5))(1.0),
     "a bound of the base": lambda: jax.jit(
         lambda h: ebm.EnergyDistribution(energy, base=dist.Uniform(0.0, h), support=constraints.unit_interval).log_prob(0.5)
@@ -120,6 +119,12 @@ DOORS = {
 def test_a_bound_that_is_not_known_is_refused(door):
     with pytest.raises(ebm.EnergyError, match="bound of the .* not known when the model is traced"):
         DOORS[door]()
+
+
+def test_the_bound_of_a_fixed_parameter_is_a_number():
+    for h in (0.5, 3.0):
+        draws = ebm.sample(jax.random.key(0), unobserved, "mala", params={"h": h}, num_warmup=50, num_samples=50)
+        assert 0.8 * h < draws.samples["x"].max() <= h
 
 
 MADE_INSIDE = {
