@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +188,38 @@ def advance_at_pace(
     return Advanced(states.position, health, jax.vmap(kernel.gradient)(states), pace)
 
 
+class Progress(NamedTuple):
+    """A run on its way.
+
+    Attributes:
+        step: transitions made, warm-up included.
+        states: of the chains.
+        warmups: of the chains, with the kernels as adapted so far.
+        draws: positions and `TransitionInfo` as in `Run`; zeros where there is none yet.
+        keys: of all transitions.
+    """
+
+    step: Array
+    states: Any
+    warmups: adaptation.WarmupState
+    draws: tuple[Position, TransitionInfo]
+    keys: PRNGKey
+
+    @property
+    def num_samples(self) -> int:
+        """Draws of each chain, those still to come included."""
+        return self.draws[1].acceptance_rate.shape[1]
+
+    @property
+    def num_warmup(self) -> int:
+        """Transitions of each chain before the first draw."""
+        return len(self.keys) - self.num_samples
+
+    def so_far(self) -> Run:
+        """The draws and the kernels as they are now."""
+        return Run(*self.draws, self.warmups.kernel)
+
+
 def run(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
@@ -212,40 +244,81 @@ def run(
     Returns:
         The draws, their statistics and the adapted kernel of each chain.
     """
+    counts = {"num_warmup": num_warmup, "num_samples": num_samples}
+    progress = begin(rng_key, kernel, log_density, positions, local, **counts)
+    return go_on(progress, kernel, log_density, local, num_warmup + num_samples).so_far()
+
+
+def begin(
+    rng_key: PRNGKey,
+    kernel: AbstractKernel,
+    log_density: LogDensityFn,
+    positions: Position,
+    local: PyTree = None,
+    *,
+    num_warmup: int,
+    num_samples: int,
+) -> Progress:
+    """A `run` before its first transition; the arguments are the same."""
     positions = jax.vmap(kernel.lift)(as_positions(kernel, positions))
-    stages = adaptation.schedule(kernel, num_warmup)
     num_chains = num_chains_of(positions)
 
     def start(key, position, row):
         return kernel.init(key, position, _at(log_density, position, row)), adaptation.start(kernel, position)
 
-    def step_one(key, state, warmup, row):
-        return warmup.kernel.step(key, state, _at(log_density, state.position, row))
-
-    def step_all(carry, inputs):
-        # One loop for warm-up and draws: the kernel, NUTS above all, is compiled once.
-        states, warmups, draws = carry
-        i, key = inputs
-        states, info = jax.vmap(step_one)(jax.random.split(key, num_chains), states, warmups, local)
-        if num_warmup:
-            adapt = jax.vmap(partial(adaptation.update_at, stages, i))
-            warmups = adapt(warmups, states.position, info)
-        kept = jnp.maximum(i - num_warmup, 0)
-        new = (jax.vmap(kernel.lower)(states.position), info)
-        draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, new)
-        return (states, warmups, draws), None
-
     key_init, key_steps = jax.random.split(rng_key)
     states, warmups = jax.vmap(start)(jax.random.split(key_init, num_chains), positions, local)
-    _, info = jax.eval_shape(lambda: jax.vmap(step_one)(jax.random.split(rng_key, num_chains), states, warmups, local))
+    _, info = jax.eval_shape(lambda: _transition(rng_key, states, warmups, log_density, local))
     draws = jax.tree.map(
         lambda leaf: jnp.zeros((num_chains, num_samples, *leaf.shape[1:]), leaf.dtype),
         (jax.vmap(kernel.lower)(positions), info),
     )
-    num_steps = num_warmup + num_samples
-    inputs = (jnp.arange(num_steps), jax.random.split(key_steps, num_steps))
-    (_, warmups, draws), _ = jax.lax.scan(step_all, (states, warmups, draws), inputs)
-    return Run(draws[0], draws[1], warmups.kernel)
+    keys = jax.random.split(key_steps, num_warmup + num_samples)
+    return Progress(jnp.zeros((), jnp.int32), states, warmups, draws, keys)
+
+
+def go_on(
+    progress: Progress, kernel: AbstractKernel, log_density: LogDensityFn, local: PyTree, stop: int | Array
+) -> Progress:
+    """The run after ``stop`` transitions. However a run is cut into blocks, its draws are the same.
+
+    Args:
+        progress: what `begin` or `go_on` returned.
+        kernel: as in `begin`.
+        log_density: as in `begin`.
+        local: as in `begin`.
+        stop: how many transitions to come to, counted from the start of the run; one program serves all values.
+    """
+    num_warmup = progress.num_warmup
+    stages = adaptation.schedule(kernel, num_warmup)
+
+    def step_all(i, carry):
+        # One loop for warm-up and draws: the kernel, NUTS above all, is compiled once.
+        states, warmups, draws = carry
+        states, info = _transition(progress.keys[i], states, warmups, log_density, local)
+        if num_warmup:
+            warmups = jax.vmap(partial(adaptation.update_at, stages, i))(warmups, states.position, info)
+        kept = jnp.maximum(i - num_warmup, 0)
+        new = (jax.vmap(kernel.lower)(states.position), info)
+        draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, new)
+        return states, warmups, draws
+
+    stop = jnp.asarray(stop, jnp.int32)
+    start = (progress.states, progress.warmups, progress.draws)
+    states, warmups, draws = jax.lax.fori_loop(progress.step, stop, step_all, start)
+    return Progress(stop, states, warmups, draws, progress.keys)
+
+
+def _transition(
+    rng_key: PRNGKey, states: Any, warmups: adaptation.WarmupState, log_density: LogDensityFn, local: PyTree
+) -> tuple[Any, TransitionInfo]:
+    """One transition of every chain, by the kernel as adapted in it."""
+
+    def step_one(key, state, warmup, row):
+        return warmup.kernel.step(key, state, _at(log_density, state.position, row))
+
+    keys = jax.random.split(rng_key, num_chains_of(states.position))
+    return jax.vmap(step_one)(keys, states, warmups, local)
 
 
 def _at(

@@ -1,8 +1,11 @@
-"""`sample`: warm-up and draws of all chains as one compiled program."""
+"""`sample`: warm-up and draws of all chains by one compiled program, a block of transitions at a time."""
 
 import dataclasses
+import time
+import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +16,14 @@ from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._errors import check_count
 from numpyro_ebm._events import EventDistribution
 from numpyro_ebm._starts import check_starts, initial_is_finite
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm._typing import Array, LogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 from numpyro_ebm.samplers import check_start, draw_start, rows_local, starts_of
+
+FIRST_BLOCK = 10
+"""Transitions in the first block, whose time says nothing of the next ones: it may have been compiled."""
+BLOCK_SECONDS = 0.5
+"""An interruption loses no more than a block; a call of a compiled program costs far less than this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +64,12 @@ def sample(
 ) -> Draws:
     """Draw from an energy or a model by MCMC, all chains in one compiled program.
 
-    Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. A second call with the
-    same shapes compiles nothing as long as the energy, or the model's log density, computes the same from other arrays and
-    coefficients: it is traced at each call, and what it computes is the key.
+    Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. The program runs for about
+    half a second at a time, which does not change the draws: an interruption from the keyboard (Ctrl-C) ends the run with a
+    warning, and the draws until then are returned.
+
+    A second call with the same shapes compiles nothing as long as the energy, or the model's log density, computes the same
+    from other arrays and coefficients: it is traced at each call, and what it computes is the key.
 
     Args:
         rng_key: random key.
@@ -78,12 +89,16 @@ def sample(
     Returns:
         `Draws`.
 
+    Warns:
+        UserWarning: where an interruption has ended the run; the draws are then fewer than ``num_samples``.
+
     Raises:
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
             model whose parameters have no value, one with both discrete and continuous latents, and where no start
             with a finite log density and gradient was found.
         TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
             start that is no sampler or is beside a model.
+        KeyboardInterrupt: for an interruption before the first draw.
 
     Example:
         >>> draws = sample(jax.random.key(0), EnergyDistribution(lambda x: 2.0 * x**2), num_samples=100)
@@ -92,6 +107,7 @@ def sample(
     """
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
     check_key("sample", rng_key)
+    key_start, key_run = jax.random.split(rng_key)
     model_args, model_kwargs = as_arrays("sample", (tuple(model_args), dict(model_kwargs or {})))
     for name, count in counts.items():
         check_count("sample", name, count, 0 if name == "num_warmup" else 1)
@@ -100,58 +116,135 @@ def sample(
             raise TypeError("params and arguments belong to a model; a distribution holds its own.")
         check_start("sample", start)
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
-        key_start, key_run = jax.random.split(rng_key)
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
-        samples, run, finite = _sample_distribution(key_start, key_run, resolved, model_or_dist.closed(), starts, **counts)
+        task: Any = _OfDistribution(resolved, model_or_dist.closed(), num_chains)
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
         arguments: Any = (model_args, model_kwargs)
         resolved = _models.kernel_for(_models.check_model(model_or_dist, params, *arguments), kernel)
-        key_start, key_run = jax.random.split(rng_key)
-        fixed, keys = _models.fixed(model_or_dist, params), jax.random.split(key_start, num_chains)
-        started = _programs.compiled(lambda keys, kernel: _start_of_model(keys, kernel, fixed, *arguments), keys, resolved)
-        samples, run, finite = _sample_model(key_run, *started, **counts)
+        fixed, keys, starts = _models.fixed(model_or_dist, params), jax.random.split(key_start, num_chains), None
+        task = _programs.compiled(lambda keys, kernel: _of_model(keys, kernel, fixed, *arguments), keys, resolved)
     else:
         raise TypeError(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
             "into EnergyDistribution(..., batch_shape=...)."
         )
+    progress, finite = _begin(task, key_start, key_run, starts, num_warmup=num_warmup, num_samples=num_samples)
     check_outside_jit("sample", finite)
     check_starts(finite)
+    progress = _in_blocks(task, progress)
+    if progress.num_samples < num_samples:
+        warnings.warn(
+            f"Interrupted: sample returns the first {progress.num_samples} of {num_samples} draws of each chain.",
+            UserWarning,
+            stacklevel=2,
+        )
+    samples, run = _finish(task, progress)
     return Draws(samples, _stats(run), run.kernel)
 
 
-@_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))
-def _sample_distribution(key_start, key_run, kernel, distribution, starts, *, num_warmup, num_samples, num_chains):
-    kernel = kernel.bind(distribution)
-    batch_shape = (num_chains, *distribution.batch_shape)
-    log_density, local = distribution.target(kernel), rows_local(distribution, batch_shape)
-    positions, finite = starts_of(key_start, distribution, log_density, starts, (num_chains,), local)
-    run = chains.run(key_run, kernel, log_density, positions, local, num_warmup=num_warmup, num_samples=num_samples)
-    draws = jax.vmap(jax.vmap(distribution.constrain))(run.positions)
-    info = run.info
-    if distribution.batch_shape:
-        draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, batch_shape), (draws, info))
-    return {"x": draws}, run._replace(info=info), finite
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "distribution"], meta_fields=["num_chains"])
+@dataclasses.dataclass(frozen=True)
+class _OfDistribution:
+    """Chains of a distribution, ``num_chains`` for each of its rows."""
+
+    kernel: AbstractKernel
+    distribution: Any
+    num_chains: int
+
+    def bound(self) -> AbstractKernel:
+        return self.kernel.bind(self.distribution)
+
+    def density(self) -> tuple[LogDensityFn, PyTree]:
+        return self.distribution.target(self.kernel), rows_local(self.distribution, self._shape)
+
+    def start(self, rng_key: PRNGKey, starts: Array | None) -> tuple[Position, Array]:
+        log_density, local = self.density()
+        return starts_of(rng_key, self.distribution, log_density, starts, (self.num_chains,), local)
+
+    def finish(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
+        draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(run.positions), run.info
+        if self.distribution.batch_shape:
+            draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, self._shape), (draws, info))
+        return {"x": draws}, run._replace(info=info)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.num_chains, *self.distribution.batch_shape)
 
 
-def _start_of_model(keys, kernel, model, args, kwargs):
-    """The kernel and where the chains start, and the model's log density and postprocessing as programs."""
+class _OfModel(NamedTuple):
+    """Chains of a model's latents, its log density and postprocessing as programs."""
+
+    kernel: AbstractKernel
+    positions: Position
+    log_density: Any
+    postprocess: Any
+
+    def bound(self) -> AbstractKernel:
+        return self.kernel
+
+    def density(self) -> tuple[LogDensityFn, PyTree]:
+        return lambda position, _: self.log_density(position), None
+
+    def start(self, rng_key: PRNGKey, starts: None) -> tuple[Position, Array]:
+        return self.positions, jax.vmap(lambda z: initial_is_finite(self.log_density, z))(self.positions)
+
+    def finish(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
+        return jax.vmap(jax.vmap(self.postprocess))(run.positions), run
+
+
+def _of_model(keys: PRNGKey, kernel: AbstractKernel, model: Callable, args: tuple, kwargs: dict[str, Any]) -> _OfModel:
     target = _models.make_target(keys, model, args, kwargs)
     kernel = kernel if target.discrete_values is None else kernel.bind(target)
     positions = chains.as_positions(kernel, target.position)
     position = jax.tree.map(lambda leaf: leaf[0], positions)
     log_density = _programs.trace(target.log_density(args, kwargs), position, order=1)
-    return kernel, positions, log_density, _programs.trace(target.postprocess(args, kwargs), position)
+    return _OfModel(kernel, positions, log_density, _programs.trace(target.postprocess(args, kwargs), position))
 
 
-@_programs.jit(static_argnames=("num_warmup", "num_samples", "num_chains"))
-def _sample_model(key_run, kernel, positions, log_density, postprocess, *, num_warmup, num_samples, num_chains):
-    finite = jax.vmap(lambda z: initial_is_finite(log_density, z))(positions)
-    target = lambda z, _: log_density(z)  # noqa: E731
-    run = chains.run(key_run, kernel, target, positions, num_warmup=num_warmup, num_samples=num_samples)
-    return jax.vmap(jax.vmap(postprocess))(run.positions), run, finite
+@_programs.jit(static_argnames=("num_warmup", "num_samples"))
+def _begin(task, key_start, key_run, starts, *, num_warmup, num_samples):
+    """The chains before their first transition, and which of them are where the density is finite."""
+    positions, finite = task.start(key_start, starts)
+    counts = {"num_warmup": num_warmup, "num_samples": num_samples}
+    log_density, local = task.density()
+    return chains.begin(key_run, task.bound(), log_density, positions, local, **counts), finite
+
+
+@_programs.jit
+def _go_on(task, progress, stop):
+    return chains.go_on(progress, task.bound(), *task.density(), stop)
+
+
+@_programs.jit
+def _finish(task, progress):
+    return task.finish(progress.so_far())
+
+
+def _in_blocks(task: Any, progress: chains.Progress) -> chains.Progress:
+    """All transitions, or after an interruption the draws until then; one that comes before any draw is raised."""
+    num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
+    try:
+        while done < num_steps:
+            began, stop = time.perf_counter(), min(done + length, num_steps)
+            progress = jax.block_until_ready(_go_on(task, progress, jnp.asarray(stop, jnp.int32)))
+            is_compiled = done > 0
+            done = stop
+            if is_compiled:
+                length = _next_length(length, time.perf_counter() - began)
+    except KeyboardInterrupt:
+        kept = done - num_warmup
+        if kept <= 0:
+            raise
+        progress = progress._replace(draws=jax.tree.map(lambda leaf: leaf[:, :kept], progress.draws))
+    return progress
+
+
+def _next_length(length: int, seconds: float) -> int:
+    """How many transitions take `BLOCK_SECONDS`, after as many as ``length`` took so long; 16 times as many at most."""
+    return max(1, int(length * min(BLOCK_SECONDS / max(seconds, 1e-9), 16)))
 
 
 def _stats(run: chains.Run) -> dict[str, Array]:

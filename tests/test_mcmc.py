@@ -16,7 +16,7 @@ from helpers import check_moments, precision_model, some_slow
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
-from numpyro_ebm import _programs
+from numpyro_ebm import _programs, sampling
 
 SCHOOLS_Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SCHOOLS_S = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -230,6 +230,57 @@ class TestEnergySites:
         params = {**self.params, "theta_auto_loc": jnp.zeros(3)}
         draws = ebm.sample(jax.random.key(0), precision_model, "mala", params=params)
         check_moments(draws.samples["x"][..., 0], 0.0, 0.25)
+
+
+class TestBlocks:
+    """`sample` runs in blocks, which change nothing, so that an interruption loses nothing."""
+
+    energy = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2), (2,))
+
+    def draws(self, subject=energy):
+        return ebm.sample(jax.random.key(0), subject, "mala", num_warmup=20, num_samples=30, num_chains=2)
+
+    @pytest.fixture
+    def blocks_of(self, monkeypatch):
+        def set_length(length):
+            monkeypatch.setattr(sampling, "FIRST_BLOCK", length)
+            monkeypatch.setattr(sampling, "_next_length", lambda *_: length)
+
+        return set_length
+
+    @pytest.mark.parametrize("kind", ["distribution", "model"])
+    def test_their_lengths_do_not_change_the_draws(self, kind, blocks_of):
+        subject = self.energy if kind == "distribution" else lambda: numpyro.sample("x", self.energy)
+        blocks_of(1000)
+        whole = self.draws(subject)
+        blocks_of(7)
+        for one, other in zip(*(jax.tree.leaves(vars(each)) for each in (whole, self.draws(subject))), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_a_block_takes_about_the_time_that_is_wanted(self):
+        assert [sampling._next_length(100, taken) for taken in (0.0, 0.01, 0.25, 1.0, 100.0)] == [1600, 1600, 200, 50, 1]
+
+    @pytest.mark.parametrize("kept", [0, 10])
+    def test_an_interruption_returns_the_draws_until_then(self, kept, blocks_of, monkeypatch):
+        whole, go_on, calls = self.draws(), sampling._go_on, []
+        blocks_of(10)
+
+        def block(*args):
+            calls.append(args)
+            if len(calls) == 3 + kept // 10:
+                raise KeyboardInterrupt
+            return go_on(*args)
+
+        monkeypatch.setattr(sampling, "_go_on", block)
+        if not kept:
+            with pytest.raises(KeyboardInterrupt):
+                self.draws()
+            return
+        with pytest.warns(UserWarning, match="the first 10 of 30 draws"):
+            part = self.draws()
+        assert part.samples["x"].shape == (2, 10, 2)
+        for name, value in {**part.samples, **part.stats}.items():
+            np.testing.assert_array_equal(value, {**whole.samples, **whole.stats}[name][:, :10])
 
 
 class TestSample:

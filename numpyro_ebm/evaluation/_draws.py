@@ -55,6 +55,8 @@ def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normal
         return given(source.sample(rng_key, (num_draws,)).reshape(num_draws, *distribution.event_shape), site)
     num = 2 * math.ceil(num_draws / NUM_CHAINS)
     chains = sample(rng_key, distribution, kernel, num_samples=num, num_chains=NUM_CHAINS).samples["x"]
+    if chains.shape[1] < num:  # `sample` was interrupted
+        raise KeyboardInterrupt
     return given(chains.reshape(NUM_CHAINS, num, *distribution.event_shape), site, num_draws)
 
 

@@ -109,38 +109,39 @@ def log_partition(
         raise EnergyError(f"The method '{chosen.name}' did not come to its end. {chosen.unfinished}")
     shape = _problem.shape_of(distribution)
     result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
-    if not bool(jnp.all(found.covers)):
-        warnings.warn(
-            f"The start of '{chosen.name}' does not cover the target: chains that came from it are not at rest under the "
-            "target, so that log Z is too small and its standard error means nothing. Give the EnergyDistribution a base, "
-            "or write start=a distribution of one event around its mass, or data=rows, which fits one to them. "
-            f"{chosen.unreliable}",
-            UnreliableLogPartitionWarning,
-            stacklevel=2,
-        )
-    elif not bool(jnp.all(found.are_draws)):
-        warnings.warn(
-            f"What '{chosen.name}' was given as draws are not draws of this energy (beyond 5 standard errors), or they are "
-            "correlated: log Z is another number and its standard error means nothing. Give draws of this energy, with "
-            f"num_chains= where they are those of chains. {chosen.unreliable}",
-            UnreliableLogPartitionWarning,
-            stacklevel=2,
-        )
-    elif bool(jnp.any(result.ess < MIN_ESS)):
-        warnings.warn(
-            f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(result.ess)):.1f}) are behind log Z by '{chosen.name}': "
-            f"its standard error means nothing. {chosen.unreliable}",
-            UnreliableLogPartitionWarning,
-            stacklevel=2,
-        )
-    elif not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):  # states that recur have no such tail
-        warnings.warn(
-            f"The weights behind log Z by '{chosen.name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
-            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small. {chosen.unreliable}",
-            UnreliableLogPartitionWarning,
-            stacklevel=2,
-        )
+    doubt = _doubt(chosen, distribution, found)
+    if doubt is not None:
+        warnings.warn(f"{doubt} {chosen.unreliable}", UnreliableLogPartitionWarning, stacklevel=2)
     return result
+
+
+def _doubt(method: AbstractPartition, distribution: EventDistribution, found: Estimate) -> str | None:
+    """Why the standard error of an estimate means nothing; None where nothing is known against it."""
+    name = method.name
+    if not bool(jnp.all(found.covers)):
+        return (
+            f"The start of '{name}' does not cover the target: chains that came from it are not at rest under the "
+            "target, so that log Z is too small and its standard error means nothing. Give the EnergyDistribution a base, "
+            "or write start=a distribution of one event around its mass, or data=rows, which fits one to them."
+        )
+    if not bool(jnp.all(found.are_draws)):
+        return (
+            f"What '{name}' was given as draws are not draws of this energy (beyond 5 standard errors), or they are "
+            "correlated: log Z is another number and its standard error means nothing. Give draws of this energy, with "
+            "num_chains= where they are those of chains."
+        )
+    if bool(jnp.any(found.ess < MIN_ESS)):
+        return (
+            f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(found.ess)):.1f}) are behind log Z by '{name}': its "
+            "standard error means nothing."
+        )
+    # States of a discrete support recur: their weights have no such tail.
+    if not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):
+        return (
+            f"The weights behind log Z by '{name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
+            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small."
+        )
+    return None
 
 
 @_programs.jit
