@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any, NamedTuple
 
+from numpyro.distributions import Delta
 from numpyro.handlers import replay, scope, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import (
@@ -146,6 +147,19 @@ def user_of_value() -> str | None:
     return SAMPLER if any(isinstance(handler, _unconstrain_params) for handler in _PYRO_STACK) else None
 
 
+def guide_has_width() -> bool:
+    """Whether an ELBO is being computed whose guide spreads latents over more than a point."""
+    guides = [handler.trace for handler in _PYRO_STACK if isinstance(handler, replay)]
+    sites = [site for each in guides for site in each.values() if site["type"] == "sample" and not site["is_observed"]]
+    return is_training() and any(not isinstance(_inner(site["fn"]), Delta) for site in sites)
+
+
+def _inner(fn: Any) -> Any:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
 def declared_params() -> set[str]:
     """Names of the parameters that the model being run has declared so far, where something traces it."""
     traces = [handler.trace for handler in _PYRO_STACK if isinstance(handler, trace)]
@@ -256,9 +270,7 @@ def site_being_scored() -> str | None:
 def is_part_of_site(distribution: Any) -> bool:
     """Whether the site whose log probability NumPyro is computing is made of several distributions, this one among them."""
     site = _site_being_scored()
-    inner: Any = None if site is None else site["fn"]
-    while hasattr(inner, "base_dist"):
-        inner = inner.base_dist
+    inner = None if site is None else _inner(site["fn"])
     return inner is not None and not isinstance(inner, type(distribution))
 
 

@@ -15,6 +15,7 @@ from numpyro_ebm._blocks import is_real
 from numpyro_ebm._callables import assemble, check_pickles, dismantle
 from numpyro_ebm._doors import as_arrays, check_key
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._modes import in_own_modes, in_users_modes
 from numpyro_ebm._programs import trace
 from numpyro_ebm._row_distribution import RowDistribution
 from numpyro_ebm._shapes import as_shape, repeat, widen
@@ -85,7 +86,12 @@ class EventDistribution(RowDistribution):
         local = jax.eval_shape(lambda: new.rows(event, new.batch_shape).local)
         rows = () if new.context is None else (None if local is None else local[0],)
         contexts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)
-        new = new._with_function(trace(lambda *given: jnp.asarray(function(*given)), event, *contexts, order=order))
+
+        def as_written(*given):
+            with in_users_modes():
+                return jnp.asarray(function(*given))
+
+        new = new._with_function(trace(as_written, event, *contexts, order=order))
         new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)
         return new
 
@@ -123,6 +129,7 @@ class EventDistribution(RowDistribution):
         """False: no gradient flows through a sampler."""
         return False
 
+    @in_own_modes
     def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw by the sampler; approximate, as MCMC is.
 
@@ -264,9 +271,9 @@ class EventDistribution(RowDistribution):
 
     def _call(self, function: Any, event: Array, context: PyTree) -> Array:
         """The user's function of one event, and of its row's context where there is one."""
-        if self.context is None:
-            return jnp.asarray(function(event))
-        return jnp.asarray(function(event, jax.tree.map(lambda leaf: widen(leaf, booleans=False), context)))
+        own = () if self.context is None else (jax.tree.map(lambda leaf: widen(leaf, booleans=False), context),)
+        with in_users_modes():
+            return jnp.asarray(function(event, *own))
 
     @property
     def _transform(self) -> Any:

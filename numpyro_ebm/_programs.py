@@ -19,6 +19,7 @@ from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from numpyro_ebm import _autodiff
+from numpyro_ebm._modes import in_own_modes
 
 MOST_KEPT = 64
 """Compiled programs that are kept, each of about 10 MB; the longest unused is the first to go."""
@@ -92,6 +93,7 @@ class Program:
         return cls(list(constants), code)
 
 
+@in_own_modes
 def trace(function: Callable, *examples: Any, order: int = 0) -> Program:
     """The program that a function is now, in the place of it.
 
@@ -131,6 +133,7 @@ def jit(function: Callable | None = None, *, static_argnames: tuple[str, ...] = 
         return functools.partial(jit, static_argnames=static_argnames)
 
     @functools.wraps(function)
+    @in_own_modes
     def call(*args: Any, **kwargs: Any) -> Any:
         static = {name: kwargs.pop(name) for name in static_argnames if name in kwargs}
         leaves, tree = jax.tree.flatten((args, kwargs))

@@ -14,6 +14,7 @@ from numpyro_ebm._callables import assemble, dismantle
 from numpyro_ebm._context import is_part_of_site, site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site
 from numpyro_ebm._events import EventDistribution
+from numpyro_ebm._modes import in_own_modes
 from numpyro_ebm._typing import Array, EnergyFn, PyTree
 from numpyro_ebm.kernels import resolve_kernel
 from numpyro_ebm.samplers import ChainSampler
@@ -106,6 +107,7 @@ class EnergyDistribution(EventDistribution):
         new._energy_arrays, new._energy_structure = dismantle(function)
         return new
 
+    @in_own_modes
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         """``log base(x) - E(x)`` per row: the log density without log Z.
 

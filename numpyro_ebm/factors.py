@@ -14,6 +14,7 @@ from numpyro.primitives import _PYRO_STACK
 from numpyro_ebm import _unnormalized
 from numpyro_ebm._context import plates_shape, scope_prefix, site_being_scored
 from numpyro_ebm._errors import EnergyError, at_site, eager
+from numpyro_ebm._modes import in_own_modes, in_users_modes
 from numpyro_ebm._shapes import all_arrays, insert_ones, widen
 from numpyro_ebm._typing import Array, EnergyFn
 
@@ -73,6 +74,7 @@ class EnergyFactor(dist.Distribution):
         mask = jnp.broadcast_to(mask, self.batch_shape) & (True if self.row_mask is None else self.row_mask)
         return EnergyFactor(self.name, self.energy, self.values, self.sites, self.batch_shape, mask)
 
+    @in_own_modes
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         """Minus the energy of each row; a derivative in anything but the named sites raises."""
         rows = flatten_rows(self.values, self.batch_shape)
@@ -98,7 +100,8 @@ class EnergyFactor(dist.Distribution):
         """
         # In the order written: a pytree sorts its names, and `**values` in a loop over sites may lean on the order.
         typed = {name: widen(row[name], booleans=name in self.sites) for name in self.order}
-        result = jnp.asarray(self.energy(**typed))
+        with in_users_modes():
+            result = jnp.asarray(self.energy(**typed))
         if result.shape not in ((), (1,)):
             shapes = {name: jnp.shape(value) for name, value in row.items()}
             raise EnergyError(

@@ -15,6 +15,7 @@ from numpyro_ebm import _context
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._callables import check_pickles
 from numpyro_ebm._errors import EnergyError, UncalibratedPosteriorWarning, at_site, nearest
+from numpyro_ebm._modes import in_own_modes
 from numpyro_ebm._rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm._surrogates import FrozenEnergy, Surrogate, emit, kept
 from numpyro_ebm._typing import Array, PRNGKey
@@ -192,6 +193,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         if self._collected is None:
             emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
 
+    @in_own_modes
     def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
         """Values of the site's surrogate, in the batch shape its log probability has."""
         with at_site(name), _context.outside_scopes(self):
@@ -236,6 +238,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Any) -> None:
         if estimator.is_persistent:
             _context.check_carries_state(estimator.name)
+        if estimator.role == "objective" and msg["is_observed"] and _context.guide_has_width():
+            _warn_uncalibrated(estimator.name, "The guide")
         user = _context.user_of_value()
         if user is None:
             return
@@ -274,14 +278,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
             )
         if user == _context.SAMPLER or user in _context.POSTERIOR_GUIDES:
-            warnings.warn(
-                f"The posterior under '{estimator.name}' is a generalised one: its centre is that of the estimator, its "
-                "width depends on the scale of the loss, such as the unit of the data, and is arbitrary until it is "
-                f"calibrated (numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of "
-                "the likelihood write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True.",
-                UncalibratedPosteriorWarning,
-                stacklevel=2,
-            )
+            _warn_uncalibrated(estimator.name, user)
 
     def _check_all_seen(self) -> None:
         if isinstance(self._estimators, AbstractEstimator):
@@ -298,6 +295,17 @@ TWICE = (
     "estimate found a surrogate where the energy was: the model is estimated already, and the inner estimator would be the "
     "one used. Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
 )
+
+
+def _warn_uncalibrated(estimator: str, user: str) -> None:
+    warnings.warn(
+        f"The posterior under '{estimator}' is a generalised one: its centre is that of the estimator, its width depends on "
+        "the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated "
+        f"(numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of the likelihood "
+        "write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True; for a point, AutoDelta.",
+        UncalibratedPosteriorWarning,
+        stacklevel=3,
+    )
 
 
 def _check_not_estimated(fn: Any) -> None:

@@ -14,6 +14,7 @@ from numpyro.util import is_prng_key
 from numpyro_ebm import _models, chains
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._modes import in_own_modes
 from numpyro_ebm._typing import Array, PyTree
 from numpyro_ebm.kernels import AbstractKernel, adaptation, resolve_kernel
 
@@ -147,6 +148,7 @@ class BlackJAXKernel(MCMCKernel):
         step_size = () if self._kernel.step_size is None else ("step_size",)
         return ("z", *statistics, *step_size, *(() if self._kernel.name == "langevin" else ("potential_energy",)))
 
+    @in_own_modes
     def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
         """The state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
@@ -168,6 +170,7 @@ class BlackJAXKernel(MCMCKernel):
         self._sample_fn = _call if single else jax.vmap
         return jax.jit(self._sample_fn(start))(keys[1], position)
 
+    @in_own_modes
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
         """The next state."""
         if self._sample_fn is None or self._target is None:

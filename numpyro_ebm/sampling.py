@@ -215,7 +215,8 @@ def _begin(task, key_start, key_run, starts, *, num_warmup, num_samples):
 
 @_programs.jit
 def _go_on(task, progress, stop):
-    return chains.go_on(progress, task.bound(), *task.density(), stop)
+    log_density, local = task.density()
+    return chains.go_on(progress, task.bound(), log_density, local, stop)
 
 
 @_programs.jit

@@ -328,6 +328,7 @@ class TestInvariants:
     ),
 )
 @pytest.mark.parametrize("guide_type", some_slow([AutoNormal], [AutoDelta]))
+@pytest.mark.filterwarnings("ignore::numpyro_ebm.UncalibratedPosteriorWarning")
 def test_runs_under_autoguides(name, guide_type):
     def model(x):
         t = numpyro.sample("t", dist.LogNormal(0, 1))

@@ -224,6 +224,14 @@ def test_mmd_is_unbiased_for_its_closed_form_with_an_error_that_covers():
     assert 1 - 5 / math.sqrt(2 * 300) < ratio < 1.3
 
 
+def test_mmd_does_not_depend_on_the_units_of_the_columns():
+    x, y = jax.random.normal(KEY, (2, 100, 3))
+    y, units = y.at[:, 0].add(1.0), jnp.array([0.01, 1.0, 800.0])
+    plain, scaled = ebm.mmd(KEY, x, y, num_permutations=99), ebm.mmd(KEY, units * x + 5, units * y + 5, num_permutations=99)
+    np.testing.assert_allclose(plain.statistic, scaled.statistic, rtol=1e-3)
+    assert plain.p_value == scaled.p_value == 0.01
+
+
 def test_mmd_p_values_are_uniform_where_laws_are_equal_and_small_elsewhere():
     @partial(jax.jit, static_argnums=0)
     def p_values(shift):

@@ -393,10 +393,13 @@ class TestWhatTakesTheValueOfASurrogate:
         with pytest.warns(ebm.UncalibratedPosteriorWarning, match="NUTS or HMC takes"):
             trace_potential(ebm.estimate(precision, "sm"), (X,), {"t": 0.1})
 
-    def test_what_follows_the_gradient_does_not(self):
-        init("sm", AutoNormal, Trace_ELBO())
+        with pytest.warns(ebm.UncalibratedPosteriorWarning, match="'dsm'.*The guide takes.*AutoDelta"):
+            init("dsm", AutoNormal, TraceGraph_ELBO(), sigma=0.2)
+
+    def test_a_point_and_the_gradient_of_the_likelihood_have_none(self):
+        init("sm", AutoDelta, Trace_ELBO())
         init("minimum_velocity", AutoNormal, TraceMeanField_ELBO())
-        init("dsm", AutoNormal, TraceGraph_ELBO(), sigma=0.2)
+        init("pcd", AutoNormal, Trace_ELBO())
 
 
 class TestUntrainedParameters:

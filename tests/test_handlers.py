@@ -1,6 +1,7 @@
 """`estimate`: what it routes, what it refuses, how it lives with NumPyro."""
 
 import pickle
+import warnings
 from functools import partial
 
 import cloudpickle
@@ -267,7 +268,9 @@ class TestRoles:
         for guide_type in (AutoDelta, AutoNormal):
             guide = guide_type(model)
             svi = SVI(model, guide, optax.adam(0.02), Trace_ELBO())
-            result = svi.run(jax.random.key(0), 1000, gaussian_data, progress_bar=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ebm.UncalibratedPosteriorWarning)
+                result = svi.run(jax.random.key(0), 1000, gaussian_data, progress_bar=False)
             np.testing.assert_allclose(guide.median(result.params)["t"], optimum, rtol=0.03)
 
     @pytest.mark.filterwarnings("ignore::numpyro_ebm.UncalibratedPosteriorWarning")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._doors import check_key
 from numpyro_ebm._errors import EnergyError, check_count, check_positive
+from numpyro_ebm._spreads import or_one, spread
 from numpyro_ebm._typing import Array, PRNGKey
 from numpyro_ebm.estimators.ksd import PAIRS_AT_ONCE, median_distance
 from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
@@ -21,7 +22,7 @@ class MMDTest(NamedTuple):
         statistic: unbiased squared discrepancy, about 0 where the laws are equal; may be negative.
         standard_error: of it, to first order; too large rather than too small where the laws are equal.
         p_value: chance of a statistic as large if draws and rows had one law.
-        bandwidth: of the kernel, or those of its mixture.
+        bandwidth: of the kernel, or those of its mixture; in standard deviations where none was given.
     """
 
     statistic: Array
@@ -41,14 +42,15 @@ def mmd(rng_key: PRNGKey, draws: Any, rows: Any, *, bandwidth: Any = None, num_p
     The null distribution is that of the statistic under permutations of who is a draw, which is exact for independent draws
     and rows: draws of a chain have to be thinned to independent ones first. Pairs are taken a few million at once.
 
-    Events are compared as vectors in data units: scale coordinates of different units before.
+    Without a ``bandwidth`` each coordinate is measured in its standard deviation over draws and rows together, so that one
+    of a large unit does not hide the others. A bandwidth that is given is a length in data units.
 
     Args:
         rng_key: random key.
         draws: draws of the model, ``(m, ...)``.
         rows: held-out rows, ``(n, ...)``, not those of training.
         bandwidth: ``l``, or a sequence of them; None for the median distance among draws and rows together (of 256 of them,
-            where there are more).
+            where there are more), in standard deviations.
         num_permutations: permutations.
 
     Returns:
@@ -86,7 +88,11 @@ def _test(rng_key, draws, rows, bandwidth, *, num_permutations):
     m, n = len(draws), len(rows)
     pooled = jnp.concatenate([draws, rows])
     pooled = pooled - jnp.mean(pooled, axis=0)  # near the origin, where squares of distances lose least
-    length = median_distance(pooled, jnp.ones(m + n, bool)) if bandwidth is None else bandwidth
+    if bandwidth is None:
+        pooled = pooled / or_one(spread(pooled))
+        length = median_distance(pooled, jnp.ones(m + n, bool))
+    else:
+        length = bandwidth
     is_draw = jnp.arange(m + n) < m
     permuted = jax.vmap(lambda key: jax.random.permutation(key, is_draw))(jax.random.split(rng_key, num_permutations))
     labels = jnp.concatenate([is_draw[None], permuted]).T.astype(pooled.dtype)

@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, TypeVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from numpyro_ebm._errors import EnergyError, check_covariance, check_positive
 from numpyro_ebm._typing import Array, Position, PRNGKey
 
 K = TypeVar("K", bound=type)
+C = TypeVar("C", bound=Callable)
 
 
 class TransitionInfo(NamedTuple):
@@ -133,6 +136,17 @@ def kernel_class(*static: str):
         return cls
 
     return wrap
+
+
+def with_jit(method: C) -> C:
+    """A method that runs under ``jax.disable_jit`` too: BlackJAX's Gaussian noise fails there."""
+
+    @functools.wraps(method)
+    def call(*args: Any) -> Any:
+        with jax.disable_jit(disable=False):
+            return method(*args)
+
+    return cast(C, call)
 
 
 def rebuilt(cls: type, settings: dict[str, Any]) -> Any:

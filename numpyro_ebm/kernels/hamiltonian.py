@@ -11,7 +11,7 @@ from blackjax.mcmc.metrics import default_metric
 
 from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
 from numpyro_ebm._typing import PRNGKey
-from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
 
 STATISTICS = (*AbstractKernel.statistics, "energy")
 
@@ -166,12 +166,14 @@ class GHMC(AbstractKernel):
                 "Write GHMC(alpha=0.2, delta=0.1)."
             )
 
+    @with_jit
     def init(self, rng_key, position, log_density):
         """Score the position and draw a momentum from its own law."""
         # BlackJAX draws it with unit mass, whatever the mass matrix.
         momentum = default_metric(mass_matrix(self, position)).sample_momentum(rng_key, position)
         return blackjax.ghmc.init(position, log_density, jax.random.fold_in(rng_key, 1))._replace(momentum=momentum)
 
+    @with_jit
     def step(self, rng_key, state, log_density):
         """Renew part of the momentum, make one leapfrog step, accept or reject it."""
         matrix = mass_matrix(self, state.position)

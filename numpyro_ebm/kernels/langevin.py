@@ -10,7 +10,7 @@ from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
 
 from numpyro_ebm._typing import Array
-from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_matrix, not_finite
+from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_matrix, not_finite, with_jit
 
 
 class LangevinState(NamedTuple):
@@ -49,6 +49,7 @@ class Langevin(AbstractKernel):
         """The position itself."""
         return LangevinState(position)
 
+    @with_jit
     def step(self, rng_key, state, log_density):
         """One Euler step."""
         value, grad = jax.value_and_grad(log_density)(state.position)
@@ -83,6 +84,7 @@ class MALA(AbstractKernel):
         """Score the position."""
         return blackjax.mala.init(position, log_density)
 
+    @with_jit
     def step(self, rng_key, state, log_density):
         """Propose and accept or reject."""
         key_proposal, key_accept = jax.random.split(rng_key)
