@@ -138,6 +138,7 @@ class TestTheBestCriticOfTheSteinDiscrepancy:
 
 
 class TestTheSteinDiscrepancy:
+    @pytest.mark.slow
     def test_in_turns(self, gaussian_data):
         params = in_turns(ebm.estimate(precision_model, "lsd", critic=line), 3, gaussian_data, adversary="critic")
         np.testing.assert_allclose(params["t"], MLE, atol=1e-3)
@@ -384,6 +385,7 @@ class TestTheBoundOnLogZ:
         assert abs(values.mean() - marginal(dim).entropy()) < 5 * values.std() / np.sqrt(2000) + bias
         assert values.std() > 0
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("x64")
     @pytest.mark.parametrize(
         "options",
@@ -601,6 +603,7 @@ class TestFDivergences:
         for critic in (lambda x: 0.0, lambda x: jnp.sin(3 * x) - 1):
             np.testing.assert_allclose(jax.grad(ours)(2.0, critic), exact, rtol=1e-9)
 
+    @pytest.mark.slow
     def test_a_constant_in_the_energy_does_not_move(self):
         def model(x):
             b = numpyro.param("b", 0.0)

@@ -219,6 +219,7 @@ def trained():
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_the_chains_are_a_group_of_their_own(self, trained, draws, tmp_path):
         assert groups_of(ebm.to_arviz(trained)) == {"training", "training_stats"}
         data = ebm.to_arviz(draws, training=trained)

@@ -157,6 +157,7 @@ class TestNoise:
         one, each = (surrogate(ebm.estimate(precision_model, name, nu=3, noise=law), {"t": 2.0}, x) for law in laws)
         np.testing.assert_allclose(one, each, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_masked_rows_may_have_noise_that_is_no_number(self):
         x, scale = jnp.array([0.1, jnp.nan, -0.3]), jnp.array([1.0, jnp.nan, 2.0])
 
@@ -185,6 +186,7 @@ class TestNoise:
         np.testing.assert_allclose(params["s"] ** 2, 0.2503, rtol=0.03)
         np.testing.assert_allclose(params["x$log_normalizer"], 0.0, atol=0.02)
 
+    @pytest.mark.slow
     def test_a_noise_model_is_fitted_by_maximum_likelihood(self, gaussian_data):
         def noise():
             loc, scale = numpyro.param("loc", 1.0), numpyro.param("scale", 2.0, constraint=constraints.positive)
@@ -257,6 +259,7 @@ class TestContext:
             t -= np.sum(self.k * (weight - 1)) / np.sum(self.k**2 * weight)
         return t
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("noise", some_slow(["model"], ["rows", "one law"]))
     def test_ranking_needs_no_log_z(self, noise):
         laws = {"model": self.row_noise, "rows": dist.Normal(0, jnp.exp(-0.5 * self.k)), "one law": dist.Normal(0, 1.5)}

@@ -294,6 +294,7 @@ ROWS = np.random.default_rng(0).normal(0, 0.5, 400)
 
 
 class TestTraining:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "options"),
         [

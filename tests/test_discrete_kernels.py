@@ -49,6 +49,7 @@ def test_ising_moments_are_those_of_the_enumeration():
     assert not run.stats["is_nonfinite"].any()
 
 
+@pytest.mark.slow
 def test_three_values_a_base_and_a_forbidden_state():
     energy = lambda x: jnp.where(jnp.all(x == 2), jnp.inf, 0.3 * x[0] * x[1] - 0.2 * x[1])  # noqa: E731
     base = dist.Binomial(2, 0.4).expand([2]).to_event(1)

@@ -292,6 +292,7 @@ class TestStarts:
         assert not np.any(x[:, 1:] * x[:, :-1])
         assert abs(x.sum(1).mean() - truth.mean()) < 5 * truth.std() / np.sqrt(1000)
 
+    @pytest.mark.slow
     def test_a_density_behind_a_wall_is_found(self):
         wall = ebm.EnergyDistribution(lambda x: jnp.where(x > 3, x, jnp.inf))  # 3 + Exponential(1)
         y = wall.sample(jax.random.key(0), (500,))

@@ -80,6 +80,7 @@ class TestCaseEight:
         np.testing.assert_allclose(plain, 161, rtol=0.25)
         assert controlled < plain / 20
 
+    @pytest.mark.slow
     def test_the_fit_lands_within_two_percent(self, gaussian_data):
         svi = SVI(ebm.estimate(precision_model, "dsm", sigma=0.01), ebm.empty_guide, optax.adam(0.02), Trace_ELBO())
 

@@ -97,6 +97,7 @@ def test_the_rule_of_order_four_is_consistent(column):
     np.testing.assert_allclose(np.diag(sandwich(ordinary, TRUTHS[column])[0]), VARIANCES["sm"][column], rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")  # float32 moves a Newton step of this loss by more than 20 000 rows do
 @pytest.mark.parametrize("column", some_slow(["(1, 0)"], ["(.25, .5)", "(1, -2)"]))
 def test_the_rule_of_order_four(column):

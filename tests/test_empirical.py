@@ -24,6 +24,7 @@ def tilt(x, base=None):
         numpyro.sample("x", ebm.EnergyDistribution(lambda x: -x @ w, (2,), base=base), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(["nce"], ["ranking_nce", "bregman_nce"]))
 def test_the_ratio_to_rows(name):
     params = fit(ebm.estimate(tilt, name, nu=5), ROWS, steps=600)

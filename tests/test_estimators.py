@@ -222,6 +222,7 @@ class TestInvariantsOnTheirOwnModels:
         value = jax.grad(lambda b: surrogate(wrapped, {"b": b}, other.data[:8]))(0.3)
         np.testing.assert_allclose(value, 0.0, atol=1e-5)
 
+    @pytest.mark.slow
     def test_mixed_precision_under_x64(self, name, x64):
         other = OTHERS[name]
         for data, parameter in ((np.float32, np.float64), (np.float64, np.float32)):
@@ -696,12 +697,14 @@ class TestMemory:
 
 
 class TestWarnings:
+    @pytest.mark.slow
     def test_sigma_far_from_the_data_warns(self, gaussian_data):
         for sigma in (0.01, 0.8):
             svi = SVI(ebm.estimate(precision_model, "dsm", sigma=sigma), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
             with pytest.warns(UserWarning, match="site 'x': sigma is"):
                 svi.init(jax.random.key(0), gaussian_data)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("noise", [dist.Normal(8.0, 0.1), dist.Normal(5.0, 0.5)])
     def test_noise_that_does_not_overlap_warns(self, noise, gaussian_data):
         svi = SVI(ebm.estimate(precision_model, "nce", noise=noise), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())

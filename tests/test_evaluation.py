@@ -124,6 +124,7 @@ def test_two_sample_tests_say_that_draws_are_those_of_a_chain():
     ebm.mmd(KEY, chain[::40], chain[::20], num_permutations=10)
 
 
+@pytest.mark.slow
 def test_ksd_of_models_scores_and_normalised_distributions_agree():
     expected = ebm.ksd_test(KEY, NORMAL, X, num_bootstraps=20)
     score = ebm.ScoreDistribution(lambda x: -x, (2,))
@@ -132,6 +133,7 @@ def test_ksd_of_models_scores_and_normalised_distributions_agree():
     assert expected.p_value < 0.1
 
 
+@pytest.mark.slow
 def test_masked_rows_take_no_part_in_ksd_and_sm():
     keep = np.arange(300) < 200
 
@@ -481,6 +483,7 @@ def test_pairs_of_rows_tell_models_apart(table):
             table.difference(*names)
 
 
+@pytest.mark.slow
 def test_what_chains_are_worth_is_said():
     rng = np.random.default_rng(0)
     stuck = rng.normal(size=(80, 1, 2)).repeat(200, axis=1)

@@ -79,6 +79,7 @@ class TestSameAsBase:
         np.testing.assert_allclose(*fits, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pcd", "nce"])
 def test_estimators_with_a_site_of_their_own(name):
     fits = [fit(ebm.estimate(m, name), X, steps=300) for m in (as_factor, as_base)]

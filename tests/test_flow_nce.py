@@ -73,6 +73,7 @@ class TestTheGame:
         for param in ("t", "x$log_normalizer"):
             np.testing.assert_allclose(flow[param][0], slope[param], rtol=1e-5)
 
+    @pytest.mark.slow
     def test_the_flow_comes_to_the_data(self, gaussian_data):
         wrapped = numpyro.handlers.scale(ebm.estimate(precision_model, "flow_nce", noise=normal_flow, nu=2), 1 / 2000)
         params = fit(wrapped, gaussian_data, steps=1500)

@@ -99,6 +99,7 @@ class TestPlates:
         whole = jax.grad(lambda t: surrogate(ebm.estimate(precision_model, "sm"), {"t": t}, x))(2.0)
         np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("name", "options"), [("sm", {}), ("cd", {"num_steps": 3})])
     def test_scale_multiplies_everything(self, gaussian_data, name, options):
         plain = ebm.estimate(precision_model, name, **options)
@@ -209,6 +210,7 @@ class TestPlates:
                 by_row = x**2 * np.array([1.5, 2.0]) - 1
                 np.testing.assert_allclose(grads[0], reference + by_row[~keep].sum(0), rtol=1e-4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["sm", "cd"])
     def test_a_missing_covariate_of_a_masked_row_is_harmless(self, name):
         keep = jnp.array([True, False, True])
@@ -257,6 +259,7 @@ class TestRoles:
             with pytest.raises(ValueError, match=rf"site 'x'.*NUTS or HMC.*{why}"):
                 mcmc.run(jax.random.key(0), np.ones(5, np.float32))
 
+    @pytest.mark.slow
     def test_a_generalised_posterior_by_exact_score_matching(self, gaussian_data):
         # Prior Gamma(1, 1); the loss of n rows is n (t^2 m / 2 - t): a Gaussian around 1/m shifted by the prior.
         model = ebm.estimate(bayesian, "sm")
@@ -303,6 +306,7 @@ class TestState:
         options = {"num_steps": 3, **options}
         return SVI(ebm.estimate(precision_model, "pcd", **options), ebm.empty_guide, ADAM, Trace_ELBO())
 
+    @pytest.mark.slow
     def test_particles_are_refused_at_the_first_update(self, gaussian_data):
         for name, vectorize in (("pcd", True), ("cd", False)):
             loss = Trace_ELBO(num_particles=2, vectorize_particles=vectorize)
@@ -332,6 +336,7 @@ class TestState:
         assert int(chains["num_updates"]) == 6
         assert 0 < float(chains["health"].acceptance_rate) <= 1
 
+    @pytest.mark.slow
     def test_slots_are_written_back_where_they_were_drawn(self):
         # A kernel that hardly moves: every lineage survives in its own slot.
         x = np.arange(100.0) / 100
@@ -344,6 +349,7 @@ class TestState:
         after = state.mutable_state["x$pcd"]["state"]["position"]
         np.testing.assert_allclose(after, before, atol=1e-3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("num_chains", some_slow([None], [7, 64]))
     def test_a_short_last_batch_and_one_row(self, num_chains):
         svi = self.svi(num_chains=num_chains)
@@ -353,6 +359,7 @@ class TestState:
             assert np.isfinite(loss)
         assert state.mutable_state["x$pcd"]["state"]["position"].shape == (num_chains or 16,)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("pickler", some_slow([pickle], [cloudpickle]), ids=["pickle", "cloudpickle"])
     def test_thirty_steps_are_fifteen_saved_and_fifteen(self, pickler, gaussian_data):
         svi = self.svi()
@@ -381,6 +388,7 @@ class TestState:
         equal = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
         jax.tree.map(equal, *(jax.tree.map(as_raw, s) for s in (looped, scanned)))
 
+    @pytest.mark.slow
     def test_seeds_may_be_mapped(self, gaussian_data):
         svi = self.svi()
 
@@ -399,6 +407,7 @@ class TestState:
         draws = Predictive(precision_model, params=result.params, num_samples=3)(jax.random.key(2), num_rows=4)
         assert draws["x"].shape == (3, 4)
 
+    @pytest.mark.slow
     def test_typed_and_raw_keys_agree(self, gaussian_data):
         results = [
             self.svi().run(key, 5, gaussian_data, progress_bar=False).params["t"]

@@ -143,6 +143,7 @@ def test_masked_rows_take_no_part():
     assert value(2.0, x, np.zeros(6, bool)) == (0, 0)
 
 
+@pytest.mark.slow
 def test_lost_chains_begin_anew_and_give_no_nan():
     x = np.array([[0.1], [-0.2], [0.3], [30.0]], np.float32)
 

@@ -304,6 +304,7 @@ class TestComponents:
             if not apart:
                 ebm.energy_factor("bd", lambda b, d: 0.0 * b * d, b=b, d=d)
 
+    @pytest.mark.slow
     def test_factors_that_share_no_site_are_two_energies(self):
         params = {"t": 1.2, "s": 0.7}
         model = ebm.estimate(self.model, {"a,d": "pcd", "c": "sm"})

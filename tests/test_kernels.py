@@ -116,6 +116,7 @@ class TestTargets:
         assert bool((draws[..., 0] > 0).all())
         assert 0.001 < float(info.is_nonfinite.mean()) < 0.9
 
+    @pytest.mark.slow
     def test_mclmc_turns_back_at_a_wall(self):
         draws, info = run_on_all_targets("mclmc")["walled"]
         assert bool((draws[..., 0] > 0).all())
@@ -173,6 +174,7 @@ def test_the_step_adapts_to_its_target_acceptance(name):
     np.testing.assert_allclose(rate[:, num_warmup:].mean(), kernel.target_acceptance, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_size", [0.05, 0.25])
 def test_langevin_has_the_bias_that_theory_says(step_size):
     # x' = (1 - h) x + sqrt(2h) z on a standard normal: variance 1 / (1 - h / 2).
@@ -187,6 +189,7 @@ def test_langevin_has_the_bias_that_theory_says(step_size):
     check_moments(run.positions, 0.0, 1 / (1 - step_size / 2))
 
 
+@pytest.mark.slow
 def test_the_bias_of_mclmc_falls_with_its_step():
     start = jax.random.normal(jax.random.key(1), (200, 4))
 
@@ -205,6 +208,7 @@ def test_the_bias_of_mclmc_falls_with_its_step():
     assert abs(bias[2.0]) + 5 * error[2.0] < abs(bias[4.0]) / 4
 
 
+@pytest.mark.slow
 def test_a_random_number_of_steps_cures_the_resonance_of_hmc():
     # Of this step five leapfrog steps are half a period of a standard normal: x goes to -x, and x^2 nowhere.
     step_size, start = 2 * np.sin(np.pi / 10), 0.5 + jnp.arange(4.0)[:, None]
@@ -414,6 +418,7 @@ def test_a_start_in_integers_or_half_precision(rng_key):
         assert moved.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_chains_are_scored_anew():
     # Chains at equilibrium of one density, moved under another, reach the other.
     start = 3.0 * jax.random.normal(jax.random.key(0), (4000, 1))
@@ -423,6 +428,7 @@ def test_chains_are_scored_anew():
     np.testing.assert_allclose(moved.var(), 0.25, atol=5 * 0.25 * np.sqrt(2 / 4000))
 
 
+@pytest.mark.slow
 def test_each_chain_has_its_own_local():
     precision = jnp.repeat(jnp.array([1.0, 25.0]), 2000)
     moved, _ = chains.advance(
@@ -477,6 +483,7 @@ class TestAdaptation:
         np.testing.assert_allclose(warmup.kernel.inverse_mass_matrix, parameters["inverse_mass_matrix"], rtol=1e-6)
         np.testing.assert_allclose(ours.position, state.position, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_the_mass_matrix_learns_the_scales(self):
         run = chains.run(jax.random.key(0), ebm.NUTS(), gaussian, jnp.zeros((4, 3)), num_warmup=1000, num_samples=1)
         np.testing.assert_allclose(run.kernel.inverse_mass_matrix.mean(0), SCALES**2, rtol=0.25)
@@ -495,6 +502,7 @@ class TestAdaptation:
             np.testing.assert_allclose, started.adapted(inverse_mass_matrix=None), kernel
         ) if kernel.name in MASS else (jax.tree.map(np.testing.assert_allclose, started, kernel))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["langevin", "mclmc", "elliptical_slice"])
     def test_what_does_not_adapt_keeps_its_settings(self, name):
         warmup = adaptation.start(KERNELS[name], jnp.zeros(3))
@@ -502,6 +510,7 @@ class TestAdaptation:
         updated = adaptation.update(warmup, jnp.zeros(2), jnp.ones(3), jax.tree.map(lambda leaf: leaf[0, 0], record))
         jax.tree.map(np.testing.assert_array_equal, adaptation.finish(updated), warmup.kernel)
 
+    @pytest.mark.slow
     def test_a_dense_mass_matrix_stays_dense(self):
         kernel = ebm.NUTS(inverse_mass_matrix=jnp.eye(3))
         run = chains.run(jax.random.key(0), kernel, gaussian, jnp.zeros((2, 3)), num_warmup=100, num_samples=2)
@@ -607,6 +616,7 @@ class TestEllipticalSlice:
         np.testing.assert_allclose(bound.mean, mean)
         np.testing.assert_allclose(bound.covariance, covariance, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_draws_under_rows_of_context(self):
         d = ebm.EnergyDistribution(
             lambda x, t: 0.5 * t * jnp.sum(x**2),

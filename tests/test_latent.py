@@ -108,6 +108,7 @@ class TestGradients:
             got = gradient(ebm.estimate(MODELS[kind], name))
             np.testing.assert_allclose([got["a"], got["scale"]], [exact["a"], exact["scale"]], rtol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["pcd"], [n for n in OPTIONS if n not in ("sm", "cd", "pcd")]))
     def test_under_every_estimator(self, name):
         exact, got = gradient(normal_prior), gradient(ebm.estimate(energy_prior, name, **OPTIONS[name]))
@@ -122,6 +123,7 @@ class TestGradients:
         got = gradient(ebm.estimate(energy_prior, "sm"))["t"]
         np.testing.assert_allclose(got, -np.sum(1 - 0.7 * z**2), rtol=1e-4)
 
+    @pytest.mark.slow
     def test_mean_field_elbo(self):
         # No closed KL is known for an energy: the mean-field ELBO draws, as the other does.
         for kind in ("energy", "factor"):
@@ -255,6 +257,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="num_particles=1"):
             svi.update(state, X)
 
+    @pytest.mark.slow
     def test_two_particles_without_chains(self):
         svi = SVI(ebm.estimate(energy_prior, "sm"), guide, optax.adam(0.1), Trace_ELBO(num_particles=2))
         state = svi.init(jax.random.key(0), X)

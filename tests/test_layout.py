@@ -163,6 +163,7 @@ def test_the_readme_names_every_estimator_its_class_and_its_options():
         assert f"`{name}`" in README
 
 
+@pytest.mark.slow
 def test_readme_code_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks, "the README has an example"

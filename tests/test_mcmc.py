@@ -98,6 +98,7 @@ def test_sample_agrees_with_numpyro(regression):
     assert_same_posterior(wrapped, regression, ["weights"])
 
 
+@pytest.mark.slow
 def test_sequential_chains_and_the_progress_bar(capfd, monkeypatch):
     for name in ("CI", "PYTEST_XDIST_WORKER"):  # NumPyro shows no bar where it sees these
         monkeypatch.delenv(name, raising=False)
@@ -117,6 +118,7 @@ def test_sequential_chains_and_the_progress_bar(capfd, monkeypatch):
     assert "Number of divergences" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_parallel_chains():
     # Devices have to be counted before JAX starts.
     script = """
@@ -135,6 +137,7 @@ def test_parallel_chains():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_init_params_warmup_and_continuation():
     kernel = ebm.BlackJAXKernel(eight_schools, "hmc")
     mcmc = MCMC(kernel, num_warmup=30, num_samples=20, progress_bar=False)
@@ -149,6 +152,7 @@ def test_init_params_warmup_and_continuation():
     np.testing.assert_allclose(mcmc.last_state.step_size, first.step_size)
 
 
+@pytest.mark.slow
 def test_the_same_kernel_on_new_data_with_jit_model_args():
     def model(y):
         mu = numpyro.sample("mu", dist.Normal(0, 10))
@@ -190,6 +194,7 @@ def test_settings_cannot_change_after_they_were_compiled():
 class TestEnergySites:
     params = {"t": jnp.array(4.0)}
 
+    @pytest.mark.slow
     def test_a_subsampled_plate_does_not_temper_the_rows(self):
         # 3 of 30 rows: scaled by 10 the variance would be 0.025.
         model = lambda: precision_model(num_rows=30, batch_size=3)  # noqa: E731
@@ -226,6 +231,7 @@ class TestEnergySites:
         with pytest.raises(ValueError, match="no latent site, so there is nothing to sample"):
             run(ebm.BlackJAXKernel(precision_model, params=self.params), jnp.ones(10))
 
+    @pytest.mark.slow
     def test_names_of_a_guide_among_the_params_are_left_alone(self):
         params = {**self.params, "theta_auto_loc": jnp.zeros(3)}
         draws = ebm.sample(jax.random.key(0), precision_model, "mala", params=params)

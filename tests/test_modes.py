@@ -56,6 +56,19 @@ def levels(x):
         numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), context=jnp.asarray(0.1)), obs=x)
 
 
+MORE_ROWS = np.random.default_rng(0).normal(0, 1, (50, 2)).astype(np.float32)
+FEW = {
+    "ais": {"betas": np.linspace(0, 1, 4), "num_chains": 10, "start": dist.Normal(0, 2).expand([2]).to_event(1)},
+    "bridge": {"draws": MORE_ROWS},
+    "enumerate": {},
+    "grid": {"num_points": 31},
+    "importance": {"num_samples": 100, "data": MORE_ROWS},
+    "nce": {"data": MORE_ROWS},
+    "nested": {"num_live": 20, "num_steps": 2, "num_delete": 10, "tolerance": 1.0, "data": MORE_ROWS},
+    "smc": {"num_particles": 20, "num_steps": 2, "data": MORE_ROWS},
+}
+"""Options of log Z that take few steps: without jit each is one of Python's."""
+
 CASES = {name: (vector_model, options, ROWS) for name, options in continuous_options(shape=(2,)).items()}
 CASES |= {
     "diffusion_recovery": (levels, {"sigmas": (0.1, 0.3, 0.8)}, ROWS),
@@ -106,10 +119,8 @@ def test_log_z(mode, name):
     d = ebm.EnergyDistribution(
         lambda x: 0.5 * jnp.sum(x.astype(float) ** 2), (2,), support=constraints.boolean if is_discrete else constraints.real
     )
-    more = np.random.default_rng(0).normal(0, 1, (50, 2)).astype(np.float32)
-    options = {"bridge": {"draws": more}, "nce": {"data": more}}.get(name, {})
     with MODES[mode]():
-        value = ebm.log_partition(jax.random.key(0), d, method=name, **options).value
+        value = ebm.log_partition(jax.random.key(0), d, method=name, **FEW[name]).value
     assert np.isfinite(value)
 
 

@@ -132,6 +132,7 @@ def test_a_separate_energy_gets_each_grid_and_its_row_of_the_context():
     assert seen == {((2, 1, 3), (5,)), ((4, 2, 3), (5,))}
 
 
+@pytest.mark.slow
 def test_one_trace_and_the_state_of_every_grid():
     traces = []
 

@@ -163,6 +163,7 @@ class TestUnhealthyEnergies:
 
 
 class TestStepSizes:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kernel", some_slow(["mala"], ["nuts", "hmc"]))
     def test_the_acceptance_goes_to_its_target(self, kernel):
         model = site_model(lambda x: 0.5 * jnp.sum(x**2 * jnp.array([1.0, 4.0, 0.25])), (3,))
@@ -261,6 +262,7 @@ class TestScales:
     def test_a_fixed_step_has_no_scale(self, options):
         assert ebm.estimate(columns_model, "cd", **options).estimators._scales(None) is False
 
+    @pytest.mark.slow
     def test_the_scale_is_the_width_of_a_mode(self):
         # Two modes 20 apart, of sd 0.5 in both coordinates: the spread of the first column is no length to move by.
         energy = lambda x: 2 * (jnp.minimum((x[0] - 10) ** 2, (x[0] + 10) ** 2) + x[1] ** 2)  # noqa: E731
@@ -351,6 +353,7 @@ class TestTemperature:
         model = ebm.estimate(partial(precision_model, start=6.0), "pcd", num_steps=5, temperature=2.0)
         np.testing.assert_allclose(fit(model, gaussian_data)["t"], 2 * MLE, atol=0.3)
 
+    @pytest.mark.slow
     def test_annealing_crosses_a_barrier(self):
         # Two modes 8 apart, chains from one of them: for a sample of the model half of them would have to change sides.
         energy = lambda x: 0.5 * jnp.minimum((x - 4) ** 2, (x + 4) ** 2)  # noqa: E731
@@ -405,6 +408,7 @@ class TestTempering:
 
 
 class TestEnergyPenalty:
+    @pytest.mark.slow
     def test_it_is_the_squares_of_both_energies(self):
         # pcd moves its whole pool, so the negatives of an update are the positions it leaves.
         def surrogate(scale, penalty):
@@ -428,6 +432,7 @@ class TestEnergyPenalty:
 
 
 class TestPools:
+    @pytest.mark.slow
     def test_ten_thousand_of_ten_thousand_lineages_survive(self):
         # Steps so small that a chain is known by where it began; batches of 64 slots.
         options = {"num_chains": 10_000, "start": dist.Normal(0.0, 1e4), "kernel": ebm.Langevin(1e-8)}
@@ -438,6 +443,7 @@ class TestPools:
         assert int(state["age"].sum()) == 301 * 64
         assert np.mean(np.asarray(state["age"]) > 0) > 0.8  # 1 - exp(-1.93)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("buffer_size", [16, 500])
     def test_a_buffer_smaller_or_larger_than_the_batch(self, buffer_size, gaussian_data):
         state = train(precision_model, "replay", gaussian_data[:100], 5, buffer_size=buffer_size, reinit_prob=0.0)
@@ -452,6 +458,7 @@ class TestPools:
         assert abs(share - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 4000)
         assert abs(np.mean(state["age"]) - 5.0) < 5 * np.sqrt(20 / 4000)
 
+    @pytest.mark.slow
     def test_a_chain_of_the_buffer_keeps_its_context(self):
         k = np.repeat(np.array([0.1, 10.0], np.float32), 250)
         y = (np.random.default_rng(0).normal(size=500) * k).astype(np.float32)

@@ -141,6 +141,7 @@ class TestTraining:
         assert abs(ladder.mean() - single.mean()) < 5 * error
         assert error < 0.01 * abs(single.mean())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["vp"], ["ve"]))
     def test_a_process_has_its_optimum_at_the_precision_of_the_data(self, name, gaussian_data):
         # 1 / mean x^2 at each level.
@@ -239,6 +240,7 @@ class TestWeightsOfFarModes:
         assert np.std(weights) > 0.2
         assert np.mean(np.abs(weights - 0.2) > 0.1) > 0.7
 
+    @pytest.mark.slow
     def test_a_ladder_sees_them(self):
         model = ebm.estimate(modes_model, "multiscale_dsm", sigmas=LADDER)
         assert self.slope(model) < -1e-2
@@ -370,6 +372,7 @@ class TestInpainting:
         values, vectors = np.linalg.eigh(self.covariance)
         return 0.5 * jnp.sum(((x - MEAN) @ vectors) ** 2 / (values + sigma**2))
 
+    @pytest.mark.slow
     def test_conditional_mean_and_variance_of_a_gaussian(self):
         # With the known part at y + sigma z, the rest is N(m + B (y + sigma z - m), 1 / q); Langevin has its own bias, and
         # the denoising step shrinks what is around the conditional mean by 1 - sigma^2 q.
@@ -475,6 +478,7 @@ class TestProbabilityFlow:
         values = exact_flow(name).log_prob(gaussian(name), x)
         np.testing.assert_allclose(values, smoothed(name).log_prob(x), atol=1e-3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", PROCESSES)
     def test_draws_of_a_gaussian(self, name):
         draws = gaussian(name, exact_flow(name)).sample(jax.random.key(0), (4000,))
@@ -498,6 +502,7 @@ class TestProbabilityFlow:
         jitted = jax.jit(lambda x: flow.log_prob(d, x))(x)
         np.testing.assert_allclose(jitted.at[2, 0].set(truth[2, 0]), truth, atol=1e-3)
 
+    @pytest.mark.slow
     def test_random_directions_have_the_trace_in_the_mean(self):
         # A linear score: the trace of A(t) = (S + sigma^2)^-1, from directions that do not know its axes.
         covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
@@ -523,6 +528,7 @@ class TestProbabilityFlow:
         d = ebm.EnergyDistribution(modes_energy, context=SMALLEST, sampler=flow)
         weight_below(d.sample(jax.random.key(4), (4000,)))
 
+    @pytest.mark.slow
     def test_a_solver_that_does_not_arrive(self):
         flow = ebm.ProbabilityFlow(PROCESSES["ve"], max_steps=2)
         with pytest.raises(ValueError, match=r"Row 0 \(3 of 3\).*did not reach the end.*max_steps=2"):

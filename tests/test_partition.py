@@ -208,21 +208,25 @@ class TestStart:
             assert abs(float(found.value) - self.LOG_Z) < 4 * float(found.standard_error)
             assert float(found.standard_error) < 0.2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", some_slow(["nce"], ["ais", "smc", "nested"]))
     def test_or_to_data(self, method):
         found = ebm.log_partition(KEY, self.FAR, method=method, data=self.data())
         assert abs(float(found.value) - self.LOG_Z) < 4 * float(found.standard_error)
         assert float(found.standard_error) < 0.2
 
+    @pytest.mark.slow
     def test_one_that_does_not_cover_the_target_is_said(self):
         start = dist.Normal(0, 1).expand([4]).to_event(1)
         with pytest.warns(ebm.UnreliableLogPartitionWarning, match="does not cover|effective draws"):
             ebm.log_partition(KEY, self.FAR, num_levels=100, start=start)
 
+    @pytest.mark.slow
     def test_an_energy_without_an_integral_is_said(self):
         with pytest.warns(ebm.UnreliableLogPartitionWarning, match="does not cover"):
             ebm.log_partition(KEY, ebm.EnergyDistribution(lambda x: 0.0 * x), num_levels=20)
 
+    @pytest.mark.slow
     def test_each_row_has_its_own(self):
         scale = jnp.array([0.001, 0.1, 1.0, 30.0, 1000.0])
         d = ebm.EnergyDistribution(lambda x, s: 0.5 * (x / s - 3) ** 2, context=scale, batch_shape=(5,))
@@ -236,6 +240,7 @@ class TestStart:
             ebm.log_partition(KEY, self.FAR, start=dist.Normal(0, 1).expand([4]).to_event(1), data=self.data())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bridge", "nce"])
 def test_draws_of_another_density_are_said(method):
     name = {"bridge": "draws", "nce": "data"}[method]
@@ -273,6 +278,7 @@ class TestRows:
         assert found.value.shape == found.standard_error.shape == found.ess.shape == (2, 2)
         assert np.max(np.abs(found.value - self.truth) / found.standard_error) < 4
 
+    @pytest.mark.slow
     def test_rows_of_a_base_start_from_their_own(self):
         base = dist.Normal(jnp.array([-4.0, 0.0, 4.0]), 1.0)
         d = ebm.EnergyDistribution(lambda x: 0.5 * x**2, base=base, batch_shape=(3,))
@@ -285,6 +291,7 @@ class TestRows:
         found = ebm.log_partition(None, wrap(WELL), method="grid")
         np.testing.assert_array_equal(found.value, ebm.log_partition(None, WELL, method="grid").value)
 
+    @pytest.mark.slow
     def test_rows_that_share_a_density_have_one(self):
         d = ebm.EnergyDistribution(double_well, batch_shape=(5,))
         assert ebm.log_partition(None, d, method="grid").value.shape == ()
@@ -303,6 +310,7 @@ class TestRows:
 
 
 class TestBounds:
+    @pytest.mark.slow
     @pytest.mark.parametrize("problem", some_slow(["double well"], ["gaussian", "mixture", "ising", "positive"]))
     def test_they_bracket_the_truth(self, problem):
         """Within three standard errors of each end, in at least 19 of 20 runs."""
@@ -393,6 +401,7 @@ class TestIdentities:
             exact.value, np.log(np.exp(-jax.vmap(ising)(STATES) + law.log_prob(STATES)).sum()), atol=1e-5
         )
 
+    @pytest.mark.slow
     def test_fitted_proposals_are_normalised(self):
         x = jnp.linspace(-60, 60, 8001)
         rows = jnp.concatenate([jnp.linspace(-3, -2, 50), jnp.linspace(1, 4, 100)])
@@ -647,6 +656,7 @@ def test_a_heavier_tail_than_the_start_has_is_said(method):
         ebm.log_partition(KEY, heavy, method=method, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", some_slow(["mala"], ["nuts", "barker", "elliptical_slice", "ghmc", "parallel_tempering"]))
 def test_kernels_of_every_kind_anneal(kernel):
     d = ebm.EnergyDistribution(double_well, base=dist.Normal(0, 1.0))

@@ -394,6 +394,7 @@ def test_health_at_every_update_and_at_steps_of_its_own():
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [7, 9])
 
 
+@pytest.mark.slow
 def test_the_health_that_fit_kept_is_drawn_by_itself():
     def model(x):
         t = numpyro.param("t", 1.0)

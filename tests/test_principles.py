@@ -274,6 +274,7 @@ class TestVelocity:
         weighted = rows_of("generalized_sm", weight="distance")[1]
         np.testing.assert_allclose(slope[:, ::2], weighted[:, ::2], atol=1e-4 * np.abs(weighted).max())
 
+    @pytest.mark.slow
     def test_a_function_of_all_of_the_event_has_its_divergence(self):
         def loss(t, z):
             log_density = lambda z: -t[0] * jnp.sum(jnp.exp(z)) - t[1] * jnp.exp(jnp.sum(z)) + (t[2] + 1) * jnp.sum(z)  # noqa: E731
@@ -285,6 +286,7 @@ class TestVelocity:
             slope = rows_of("minimum_velocity", step_size=1e-7, diffusion=diffusion)[1]
             np.testing.assert_allclose(slope[:, ::2], expected[:, ::2], atol=1e-4 * np.abs(expected).max())
 
+    @pytest.mark.slow
     def test_a_constant_diffusion_is_a_change_of_units(self):
         four = rows_of("minimum_velocity", step_size=1e-3, diffusion=4.0)
         for diffusion in (np.full(2, 4.0), lambda x: 4.0):
@@ -312,6 +314,7 @@ class TestVelocity:
         np.testing.assert_allclose(report.sites[0].figures["score_norm"], 2.0, rtol=1e-6)
         assert "carries a bias" in str(report)
 
+    @pytest.mark.slow
     def test_masked_rows_do_not_move_the_default_step(self):
         keep = jnp.arange(400) % 3 > 0
 

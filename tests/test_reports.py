@@ -63,6 +63,7 @@ def test_the_report_gives_no_verdict_that_diagnose_does_not():
         assert "unusual" not in text
 
 
+@pytest.mark.slow
 def test_settings_that_change_what_is_estimated_are_said():
     model, result = trained("mle", num_steps=2, energy_l2=0.25, temperature=2.0, kernel="langevin")
     text = str(ebm.training_report(model, result))
@@ -132,6 +133,7 @@ def test_smoothing_of_dsm_is_beside_the_datas_spread():
     np.testing.assert_allclose([figures["smoothing_min"], figures["smoothing_max"]], sorted(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("sm", {}), ("dsm", {"sigma": 0.2}), ("nce", {})])
 def test_masked_rows_take_no_part(name, options):
     keep = np.arange(400) < 300
@@ -143,6 +145,7 @@ def test_masked_rows_take_no_part(name, options):
         np.testing.assert_allclose(masked.sites[0].figures[key], value, rtol=0.1 if name == "nce" else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0, 30.0])
 def test_nce_tells_how_far_noise_and_data_overlap(shift):
     def model(x):
@@ -165,6 +168,7 @@ def test_nce_tells_how_far_noise_and_data_overlap(shift):
     assert abs(figures["gradient_size"] - pull) < 5 * 0.5 / np.sqrt(num)
 
 
+@pytest.mark.slow
 def test_what_fit_returns_is_reported():
     model = ebm.estimate(gaussian_model, {"x": "ssm_vr"})
     svi = SVI(model, ebm.empty_guide, optax.adam(0.05), Trace_ELBO())
@@ -194,6 +198,7 @@ def test_latent_sites_need_their_values():
     assert figures == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_chains_and_data_in_one_report():
     def model():
         s, t = numpyro.param("s", 4.0), numpyro.param("t", 4.0)

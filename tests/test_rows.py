@@ -428,6 +428,7 @@ class TestScope:
 
     SLOW = tuple(pytest.param(*each, marks=pytest.mark.slow) for each in (("pcd", ""), ("nce", ""), ("nce", "o/")))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("name", "outer"), [("pcd", "o/"), *SLOW])
     def test_names_states_and_reports(self, name, outer):
         estimated = ebm.estimate(self.inside, {"a/b.x": name})
@@ -457,6 +458,7 @@ class TestScope:
         named = surrogate(ebm.estimate(self.inside, "sm"), {"a/b.t": 2.0}, self.X)
         np.testing.assert_allclose(named, rows_of("sm", precision_model, self.X, 2.0)[0].sum(), rtol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("outside", [False, True], ids=["both inside", "site outside"])
     def test_factors_know_their_sites(self, outside):
         def model():

@@ -160,6 +160,7 @@ class TestHigherOrder:
         exact = rows(rough, "sm", X3[:20])
         np.testing.assert_allclose(rows(rough, "hsm", X3[:20], weights=(2, 0)), 2 * exact, rtol=1e-12)
 
+    @pytest.mark.slow
     def test_the_rule_of_order_four(self):
         # (Laplacian q) / q from q itself, and its Laplacian from its Hessian.
         def u(x):

@@ -52,6 +52,7 @@ def test_exact_score_matching_recovers_the_precision(data):
     np.testing.assert_allclose(k, np.linalg.inv(data.T @ data / len(data)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_it_samples_by_langevin():
     # The bias of the step is known: on a Gaussian the precision it yields is (1 - sqrt(1 - 2 h / v)) / h.
     step = 0.05

@@ -71,6 +71,7 @@ def test_of_constrained_and_nested_parameters():
     np.testing.assert_allclose(result.errors["s"], 0.5 / np.sqrt(2 * 2 * 4000), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_the_report_gives_log_z_with_its_error(gaussian_data):
     model = ebm.estimate(precision_model, "nce", nu=5, noise=dist.Normal(0, 0.8))
     params = fit(model, gaussian_data, steps=600)

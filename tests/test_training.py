@@ -131,6 +131,7 @@ class TestHeldOut:
         np.testing.assert_array_equal(result.losses, whole.losses[: len(result.losses)])
         assert result.params["t"] == whole.params["t"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["dsm", "ssm_vr", "nce"])
     def test_noise_of_the_loss_is_the_same_at_each_check(self, name):
         svi = svi_of(name, optimiser=optax.sgd(0.0), **HEALTHY[name])
@@ -188,6 +189,7 @@ class TestHeldOut:
 
 
 class TestOverfitting:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow([n for n in HEALTHY if n != "nce"], ["nce"]))
     @pytest.mark.parametrize("start", some_slow([4.0], [1.0]))
     def test_healthy_runs_do_not_warn(self, name, start):
@@ -198,6 +200,7 @@ class TestOverfitting:
             assert result.stopped == "end"
             fit(jax.random.key(seed), svi, 1000, data[0], check_every=50)
 
+    @pytest.mark.slow
     def test_a_net_that_learns_its_rows_by_heart(self):
         svi = svi_of(model=wide_net, optimiser=optax.adam(0.01))
         x, held_out = ring(60, 0), (ring(300, 1),)
@@ -221,6 +224,7 @@ class TestOverfitting:
         assert not is_significant([draws + 3.6 / 20, 3 * draws[:100]])
         assert is_significant([np.full(3, np.nan)])
 
+    @pytest.mark.slow
     def test_rows_are_compared_under_the_noise_of_the_checks(self, monkeypatch):
         seen = []
         monkeypatch.setattr(training, "held_out_rise", lambda *_: "it rose")
@@ -255,6 +259,7 @@ class TestOverfitting:
             assert runaway(curve + noise) is None
         assert runaway(-np.exp(12 * time[:50])) is None
 
+    @pytest.mark.slow
     def test_a_surrogate_that_is_no_objective_is_not_judged(self):
         def falling(x):
             t = numpyro.param("t", 0.0)
@@ -368,6 +373,7 @@ class TestRefusals:
 
 
 class TestRecordedChains:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "options"), [("replay", {"buffer_size": 32}), pytest.param("pcd", {}, marks=pytest.mark.slow)]
     )
@@ -412,6 +418,7 @@ class TestRecordedChains:
         result = fit(KEY, svi, 4, x + context, context, batch_size=4, check_every=2, record_chains=5)
         assert not result.chains.energies
 
+    @pytest.mark.slow
     def test_refusals(self):
         x = rows(8)
         with pytest.raises(ebm.EnergyError, match=r"the estimators are \['cd'\].*\['f_ebm', 'pcd', 'replay'\] do"):

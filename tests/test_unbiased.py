@@ -65,6 +65,7 @@ def unbiased_moments(rng_key, kernel, log_density, starts, settings):
 
 
 class TestCoupledNoise:
+    @pytest.mark.slow
     @pytest.mark.parametrize("coupling", COUPLINGS)
     def test_meets_as_often_as_the_normals_overlap_and_keeps_its_law(self, coupling):
         @jax.jit
@@ -131,6 +132,7 @@ class TestCoupledStep:
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
         assert len(np.unique(np.asarray(ours)[:, 0])) > 100
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("coupling", some_slow(["maximal"], ["reflection"]))
     def test_the_second_chain_has_the_law_of_the_first(self, kernel, coupling):
         # From the same point, whichever place it has in the pair: two samples of one law.
@@ -154,6 +156,7 @@ class TestCoupledStep:
             error = np.sqrt(sum(v.var(0) / len(v) for v in values))
             assert np.all(np.abs(values[0].mean(0) - values[1].mean(0)) < 5 * error)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("coupling", some_slow(["reflection"], ["maximal"]))
     def test_both_stay_stationary_meet_and_stay_together(self, kernel, coupling):
         # Exact starts; E x_0^2 = 1, E x_1 = 1/2, E (x_1 - x_0^2/2)^2 = 1.
@@ -440,6 +443,7 @@ class TestCap:
         with pytest.raises(ebm.EnergyError, match=self.message):
             self.svi().init(jax.random.key(0), self.x)
 
+    @pytest.mark.slow
     def test_raises_inside_jit_scan_and_vmap(self):
         site = site_of(lambda x: 0.5 * x**2, self.x)
         estimator = ebm.UnbiasedMaximumLikelihood(**self.options)
