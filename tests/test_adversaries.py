@@ -149,6 +149,7 @@ class TestTheSteinDiscrepancy:
         params = in_turns(model, 5, gaussian_data, adversary="critic", optimizer=ascent)
         np.testing.assert_allclose(params["t"], MLE, atol=0.05)
 
+    @pytest.mark.slow
     def test_a_kink_that_stays_where_it_is(self):
         # Laplace: the score is a sign without a second derivative. By the critic a g both come to rest at a = 0.
         x = np.random.default_rng(0).laplace(0, 0.8, 4000)
@@ -178,6 +179,7 @@ class TestTheSteinDiscrepancy:
         estimated = ebm.estimate(model, "lsd", critic=line)
         assert jax.grad(lambda t: surrogate(estimated, {"t": t, "critic": jnp.array([0.4, 0.2])}, x))(0.3) == 0
 
+    @pytest.mark.slow
     def test_a_score_without_an_energy(self, gaussian_data):
         def model(x):
             t = numpyro.param("t", 1.0)
@@ -488,6 +490,7 @@ class TestTheBoundOnLogZ:
         assert np.isfinite(value)
         assert gradient == 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "adversary"),
         [

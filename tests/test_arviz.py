@@ -244,6 +244,7 @@ class TestTraining:
         assert groups_of(data) == {"training_stats"}
         np.testing.assert_array_equal(data["training_stats"]["held_out_loss"]["check"], [0, 2, 4])
 
+    @pytest.mark.slow
     def test_refusals(self, trained):
         with pytest.raises(TypeError, match="two results of fit"):
             ebm.to_arviz(trained, training=trained)

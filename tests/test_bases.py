@@ -140,6 +140,7 @@ def test_what_cannot_be_given_to_rows_is_refused(name):
         split_rows(REFUSED[name](), (N,))
 
 
+@pytest.mark.slow
 def test_rows_broadcast_in_two_dimensions():
     base = dist.TruncatedNormal(M[:, None], jnp.array([0.5, 1.0]), low=-1.0)
     value = base.sample(jax.random.key(1))

@@ -107,6 +107,7 @@ class TestRelations:
         value = surrogate(ebm.estimate(flat, "ranking_nce", nu=3, noise=dist.Uniform(-1, 1)), {}, np.zeros(4))
         np.testing.assert_allclose(value, -4 * np.log(4), rtol=1e-6)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("divergence", some_slow(["importance"], ["squared", "exponential"]))
     def test_every_divergence_finds_the_precision(self, divergence, gaussian_data):
         options = {"nu": 5, "noise": dist.Normal(0, 1), "divergence": divergence}
@@ -117,6 +118,7 @@ class TestRelations:
 
 
 class TestNoise:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["nce"], ["ranking_nce"]))
     @pytest.mark.parametrize("noise", some_slow(["mixture"], ["gaussian"]))
     def test_noise_fitted_to_the_batch(self, name, noise, gaussian_data):
@@ -279,6 +281,7 @@ class TestContext:
         np.testing.assert_allclose(params["t"], self.best(), atol=0.05)
         np.testing.assert_allclose(params["b"], [0.5 * np.log(2 * np.pi), -self.best() / 2], atol=0.05)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["conditional_nce"], ["shifted_nce"]))
     def test_moves_keep_the_context(self, name):
         # Their minimum on these rows, by the expected loss: normal moves of every size on a grid.
@@ -313,6 +316,7 @@ class TestContext:
             with pytest.raises(ValueError, match=r"(?s)site 'y'.*'ranking_nce'.*log_normalizer='fixed'.*'learned'"):
                 surrogate(ebm.estimate(self.model, name), {"t": 0.1}, self.y)
 
+    @pytest.mark.slow
     def test_rows_that_share_one_context_have_one_log_z(self):
         def model(x):
             with numpyro.plate("rows", len(x)):
@@ -375,6 +379,7 @@ class TestTelescoping:
         with numpyro.plate("rows", len(x)):
             numpyro.sample("x", ebm.EnergyDistribution(energy, context=context, batch_shape=rows), obs=x)
 
+    @pytest.mark.slow
     def test_scale_and_log_z_at_every_level(self):
         params = fit(ebm.estimate(self.model, "tre", sigmas=self.sigmas), self.x)
         variance = np.mean(self.x**2)

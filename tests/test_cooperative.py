@@ -47,6 +47,7 @@ def test_a_generator_with_a_latent(gaussian_data):
     np.testing.assert_allclose(np.sqrt(params["w"] ** 2 + 0.04), 0.5, atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_generator_learns_from_the_chains_ends_alone(gaussian_data):
     # Its gradient is that of log q at fixed ends: with a kernel that hardly moves, at its own draws, so 0 on average.
     model = ebm.estimate(precision_model, "cooperative", proposal=scale_generator, kernel=ebm.Langevin(1e-12), num_steps=1)

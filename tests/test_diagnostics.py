@@ -167,6 +167,7 @@ class TestChains:
         unadjusted = ebm.diagnose(ebm.Draws({"x": x}, healthy, ebm.Langevin()))
         assert "never rejects" in unadjusted["acceptance"].measured
 
+    @pytest.mark.slow
     def test_numpyros_own_kernel_and_arviz_data(self):
         mcmc = MCMC(
             NUTS(lambda: numpyro.sample("x", dist.Normal(0, 1))), num_warmup=200, num_samples=500, progress_bar=False
@@ -314,6 +315,7 @@ class TestTraining:
         assert diagnosis[expected].status == "ok"
         assert (name != "pcd") or diagnosis["x modes"].status == "ok"
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::UserWarning")  # which the estimators give in training
     def test_noise_that_teaches_nothing(self):
         model = ebm.estimate(precision_model, "nce", noise=dist.Normal(8.0, 0.1))
@@ -330,6 +332,7 @@ class TestTraining:
             model = ebm.estimate(precision_model, name)
             assert names(ebm.diagnose(model, {"t": 20.0} | more, ROWS)) == {key}
 
+    @pytest.mark.slow
     def test_conditions_and_the_gap_of_chains(self):
         def concave(x):
             with numpyro.plate("rows", len(x)):
@@ -347,6 +350,7 @@ class TestTraining:
         values = svi.get_params(state) | state.mutable_state
         assert "x energy gap" in names(ebm.diagnose(model, values, ROWS[:64]))
 
+    @pytest.mark.slow
     def test_persistent_chains_that_miss_a_mode(self):
         def wells(x):
             with numpyro.plate("rows", len(x)):

@@ -34,6 +34,7 @@ def draws_of(distribution, kernel="gibbs", **options):
     return run, np.asarray(run.samples["x"])
 
 
+@pytest.mark.slow
 def test_ising_moments_are_those_of_the_enumeration():
     run, x = draws_of(ebm.EnergyDistribution(ising, (9,), support=constraints.boolean))
     assert np.issubdtype(x.dtype, np.integer)

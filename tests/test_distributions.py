@@ -299,6 +299,7 @@ class TestStarts:
         assert y.min() > 3
         assert abs(y.mean() - 4) < 5 / np.sqrt(500)
 
+    @pytest.mark.slow
     def test_each_row_looks_for_its_own(self):
         energy = lambda x, c: jnp.where(x > c, x, jnp.inf)  # noqa: E731
         d = ebm.EnergyDistribution(energy, context=jnp.array([0.0, 4.0, 30.0]), batch_shape=(3,))

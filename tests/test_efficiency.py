@@ -146,6 +146,7 @@ def precision_matrix_model(x):
     numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * x @ precision @ x, (4,)), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", some_slow([("ssm_vr", 1)], [("ssm", 1), ("ssm_vr", 5)]))
 def test_sliced_score_matching_of_a_full_precision(method):
     d, n, num = 4, 1000, 1000
@@ -318,6 +319,7 @@ class StateOfPosition(NamedTuple):
     position: jax.Array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_negatives", some_slow([1], [20]))
 def test_frozen_negatives_of_an_exact_autoregressive_kernel(num_negatives):
     # References section 2: one frozen negative per datum (1 - a^2) / 2, fresh ones 1; m frozen ones in between.
@@ -347,6 +349,7 @@ def test_frozen_negatives_of_an_exact_autoregressive_kernel(num_negatives):
     np.testing.assert_allclose(spread, expected, rtol=5 * np.sqrt(2 / REPLICATES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_draws", some_slow([1], [5]))
 def test_debiased_denoising_score_matching(num_draws):
     # References section 2: r = sigma^2 / v, M draws: 1 / (1 + (1 / e1 - 1) / M) with e1 = 2 r / (1 + r)^2.
@@ -435,6 +438,7 @@ LOGISTIC = lambda rise: (1 / (1 + np.exp(-rise)), np.exp(rise) / (1 + np.exp(ris
 ROOT = lambda rise: (np.exp(rise / 2) / 2, np.exp(rise / 2) / 4)  # noqa: E731
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     some_slow(

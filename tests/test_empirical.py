@@ -34,6 +34,7 @@ def test_the_ratio_to_rows(name):
         np.testing.assert_allclose(params["x$log_normalizer"], 0.125, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_report_says_that_their_sampling_is_in_no_error():
     params = {"w": jnp.array([0.5, 0.0]), "x$log_normalizer": 0.125}
     report = ebm.training_report(ebm.estimate(tilt, "nce", nu=5), params, ROWS)
@@ -71,6 +72,7 @@ class OfKnownDensity(dist.Distribution):
         return NORMAL.log_prob(value)
 
 
+@pytest.mark.slow
 def test_log_z_starts_half_way_between_the_medians_of_both():
     takes_part = np.arange(10) % 5 > 0
 

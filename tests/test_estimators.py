@@ -516,6 +516,7 @@ class TestIdentities:
         model = ebm.estimate(precision_model, "pcd", num_steps=10, kernel=ebm.MALA(step_size=0.25))
         np.testing.assert_allclose(fit(model, x, steps=900, rate=0.05)["t"], 1.0, atol=0.03)
 
+    @pytest.mark.slow
     def test_nce_with_noise_equal_to_the_data_has_efficiency_nu_over_one_plus_nu(self):
         # Precision of N(0, 1): maximum likelihood variance 2 / n.
         n, nu, replicates = 2000, 2, 300
@@ -711,6 +712,7 @@ class TestWarnings:
         with pytest.warns(UserWarning, match="site 'x': the noise does not overlap"):
             svi.init(jax.random.key(0), gaussian_data)
 
+    @pytest.mark.slow
     def test_nu_does_not_move_the_answer(self, gaussian_data):
         # With nu=5 test_recovers_the_precision finds 3.997.
         one = fit(ebm.estimate(precision_model, "nce", nu=1, noise=dist.Normal(0, 1)), gaussian_data)["t"]

@@ -270,6 +270,7 @@ def test_what_two_sample_tests_refuse():
 # --- classifier two-sample test
 
 
+@pytest.mark.slow
 def test_a_classifier_reaches_the_accuracy_of_bayes():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(600, 2)) + [1.0, 0.0], rng.normal(size=(800, 2))
@@ -282,6 +283,7 @@ def test_a_classifier_reaches_the_accuracy_of_bayes():
     assert result == ebm.classifier_two_sample_test(KEY, x, y)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_at_one_half_where_laws_are_equal():
     rng = np.random.default_rng(2)
     pairs = [rng.normal(size=(2, 100, 2)) for _ in range(50)]
@@ -508,6 +510,7 @@ def test_draws_are_the_models_own():
     assert all(each["mmd"].p_value > 0.01 for each in found.results.values())
 
 
+@pytest.mark.slow
 def test_log_z_is_estimated_by_the_method_given():
     models = {"truth": TRUTH, "energy": gaussian(0.5), "narrow": gaussian(0.01)}
     start = dist.Normal(0, 1).expand([2]).to_event(1)
@@ -524,6 +527,7 @@ def test_log_z_is_estimated_by_the_method_given():
     assert any("neither it nor its error is to be trusted" in note for note in found.notes["narrow"])
 
 
+@pytest.mark.slow
 def test_discrete_models():
     logits = jnp.array([0.5, -1.0, 0.0])
     energy = ebm.EnergyDistribution(lambda x: -jnp.sum(logits * x), (3,), support=constraints.boolean)

@@ -65,6 +65,7 @@ class TestTheGame:
             assert abs(slopes[param].mean() - sign * truth[param]) < 5 * error
             assert error < 0.05 * abs(truth[param])
 
+    @pytest.mark.slow
     def test_the_energy_sees_the_noise_as_nce_does(self):
         x, key = np.linspace(-1, 1, 8), jax.random.split(jax.random.key(0), 1)
         fixed = ebm.estimate(precision_model, "nce", noise=normal_flow, nu=3)
@@ -124,6 +125,7 @@ def test_a_flow_of_flowjax(name):
     np.testing.assert_allclose(params["x$log_normalizer"], np.log(z), atol=0.1)
 
 
+@pytest.mark.slow
 def test_each_row_has_the_flow_of_its_context():
     rng = np.random.default_rng(0)
     k = rng.uniform(-1, 1, 1000).astype(np.float32)

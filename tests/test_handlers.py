@@ -109,6 +109,7 @@ class TestPlates:
         for other in (scaled, inside):
             np.testing.assert_allclose(surrogate(other, {"t": 2.0}, gaussian_data), 10 * value, rtol=1e-5)
 
+    @pytest.mark.slow
     def test_weights(self, gaussian_data):
         weights = jnp.where(jnp.arange(2000) < 1000, 2.0, 1.0)
 
@@ -179,7 +180,7 @@ class TestPlates:
             np.testing.assert_array_equal(got, index)
             assert spy.seen[-1].num_total == num_total
 
-    @pytest.mark.parametrize("where", ["inside", "around", "on to_event"])
+    @pytest.mark.parametrize("where", some_slow(["on to_event"], ["inside", "around"]))
     def test_masked_rows_take_no_part(self, where):
         x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
         keep = np.array([True, True, False, True, False, True])

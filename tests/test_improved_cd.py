@@ -131,6 +131,7 @@ def test_ends_that_take_no_part_are_no_neighbours_and_duplicates_give_no_nan():
     assert values[1] == values[3] == 0
 
 
+@pytest.mark.slow
 def test_masked_rows_take_no_part():
     x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
     wrapped = numpyro.handlers.seed(ebm.estimate(model, "improved_cd", num_steps=2), 0)

@@ -279,6 +279,7 @@ class TestBases:
         np.testing.assert_allclose([r[1]["t"] for r in results], results[0][1]["t"], rtol=1e-9)
         np.testing.assert_allclose([r[0] for r in results], results[0][0], rtol=1e-9)
 
+    @pytest.mark.slow
     def test_noise_and_starts_come_from_the_product(self):
         def model(x):
             t = numpyro.param("t", 0.5)
@@ -414,6 +415,7 @@ def test_outside_plates_and_of_numbers_without_arrays():
     np.testing.assert_allclose(surrogate(ebm.estimate(model, "sm"), {}), 0.5 - 0.5 * (0.75**2 + 1.125**2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_that_plates_subsample():
     def model(x, whole):
         with numpyro.plate("rows", 60, subsample_size=60 if whole else 6):

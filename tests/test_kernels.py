@@ -100,7 +100,7 @@ def test_the_table_holds_every_kernel():
 
 
 class TestTargets:
-    @pytest.mark.parametrize("target", ["correlated", "bent"])
+    @pytest.mark.parametrize("target", some_slow(["bent"], ["correlated"]))
     @pytest.mark.parametrize("name", some_slow(QUICK, [name for name in ADJUSTED if name not in QUICK]))
     def test_an_adjusted_kernel_leaves_its_target_invariant(self, name, target):
         draws, info = run_on_all_targets(name)[target]
@@ -382,6 +382,7 @@ IN_MCMC = {  # with one that has no step size and moves replicas
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(["barker"], [name for name in IN_MCMC if name != "barker"]))
 def test_in_numpyro_mcmc(name):
     # Two latent sites: positions are dicts.
@@ -411,6 +412,7 @@ def test_in_numpyro_mcmc(name):
     assert (mcmc.last_state.step_size is None) == (kernel.step_size is None)
 
 
+@pytest.mark.slow
 def test_a_start_in_integers_or_half_precision(rng_key):
     kernel = ebm.MALA()
     for start in (jnp.zeros((2, 3), jnp.int8), jnp.zeros((2, 3), jnp.bfloat16), np.zeros((2, 3))):
@@ -630,6 +632,7 @@ class TestEllipticalSlice:
         for row, t in enumerate((1.0, 3.0)):
             check_moments(draws.samples["x"][:, :, row], 1 / (1 + t), 1 / (1 + t))
 
+    @pytest.mark.slow
     def test_in_a_chain_sampler_under_tempering(self):
         sampler = ebm.ChainSampler(ebm.ParallelTempering("elliptical_slice", temperatures=(1.0, 2.0)), num_warmup=0)
         d = ebm.EnergyDistribution(lambda x: 0.5 * x**2, base=dist.Normal(1.0, 1.0), sampler=sampler)

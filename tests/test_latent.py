@@ -101,7 +101,7 @@ MODELS = {"energy": energy_prior, "base": tilted_prior, "factor": factored_prior
 
 
 class TestGradients:
-    @pytest.mark.parametrize("kind", MODELS)
+    @pytest.mark.parametrize("kind", some_slow(["base"], ["energy", "factor", "joint"]))
     def test_the_guides_is_that_of_the_exact_prior(self, kind):
         exact = gradient(normal_prior)
         for name in ("sm", "cd"):
@@ -188,6 +188,7 @@ def fixed_prior(x):
 
 
 class TestRows:
+    @pytest.mark.slow
     def test_scale_masks_and_subsampling(self):
         keep = jnp.arange(6) != 2
 
@@ -251,6 +252,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"'z' is latent.*{type(loss).__name__}.*Trace_ELBO"):
             svi.init(jax.random.key(0), X)
 
+    @pytest.mark.slow
     def test_particles_with_chains(self):
         svi = SVI(ebm.estimate(energy_prior, "pcd"), guide, optax.adam(0.1), Trace_ELBO(num_particles=2))
         state = svi.init(jax.random.key(0), X)

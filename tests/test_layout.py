@@ -21,6 +21,7 @@ FLOORS = {
     "_typing": 0,
     "_errors": 0,
     "_doors": 0,
+    "_modes": 0,
     "_registry": 0,
     "_autodiff": 0,
     "_callables": 0,

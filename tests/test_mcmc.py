@@ -85,6 +85,7 @@ def test_eight_schools_agrees_with_numpyro(kernel, schools):
     assert_same_posterior(ours, schools, ["mu", "tau", "theta"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", some_slow(["mala"], ["nuts", "hmc"]))
 def test_logistic_regression_agrees_with_numpyro(kernel, regression):
     ours = run(ebm.BlackJAXKernel(logistic, kernel), *logistic_data(), num_samples=2500)
@@ -165,6 +166,7 @@ def test_the_same_kernel_on_new_data_with_jit_model_args():
         assert abs(mcmc.get_samples()["mu"].mean() - value) < 0.1
 
 
+@pytest.mark.slow
 def test_typed_and_raw_keys_give_the_same_chains():
     draws = []
     for key in (jax.random.key(3), jax.random.PRNGKey(3)):
@@ -174,6 +176,7 @@ def test_typed_and_raw_keys_give_the_same_chains():
     np.testing.assert_array_equal(*draws)
 
 
+@pytest.mark.slow
 def test_a_kernel_pickles():
     kernel = ebm.BlackJAXKernel(eight_schools, "mala")
     MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False).run(jax.random.key(0))
@@ -201,6 +204,7 @@ class TestEnergySites:
         mcmc = run(ebm.BlackJAXKernel(model, "mala", params=self.params), num_samples=2000)
         check_moments(mcmc.get_samples(group_by_chain=True)["x"], 0.0, 0.25)
 
+    @pytest.mark.slow
     def test_scale_is_honoured(self):
         model = numpyro.handlers.scale(lambda: precision_model(num_rows=3), scale=2.0)
         mcmc = run(ebm.BlackJAXKernel(model, "mala", params=self.params), num_samples=2000)
@@ -318,6 +322,7 @@ class TestSample:
         with pytest.raises(ValueError, match="not finite"):
             ebm.sample(jax.random.key(0), d, num_samples=5)
 
+    @pytest.mark.slow
     def test_arguments_of_a_model_may_be_arrays_and_settings(self):
         def model(y, *, kind, n=None):
             mu = numpyro.sample("mu", dist.Normal(0, 10))

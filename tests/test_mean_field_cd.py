@@ -83,6 +83,7 @@ def test_independent_units_are_maximum_likelihood(linear_response):
         np.testing.assert_allclose(np.triu(ours["w"], 1), exact["w"], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("scale", "bound", "plain"), [(0.1, 3e-5, 2.5e-3), (1.0, 4e-3, 1.8e-2)])
 def test_the_gradient_is_near_that_of_the_likelihood(scale, bound, plain):
@@ -180,6 +181,7 @@ def test_refused_models(case):
         start(energy, x, **settings)
 
 
+@pytest.mark.slow
 def test_multilinear_energies_of_any_degree_pass():
     start(lambda x: x[0] * x[1] * x[2] - x[3] * x[4] + 0.3 * x[0], STATES)
 
@@ -198,6 +200,7 @@ def test_refused_options(case):
         MeanFieldContrastiveDivergence(**options)
 
 
+@pytest.mark.slow
 def test_nuts_is_offered_objectives_only():
     with pytest.raises(ebm.EnergyError, match=r"'mean_field_cd' cannot be the target.*'sm'\]"):
         numpyro.infer.util.initialize_model(

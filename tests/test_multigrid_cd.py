@@ -94,6 +94,7 @@ def test_a_shared_energy_recovers_the_precision_that_serves_all_grids():
     np.testing.assert_allclose(params["t"], together, rtol=0.04)
 
 
+@pytest.mark.slow
 def test_a_coarse_density_is_that_of_repeated_pixels_with_context_and_base():
     # Rows of their own context and base; three channels.
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
@@ -116,6 +117,7 @@ def test_a_coarse_density_is_that_of_repeated_pixels_with_context_and_base():
     assert np.isfinite(surrogate(wrapped, {}, x))
 
 
+@pytest.mark.slow
 def test_a_separate_energy_gets_each_grid_and_its_row_of_the_context():
     seen = set()
 
@@ -205,6 +207,7 @@ def test_refused_models(case):
         surrogate(ebm.estimate(model, "multigrid_cd", **options), {}, np.ones((3, *shape)))
 
 
+@pytest.mark.slow
 def test_masked_rows_take_no_part():
     def model(x, mask):
         t = numpyro.param("t", 1.0)

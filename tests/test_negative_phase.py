@@ -97,6 +97,7 @@ class TestUnhealthyEnergies:
             train(site_model(lambda x: -jnp.abs(x)), "cd", ROWS, 30)
         assert len([message for message in messages if "unbounded" in message]) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("centre", [0.0, 30.0])
     @pytest.mark.parametrize("name", some_slow(["pcd"], ["mle", "cd", "replay"]))
     def test_a_proper_quadratic_is_never_flagged(self, name, centre):
@@ -118,6 +119,7 @@ class TestUnhealthyEnergies:
         assert np.abs(state["position"]).max() < 1e6
         assert state["age"].min() < 12 * 5
 
+    @pytest.mark.slow
     def test_an_energy_that_runs_away_from_its_chains_is_reported(self):
         # Precisions exp(t k) of each row's own: chains that begin anew, in five steps far from theirs, push t up for ever.
         k = jnp.linspace(-1, 1, 400)
@@ -136,6 +138,7 @@ class TestUnhealthyEnergies:
         state = train(model, "replay", y, 300, optimiser=optax.adam(0.1), start="data", **options)
         assert not reported(state, "gap")
 
+    @pytest.mark.slow
     def test_non_finite_proposals_are_counted(self):
         model = site_model(lambda x: jnp.where(jnp.abs(x) < 3, 0.5 * x**2, jnp.nan))
         state = train(model, "cd", ROWS, 3, kernel=ebm.HMC(1.5, 2), adapt_step_size=False)
@@ -152,6 +155,7 @@ class TestUnhealthyEnergies:
             state = train(model, "pcd", ROWS, 25, kernel=ebm.Langevin(1e-13))
         assert not reported(state, "collapse")
 
+    @pytest.mark.slow
     def test_lost_chains_of_cd_begin_at_their_rows(self):
         model = site_model(lambda x: jnp.where(jnp.abs(x) < 1.0, 0.5 * x**2, jnp.nan))
         x = 0.3 * ROWS

@@ -229,6 +229,7 @@ class TestTraining:
 class TestWeightsOfFarModes:
     """The tutorial's point: one level does not see the weights .2 and .8 of modes at -4 and 4; a ladder does."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["sm"], ["ssm_vr"]))
     def test_score_matching_is_blind_to_them(self, name):
         # The little that there is comes from the one datum nearest to the middle: any weight comes out, by data set.
@@ -344,6 +345,7 @@ class TestAnnealedLangevin:
         model = lambda: numpyro.sample("x", gaussian("ve", sampler).expand([4]))  # noqa: E731
         assert Predictive(model, num_samples=3)(jax.random.key(0))["x"].shape == (3, 4, 3)
 
+    @pytest.mark.slow
     def test_a_support(self):
         # log x ~ N(.5, .3) with noise: the energy in x has + log x.
         energy = lambda x, sigma: jnp.log(x) + 0.5 * (jnp.log(x) - 0.5) ** 2 / (0.3 + sigma**2)  # noqa: E731
@@ -484,6 +486,7 @@ class TestProbabilityFlow:
         draws = gaussian(name, exact_flow(name)).sample(jax.random.key(0), (4000,))
         check_moments(draws.reshape(4, 1000, 3), MEAN, smoothed(name).variance)
 
+    @pytest.mark.slow
     def test_rows_a_support_and_an_outer_jit(self):
         # log x ~ N(row's loc, .3), which the process shrinks to N(0, 1).
         def energy(x, c):

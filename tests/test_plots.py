@@ -680,6 +680,7 @@ def test_log_ratios_of_the_true_energy_are_exact_and_calibrated():
     assert np.all(np.abs(frequencies - means) < 5 * errors)
 
 
+@pytest.mark.slow
 def test_faults_of_calibration():
     x, mask = np.zeros(3), np.ones(3, bool)
     with pytest.raises(ebm.EnergyError, match="1 NaN in log_ratios_noise"):

@@ -429,6 +429,7 @@ class TestStein:
                     np.testing.assert_allclose(np.asarray(a)[keep], b, rtol=1e-9)
                     np.testing.assert_array_equal(np.asarray(a)[~keep], 0.0)
 
+    @pytest.mark.slow
     def test_the_median_distance(self):
         x = np.random.default_rng(0).normal(size=(101, 3))
         distances = np.linalg.norm(x[:, None] - x, axis=-1)[np.triu_indices(101, 1)]
@@ -721,6 +722,7 @@ class TestRecovery:
             for move, size in ((pair.near - site.position, level), (pair.noisier - pair.near, gap)):
                 np.testing.assert_allclose(np.std(move[own]), size, rtol=5 / np.sqrt(2 * 10_000))
 
+    @pytest.mark.slow
     def test_masked_rows_and_the_step_that_adapts(self):
         keep = np.arange(500) % 3 > 0
 
@@ -759,6 +761,7 @@ class TestRecovery:
         assert abs(got - drawn(truth)) < 5 * error
         np.testing.assert_allclose(got, share, atol=0.02)
 
+    @pytest.mark.slow
     def test_refusals_and_warnings(self):
         for options, message in (
             ({}, "needs levels.*geometric_sigmas"),

@@ -82,6 +82,7 @@ def test_the_report_gives_log_z_with_its_error(gaussian_data):
     assert abs(figures["log_normalizer"] - 0.5 * np.log(2 * np.pi / 4)) < 5 * expected
 
 
+@pytest.mark.slow
 def test_the_report_of_a_network_takes_the_energy_as_known(gaussian_data):
     def model(x):
         w = numpyro.param("w", 0.1 * jnp.arange(300.0))

@@ -301,6 +301,7 @@ class TestGradient:
         assert within(grads, exact)
         assert np.std(grads) / np.sqrt(20) < 0.05
 
+    @pytest.mark.slow
     def test_is_the_sum_over_samples_that_are_held_fixed(self):
         # Rows share one density: h = x^2 / 2 summed over the same chains run at t = 2, a number.
         x = np.array([0.3, -1.0, 0.7, 0.1])

@@ -142,9 +142,9 @@ def with_jit(method: C) -> C:
     """A method that runs under ``jax.disable_jit`` too: BlackJAX's Gaussian noise fails there."""
 
     @functools.wraps(method)
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         with jax.disable_jit(disable=False):
-            return method(*args)
+            return method(*args, **kwargs)
 
     return cast(C, call)
 
