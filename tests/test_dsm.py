@@ -21,6 +21,7 @@ NOISES = {
     "Laplace": ({"noise": dist.Laplace(0, 0.4).expand([2]).to_event(1)}, 0.32 * jnp.eye(2)),
     "Student": ({"noise": dist.StudentT(6.0, 0, 0.5).expand([2]).to_event(1)}, 0.375 * jnp.eye(2)),
 }
+FAST = ["scalar", "Student"]
 
 
 def gaussian(x):
@@ -37,7 +38,7 @@ def values_and_gradients(precision, num=400, **options):
 
 
 @pytest.mark.parametrize("control_variate", some_slow([True], [False]))
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("noise", some_slow(FAST, [noise for noise in NOISES if noise not in FAST]))
 def test_the_optimum_is_the_precision_of_the_smoothed_data(noise, control_variate):
     options, covariance = NOISES[noise]
     truth = jnp.linalg.inv(ROWS.T @ ROWS / len(ROWS) + covariance)
@@ -50,7 +51,7 @@ def test_the_optimum_is_the_precision_of_the_smoothed_data(noise, control_variat
 
 @pytest.mark.filterwarnings("ignore:At site 'x'. sigma")
 @pytest.mark.filterwarnings("ignore:At site 'x'. the noise")
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("noise", some_slow(FAST, [noise for noise in NOISES if noise not in FAST]))
 def test_the_control_variate_keeps_the_mean_and_lowers_the_variance(noise):
     options, _ = NOISES[noise]
     options = {name: jnp.asarray(value) * 0.1 for name, value in options.items() if name != "noise"} or options

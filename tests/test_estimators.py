@@ -393,7 +393,7 @@ def _sm_slope(k, y):
     return grid[np.argmin([np.mean(0.5 * np.exp(2 * t * k) * y**2 - np.exp(t * k)) for t in grid])]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", some_slow(OBJECTIVES[::4], [name for name in OBJECTIVES if name not in OBJECTIVES[::4]]))
 @pytest.mark.usefixtures("x64")
 def test_finite_differences_agree_with_the_gradient_of_an_objective(name, gaussian_data):
     model, h = estimated(precision_model, name), 1e-5
@@ -451,7 +451,7 @@ class TestIdentities:
         vr = ebm.estimate(model, "ssm_vr")
         np.testing.assert_allclose(gradient(vr, {"t": optimum}, x) / 300, 0, atol=1e-12)
 
-    @pytest.mark.parametrize("projection", ["rademacher", "gaussian", "sphere"])
+    @pytest.mark.parametrize("projection", some_slow(["rademacher"], ["gaussian", "sphere"]))
     @pytest.mark.parametrize("name", ["ssm", "ssm_vr"])
     def test_ssm_is_sm_on_average(self, projection, name):
         x = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)

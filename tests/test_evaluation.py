@@ -525,6 +525,7 @@ def test_log_z_is_estimated_by_the_method_given():
     assert not narrow.is_reliable
     assert "(see note)" in str(found)
     assert any("neither it nor its error is to be trusted" in note for note in found.notes["narrow"])
+    assert any("means nothing" in note and "'ais'" in note for note in found.notes["narrow"])  # what log_partition warned of
 
 
 @pytest.mark.slow

@@ -64,7 +64,14 @@ class TestSameAsBase:
 
     @pytest.mark.parametrize(
         ("name", "options"),
-        [("sm", {}), ("dsm", {"sigma": 0.2}), ("ssm", {}), ("cd", {"num_steps": 3}), ("mle", {"num_steps": 3})],
+        [
+            ("sm", {}),
+            ("cd", {"num_steps": 3}),
+            *(
+                pytest.param(*each, marks=pytest.mark.slow)
+                for each in (("dsm", {"sigma": 0.2}), ("ssm", {}), ("mle", {"num_steps": 3}))
+            ),
+        ],
     )
     def test_surrogate_and_gradient(self, name, options, covariate):
         # One site of randomness in each model: the same key gives the same noise.

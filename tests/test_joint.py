@@ -270,7 +270,7 @@ class TestBases:
             if kind != "all":
                 ebm.energy_factor("rest", lambda b: 0.5 * jnp.sum(b**2), b=b)
 
-    @pytest.mark.parametrize("name", ["sm", "cd"])
+    @pytest.mark.parametrize("name", some_slow(["sm"], ["cd"]))
     def test_all_some_and_none_proper(self, name):
         results = [
             gradient_of(lambda x, kind=kind: self.model(x, kind), name, {"t": 0.7}, X) for kind in ("all", "some", "none")

@@ -418,7 +418,7 @@ class TestInpainting:
 
 class TestReverseSDE:
     @pytest.mark.parametrize("name", PROCESSES)
-    @pytest.mark.parametrize(("corrector_steps", "denoise"), [(0, False), (2, True)])
+    @pytest.mark.parametrize(("corrector_steps", "denoise"), [pytest.param(0, False, marks=pytest.mark.slow), (2, True)])
     def test_the_moments_of_a_gaussian_are_those_of_the_recursion(self, name, corrector_steps, denoise):
         process, num_steps, snr = PROCESSES[name], 50, 0.3
         sampler = ebm.ReverseSDE(process, num_steps, corrector_steps, snr, denoise=denoise)

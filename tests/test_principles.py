@@ -373,7 +373,7 @@ class TestStein:
         z = jnp.log(x)
         return jax.vmap(lambda x: jax.vmap(lambda y: u(x, y))(z))(z)
 
-    @pytest.mark.parametrize("kernel", ["imq", "rbf"])
+    @pytest.mark.parametrize("kernel", some_slow(["imq"], ["rbf"]))
     @pytest.mark.parametrize("statistic", some_slow(["v"], ["u"]))
     def test_against_all_pairs_one_by_one(self, kernel, statistic, monkeypatch):
         x = POSITIVE[:30]

@@ -142,19 +142,31 @@ def evaluate(
 def _log_likelihood(subject: Subject) -> tuple[Any, tuple[str, ...]]:
     if not subject.site.distribution.has_energy:
         return None, ()
-    log_z = subject.log_partition
+    log_z, doubts = subject.log_partition, ()
     if subject.is_normalized:
         zeros = np.zeros(subject.site.batch_shape)
         log_z = LogPartition(zeros, zeros, np.asarray(np.inf), None)  # pyright: ignore[reportArgumentType]
     elif not isinstance(log_z, LogPartition | LogPartitionBounds):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnreliableLogPartitionWarning)  # the remarks say it
-            log_z = partition.log_partition(subject.keys["log_partition"], subject.site.distribution, method=log_z)
+        log_z, doubts = _log_partition(subject)
     try:
         result = likelihood_of(subject.site, log_z)
     except ApartBounds as error:
         return None, (str(error).split(". ")[0],)
-    return result, result.remarks()
+    return result, (*result.remarks(), *doubts)
+
+
+def _log_partition(subject: Subject) -> tuple[LogPartition, tuple[str, ...]]:
+    """Log Z by the method that was named, and what it warned of, for the notes below the table."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        log_z = partition.log_partition(
+            subject.keys["log_partition"], subject.site.distribution, method=subject.log_partition
+        )
+    for each in caught:
+        if not issubclass(each.category, UnreliableLogPartitionWarning):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    doubts = (str(each.message) for each in caught if issubclass(each.category, UnreliableLogPartitionWarning))
+    return log_z, tuple(dict.fromkeys(doubts))
 
 
 def _sm(subject: Subject) -> tuple[Any, tuple[str, ...]]:
