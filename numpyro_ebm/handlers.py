@@ -61,6 +61,10 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             joint event.
         TypeError: for an unknown option or something that is no estimator.
 
+    Warns:
+        UncalibratedPosteriorWarning: when the model runs, where an objective is the target of NUTS, HMC or a Laplace guide,
+            or a guide gives latents a width beside it: that width is arbitrary.
+
     Example:
         >>> svi = SVI(estimate(model, "dsm", sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO())  # doctest: +SKIP
 

@@ -14,12 +14,14 @@ from numpyro.infer import MCMC, SVI, Trace_ELBO
 import numpyro_ebm as ebm
 
 MODES = {
+    "checking leaks": lambda: jax.checking_leaks(),
     "debug nans": lambda: jax.debug_nans(True),
     "disable jit": lambda: jax.disable_jit(True),
     "no rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "strict dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
 }
 FAST = {
+    "checking leaks": ["cd"],
     "debug nans": ["sm", "pcd", "elliptical_slice"],
     "disable jit": ["sm", "mala"],
     "no rank promotion": ["conditional_nce", "mala"],

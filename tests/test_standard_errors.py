@@ -10,6 +10,7 @@ from helpers import fit, precision_model, some_slow
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
+from numpyro_ebm import _programs
 
 KEY = jax.random.key(0)
 
@@ -55,6 +56,15 @@ def test_of_score_matching_on_a_gaussian_are_those_of_maximum_likelihood():
     for model in (precision_model, numpyro.handlers.scale(precision_model, 7.0)):
         errors = ebm.standard_errors(KEY, ebm.estimate(model, "sm"), {"t": t}, x).errors
         np.testing.assert_allclose(errors["t"], t * np.sqrt((kurtosis - 1) / 500), rtol=1e-4)
+
+
+def test_a_second_call_compiles_nothing():
+    kept = []
+    for seed, t in ((0, 4.0), (1, 5.0)):
+        x = np.random.default_rng(seed).normal(0, 0.5, 50)
+        ebm.standard_errors(KEY, ebm.estimate(precision_model, "sm"), {"t": t}, x)
+        kept.append(set(_programs._kept))
+    assert kept[1] <= kept[0]
 
 
 def test_of_constrained_and_nested_parameters():
