@@ -148,7 +148,7 @@ def user_of_value() -> str | None:
 
 
 def guide_has_width() -> bool:
-    """Whether an ELBO is being computed whose guide spreads latents over more than a point."""
+    """Whether an ELBO is being computed with a guide that gives a latent more than a point mass."""
     guides = [handler.trace for handler in _PYRO_STACK if isinstance(handler, replay)]
     sites = [site for each in guides for site in each.values() if site["type"] == "sample" and not site["is_observed"]]
     return is_training() and any(not isinstance(_inner(site["fn"]), Delta) for site in sites)

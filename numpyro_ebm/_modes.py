@@ -1,7 +1,7 @@
-"""JAX's modes of promotion: this library and BlackJAX run in the default ones, functions of the user's in the user's.
+"""JAX's promotion modes: this library runs in the default ones, and the user's functions run in those that the user has set.
 
-``jax_numpy_rank_promotion="raise"`` and ``jax_numpy_dtype_promotion="strict"`` find faults in the code of whoever sets them.
-BlackJAX and NumPyro do not run under them.
+A user sets ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"`` to find faults in the user's own
+code. BlackJAX and NumPyro do not run under them.
 """
 
 import functools
@@ -27,7 +27,7 @@ def _promotion(rank: Any, dtype: Any) -> Iterator[None]:
 
 
 def in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
-    """The same function, in which arrays of different ranks and types meet as in JAX by default."""
+    """Make a function run with JAX's default promotion of ranks and types, whatever modes are set around it."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -46,7 +46,7 @@ def in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def in_users_modes() -> Iterator[None]:
-    """Around what the user wrote: the modes that were set when this library was called."""
+    """Restore the modes that were set when this library was called, around a call of the user's function."""
     modes = _users.get()
     if modes is None:
         yield

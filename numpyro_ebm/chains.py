@@ -189,13 +189,13 @@ def advance_at_pace(
 
 
 class Progress(NamedTuple):
-    """A run on its way.
+    """The state of a run between two of its transitions.
 
     Attributes:
         step: transitions made, warm-up included.
         states: of the chains.
         warmups: of the chains, with the kernels as adapted so far.
-        draws: positions and `TransitionInfo` as in `Run`; zeros where there is none yet.
+        draws: positions and `TransitionInfo` as in `Run`; zeros for draws that are still to come.
         keys: of all transitions.
     """
 
@@ -259,7 +259,7 @@ def begin(
     num_warmup: int,
     num_samples: int,
 ) -> Progress:
-    """A `run` before its first transition; the arguments are the same."""
+    """Prepare a `run`, up to its first transition. The arguments are those of `run`."""
     positions = jax.vmap(kernel.lift)(as_positions(kernel, positions))
     num_chains = num_chains_of(positions)
 
@@ -280,14 +280,18 @@ def begin(
 def go_on(
     progress: Progress, kernel: AbstractKernel, log_density: LogDensityFn, local: PyTree, stop: int | Array
 ) -> Progress:
-    """The run after ``stop`` transitions. However a run is cut into blocks, its draws are the same.
+    """Continue a run. The draws do not depend on how many calls a run is divided into.
 
     Args:
         progress: what `begin` or `go_on` returned.
         kernel: as in `begin`.
         log_density: as in `begin`.
         local: as in `begin`.
-        stop: how many transitions to come to, counted from the start of the run; one program serves all values.
+        stop: the transition to stop before, counted from the start of the run. It may be traced, so that one compiled
+            program serves all values.
+
+    Returns:
+        The run after ``stop`` transitions.
     """
     num_warmup = progress.num_warmup
     stages = adaptation.schedule(kernel, num_warmup)

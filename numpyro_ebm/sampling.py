@@ -21,9 +21,9 @@ from numpyro_ebm.kernels import AbstractKernel, resolve_kernel
 from numpyro_ebm.samplers import check_start, draw_start, rows_local, starts_of
 
 FIRST_BLOCK = 10
-"""Transitions in the first block, whose time says nothing of the next ones: it may have been compiled."""
+"""Transitions in the first block. Its time includes compilation, so it does not set the length of the next block."""
 BLOCK_SECONDS = 0.5
-"""An interruption loses no more than a block; a call of a compiled program costs far less than this."""
+"""Length of a block: an interruption loses at most one, and calling a compiled program costs less than a millisecond."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def sample(
         `Draws`.
 
     Warns:
-        UserWarning: where an interruption has ended the run; the draws are then fewer than ``num_samples``.
+        UserWarning: if an interruption ends the run early, with the number of draws that are returned.
 
     Raises:
         EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
@@ -225,7 +225,7 @@ def _finish(task, progress):
 
 
 def _in_blocks(task: Any, progress: chains.Progress) -> chains.Progress:
-    """All transitions, or after an interruption the draws until then; one that comes before any draw is raised."""
+    """Run to the end, or to an interruption, which cuts the draws off; an interruption before the first draw is raised."""
     num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
     try:
         while done < num_steps:
@@ -244,7 +244,7 @@ def _in_blocks(task: Any, progress: chains.Progress) -> chains.Progress:
 
 
 def _next_length(length: int, seconds: float) -> int:
-    """How many transitions take `BLOCK_SECONDS`, after as many as ``length`` took so long; 16 times as many at most."""
+    """The number of transitions that takes `BLOCK_SECONDS` if ``length`` of them took ``seconds``; at most 16 times more."""
     return max(1, int(length * min(BLOCK_SECONDS / max(seconds, 1e-9), 16)))
 
 

@@ -60,7 +60,12 @@ def levels(x):
 
 MORE_ROWS = np.random.default_rng(0).normal(0, 1, (50, 2)).astype(np.float32)
 FEW = {
-    "ais": {"betas": np.linspace(0, 1, 4), "num_chains": 10, "start": dist.Normal(0, 2).expand([2]).to_event(1)},
+    "ais": {
+        "betas": np.linspace(0, 1, 4),
+        "num_chains": 10,
+        "kernel": "mala",
+        "start": dist.Normal(0, 2).expand([2]).to_event(1),
+    },
     "bridge": {"draws": MORE_ROWS},
     "enumerate": {},
     "grid": {"num_points": 31},

@@ -139,7 +139,7 @@ def kernel_class(*static: str):
 
 
 def with_jit(method: C) -> C:
-    """A method that runs under ``jax.disable_jit`` too: BlackJAX's Gaussian noise fails there."""
+    """Make a method run with jit enabled: BlackJAX's Gaussian noise fails under ``jax.disable_jit``."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -116,7 +116,7 @@ def log_partition(
 
 
 def _doubt(method: AbstractPartition, distribution: EventDistribution, found: Estimate) -> str | None:
-    """Why the standard error of an estimate means nothing; None where nothing is known against it."""
+    """The reason not to trust the standard error of an estimate; None if every check passes."""
     name = method.name
     if not bool(jnp.all(found.covers)):
         return (
