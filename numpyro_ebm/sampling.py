@@ -23,7 +23,7 @@ from numpyro_ebm.samplers import check_start, draw_start, rows_local, starts_of
 FIRST_BLOCK = 10
 """Transitions in the first block. Its time includes compilation, so it does not set the length of the next block."""
 BLOCK_SECONDS = 0.5
-"""Length of a block: an interruption loses at most one, and calling a compiled program costs less than a millisecond."""
+"""Length of a block: an interruption loses at most one. Shorter blocks would cost time in calls and copies of the draws."""
 
 
 @dataclasses.dataclass(frozen=True)
