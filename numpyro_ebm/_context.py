@@ -147,11 +147,23 @@ def user_of_value() -> str | None:
     return SAMPLER if any(isinstance(handler, _unconstrain_params) for handler in _PYRO_STACK) else None
 
 
-def guide_has_width() -> bool:
-    """Whether an ELBO is being computed with a guide that gives a latent more than a point mass."""
-    guides = [handler.trace for handler in _PYRO_STACK if isinstance(handler, replay)]
-    sites = [site for each in guides for site in each.values() if site["type"] == "sample" and not site["is_observed"]]
-    return is_training() and any(not isinstance(_inner(site["fn"]), Delta) for site in sites)
+def guide_has_width(handler: Messenger, energies: Iterable[str]) -> bool:
+    """Whether an ELBO is being computed with a guide that gives latents other than energies more than a point mass.
+
+    Args:
+        handler: which asks.
+        energies: names of latent energy sites, as the handler sees them.
+    """
+    level = _PYRO_STACK.index(handler)
+    for i, each in enumerate(_PYRO_STACK[:level]):
+        if isinstance(each, replay) and is_training():
+            prefix = scope_prefix(_PYRO_STACK[i + 1 : level])
+            sites = {n: s for n, s in each.trace.items() if s["type"] == "sample" and not s["is_observed"]}
+            is_wide = any(not isinstance(_inner(site["fn"]), Delta) for site in sites.values())
+            own = {name for name, site in sites.items() if not site["infer"].get("is_auxiliary")}
+            if is_wide and own - {prefix + name for name in energies}:
+                return True
+    return False
 
 
 def _inner(fn: Any) -> Any:

@@ -132,6 +132,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         self._plates: dict[str, Plate] = {}
         self._seen: set[str] = set()
         self._latents: dict[str, tuple[Unwrapped, dict[str, Any]]] = {}
+        self._objectives: list[str] = []
         self._factored = FactoredSites()
         self._holders: list[dict[str, Any]] = []
 
@@ -145,9 +146,14 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 values = self._surrogate(name, unwrapped, message["value"], message)
                 if self._collected is None:
                     emit(f"{name}$surrogate", values - message["fn"].log_prob(message["value"]), message)
-            for joint in self._factored.joints():
+            joints = self._factored.joints()
+            for joint in joints:
                 self._emit_joint(joint)
             self._check_all_seen()
+            # Known at the end only: which latents of the guide are energies themselves, such as missing rows.
+            energies = {*self._latents, *(name for joint in joints for name in joint.names)}
+            if self._objectives and _context.guide_has_width(self, energies):
+                _warn_uncalibrated(self._objectives[0], "The guide")
         return result
 
     def process_message(self, msg: Any) -> None:
@@ -242,8 +248,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Any) -> None:
         if estimator.is_persistent:
             _context.check_carries_state(estimator.name)
-        if estimator.role == "objective" and msg["is_observed"] and _context.guide_has_width():
-            _warn_uncalibrated(estimator.name, "The guide")
+        if estimator.role == "objective" and msg["is_observed"]:
+            self._objectives.append(estimator.name)
         user = _context.user_of_value()
         if user is None:
             return

@@ -233,11 +233,16 @@ def test_hmc_as_a_newcomer_types_it_mixes():
 
 @pytest.mark.slow
 def test_an_adapted_step_resonates_too():
-    ess = {}
+    worst = {}
     for kernel in (ebm.HMC(num_integration_steps=5, jitter=0.0), ebm.DynamicHMC(num_integration_steps=5)):
-        run = chains.run(jax.random.key(0), kernel, standard, jnp.zeros((4, 2)), num_warmup=500, num_samples=2000)
-        ess[kernel.name] = float(effective_sample_size(run.positions**2).min())
-    assert ess["dynamic_hmc"] > 10 * ess["hmc"]
+
+        @jax.jit
+        def squares(key, kernel=kernel):
+            return chains.run(key, kernel, standard, jnp.zeros((4, 2)), num_warmup=500, num_samples=2000).positions ** 2
+
+        # Whether a step resonates is an accident of its warm-up, so the worst of several.
+        worst[kernel.name] = min(float(effective_sample_size(squares(jax.random.key(i))).min()) for i in range(4))
+    assert worst["dynamic_hmc"] > 10 * worst["hmc"]
 
 
 class TestMoves:

@@ -337,10 +337,9 @@ class TestBounds:
     def test_few_levels_leave_a_gap_around_the_truth_in_the_mean(self):
         d = ebm.EnergyDistribution(lambda x: 2.0 * jnp.sum((x - 2.0) ** 2), (4,))
         truth = 2 * math.log(math.pi / 2)
+        options = {"num_levels": 5, "num_chains": 10, "start": dist.Normal(0, 1).expand([4]).to_event(1)}
         exact = lambda seed: 2 + 0.5 * np.random.default_rng(seed).normal(size=(10, 4))  # noqa: E731
-        runs = [
-            ebm.log_partition_bounds(jax.random.key(s), d, draws=exact(s), num_levels=5, num_chains=10) for s in range(20)
-        ]
+        runs = [ebm.log_partition_bounds(jax.random.key(s), d, draws=exact(s), **options) for s in range(20)]
         lower, upper = (np.array([float(getattr(run, end).value) for run in runs]) for end in ("lower", "upper"))
         for values, sign in ((lower, -1), (upper, 1)):
             assert sign * (values.mean() - truth) > 2 * values.std() / np.sqrt(20)
@@ -350,9 +349,8 @@ class TestBounds:
     @pytest.mark.slow
     def test_the_paths_end_at_the_bounds_and_agree_between(self):
         distribution, truth, exact = PROBLEMS["gaussian"]
-        bounds = ebm.log_partition_bounds(
-            jax.random.key(0), distribution, draws=exact(0, 200), num_levels=200, num_chains=200
-        )
+        options = {"num_levels": 200, "num_chains": 200, "start": dist.Normal(0, 1).expand([3]).to_event(1)}
+        bounds = ebm.log_partition_bounds(jax.random.key(0), distribution, draws=exact(0, 200), **options)
         assert float(bounds.forward[0]) == float(bounds.betas[0]) == float(bounds.reverse[0]) == 0
         np.testing.assert_allclose(bounds.forward[-1], bounds.lower.value, rtol=1e-6)
         np.testing.assert_allclose(bounds.reverse[-1], bounds.upper.value, rtol=1e-6)
@@ -655,9 +653,9 @@ def test_few_effective_draws_are_said():
 @pytest.mark.parametrize("method", some_slow(["importance"], ["smc"]))
 def test_a_heavier_tail_than_the_start_has_is_said(method):
     heavy = ebm.EnergyDistribution(lambda x: 1.5 * jnp.log1p(jnp.sum(x**2)), (2,))  # a bivariate t of one degree of freedom
-    options = {"proposal": dist.Normal(0, 1).expand([2]).to_event(1)} if method == "importance" else {}
+    name = "proposal" if method == "importance" else "start"
     with pytest.warns(ebm.UnreliableLogPartitionWarning, match="heavy tail|effective draws"):
-        ebm.log_partition(KEY, heavy, method=method, **options)
+        ebm.log_partition(KEY, heavy, method=method, **{name: dist.Normal(0, 1).expand([2]).to_event(1)})
 
 
 @pytest.mark.slow

@@ -214,7 +214,12 @@ def _one_number(sites: Mapping[str, Site]) -> int:
 def _both(subject: Subject) -> tuple[Any, Any] | None:
     """Independent draws and rows; None where chains are worth too few of them."""
     draws: Any = subject.draws
-    return None if draws.are_few else (draws.independent, _rows(subject))
+    if draws.are_few:
+        return None
+    independent = draws.independent
+    if has_rows_of_its_own(subject.site):  # in the order of the contexts, which would pass for that of a chain
+        independent = jax.random.permutation(jax.random.fold_in(subject.keys["draws"], 1), independent)
+    return independent, _rows(subject)
 
 
 def _rows(subject: Subject) -> Any:
