@@ -55,7 +55,7 @@ CASES = {
     "pcd": ({"num_steps": 5}, 0.15),
     "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
     "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
-    "mle": ({"num_steps": 6, "kernel": ebm.HMC(0.25, 4), "adapt_step_size": False}, 0.15),
+    "mle": ({"num_steps": 6, "kernel": ebm.HMC(0.25, 4, jitter=0.0), "adapt_step_size": False}, 0.15),
     "cooperative": ({"num_steps": 5, "proposal": normal_proposal}, 0.15),
     "adversarial": ({"proposal": normal_proposal}, 0.15),
     "f_ebm": ({"num_steps": 5, "critic": quadratic_critic}, 0.15),
@@ -116,7 +116,7 @@ OTHERS = {
         r"needs images, event_shape=\(H, W\)",
     ),
     "diffusion_recovery": Other(
-        {"sigmas": (0.1, 0.3, 0.8), "num_steps": 5, "kernel": ebm.HMC(0.4, 3), "adapt_step_size": False},
+        {"sigmas": (0.1, 0.3, 0.8), "num_steps": 5, "kernel": ebm.HMC(0.4, 3, jitter=0.0), "adapt_step_size": False},
         level_model,
         NUMBERS,
         1 / np.mean(NUMBERS**2),  # the optimum at every level
