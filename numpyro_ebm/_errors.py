@@ -5,6 +5,7 @@ import difflib
 import functools
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -52,6 +53,26 @@ class UntrainedParametersWarning(UserWarning):
 
 class UncalibratedPosteriorWarning(UserWarning):
     """The posterior under an estimator that is no likelihood has an arbitrary width until it is calibrated."""
+
+
+def warn_uncalibrated(estimator: str, user: str) -> None:
+    """Warn that the width of a posterior under an objective is arbitrary.
+
+    Args:
+        estimator: the objective's name.
+        user: what takes its loss for a log density.
+
+    Warns:
+        UncalibratedPosteriorWarning: with what to write instead.
+    """
+    warnings.warn(
+        f"The posterior under '{estimator}' is a generalised one: its centre is that of the estimator, its width depends on "
+        "the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated "
+        f"(numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of the likelihood "
+        "write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True; for a point, AutoDelta.",
+        UncalibratedPosteriorWarning,
+        stacklevel=3,
+    )
 
 
 @contextmanager

@@ -183,11 +183,19 @@ _MARKS = {SOURCE: _source, EVENT: _event, TERM: _term, BASE: _base}
 
 
 def _scan(eqn: Any, inputs: list[Flow]) -> list[Flow]:
-    start = eqn.params["num_consts"]
-    end = start + eqn.params["num_carry"]
     body = eqn.params["jaxpr"].jaxpr
+    # The names of the counts differ between versions of JAX. What is scanned over loses a dimension on the way in, what is
+    # stacked gains one on the way out, and the carry keeps its own.
+    num_scanned = sum(_ndim(outer) != _ndim(inner) for outer, inner in zip(eqn.invars, body.invars, strict=True))
+    num_carry = sum(_ndim(outer) == _ndim(inner) for outer, inner in zip(eqn.outvars, body.outvars, strict=True))
+    end = len(inputs) - num_scanned
+    start = end - num_carry
     carry = _settle(lambda carry: _walk(body, [*inputs[:start], *carry, *inputs[end:]])[: len(carry)], inputs[start:end])
     return [*carry, *_walk(body, [*inputs[:start], *carry, *inputs[end:]])[len(carry) :]]
+
+
+def _ndim(atom: Any) -> int:
+    return len(atom.aval.shape)
 
 
 def _while(eqn: Any, inputs: list[Flow]) -> list[Flow]:

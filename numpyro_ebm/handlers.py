@@ -1,7 +1,6 @@
 """`estimate`: the handler that puts an estimator in the place of an intractable log likelihood."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from numpyro.primitives import Messenger, mutable
 from numpyro_ebm import _context
 from numpyro_ebm._autodiff import freeze
 from numpyro_ebm._callables import check_pickles
-from numpyro_ebm._errors import EnergyError, UncalibratedPosteriorWarning, at_site, nearest
+from numpyro_ebm._errors import EnergyError, at_site, nearest, warn_uncalibrated
 from numpyro_ebm._modes import in_own_modes
 from numpyro_ebm._rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm._surrogates import FrozenEnergy, Surrogate, emit, kept
@@ -153,7 +152,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             # Known at the end only: which latents of the guide are energies themselves, such as missing rows.
             energies = {*self._latents, *(name for joint in joints for name in joint.names)}
             if self._objectives and _context.guide_has_width(self, energies):
-                _warn_uncalibrated(self._objectives[0], "The guide")
+                warn_uncalibrated(self._objectives[0], "The guide")
         return result
 
     def process_message(self, msg: Any) -> None:
@@ -288,7 +287,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
             )
         if user == _context.SAMPLER or user in _context.POSTERIOR_GUIDES:
-            _warn_uncalibrated(estimator.name, user)
+            warn_uncalibrated(estimator.name, user)
 
     def _check_all_seen(self) -> None:
         if isinstance(self._estimators, AbstractEstimator):
@@ -305,17 +304,6 @@ TWICE = (
     "estimate found a surrogate where the energy was: the model is estimated already, and the inner estimator would be the "
     "one used. Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
 )
-
-
-def _warn_uncalibrated(estimator: str, user: str) -> None:
-    warnings.warn(
-        f"The posterior under '{estimator}' is a generalised one: its centre is that of the estimator, its width depends on "
-        "the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated "
-        f"(numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of the likelihood "
-        "write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True; for a point, AutoDelta.",
-        UncalibratedPosteriorWarning,
-        stacklevel=3,
-    )
 
 
 def _check_not_estimated(fn: Any) -> None:
