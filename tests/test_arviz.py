@@ -254,6 +254,7 @@ class TestTraining:
             ebm.to_arviz(trained, posterior_predictive={"x": np.ones(5)})
 
 
+@pytest.mark.slow
 def test_zarr_round_trip(tmp_path, mcmc, trained):
     pytest.importorskip("zarr")
     data = ebm.to_arviz(

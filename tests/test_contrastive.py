@@ -76,6 +76,7 @@ class TestLimits:
 
 
 class TestRelations:
+    @pytest.mark.slow
     @pytest.mark.parametrize("noise", ["gaussian", None])
     def test_the_logistic_divergence_is_nce(self, noise):
         for a, b in zip(*(rows_of(name, nu=3, noise=noise) for name in ("nce", "bregman_nce")), strict=True):
@@ -178,6 +179,7 @@ class TestNoise:
             empty = jax.value_and_grad(loss)(2.0, name, jnp.zeros(3, bool), "mixture")
             np.testing.assert_array_equal(empty, (0.0, 0.0))
 
+    @pytest.mark.slow
     def test_a_base_with_parameters_learns_although_it_is_the_noise(self, gaussian_data):
         def model(x):
             s = numpyro.param("s", 1.0, constraint=constraints.positive)

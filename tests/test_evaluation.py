@@ -61,6 +61,7 @@ def test_ksd_is_the_mean_of_the_stein_kernel(monkeypatch):
     np.testing.assert_allclose(parts, result, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_ksd_p_values_are_uniform_where_the_model_is_true_and_small_elsewhere():
     @partial(jax.jit, static_argnums=(0, 1))
     def p_values(scale, loc):
@@ -103,6 +104,7 @@ def test_ksd_keeps_its_level_on_correlated_draws(persistence, at_most):
     assert 0.5 * worth * (1 - persistence) / (1 + persistence) < jnp.mean(found.ess) < 1.3 * worth
 
 
+@pytest.mark.slow
 def test_ksd_of_chains_sees_their_autocorrelation_and_independent_rows_as_they_are():
     independent = ksd_of_chain(KEY, 0.0, 0.0)
     assert independent.ess == 500
@@ -234,6 +236,7 @@ def test_mmd_does_not_depend_on_the_units_of_the_columns():
     assert plain.p_value == scaled.p_value == 0.01
 
 
+@pytest.mark.slow
 def test_mmd_p_values_are_uniform_where_laws_are_equal_and_small_elsewhere():
     @partial(jax.jit, static_argnums=0)
     def p_values(shift):

@@ -53,6 +53,7 @@ class TestTheGame:
         over_noise = jnp.sum(jnp.exp(log_q(grid)) * jax.nn.softplus(odds(grid))) * (grid[1] - grid[0])
         return jnp.sum(jax.nn.softplus(-odds(x)) + nu * over_noise)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["adversarial_nce"], ["flow_nce"]))
     @pytest.mark.usefixtures("x64")
     def test_gradients_are_those_of_the_expected_loss(self, name):

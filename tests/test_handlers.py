@@ -21,7 +21,7 @@ import numpyro_ebm as ebm
 
 ADAM = optax.adam(0.05)
 
-FAST = ["sm", "cd", "nce", "pcd"]
+FAST = ["sm", "nce", "pcd"]
 
 
 def bayesian(x):
@@ -90,6 +90,7 @@ class TestSpecification:
 
 
 class TestPlates:
+    @pytest.mark.slow
     def test_subsamples_average_to_the_whole(self, gaussian_data):
         x = gaussian_data[:200]
         grad = lambda t, index: jax.grad(  # noqa: E731
@@ -245,11 +246,11 @@ class TestRoles:
         ("name", "options", "why"),
         [
             ("cd", {}, "only its gradient"),
-            ("mle", {}, "only its gradient"),
-            ("pcd", {}, "only its gradient"),
+            pytest.param("mle", {}, "only its gradient", marks=pytest.mark.slow),
+            pytest.param("pcd", {}, "only its gradient", marks=pytest.mark.slow),
             ("dsm", {"sigma": 0.1}, "noise is frozen"),
             ("ssm", {}, "noise is frozen"),
-            ("nce", {}, "noise is frozen"),
+            pytest.param("nce", {}, "noise is frozen", marks=pytest.mark.slow),
         ],
     )
     def test_what_nuts_may_not_target(self, name, options, why):
@@ -400,6 +401,7 @@ class TestState:
         values = jax.vmap(train)(jax.random.split(jax.random.key(0), 3))["t"]
         assert len(np.unique(values)) == 3
 
+    @pytest.mark.slow
     def test_chains_go_into_predictive_and_resume(self, gaussian_data):
         svi = self.svi()
         result = svi.run(jax.random.key(0), 20, gaussian_data, progress_bar=False)

@@ -101,6 +101,7 @@ MODELS = {"energy": energy_prior, "base": tilted_prior, "factor": factored_prior
 
 
 class TestGradients:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", some_slow(["base"], ["energy", "factor", "joint"]))
     def test_the_guides_is_that_of_the_exact_prior(self, kind):
         exact = gradient(normal_prior)

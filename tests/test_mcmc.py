@@ -93,6 +93,7 @@ def test_logistic_regression_agrees_with_numpyro(kernel, regression):
     assert ours.get_extra_fields()["num_steps"].min() >= 1
 
 
+@pytest.mark.slow
 def test_sample_agrees_with_numpyro(regression):
     ours = ebm.sample(jax.random.key(1), logistic, num_samples=2000, model_args=logistic_data())
     wrapped = type("Grouped", (), {"get_samples": staticmethod(lambda group_by_chain: ours.samples)})

@@ -244,6 +244,7 @@ class TestScales:
         a = fit(model, COLUMNS, steps=400, rate=0.05)["a"]
         np.testing.assert_allclose(a, right, atol=0.12)
 
+    @pytest.mark.slow
     def test_a_coordinate_that_stands_still_is_named(self):
         # A fixed step keeps its meaning: of 0.01, it moves by 0.14, or 0.00014 standard deviations of the second column.
         options = {"kernel": ebm.Langevin(0.01)}
@@ -546,6 +547,7 @@ class TestOptimisers:
         slopes = jax.jit(jax.vmap(jax.grad(energy)))(3 * np.random.default_rng(1).normal(size=(500, 2)))
         assert jnp.linalg.norm(slopes, axis=1).max() <= 1.0001
 
+    @pytest.mark.slow
     def test_gradients_are_clipped_by_optax(self):
         optimiser = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
         svi = SVI(ebm.estimate(precision_model, "cd"), ebm.empty_guide, optimiser, Trace_ELBO())

@@ -644,6 +644,7 @@ def test_the_error_of_many_small_stages_is_none_too_small():
     assert np.mean(scores**2) < stats.chi2.isf(1e-4, 20) / 20
 
 
+@pytest.mark.slow
 def test_few_effective_draws_are_said():
     far = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum((x - 6.0) ** 2), (6,))
     with pytest.warns(ebm.UnreliableLogPartitionWarning, match="effective draws"):

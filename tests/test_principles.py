@@ -297,6 +297,7 @@ class TestVelocity:
         # The default is in units of both.
         np.testing.assert_allclose(*(rows_of("minimum_velocity", diffusion=d)[1] / d for d in (1.0, 4.0)), rtol=1e-7)
 
+    @pytest.mark.slow
     def test_the_fixed_point_of_a_finite_step(self, gaussian_data):
         v, x = np.mean(gaussian_data**2), gaussian_data
         for share in (0.02, 0.3):
@@ -445,6 +446,7 @@ class TestStein:
         got = ksd.median_distance(jnp.asarray(large)[:, None], jnp.ones(3000, bool))
         np.testing.assert_allclose(got, 0.9539, rtol=0.1)  # sqrt(2) times the median of |N(0, 1)|
 
+    @pytest.mark.slow
     def test_a_shared_context_a_score_and_figures(self):
         def shared(x):
             t = numpyro.param("t", 1.0)
@@ -702,6 +704,7 @@ class TestRecovery:
         assert abs(np.mean(slopes)) < 5 * error
         assert np.mean(below) > 7 * error  # what it would see of a bias of a tenth
 
+    @pytest.mark.slow
     def test_the_pairs_of_levels(self):
         estimator = ebm.DiffusionRecoveryLikelihood(sigmas=(0.8, 0.1, 0.3))
         pairs = ebm.estimate(level_model, estimator).sites

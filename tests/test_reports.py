@@ -31,6 +31,7 @@ def trained(name, **options):
     return model, svi.run(jax.random.key(0), 5, np.linspace(-1, 1, 16), progress_bar=False)
 
 
+@pytest.mark.slow
 def test_a_healthy_run():
     model, result = trained("replay", buffer_size=32, reinit_prob=0.0)
     report = ebm.training_report(model, result)
