@@ -27,7 +27,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from tqdm import tqdm
 
 import numpyro_ebm as ebm
-from numpyro_ebm import chains
+from numpyro_ebm.kernels import chains
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -16,7 +16,7 @@ from numpyro.contrib.module import flax_module, nnx_module
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm.estimators._critic import bounded
+from numpyro_ebm.estimators.parts.critic import bounded
 
 MLE = 3.99528
 X = np.random.default_rng(0).multivariate_normal([0.5, -1.0], [[1.0, 0.4], [0.4, 0.8]], 300)

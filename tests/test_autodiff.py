@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_ebm._autodiff import freeze, guard
-from numpyro_ebm._callables import assemble, dismantle
+from numpyro_ebm._core.autodiff import freeze, guard
+from numpyro_ebm._core.pytrees import assemble, dismantle
 
 
 def guarded(t):

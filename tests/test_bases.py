@@ -9,7 +9,7 @@ from helpers import some_slow
 from numpyro.distributions import transforms
 
 import numpyro_ebm as ebm
-from numpyro_ebm._bases import split_rows
+from numpyro_ebm.distributions.bases import split_rows
 
 N = 4
 M = jnp.linspace(-0.5, 0.5, N)

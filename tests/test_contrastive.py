@@ -12,9 +12,9 @@ from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm.estimators import Site
-from numpyro_ebm.estimators._fitted_noise import fit_noise
-from numpyro_ebm.estimators._noise import _of_fitted
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.fitted_noise import fit_noise
+from numpyro_ebm.estimators.parts.noise import _of_fitted
 
 NOISE_NAMES = ["nce", "ranking_nce", "bregman_nce"]
 

@@ -11,7 +11,7 @@ from helpers import check_moments
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
-from numpyro_ebm import chains
+from numpyro_ebm.kernels import chains
 
 EDGES = [(3 * i + j, 3 * i + j + 1) for i in range(3) for j in range(2)] + [(i, i + 3) for i in range(6)]
 LEFT, RIGHT = np.array(EDGES).T

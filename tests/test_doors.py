@@ -12,7 +12,7 @@ import xarray as xr
 from numpyro.infer import MCMC, SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm._doors import as_arrays
+from numpyro_ebm._core.inputs import as_arrays
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(0, 0.5, (40, 2))

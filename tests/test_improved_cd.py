@@ -20,7 +20,7 @@ from scipy.special import digamma, gammaln
 
 import numpyro_ebm as ebm
 from numpyro_ebm import ImprovedContrastiveDivergence
-from numpyro_ebm.estimators._neighbors import neighbor_entropies
+from numpyro_ebm.estimators.parts.entropies import neighbor_entropies
 
 V, STEP, ROWS, KEYS = 1.0, 0.1, 60, 600
 PRECISIONS = np.array([0.4, 2.5])  # too small, too large for the data's variance of 1

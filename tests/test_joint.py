@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import digamma
 
 import numpyro_ebm as ebm
-from numpyro_ebm._blocks import Product
+from numpyro_ebm.distributions.blocks import Product
 
 ROOT = np.array([[1.3, 0.4, -0.5, 0.2], [0.0, 1.1, 0.6, -0.3], [0.0, 0.0, 0.9, 0.5], [0.0, 0.0, 0.0, 1.2]])
 PRECISION = ROOT.T @ ROOT

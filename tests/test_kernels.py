@@ -15,9 +15,9 @@ from helpers import check_moments, some_slow
 from numpyro.infer import MCMC
 
 import numpyro_ebm as ebm
-from numpyro_ebm import chains
-from numpyro_ebm.kernels import adaptation, resolve_kernel
+from numpyro_ebm.kernels import adaptation, chains
 from numpyro_ebm.kernels.microcanonical import GRADIENTS_PER_STEP
+from numpyro_ebm.kernels.names import resolve_kernel
 
 KERNELS = {
     "langevin": ebm.Langevin(step_size=0.01),

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import subprocess
@@ -11,104 +12,111 @@ from pathlib import Path
 import pytest
 
 import numpyro_ebm as ebm
-from numpyro_ebm.estimators import ESTIMATORS
-from numpyro_ebm.estimators._chains import ChainEstimator
+from numpyro_ebm.estimators.names import ESTIMATORS
+from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "numpyro_ebm"
 FLOORS = {
-    "_typing": 0,
-    "_errors": 0,
-    "_doors": 0,
-    "_modes": 0,
-    "_registry": 0,
-    "_autodiff": 0,
-    "_callables": 0,
-    "_programs": 0,
-    "_spreads": 0,
-    "_known": 0,
-    "_supports": 0,
-    "_blocks": 0,
-    "_bases": 0,
-    "_shapes": 0,
-    "_laplacian": 0,
-    "_overfitting": 0,
-    "_held_out": 1,
-    "_flow": 0,
-    "_surrogates": 1,
-    "_context": 0,
-    "_unnormalized": 1,
-    "_normalized": 0,
-    "_levels": 0,
-    "_derivatives": 0,
-    "optimizers": 0,
-    "noise": 0,
-    "empirical": 0,
-    "kernels": 1,
-    "chains": 2,
-    "_starts": 2,
-    "coupling": 2,
-    "samplers": 3,
-    "_row_distribution": 3,
-    "_events": 3,
+    "_core": 1,
+    "kernels": 2,
     "distributions": 3,
-    "scores": 3,
-    "factors": 3,
-    "_models": 5,
-    "estimators": 4,
-    "_rows": 5,
-    "joint": 5,
-    "handlers": 5,
-    "mcmc": 5,
-    "sampling": 5,
-    "_recording": 6,
-    "arviz": 6,
-    "diagnostics": 7,
-    "_results": 6,
-    "_data_sites": 6,
-    "likelihood": 6,
-    "evaluation": 6,
-    "standard_errors": 6,
-    "reports": 6,
-    "training": 6,
-    "_sites": 6,
-    "partition": 6,
-    "plots": 7,
-    "__init__": 8,
+    "energies": 3,  # foreseen: ready-made energies
+    "sampling": 4,
+    "estimators": 5,
+    "handlers": 6,
+    "training": 7,
+    "partition": 7,
+    "bayes": 7,  # foreseen: posteriors over energies
+    "evaluation": 8,
+    "diagnostics": 8,
+    "plots": 9,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_of(path):
+    """The dotted name below the package; a package's own for its `__init__`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_down(path):
-    own = FLOORS[part_of(path)]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numpyro_ebm"):
-            inner = node.module.split(".")[1:] or [alias.name for alias in node.names]
-            for name in inner[:1] if node.module != "numpyro_ebm" else inner:
-                assert FLOORS[name] <= own, f"{path.name} imports {name} from a floor above"
+MODULES = {module_of(path): path for path in FILES}
 
 
-def test_no_import_cycles_within_a_floor():
-    graph = {}
-    for path in FILES:
-        if path.name == "__init__.py":
-            continue
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numpyro_ebm"):
-                names.add(node.module.removeprefix("numpyro_ebm").strip(".") or "")
-        graph[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = names
+@functools.cache
+def imports(module):
+    """Pairs of module and name that a module imports from the package; the name is empty where it is a module itself."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "numpyro_ebm":
+            source = node.module.removeprefix("numpyro_ebm").strip(".")
+            for alias in node.names:
+                inner = f"{source}.{alias.name}".strip(".")
+                found.add((inner, "") if inner in MODULES else (source, alias.name))
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "numpyro_ebm" for alias in node.names), module
+    return found
+
+
+def home(module, name):
+    """The module that defines a name, behind the packages that pass it on."""
+    for source, passed_on in imports(module) if MODULES[module].name == "__init__.py" else ():
+        if passed_on == name:
+            return home(source, name)
+    return module
+
+
+def folder(module):
+    return module.split(".")[0]
+
+
+INSIDE = [module for module in MODULES if module]
+
+
+def test_the_package_holds_folders_only():
+    assert {path.name for path in PACKAGE.iterdir()} - {"__pycache__"} <= {"__init__.py", "py.typed", *FLOORS}
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_imports_go_down(module):
+    for source, _ in imports(module):
+        assert source, f"{module} imports from the root"
+        if folder(source) != folder(module):
+            assert FLOORS[folder(source)] < FLOORS[folder(module)], f"{module} imports {source}, which is not below"
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_a_leading_underscore_means_inside_its_own_folder(module):
+    for source, name in imports(module):
+        if folder(source) != folder(module):
+            private = [part for part in [*source.split(".")[1:], name] if part.startswith("_")]
+            assert not private, f"{module} imports {source}.{name}"
+
+
+def test_no_import_cycles():
+    graph = {module: {home(source, name) if name else source for source, name in imports(module)} for module in INSIDE}
+    packages = {module for module in INSIDE if MODULES[module].name == "__init__.py"}
 
     def reaches(start, goal, seen):
-        return any(n == goal or (n not in seen and reaches(n, goal, seen | {n})) for n in graph.get(start, ()))
+        nexts = graph[start] - packages - seen
+        return goal in nexts or any(reaches(each, goal, seen | nexts) for each in nexts)
 
-    assert not [name for name in graph if reaches(name, name, set())]
+    assert not [module for module in graph if module not in packages and reaches(module, module, set())]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=module_of)
+def test_init_holds_names_only(path):
+    for node in ast.parse(path.read_text()).body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_constant = isinstance(node, ast.Assign) and node.targets[0].id in ("__version__", "__all__")
+        assert isinstance(node, ast.ImportFrom) or is_docstring or is_constant, ast.unparse(node)
+
+
+def test_the_tables_of_names_sit_in_names():
+    tables = {module for module in INSIDE if re.search(r"^\w+: Registry\[", MODULES[module].read_text(), re.MULTILINE)}
+    assert tables == {"kernels._moves", "kernels.names", "estimators.names", "partition.names"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 import numpyro_ebm as ebm
-from numpyro_ebm import _programs
+from numpyro_ebm._core import programs
 
 X = np.random.default_rng(0).normal(0.3, 0.5, (300, 2))
 LOG_Z = 0.5 * 2 * math.log(2 * math.pi) + math.log(0.5 * 2.0)
@@ -44,9 +44,9 @@ PARAMS = {"scale": jnp.array([0.5, 2.0])}
 def test_new_parameters_of_a_model_compile_nothing():
     known_model = {"log_partition": known(LOG_Z)}
     first = ebm.log_likelihood(model, PARAMS, X, **known_model)
-    kept = set(_programs._kept)
+    kept = set(programs._kept)
     second = ebm.log_likelihood(model, {"scale": 2 * PARAMS["scale"]}, 2 * X, **known_model)
-    assert set(_programs._kept) <= kept
+    assert set(programs._kept) <= kept
     np.testing.assert_allclose(second.rows, first.rows, rtol=1e-5)
     assert ebm.log_likelihood(model, PARAMS, 2 * X, **known_model).mean < first.mean - 1
 
@@ -209,9 +209,9 @@ def test_a_support_keeps_the_density_of_the_event_itself():
 
 
 def test_many_rows_are_taken_in_parts(monkeypatch):
-    from numpyro_ebm import _data_sites
+    from numpyro_ebm.handlers import data_sites
 
-    monkeypatch.setattr(_data_sites, "ROWS_AT_ONCE", 128)
+    monkeypatch.setattr(data_sites, "ROWS_AT_ONCE", 128)
     result = ebm.log_likelihood(gaussian(), None, X, log_partition=known(LOG_Z))
     np.testing.assert_allclose(result.rows, stats.norm.logpdf(X, scale=[0.5, 2.0]).sum(1), rtol=2e-6, atol=1e-6)
 

@@ -16,7 +16,8 @@ from helpers import check_moments, precision_model, some_slow
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
-from numpyro_ebm import _programs, sampling
+from numpyro_ebm._core import programs
+from numpyro_ebm.sampling import _sample
 
 SCHOOLS_Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SCHOOLS_S = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -254,8 +255,8 @@ class TestBlocks:
     @pytest.fixture
     def blocks_of(self, monkeypatch):
         def set_length(length):
-            monkeypatch.setattr(sampling, "FIRST_BLOCK", length)
-            monkeypatch.setattr(sampling, "_next_length", lambda *_: length)
+            monkeypatch.setattr(_sample, "FIRST_BLOCK", length)
+            monkeypatch.setattr(_sample, "_next_length", lambda *_: length)
 
         return set_length
 
@@ -269,11 +270,11 @@ class TestBlocks:
             np.testing.assert_array_equal(one, other)
 
     def test_a_block_takes_about_the_time_that_is_wanted(self):
-        assert [sampling._next_length(100, taken) for taken in (0.0, 0.01, 0.25, 1.0, 100.0)] == [1600, 1600, 200, 50, 1]
+        assert [_sample._next_length(100, taken) for taken in (0.0, 0.01, 0.25, 1.0, 100.0)] == [1600, 1600, 200, 50, 1]
 
     @pytest.mark.parametrize("kept", [0, 10])
     def test_an_interruption_returns_the_draws_until_then(self, kept, blocks_of, monkeypatch):
-        whole, go_on, calls = self.draws(), sampling._go_on, []
+        whole, go_on, calls = self.draws(), _sample._go_on, []
         blocks_of(10)
 
         def block(*args):
@@ -282,7 +283,7 @@ class TestBlocks:
                 raise KeyboardInterrupt
             return go_on(*args)
 
-        monkeypatch.setattr(sampling, "_go_on", block)
+        monkeypatch.setattr(_sample, "_go_on", block)
         if not kept:
             with pytest.raises(KeyboardInterrupt):
                 self.draws()
@@ -304,7 +305,7 @@ class TestSample:
         for i, t in enumerate((1.0, 4.0)):
             draws = ebm.sample(jax.random.key(i), model, "mala", params={"t": jnp.array(t)}, num_samples=2000)
             check_moments(draws.samples["x"], 0.0, 1 / t)
-            kept.append(set(_programs._kept))
+            kept.append(set(programs._kept))
         assert kept[1] <= kept[0]
 
     def test_a_distribution_with_rows(self):

@@ -15,7 +15,7 @@ from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
 from numpyro_ebm import MeanFieldContrastiveDivergence
-from numpyro_ebm.estimators import Site
+from numpyro_ebm.distributions.site import Site
 
 STATES = np.array(list(itertools.product([0, 1], repeat=5)))
 BIASES = np.array([0.3, -0.8, 0.5, 0.0, -0.4])

@@ -18,7 +18,7 @@ from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 from numpyro_ebm import MultigridContrastiveDivergence
-from numpyro_ebm.estimators import Site
+from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.multigrid_cd import average, repeat_to
 
 # About a quarter of a period at precisions from 1 to 4: three such transitions forget where they began.

@@ -19,8 +19,8 @@ from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm import chains
 from numpyro_ebm.estimators import CONDITIONS
+from numpyro_ebm.kernels import chains
 
 MLE = 3.99528
 ROWS = np.random.default_rng(0).normal(size=(64,)).astype(np.float32)

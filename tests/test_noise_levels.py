@@ -165,7 +165,7 @@ class TestTraining:
         np.testing.assert_allclose(jax.grad(value)(2.0), numerical, rtol=1e-6)
 
     def test_levels_are_uniform_in_each_row_and_spread_over_the_rows(self):
-        from numpyro_ebm.estimators._ladder import stratified
+        from numpyro_ebm.estimators.parts.ladder import stratified
 
         draws = np.asarray(jax.vmap(lambda key: stratified(key, 8))(jax.random.split(jax.random.key(0), 4000)))
         np.testing.assert_array_equal(np.sort(np.floor(draws * 8), axis=1), np.tile(np.arange(8), (4000, 1)))

@@ -15,9 +15,9 @@ from scipy import stats
 from test_discrete_kernels import ising
 
 import numpyro_ebm as ebm
-from numpyro_ebm import _programs
+from numpyro_ebm._core import programs
 from numpyro_ebm.partition import _contrast, _proposal, nested
-from numpyro_ebm.partition.table import METHODS
+from numpyro_ebm.partition.names import METHODS
 
 RING = 3 * jnp.stack([jnp.cos(jnp.arange(8) * jnp.pi / 4), jnp.sin(jnp.arange(8) * jnp.pi / 4)], -1)
 MIXTURE = dist.MixtureSameFamily(dist.Categorical(jnp.ones(8) / 8), dist.MultivariateNormal(RING, 0.16 * jnp.eye(2)))
@@ -447,7 +447,7 @@ class TestModels:
         for t in (1.0, 2.0):
             found = ebm.log_partition(None, self.model, params={"t": jnp.asarray(t)}, method="grid")
             np.testing.assert_allclose(found.value, 0.5 * np.log(2 * np.pi / t), atol=1e-5)
-            kept.append(set(_programs._kept))
+            kept.append(set(programs._kept))
         assert kept[1] <= kept[0]
 
     def test_a_context_comes_with_the_arguments(self):

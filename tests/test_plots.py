@@ -25,7 +25,7 @@ from scipy.stats import norm
 
 import numpyro_ebm as ebm
 from numpyro_ebm import plots
-from numpyro_ebm.estimators._health import unknown
+from numpyro_ebm.estimators.parts.health import unknown
 
 GAUSSIAN = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2), (2,))
 IS_OLD = arviz.__version__.startswith("0.")

@@ -15,8 +15,8 @@ from flax import nnx
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm import _programs
-from numpyro_ebm._programs import MOST_KEPT, call, compiled, trace
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.programs import MOST_KEPT, call, compiled, trace
 
 KEY = jax.random.key(0)
 ROWS = jnp.array([1.0, 2.0])
@@ -110,10 +110,10 @@ def test_a_module_that_was_trained_is_read():
     before = compiled(energy, x)
     net.bias[...] = net.bias[...] + 1.0
     np.testing.assert_allclose(compiled(energy, x), before + 1.0, rtol=1e-6)
-    num_kept = len(_programs._kept)
+    num_kept = len(programs._kept)
     dense = eqx.tree_at(lambda d: d.bias, dense, dense.bias + 2.0)
     np.testing.assert_allclose(compiled(energy, x), before + 3.0, rtol=1e-6)
-    assert len(_programs._kept) == num_kept  # other arrays are no other program
+    assert len(programs._kept) == num_kept  # other arrays are no other program
 
 
 @pytest.mark.slow
@@ -180,9 +180,9 @@ def test_fit_and_its_held_out_rows_read_at_each_call():
         # Score matching: sum of (t s x)^2 / 2 - t s at t = 1.
         np.testing.assert_allclose(result.losses[0], 2.5 * scale**2 - 2 * scale, rtol=1e-5)
         np.testing.assert_allclose(result.held_out_losses[0], 0.5 * scale**2 - scale, rtol=1e-5)
-    num_kept = len(_programs._kept)
+    num_kept = len(programs._kept)
     run()
-    assert len(_programs._kept) == num_kept
+    assert len(programs._kept) == num_kept
 
 
 @pytest.mark.parametrize("number", [float, np.float32, jnp.asarray], ids=["float", "numpy", "array"])
@@ -193,7 +193,7 @@ def test_closures_of_one_shape_share_a_program(number):
     values, kept = [], []
     for t in (1.0, 2.0, 4.0):
         values.append(ebm.sm_loss(ebm.EnergyDistribution(energy_of(number(t))), ROWS))
-        kept.append(len(_programs._kept))
+        kept.append(len(programs._kept))
     assert kept[0] == kept[-1]
     assert len({each.mean for each in values}) == 3
 
@@ -201,7 +201,7 @@ def test_closures_of_one_shape_share_a_program(number):
 def test_programs_are_bounded():
     for i in range(MOST_KEPT + 3):
         compiled(lambda x, i=i: jnp.ones(i + 1), ROWS)
-    assert len(_programs._kept) <= MOST_KEPT
+    assert len(programs._kept) <= MOST_KEPT
 
 
 def test_a_program_holds_what_was_read_when_it_was_traced():
@@ -234,12 +234,12 @@ def custom_jvp_of(rule):
 @pytest.mark.parametrize("make", [custom_vjp_of, custom_jvp_of])
 def test_a_rule_of_the_user_is_part_of_the_key(make):
     function = make(lambda slope: LIST[0] * slope)
-    slope = _programs.jit(lambda program, x: jax.grad(program)(x))
+    slope = programs.jit(lambda program, x: jax.grad(program)(x))
     at = lambda: float(slope(trace(lambda x: jnp.sum(function(x)), jnp.ones(()), order=1), jnp.ones(())))  # noqa: E731
     assert at() == 0.5
-    num_kept = len(_programs._kept)
+    num_kept = len(programs._kept)
     assert at() == 0.5
-    assert len(_programs._kept) == num_kept
+    assert len(programs._kept) == num_kept
     put(LIST, 50.0)
     assert at() == 50.0
     arrays = make(lambda slope: jnp.asarray([1.0, 2.0])[:1] * slope)  # an array made in the rule
@@ -248,7 +248,7 @@ def test_a_rule_of_the_user_is_part_of_the_key(make):
 
 @pytest.mark.parametrize("make", [custom_vjp_of, custom_jvp_of])
 def test_a_rule_that_reads_an_array(make):
-    slope = _programs.jit(lambda program, x: jax.grad(program)(x))
+    slope = programs.jit(lambda program, x: jax.grad(program)(x))
     for value in (2.0, 3.0):
         array = jnp.full((), value)
         function = make(lambda slope, array=array: array * slope)

@@ -47,7 +47,7 @@ def test_a_healthy_run():
 def test_the_report_gives_no_verdict_that_diagnose_does_not():
     """A gap that diagnose may judge, and a condition that a warning spoke of and that went, in both."""
     from numpyro_ebm.diagnostics._training import check_result
-    from numpyro_ebm.reports import site_report
+    from numpyro_ebm.diagnostics.reports import site_report
 
     model, result = trained("cd")
     entry = result.state.mutable_state["x$cd"]["state"]

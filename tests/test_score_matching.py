@@ -10,7 +10,7 @@ from helpers import precision_model, surrogate
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
-from numpyro_ebm.estimators._projections import directions
+from numpyro_ebm.estimators.parts.projections import directions
 
 X3 = np.random.default_rng(0).multivariate_normal(np.zeros(3), [[2, 0.5, 0], [0.5, 1, 0.3], [0, 0.3, 0.7]], 400)
 

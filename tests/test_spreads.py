@@ -10,7 +10,7 @@ from helpers import some_slow
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm._spreads import eps_of, or_one, spread
+from numpyro_ebm._core.spreads import eps_of, or_one, spread
 
 
 @pytest.mark.parametrize("xp", [np, jnp])

@@ -10,7 +10,7 @@ from helpers import fit, precision_model, some_slow
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
-from numpyro_ebm import _programs
+from numpyro_ebm._core import programs
 
 KEY = jax.random.key(0)
 
@@ -63,7 +63,7 @@ def test_a_second_call_compiles_nothing():
     for seed, t in ((0, 4.0), (1, 5.0)):
         x = np.random.default_rng(seed).normal(0, 0.5, 50)
         ebm.standard_errors(KEY, ebm.estimate(precision_model, "sm"), {"t": t}, x)
-        kept.append(set(_programs._kept))
+        kept.append(set(programs._kept))
     assert kept[1] <= kept[0]
 
 

@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm._known import freeze_tree, known
+from numpyro_ebm._core.known import freeze_tree, known
 
 X = np.linspace(0.1, 0.9, 30)
 

@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
-from numpyro_ebm._laplacian import beyond_forward_laplacian, count_operations
+from numpyro_ebm._core.laplacian import beyond_forward_laplacian, count_operations
 
 ROWS = np.asarray(jax.random.normal(jax.random.key(0), (6, 5)))
 WEIGHT = jax.random.normal(jax.random.key(1), (5, 16)) / 2

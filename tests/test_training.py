@@ -16,8 +16,9 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.primitives import mutable
 
 import numpyro_ebm as ebm
-from numpyro_ebm import _programs, training
-from numpyro_ebm._overfitting import held_out_rise, is_significant, runaway
+from numpyro_ebm._core import programs
+from numpyro_ebm.training import _fit
+from numpyro_ebm.training.overfitting import held_out_rise, is_significant, runaway
 
 KEY = jax.random.key(0)
 HEALTHY = {
@@ -79,19 +80,19 @@ class TestUpdates:
     def test_two_programs_and_none_for_a_second_call(self):
         svi, x = svi_of(), rows(30)
         state = fit(KEY, svi, 25, x, check_every=10).state
-        kept = set(_programs._kept)
+        kept = set(programs._kept)
         for num_steps in (25, 5, 40):  # in tens and fives
             fit(jax.random.key(1), svi, num_steps, x + 1, check_every=10, init_state=state)
-        assert set(_programs._kept) <= kept
+        assert set(programs._kept) <= kept
         fit(KEY, svi, 3, x, check_every=10, init_state=state)
-        assert len(set(_programs._kept) - kept) == 1
+        assert len(set(programs._kept) - kept) == 1
 
     def test_held_out_rows_take_one_program(self):
         svi, x, y = svi_of(), rows(30), rows(20, 1)
         state = fit(KEY, svi, 20, x, check_every=10, held_out=(y,)).state
-        kept = set(_programs._kept)
+        kept = set(programs._kept)
         fit(jax.random.key(1), svi, 20, x + 1, check_every=10, held_out=(y + 1,), init_state=state)
-        assert set(_programs._kept) <= kept
+        assert set(programs._kept) <= kept
 
     def test_numbers_among_the_arguments_stay_numbers(self):
         result = fit(KEY, svi_of(), 3, rows(50), num_rows=50, batch_size=8, check_every=10)
@@ -227,15 +228,15 @@ class TestOverfitting:
     @pytest.mark.slow
     def test_rows_are_compared_under_the_noise_of_the_checks(self, monkeypatch):
         seen = []
-        monkeypatch.setattr(training, "held_out_rise", lambda *_: "it rose")
-        monkeypatch.setattr(training, "is_significant", lambda differences: seen.append(differences))
+        monkeypatch.setattr(_fit, "held_out_rise", lambda *_: "it rose")
+        monkeypatch.setattr(_fit, "is_significant", lambda differences: seen.append(differences))
         svi = svi_of("dsm", sigma=0.1, optimiser=optax.sgd(2e-3))
         result = fit(KEY, svi, 10, rows(50), held_out=(rows(30, 1),), check_every=10)
         fall = result.held_out_losses[0] - result.held_out_losses[1]
         best = result._replace(params={"t": jnp.ones(())})
-        task = training._make_task(KEY, svi, (rows(50),), {}, (rows(30, 1),), None)
+        task = _fit._make_task(KEY, svi, (rows(50),), {}, (rows(30, 1),), None)
         assert [each.shape for each in seen[0]] == [(30,)]
-        (differences,) = training._row_differences(best, task)
+        (differences,) = _fit._row_differences(best, task)
         np.testing.assert_allclose(differences.sum(), -fall, rtol=1e-4)
 
     def test_the_rise_of_a_curve(self):
@@ -322,7 +323,7 @@ class TestEnds:
     def test_an_interruption_leaves_what_there_is(self, monkeypatch):
         svi, x = svi_of(), rows(30)
         whole = fit(KEY, svi, 20, x, held_out=(x,), check_every=10)
-        updates, calls = training._updates, []
+        updates, calls = _fit._updates, []
 
         def interrupted(*args, **kwargs):
             calls.append(args)
@@ -330,7 +331,7 @@ class TestEnds:
                 raise KeyboardInterrupt
             return updates(*args, **kwargs)
 
-        monkeypatch.setattr(training, "_updates", interrupted)
+        monkeypatch.setattr(_fit, "_updates", interrupted)
         result = fit(KEY, svi, 50, x, held_out=(x,), check_every=10)
         assert result.stopped == "interrupted"
         np.testing.assert_array_equal(result.losses, whole.losses)

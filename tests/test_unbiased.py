@@ -16,9 +16,9 @@ from numpyro.infer import SVI, Trace_ELBO
 from scipy.stats import kstest, norm
 
 import numpyro_ebm as ebm
-from numpyro_ebm import coupling as coupling_module
-from numpyro_ebm.coupling import COUPLINGS, couple_noise, coupled_step, unbiased_sum
-from numpyro_ebm.estimators import Site
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.kernels import coupling as coupling_module
+from numpyro_ebm.kernels.coupling import COUPLINGS, couple_noise, coupled_step, unbiased_sum
 
 KERNELS = {"mala": ebm.MALA(step_size=0.3), "hmc": ebm.HMC(step_size=0.4, num_integration_steps=3)}
 SETTINGS = {"coupling": "reflection", "burn_in": 0, "num_steps": 0, "max_num_steps": 2000}

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_ebm._spreads import ROUNDING
-from numpyro_ebm.arviz import Recorded, effective_size, rank_rhat
+from numpyro_ebm._core.spreads import ROUNDING
 from numpyro_ebm.diagnostics._levels import chi2_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+from numpyro_ebm.diagnostics.arviz.read import Recorded
+from numpyro_ebm.diagnostics.arviz.statistics import effective_size, rank_rhat
 
 MAX_COORDINATES = 200
 MIN_MOVES = 0.02  # as the health of a negative phase has it

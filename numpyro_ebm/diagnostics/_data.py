@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._spreads import eps_of, or_one, spread
-from numpyro_ebm.arviz import effective_size
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.spreads import eps_of, or_one, spread
 from numpyro_ebm.diagnostics._levels import gamma_bound, normal_bound
 from numpyro_ebm.diagnostics._neighbors import NUM_NEIGHBORS, neighbors
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
-from numpyro_ebm.estimators._health import RUNAWAY_DISTANCE
+from numpyro_ebm.diagnostics.arviz.statistics import effective_size
+from numpyro_ebm.estimators.parts.health import RUNAWAY_DISTANCE
 
 MAX_POINTS = 600
 MIN_POINTS = 40

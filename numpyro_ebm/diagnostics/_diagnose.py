@@ -7,14 +7,14 @@ import numpy as np
 from numpyro.infer.svi import SVIRunResult, SVIState
 from numpyro.primitives import Messenger
 
-from numpyro_ebm._doors import as_arrays, check_outside_jit
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm.arviz import Recorded, read
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
 from numpyro_ebm.diagnostics import _chains
 from numpyro_ebm.diagnostics._data import check_fits, compare, fits
 from numpyro_ebm.diagnostics._report import Diagnosis, Finding, unchecked
 from numpyro_ebm.diagnostics._sampler import check_sampler
 from numpyro_ebm.diagnostics._training import check_result, check_training
+from numpyro_ebm.diagnostics.arviz.read import Recorded, read
 from numpyro_ebm.handlers import estimated_in
 from numpyro_ebm.training import FitResult
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_ebm._spreads import or_one, spread
+from numpyro_ebm._core.spreads import or_one, spread
 
 NUM_NEIGHBORS = 5
 NUM_PERMUTATIONS = 300

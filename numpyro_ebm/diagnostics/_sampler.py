@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._spreads import spread
-from numpyro_ebm.arviz import Recorded, effective_size
+from numpyro_ebm._core.spreads import spread
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+from numpyro_ebm.diagnostics.arviz.read import Recorded
+from numpyro_ebm.diagnostics.arviz.statistics import effective_size
 
 EBFMI = 0.3
 SATURATED = 0.01

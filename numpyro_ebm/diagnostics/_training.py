@@ -8,19 +8,20 @@ import numpy as np
 from numpyro import handlers
 from numpyro.infer.svi import SVIRunResult, SVIState
 
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._overfitting import held_out_rise, runaway
-from numpyro_ebm._programs import compiled
-from numpyro_ebm._results import is_ours, mutable_state, values_of
-from numpyro_ebm._spreads import spread
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.programs import compiled
+from numpyro_ebm._core.spreads import spread
 from numpyro_ebm.diagnostics._data import MIN_POINTS, modes
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
-from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, Site
+from numpyro_ebm.diagnostics.reports import SiteReport, site_report, training_report
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator
 from numpyro_ebm.estimators.dsm import SMOOTHING_BOUNDS
 from numpyro_ebm.handlers import estimate
-from numpyro_ebm.reports import SiteReport, site_report, training_report
+from numpyro_ebm.handlers.results import is_ours, mutable_state, values_of
 from numpyro_ebm.training import FitResult
+from numpyro_ebm.training.overfitting import held_out_rise, runaway
 
 OVERLAP = 0.01
 EFFECTIVE_ROWS = 10

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._programs import compiled
-from numpyro_ebm.arviz import effective_size, rank_rhat, read
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.programs import compiled
+from numpyro_ebm.diagnostics.arviz.read import read
+from numpyro_ebm.diagnostics.arviz.statistics import effective_size, rank_rhat
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,80 +1,14 @@
 """What every estimator is: settings in a frozen dataclass, a surrogate per row, state in and state out."""
 
 import abc
-import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
-
-from numpyro_ebm._errors import EnergyError, eager
-from numpyro_ebm._spreads import spread
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.estimators._lattice import warn_of_lattice
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions.lattice import warn_of_lattice
+from numpyro_ebm.distributions.site import Site
 
 FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """An energy site as an estimator sees it: one event per row, data or (for a latent site) the guide's draw.
-
-    Attributes:
-        name: the site's name.
-        distribution: an `EnergyDistribution` (or `ScoreDistribution`), with its support and base.
-        batch_shape: the rows' shape before they were laid out flat.
-        value: ``(num_rows, *event_shape)``, constrained; masked rows hold a harmless value.
-        local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``, or None.
-        mask: ``(num_rows,)``, rows that take part, or None for all.
-        index: ``(num_rows,)`` int32, which row of the whole data set each row is: a subsampled plate's indices, nested
-            plates laid out flat in the order of the batch shape. None where there are more than int32 counts.
-        num_total: rows of the whole data set, so that ``index < num_total``; 0 where ``index`` is None.
-    """
-
-    name: str
-    distribution: Any
-    batch_shape: tuple[int, ...]
-    value: Array
-    local: PyTree
-    mask: Array | None
-    index: Array | None = None
-    num_total: int = 0
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows, masked ones included."""
-        return self.value.shape[0]
-
-    @functools.cached_property
-    def position(self) -> Array:
-        """The rows in unconstrained space."""
-        with eager(self.value):
-            return jax.vmap(self.distribution.unconstrain)(self.value)
-
-    @property
-    def spread(self) -> Array:
-        """Standard deviation of the rows that take part, per dimension of unconstrained space; exactly 0 without any."""
-        mask = None if self.mask is None else self.mask.reshape((-1,) + (1,) * (self.position.ndim - 1))
-        return jax.lax.stop_gradient(spread(self.position, mask))
-
-    def over_draws(self, fn: Callable[[Array, PyTree], Array], draws: Array) -> Array:
-        """``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.
-
-        Laid out flat: with two batch dimensions the products of a network run at half their speed on CPU.
-        """
-        local = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(draws)), self.local)
-        values = jax.vmap(fn)(draws.reshape(-1, *draws.shape[2:]), local)
-        return values.reshape(*draws.shape[:2], *values.shape[1:])
-
-    def log_density(self, position: Array, local: PyTree = None) -> Array:
-        """Unnormalised log density of one row in unconstrained space, Jacobian included."""
-        return self.distribution.unconstrained_log_density(position, local)
-
-    def score(self, position: Array, local: PyTree = None) -> Array:
-        """Gradient of `log_density` in the position."""
-        return self.distribution.unconstrained_score(position, local)
 
 
 class AbstractEstimator(abc.ABC):

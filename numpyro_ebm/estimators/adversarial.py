@@ -9,15 +9,17 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from numpyro_ebm import _context
-from numpyro_ebm._autodiff import reverse_gradient
-from numpyro_ebm._errors import EnergyError, check_count, nearest
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._critic import check_not_shared
-from numpyro_ebm.estimators._figures import mean_over_rows
-from numpyro_ebm.estimators._generator import Generator, context_of
-from numpyro_ebm.estimators._neighbors import neighbor_entropies
+from numpyro_ebm._core import numpyro_stack
+from numpyro_ebm._core.autodiff import reverse_gradient
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.critic import check_not_shared
+from numpyro_ebm.estimators.parts.entropies import neighbor_entropies
+from numpyro_ebm.estimators.parts.figures import mean_over_rows
+from numpyro_ebm.estimators.parts.generator import Generator, context_of
 
 Entropy = Literal["exact", "nearest_neighbor", "bound"]
 DRAWS = 8
@@ -168,7 +170,7 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
     def _players(self, rng_key: PRNGKey, site: Site) -> tuple[Generator, "Inference | None"]:
         """The proposal and the inference model, with their parameters as they are."""
         key_proposal, key_inference = jax.random.split(jax.random.fold_in(rng_key, 1))
-        declared = _context.declared_params()
+        declared = numpyro_stack.declared_params()
         proposal = Generator.of(self.proposal, site, key_proposal, is_differentiated=True)
         check_not_shared("proposal", proposal.params, declared)
         draws = proposal.draw(key_proposal, site)

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, is_concrete
-from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._noise import Noise
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.flow_nce import adversary, check_is_model
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
+from numpyro_ebm.estimators.parts.noise import Noise
 
 
 @dataclasses.dataclass(frozen=True)

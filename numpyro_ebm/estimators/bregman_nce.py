@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, nearest
-from numpyro_ebm._typing import Array
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.typing import Array
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
 
 Divergence = Literal["logistic", "squared", "exponential", "importance"]

@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator
-from numpyro_ebm.estimators._starts import Start
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.starts import Start
 
 
 @dataclasses.dataclass(frozen=True)

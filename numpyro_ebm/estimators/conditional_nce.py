@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
-from numpyro_ebm._errors import check_count, check_positive
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._moves import check_scale, in_pairs, loss_of_moves, scale_of
-from numpyro_ebm.estimators._projections import directions
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.moves import check_scale, in_pairs, loss_of_moves, scale_of
+from numpyro_ebm.estimators.parts.projections import directions
 
 
 @dataclasses.dataclass(frozen=True)

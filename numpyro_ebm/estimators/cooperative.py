@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm import chains
-from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator
-from numpyro_ebm.estimators._generator import Generator, context_of
-from numpyro_ebm.estimators._starts import Start
-from numpyro_ebm.estimators._steps import averaging_of, next_averaging
-from numpyro_ebm.kernels import MALA, resolve_kernel
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.generator import Generator, context_of
+from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.starts import Start
+from numpyro_ebm.kernels import MALA, chains
+from numpyro_ebm.kernels.averaging import averaging_of, next_averaging
+from numpyro_ebm.kernels.names import resolve_kernel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_ebm._errors import EnergyError, is_concrete
-from numpyro_ebm._levels import at_level, check_level
-from numpyro_ebm._typing import Array, PyTree
-from numpyro_ebm.distributions import EnergyDistribution
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator
-from numpyro_ebm.estimators._ladder import rungs_at, stratified, warn_of_scale
-from numpyro_ebm.estimators._starts import Start, over
-from numpyro_ebm.noise import check_sigmas
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.distributions.energy import EnergyDistribution
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.ladder import rungs_at, stratified, warn_of_scale
+from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.starts import Start, over
+from numpyro_ebm.sampling.levels import at_level, check_level
+from numpyro_ebm.sampling.noise import check_sigmas
 
 WRITE = "Write estimate(model, 'diffusion_recovery', sigmas=geometric_sigmas(10.0, 0.1, 8))."
 

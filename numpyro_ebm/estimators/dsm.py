@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_ebm._blocks import is_real
-from numpyro_ebm._errors import EnergyError, check_count, check_positive, eager, is_concrete, is_positive_definite
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive, is_positive_definite
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.blocks import is_real
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
 
 SMOOTHING_BOUNDS = (0.05, 1.0)
 SMALL_NOISE = 0.1

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._moves import FAULT, FIX, check_scale, in_pairs, scale_of
-from numpyro_ebm.estimators._noise import warn_where_saturated
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.moves import FAULT, FIX, check_scale, in_pairs, scale_of
+from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
 
 
 @dataclasses.dataclass(frozen=True)

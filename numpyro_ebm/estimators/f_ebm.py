@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._critic import Critic, check_critic
-from numpyro_ebm.estimators._pool import PoolEstimator
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.critic import Critic, check_critic
+from numpyro_ebm.estimators.parts.pool import PoolEstimator
 
 Divergence = Literal["kl", "reverse_kl", "jensen_shannon", "squared_hellinger", "pearson", "neyman"]
 

@@ -4,9 +4,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import check_count, check_positive
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._projections import Projection, check_projection, directions
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.projections import Projection, check_projection, directions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from numpyro_ebm import _context
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._critic import check_not_shared
-from numpyro_ebm.estimators._generator import Generator
-from numpyro_ebm.estimators._noise import Noise, noise_of_model
+from numpyro_ebm._core import numpyro_stack
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
+from numpyro_ebm.estimators.parts.critic import check_not_shared
+from numpyro_ebm.estimators.parts.generator import Generator
+from numpyro_ebm.estimators.parts.noise import Noise, noise_of_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
 
 def adversary(model: Callable[..., Any], rng_key: PRNGKey, site: Site, role: str) -> Noise:
     """The noise of a NumPyro model that ascends where the energy descends."""
-    declared = _context.declared_params()
+    declared = numpyro_stack.declared_params()
     key = jax.random.fold_in(rng_key, 1)
     generator = Generator.of(model, site, key, role, latents=False, is_differentiated=True)
     check_not_shared(role, generator.params, declared)

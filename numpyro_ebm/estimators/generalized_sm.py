@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from numpyro_ebm._derivatives import over_coordinates
-from numpyro_ebm._errors import EnergyError, check_positive, eager, is_concrete, nearest
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._ends import Ends, distance, ends_of, square
-from numpyro_ebm.estimators._second_order import check_bends, over_rows
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.derivatives import over_coordinates
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_positive
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.ends import Ends, distance, ends_of, square
+from numpyro_ebm.estimators.parts.second_order import check_bends, over_rows
 
 Weight = Literal["square", "distance", "capped"] | Callable[[Array], Array]
 NAMES = ("square", "distance", "capped")

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from numpyro_ebm._derivatives import laplacian_of_curvature, over_coordinates
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._second_order import SecondOrderEstimator, over_rows
+from numpyro_ebm._core.derivatives import laplacian_of_curvature, over_coordinates
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, over_rows
 
 
 @dataclasses.dataclass(frozen=True)

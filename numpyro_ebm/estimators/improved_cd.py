@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm._spreads import or_one
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator
-from numpyro_ebm.estimators._neighbors import neighbor_entropies
-from numpyro_ebm.estimators._starts import over
+from numpyro_ebm._core.autodiff import freeze
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.spreads import or_one
+from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
-from numpyro_ebm.kernels import Langevin, resolve_kernel
+from numpyro_ebm.estimators.parts.entropies import neighbor_entropies
+from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.starts import over
+from numpyro_ebm.kernels import Langevin
+from numpyro_ebm.kernels.names import resolve_kernel
 
 
 @dataclasses.dataclass(frozen=True)

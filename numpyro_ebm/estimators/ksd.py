@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_positive, eager, is_concrete, nearest
-from numpyro_ebm._spreads import or_one
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._figures import mean_over_rows
-from numpyro_ebm.estimators._moves import check_scale
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_positive
+from numpyro_ebm._core.spreads import or_one
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.figures import mean_over_rows
+from numpyro_ebm.estimators.parts.moves import check_scale
 
 Kernel = Literal["imq", "rbf"]
 Statistic = Literal["u", "v"]

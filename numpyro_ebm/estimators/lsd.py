@@ -8,13 +8,15 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive, nearest
-from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._critic import Critic, check_critic
-from numpyro_ebm.estimators._figures import mean_over_rows
-from numpyro_ebm.estimators._generator import context_of
-from numpyro_ebm.estimators._projections import Projection, check_projection, directions, inner
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.critic import Critic, check_critic
+from numpyro_ebm.estimators.parts.figures import mean_over_rows
+from numpyro_ebm.estimators.parts.generator import context_of
+from numpyro_ebm.estimators.parts.projections import Projection, check_projection, directions, inner
 
 Penalty = Literal["l2", "spectral"]
 

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete, nearest
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._binary import check_binary
+from numpyro_ebm._core.autodiff import freeze
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.binary import check_binary
 
 Update = Literal["parallel", "sequential"]
 

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from numpyro_ebm._autodiff import freeze
-from numpyro_ebm._derivatives import over_coordinates
-from numpyro_ebm._errors import EnergyError, check_count, check_positive, eager, is_concrete
-from numpyro_ebm._spreads import or_one
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._figures import score_figures
-from numpyro_ebm.estimators._projections import Projection, check_projection, directions
+from numpyro_ebm._core.autodiff import freeze
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.derivatives import over_coordinates
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.spreads import or_one
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.figures import score_figures
+from numpyro_ebm.estimators.parts.projections import Projection, check_projection, directions
 
 SHARE = 0.01
 """The step where none is given, in variances of the data."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._chains import ChainEstimator
-from numpyro_ebm.estimators._starts import Start, check_start, draw_rows
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._binary import check_binary
-from numpyro_ebm.estimators._moves import check_scale, in_pairs, loss_of_moves, scale_of
-from numpyro_ebm.estimators._projections import directions
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.binary import check_binary
+from numpyro_ebm.estimators.parts.moves import check_scale, in_pairs, loss_of_moves, scale_of
+from numpyro_ebm.estimators.parts.projections import directions
 
 STEEPEST = 40.0
 """The log ratio beyond which the exponential goes on as its tangent."""

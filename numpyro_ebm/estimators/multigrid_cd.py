@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, is_concrete
-from numpyro_ebm._typing import Array
-from numpyro_ebm.distributions import EnergyDistribution
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._starts import Start
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.energy import EnergyDistribution
+from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
+from numpyro_ebm.estimators.parts.starts import Start
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, eager, is_concrete
-from numpyro_ebm._levels import check_level, score_at_level
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._ladder import rungs_at, stratified, warn_of_scale
-from numpyro_ebm.noise import AbstractNoiseProcess, check_process, check_sigmas
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.ladder import rungs_at, stratified, warn_of_scale
+from numpyro_ebm.sampling.levels import check_level, score_at_level
+from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_process, check_sigmas
 
 
 @dataclasses.dataclass(frozen=True)

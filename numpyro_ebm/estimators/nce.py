@@ -5,18 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._figures import mean_over_rows
-from numpyro_ebm.estimators._noise import (
-    NEARER,
-    LogNormalizer,
-    NoiseEstimator,
-    check_normalizer,
-    learned_normalizer,
-    slope,
-    warn_where_saturated,
-)
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.figures import mean_over_rows
+from numpyro_ebm.estimators.parts.noise import NEARER, NoiseEstimator
+from numpyro_ebm.estimators.parts.normalizer import LogNormalizer, check_normalizer, learned_normalizer
+from numpyro_ebm.estimators.parts.saturation import slope, warn_where_saturated
 
 
 @dataclasses.dataclass(frozen=True)

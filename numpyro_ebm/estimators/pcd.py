@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._typing import PyTree
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._pool import PoolEstimator
-from numpyro_ebm.estimators._starts import Start, draw_rows, over
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PyTree
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.pool import PoolEstimator
+from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._noise import NEARER, NoiseEstimator, warn_where_saturated
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.noise import NEARER, NoiseEstimator
+from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
 
 
 @dataclasses.dataclass(frozen=True)

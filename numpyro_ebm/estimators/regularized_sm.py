@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from numpyro_ebm._derivatives import over_coordinates
-from numpyro_ebm._errors import EnergyError, check_positive, nearest
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._second_order import SecondOrderEstimator, over_rows
+from numpyro_ebm._core.derivatives import over_coordinates
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_positive
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, over_rows
 
 Curvature = Literal["full", "diagonal"]
 

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._pool import PoolEstimator
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.pool import PoolEstimator
 
 
 @dataclasses.dataclass(frozen=True)

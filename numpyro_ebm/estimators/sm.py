@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from numpyro_ebm._derivatives import DIRECTIONS_AT_ONCE, over_coordinates
-from numpyro_ebm._errors import EnergyError, check_count, nearest
-from numpyro_ebm._laplacian import beyond_forward_laplacian, count_operations, gradient_and_laplacian
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._projections import Projection, check_projection
-from numpyro_ebm.estimators._second_order import SecondOrderEstimator, over_rows, probed_loss
+from numpyro_ebm._core.derivatives import DIRECTIONS_AT_ONCE, over_coordinates
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.laplacian import beyond_forward_laplacian, count_operations, gradient_and_laplacian
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.projections import Projection, check_projection
+from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, over_rows, probed_loss
 
 Trace = Literal["auto", "forward", "columns"]
 

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import check_count
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._projections import Projection, check_projection, directions, inner, score_and_curvatures
-from numpyro_ebm.estimators._second_order import SecondOrderEstimator
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.projections import Projection, check_projection, directions, inner, score_and_curvatures
+from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from numpyro_ebm._errors import check_count
-from numpyro_ebm.estimators._base import Site
-from numpyro_ebm.estimators._projections import Projection, check_projection
-from numpyro_ebm.estimators._second_order import SecondOrderEstimator, probed_loss
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.projections import Projection, check_projection
+from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, probed_loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._levels import ENTRY, at_level, check_level
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators._base import AbstractEstimator, Site
-from numpyro_ebm.estimators._fitted_noise import fit_noise
-from numpyro_ebm.estimators._noise import LogNormalizer, check_normalizer, learned_normalizer, warn_where_saturated
-from numpyro_ebm.noise import check_sigmas
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.fitted_noise import fit_noise
+from numpyro_ebm.estimators.parts.normalizer import LogNormalizer, check_normalizer, learned_normalizer
+from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
+from numpyro_ebm.sampling.levels import ENTRY, at_level, check_level
+from numpyro_ebm.sampling.noise import check_sigmas
 
 
 @dataclasses.dataclass(frozen=True)

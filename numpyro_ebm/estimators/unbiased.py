@@ -7,12 +7,17 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, Told, UnhealthyChainsError, call_where_any, check_count, is_concrete
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
-from numpyro_ebm.coupling import Meeting, check_coupling, unbiased_sum
-from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator, Site
-from numpyro_ebm.estimators._starts import check_start, draw_rows, draw_start
-from numpyro_ebm.kernels import MALA, resolve_kernel
+from numpyro_ebm._core.callbacks import Told, call_where_any
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError, UnhealthyChainsError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
+from numpyro_ebm.estimators.parts.starts import check_start, draw_rows, draw_start
+from numpyro_ebm.kernels import MALA
+from numpyro_ebm.kernels.coupling import Meeting, check_coupling, unbiased_sum
+from numpyro_ebm.kernels.names import resolve_kernel
 
 
 @dataclasses.dataclass(frozen=True)

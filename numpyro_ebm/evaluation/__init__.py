@@ -9,6 +9,8 @@ from numpyro_ebm.evaluation.kernel_two_sample import MMDTest as MMDTest
 from numpyro_ebm.evaluation.kernel_two_sample import mmd as mmd
 from numpyro_ebm.evaluation.ksd import KSDTest as KSDTest
 from numpyro_ebm.evaluation.ksd import ksd_test as ksd_test
+from numpyro_ebm.evaluation.likelihood import LogLikelihood as LogLikelihood
+from numpyro_ebm.evaluation.likelihood import log_likelihood as log_likelihood
 from numpyro_ebm.evaluation.modes import ModeWeights as ModeWeights
 from numpyro_ebm.evaluation.modes import mode_weights as mode_weights
 from numpyro_ebm.evaluation.sm import SMLoss as SMLoss

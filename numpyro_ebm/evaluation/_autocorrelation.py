@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from blackjax.diagnostics import effective_sample_size
 
-from numpyro_ebm._errors import is_concrete
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.typing import Array, PRNGKey
 
 FEWEST = 8
 CAPTURED = 0.8

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.diagnostics import rhat
 
-from numpyro_ebm._data_sites import has_rows_of_its_own
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.estimators import Site
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation._autocorrelation import effective_size, with_squares
-from numpyro_ebm.samplers import ChainSampler
+from numpyro_ebm.handlers.data_sites import has_rows_of_its_own
+from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.sampling import sample
 
 NUM_CHAINS = 4

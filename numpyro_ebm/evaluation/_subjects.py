@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_ebm._data_sites import as_energy, data_site
-from numpyro_ebm._doors import as_arrays
-from numpyro_ebm._errors import EnergyError, is_concrete
-from numpyro_ebm._rows import unwrap
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators import Site
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import as_arrays
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.rows import unwrap
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.handlers.data_sites import as_energy, data_site
 
 
 def rows_under(owner: str, subject: Any, rows: Any, site: str | None = None) -> Site:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, nearest
-from numpyro_ebm.likelihood import Difference, paired_difference
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm.evaluation.likelihood import Difference, paired_difference
 
 BLANK = "-"
 

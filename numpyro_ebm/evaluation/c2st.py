@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from numpyro_ebm._doors import check_key
-from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey
 from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
 

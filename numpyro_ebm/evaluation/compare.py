@@ -10,12 +10,12 @@ import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_ebm import partition
-from numpyro_ebm._data_sites import has_rows_of_its_own
-from numpyro_ebm._doors import as_arrays, check_key, check_outside_jit
-from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning, check_count, nearest
-from numpyro_ebm._rows import unwrap
-from numpyro_ebm._typing import PRNGKey
-from numpyro_ebm.estimators import Site
+from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning, nearest
+from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm.distributions.rows import unwrap
+from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation import _draws
 from numpyro_ebm.evaluation._draws import ModelDraws
 from numpyro_ebm.evaluation._subjects import rows_under
@@ -23,9 +23,10 @@ from numpyro_ebm.evaluation._table import COLUMNS, Evaluation
 from numpyro_ebm.evaluation.c2st import classifier_two_sample_test
 from numpyro_ebm.evaluation.kernel_two_sample import mmd
 from numpyro_ebm.evaluation.ksd import ksd_of
+from numpyro_ebm.evaluation.likelihood import ApartBounds, likelihood_of
 from numpyro_ebm.evaluation.modes import mode_weights
 from numpyro_ebm.evaluation.sm import sm_of
-from numpyro_ebm.likelihood import ApartBounds, likelihood_of
+from numpyro_ebm.handlers.data_sites import has_rows_of_its_own
 from numpyro_ebm.partition import LogPartition, LogPartitionBounds
 
 OF_DRAWS = ("mmd", "c2st", "modes")

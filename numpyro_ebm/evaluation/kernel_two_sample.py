@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._doors import check_key
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
-from numpyro_ebm._spreads import or_one, spread
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.spreads import or_one, spread
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.estimators.ksd import PAIRS_AT_ONCE, median_distance
 from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events

@@ -6,15 +6,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from numpyro_ebm import _programs
-from numpyro_ebm._data_sites import has_rows_of_its_own
-from numpyro_ebm._doors import check_key
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.estimators import KernelSteinDiscrepancy, Site
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators import KernelSteinDiscrepancy
 from numpyro_ebm.estimators.ksd import Kernel
 from numpyro_ebm.evaluation._autocorrelation import dependence, signs
 from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
+from numpyro_ebm.handlers.data_sites import has_rows_of_its_own
 
 
 class KSDTest(NamedTuple):
@@ -126,7 +129,7 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
     )
 
 
-@_programs.jit(static_argnames=("kernel", "beta", "num_bootstraps", "num_chains"))
+@programs.jit(static_argnames=("kernel", "beta", "num_bootstraps", "num_chains"))
 def _test(rng_key, distribution, rows, bandwidth, *, kernel, beta, num_bootstraps, num_chains):
     value, local, mask = rows
     site = Site("", distribution, value.shape[:1], value, local, mask)

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_ebm import _programs
-from numpyro_ebm._errors import at_site
-from numpyro_ebm._typing import Array
-from numpyro_ebm.estimators import ScoreMatching, Site
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.errors import at_site
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators import ScoreMatching
 from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
 
 
@@ -71,7 +72,7 @@ def sm_of(site: Site) -> SMLoss:
     return SMLoss(np.where(keep, values, np.nan).reshape(site.batch_shape), float(kept.mean()), error)  # pyright: ignore
 
 
-@_programs.jit(static_argnames=("estimator",))
+@programs.jit(static_argnames=("estimator",))
 def _losses(distribution, rows, *, estimator):
     value, local = rows
     return -estimator.surrogate(None, Site("", distribution, value.shape[:1], value, local, None), None)[0]

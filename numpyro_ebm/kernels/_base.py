@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from blackjax.util import pytree_size
 
-from numpyro_ebm._errors import EnergyError, check_covariance, check_positive
-from numpyro_ebm._typing import Array, Position, PRNGKey
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_covariance, check_positive
+from numpyro_ebm._core.typing import Array, Position, PRNGKey
 
 K = TypeVar("K", bound=type)
 C = TypeVar("C", bound=Callable)

@@ -13,7 +13,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from blackjax.adaptation.window_adaptation import build_schedule
 from blackjax.util import pytree_size
 
-from numpyro_ebm._typing import Array, Position
+from numpyro_ebm._core.typing import Array, Position
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
 
 FAST = 0

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, is_concrete
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
 
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc.metrics import default_metric
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive, is_concrete
-from numpyro_ebm._typing import PRNGKey
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import PRNGKey
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
 
 STATISTICS = (*AbstractKernel.statistics, "energy")

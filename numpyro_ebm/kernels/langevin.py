@@ -9,7 +9,7 @@ from blackjax.mcmc.diffusions import overdamped_langevin
 from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
 
-from numpyro_ebm._typing import Array
+from numpyro_ebm._core.typing import Array
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_matrix, not_finite, with_jit
 
 

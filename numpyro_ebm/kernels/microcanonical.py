@@ -6,8 +6,9 @@ import blackjax
 import jax.numpy as jnp
 from blackjax.util import pytree_size
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
-from numpyro_ebm._typing import Position
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import Position
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_matrix, not_finite
 from numpyro_ebm.kernels.hamiltonian import uniform_steps
 

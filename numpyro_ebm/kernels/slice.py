@@ -11,9 +11,11 @@ from blackjax.util import generate_gaussian_noise
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import block_diag, solve_triangular
 
-from numpyro_ebm._bases import strip, without_rows
-from numpyro_ebm._errors import EnergyError, check_covariance, check_positive, is_concrete
-from numpyro_ebm._typing import Array, Position
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_covariance, check_positive
+from numpyro_ebm._core.typing import Array, Position
+from numpyro_ebm._core.wrappers import strip, without_rows
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
 
 MAX_EVALUATIONS = 100

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._typing import Array, Position, PRNGKey
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, Position, PRNGKey
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, rebuilt
+from numpyro_ebm.kernels._moves import MOVES
 from numpyro_ebm.kernels.langevin import MALA
-from numpyro_ebm.kernels.table import MOVES
 
 
 class TemperingState(NamedTuple):

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm import chains
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._typing import Array, PRNGKey
-from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, Gibbs, resolve_kernel
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, Gibbs, chains
+from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.partition._base import Densities
 
 PILOT_LEVELS = 100

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from blackjax.diagnostics import psis_weights
 
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._supports import check_same_support
-from numpyro_ebm._typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.distributions.supports import check_same_support
 from numpyro_ebm.partition._proposal import Proposal, check_rows
 
 NOTHING = -1e30

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._typing import Array
+from numpyro_ebm._core.typing import Array
 from numpyro_ebm.partition._base import Estimate
 
 STEPS = 80

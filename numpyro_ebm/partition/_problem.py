@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from numpyro_ebm._data_sites import check_discrete
-from numpyro_ebm._doors import as_arrays
-from numpyro_ebm._errors import EnergyError
-from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._rows import Unwrapped, lay_out, unwrap
-from numpyro_ebm._sites import find_distribution
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import as_arrays
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.distributions.rows import Unwrapped, lay_out, unwrap
+from numpyro_ebm.handlers.data_sites import check_discrete
+from numpyro_ebm.handlers.sites import find_distribution
 
 
 def find(

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_ebm._errors import EnergyError, is_concrete
-from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._spreads import spread
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.spreads import spread
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.events import EventDistribution
 
 ITERATIONS = 60
 RIDGE = 1e-3

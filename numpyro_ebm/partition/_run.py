@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm import _programs
-from numpyro_ebm._doors import check_key, check_outside_jit
-from numpyro_ebm._errors import EnergyError, UnreliableLogPartitionWarning
-from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._typing import PRNGKey, PyTree
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning
+from numpyro_ebm._core.inputs import check_key, check_outside_jit
+from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition, rounding
 from numpyro_ebm.partition._start import fits_start, start_around
-from numpyro_ebm.partition.table import METHODS
+from numpyro_ebm.partition.names import METHODS
 
 MIN_ESS = 10
 HEAVY_TAIL = 0.7
@@ -144,7 +144,7 @@ def _doubt(method: AbstractPartition, distribution: EventDistribution, found: Es
     return None
 
 
-@_programs.jit
+@programs.jit
 def _estimate(key_starts: Any, key_rows: Any, method: AbstractPartition, distribution: Any, draws: Any) -> Estimate:
     starts = None
     if method.num_starts:

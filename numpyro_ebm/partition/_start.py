@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition._annealing import adapt, adaptation_of, default_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Densities
 from numpyro_ebm.partition._proposal import Proposal

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import Levels, anneal, default_kernel, exact_kernel, pilot
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, from_log_weights

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
-from numpyro_ebm import _programs
-from numpyro_ebm._doors import check_key
-from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._annealing import anneal, default_kernel, reverse
 from numpyro_ebm.partition._base import Densities, Estimate, LogPartition, from_log_weights
 from numpyro_ebm.partition._run import check_finite, shaped
 from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.ais import AnnealedImportanceSampling
-from numpyro_ebm.partition.table import METHODS
+from numpyro_ebm.partition.names import METHODS
 
 RELIABLE_GAP = 1.0
 """Nats above which no likelihood is to be reported."""
@@ -155,7 +155,7 @@ def log_partition_bounds(
     return LogPartitionBounds(shaped(lower, "lower"), shaped(upper, "upper"), *by_level)
 
 
-@_programs.jit
+@programs.jit
 def _both_ways(key_starts, key_rows, method, distribution, ends, data):
     starts = _problem.start_positions(key_starts, distribution, method.start, method.num_starts)
     kernel = default_kernel(method.kernel, distribution)

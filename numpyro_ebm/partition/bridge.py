@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from blackjax.diagnostics import effective_sample_size
 
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 from numpyro_ebm.partition._contrast import log_partition_by_contrast
 from numpyro_ebm.partition._proposal import check_rows, fit_proposal

@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 
 AT_ONCE = 2**14

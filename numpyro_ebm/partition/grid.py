@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count, is_concrete
-from numpyro_ebm._typing import Array
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Estimate, from_log_weights
 from numpyro_ebm.partition._proposal import check_rows, fit_proposal
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 from numpyro_ebm.partition._contrast import log_partition_by_contrast
 from numpyro_ebm.partition._proposal import fit_proposal

@@ -7,8 +7,9 @@ import blackjax
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 
 NUM_PATHS = 100

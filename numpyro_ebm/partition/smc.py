@@ -9,9 +9,10 @@ import blackjax.smc.resampling as resampling
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
-from numpyro_ebm._spreads import or_one, spread
-from numpyro_ebm._typing import Array, PRNGKey
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.spreads import or_one, spread
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, tail_of

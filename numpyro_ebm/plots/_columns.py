@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, nearest
+from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm.plots._style import DATA, MODEL, bars, numbers, share_outside
 
 MARGIN = 0.15

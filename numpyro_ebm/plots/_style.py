@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._core.errors import EnergyError
 
 DATA = "0.72"
 """Grey that data are filled with."""

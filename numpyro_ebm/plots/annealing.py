@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError
+from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm.partition.bounds import RELIABLE_GAP
 from numpyro_ebm.plots._style import DARK, MODEL, SECOND, several_axes
 

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 from numpyro import handlers
 
-from numpyro_ebm._doors import as_arrays, check_key
-from numpyro_ebm._errors import EnergyError, check_count, check_positive, nearest
-from numpyro_ebm._results import Result, check_values_given, values_of
-from numpyro_ebm._typing import PRNGKey
-from numpyro_ebm.estimators import NoiseContrastiveEstimation, Site
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.inputs import as_arrays, check_key
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators import NoiseContrastiveEstimation
 from numpyro_ebm.handlers import estimate, estimated_in
+from numpyro_ebm.handlers.results import Result, check_values_given, values_of
 from numpyro_ebm.plots._style import DARK, DATA, MODEL, numbers, several_axes
 
 OWNER = "plot_calibration"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm.arviz import draw_chains
+from numpyro_ebm.diagnostics.arviz.draw import draw_chains
 from numpyro_ebm.plots._style import SERIES, pyplot
 
 _STYLES = [each["color"] for each in SERIES], [each["linestyle"] for each in SERIES]

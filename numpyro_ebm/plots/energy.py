@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_ebm._errors import EnergyError, check_count, check_positive
-from numpyro_ebm._events import EventDistribution
-from numpyro_ebm._programs import compiled
-from numpyro_ebm._typing import Array
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.programs import compiled
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.plots._style import DATA, MODEL, SERIES, bars, events_of, numbers, one_axes, outline
 
 OWNER = "plot_energy"

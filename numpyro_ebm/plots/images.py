@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.plots._style import numbers, several_axes
 
 OWNER = "plot_images"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._errors import check_count
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.plots._columns import columns, draw_marginal
 from numpyro_ebm.plots._style import figure_legend, several_axes
 

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 from jax.scipy.stats import norm
 
-from numpyro_ebm._errors import EnergyError, check_count
-from numpyro_ebm._spreads import spread
-from numpyro_ebm.noise import AbstractNoiseProcess, check_sigmas
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.spreads import spread
 from numpyro_ebm.plots._style import DARK, MODEL, numbers, several_axes
+from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_sigmas
 
 OWNER = "plot_noise_levels"
 MAX_ROWS = 1000

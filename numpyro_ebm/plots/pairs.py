@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.plots._columns import Columns, columns, draw_marginal
 from numpyro_ebm.plots._style import MODEL, figure_legend, pyplot, several_axes
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_ebm._errors import EnergyError, check_count, nearest
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm.plots._style import DARK, FAINT, MODEL, SECOND, numbers, several_axes
 
 OWNER = "plot_training"

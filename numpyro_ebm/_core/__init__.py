@@ -1,0 +1,1 @@
+"""Errors, types, the registry, callables as pytrees, compiled programs, what NumPyro is running, derivatives."""

@@ -1,0 +1,64 @@
+"""Second and higher derivatives of a log density, a few directions at a time."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._core.typing import Array
+
+DIRECTIONS_AT_ONCE = 64
+
+
+def over_coordinates(push: Callable[[Array], Array], flat: Array, read: Callable[[Array, Array], Array]) -> Array:
+    """``read(i, J e_i)`` for each coordinate ``i``, at most 64 at a time, so that a large Jacobian ``J`` is never built.
+
+    Args:
+        push: ``v -> J v``, as ``jax.linearize`` gives it.
+        flat: the point, ``(d,)``.
+        read: what to keep of a column, an array.
+
+    Returns:
+        What was kept, led by ``d``.
+    """
+
+    def column(i):
+        return read(i, push(unit(flat, i)))
+
+    return jax.lax.map(column, jnp.arange(flat.size), batch_size=DIRECTIONS_AT_ONCE)
+
+
+def unit(flat: Array, i: Array) -> Array:
+    """The direction of coordinate ``i``."""
+    return jnp.zeros_like(flat).at[i].set(1.0)
+
+
+def along(function: Callable[[Array], Array], direction: Array) -> Callable[[Array], Array]:
+    """The derivative of a function in one direction, as a function of the point."""
+    return lambda x: jax.jvp(function, (x,), (direction,))[1]
+
+
+def laplacian_of_curvature(score: Callable[[Array], Array], flat: Array) -> Array:
+    """Laplacian of ``(Laplacian q) / q = tr grad s + |s|^2`` for a density ``q`` of score ``s``.
+
+    Its ``d^2`` directional derivatives are taken at most 64 at a time.
+
+    Args:
+        score: the score at a point ``(d,)``; it need not be a gradient.
+        flat: the point, ``(d,)``.
+    """
+    value = score(flat)
+
+    def of_square(i):
+        direction = unit(flat, i)
+        first = along(score, direction)
+        return 2 * (jnp.sum(first(flat) ** 2) + jnp.sum(value * along(first, direction)(flat)))
+
+    def of_trace(pair):
+        i, j = jnp.divmod(pair, flat.size)
+        own = along(lambda x: score(x)[i], unit(flat, i))
+        return along(along(own, unit(flat, j)), unit(flat, j))(flat)
+
+    squares = jax.lax.map(of_square, jnp.arange(flat.size), batch_size=DIRECTIONS_AT_ONCE)
+    traces = jax.lax.map(of_trace, jnp.arange(flat.size**2), batch_size=DIRECTIONS_AT_ONCE)
+    return jnp.sum(squares) + jnp.sum(traces)

@@ -1,0 +1,94 @@
+"""Log likelihoods of an energy's rows, once log Z is known: what may be compared, and how far it may be off."""
+
+from typing import Any
+
+import numpy as np
+
+from numpyro_ebm._core.errors import EnergyError
+
+Shape = tuple[int, ...]
+
+
+def normalized(name: str, values: np.ndarray, log_partition: Any, sample_shape: Shape) -> tuple[np.ndarray, dict[str, Any]]:
+    """Take log Z off the unnormalised log densities of a site.
+
+    Args:
+        name: the site.
+        values: ``sample_shape + rows``.
+        log_partition: has ``value`` and ``standard_error`` of one shape: ``()`` or ``rows`` where the energy is the same in
+            all draws; per draw ``(chains, draws)`` or ``(chains * draws,)``, with or without ``rows`` behind. May have
+            ``bound``.
+        sample_shape: ``(chains, draws)``.
+
+    Returns:
+        The log likelihood, shaped as ``values``, and notes: the largest standard error of log Z, its bound, and both in
+        words.
+
+    Raises:
+        EnergyError: naming the site, for log Z of another shape, one for all draws where the energy differs between them, or
+            one that is not finite.
+        TypeError: for something without ``value`` and ``standard_error``.
+    """
+    if not (hasattr(log_partition, "value") and hasattr(log_partition, "standard_error")):
+        raise TypeError(
+            f"log_partition['{name}'] needs a value and a standard_error, as log_partition(...) returns them; got "
+            f"{type(log_partition).__name__}. For an ordinary, normalised site write log_partition={{'{name}': None}}."
+        )
+    log_z, error = (np.asarray(each, float) for each in (log_partition.value, log_partition.standard_error))
+    if error.shape != log_z.shape:
+        raise EnergyError(f"At site '{name}': log Z has shape {log_z.shape} and its standard error {error.shape}.")
+    if not np.all(np.isfinite(log_z)):
+        raise EnergyError(f"At site '{name}': {np.sum(~np.isfinite(log_z))} of {log_z.size} values of log Z are not finite.")
+    log_z = _over_draws(name, log_z, values, sample_shape)
+    return values - log_z, _notes(name, error, getattr(log_partition, "bound", None), values.shape[2:])
+
+
+def _over_draws(name: str, log_z: np.ndarray, values: np.ndarray, sample_shape: Shape) -> np.ndarray:
+    """Log Z shaped so that it broadcasts against the values."""
+    rows, num_draws = values.shape[2:], sample_shape[0] * sample_shape[1]
+    per_draw = {(*lead, *tail) for lead in (sample_shape, (num_draws,)) for tail in ((), rows)}
+    shared = {(), rows}
+    if log_z.shape in per_draw & shared and num_draws > 1:
+        raise EnergyError(
+            f"At site '{name}': log Z of shape {log_z.shape} may be one per draw or one per row. Write it as {sample_shape} "
+            f"or {(*sample_shape, *rows)}."
+        )
+    if log_z.shape in per_draw:
+        tail = log_z.shape[2:] if log_z.shape[:2] == sample_shape else log_z.shape[1:]
+        return log_z.reshape((*sample_shape, *(tail or (1,) * len(rows))))
+    if log_z.shape not in shared:
+        raise EnergyError(
+            f"At site '{name}': log Z has shape {log_z.shape}; it needs one value per draw, {sample_shape} or "
+            f"{(num_draws,)}, with the rows' shape {rows} behind it where each row has its own."
+        )
+    if np.any(values != values[:1, :1]):
+        raise EnergyError(
+            f"At site '{name}': the energy differs from draw to draw, so that its log Z does in general, and one of shape "
+            f"{log_z.shape} came for all. Find log Z under each draw's parameters and pass shape {sample_shape}. Where Z is "
+            f"known not to depend on what is drawn, write value=numpy.broadcast_to(value, {sample_shape})."
+        )
+    return log_z
+
+
+def _notes(name: str, error: np.ndarray, bound: str | None, rows: Shape) -> dict[str, Any]:
+    largest = float(np.max(error))
+    words = f"log_likelihood['{name}'] is the unnormalised log density minus an estimate of log Z"
+    if np.isfinite(largest):
+        shared = 1 if rows and error.shape[-len(rows) :] == rows else int(np.prod(rows))
+        words += f" with a standard error of up to {largest:.3g} nats"
+        if shared > 1 and largest > 0:
+            words += (
+                f", which all {shared} rows share: where it is one error for all draws, elpd is off by {shared} times it"
+            )
+    else:
+        words += " whose standard error is not known"
+    directions = {
+        "lower": "log Z is a stochastic lower bound, so that the log likelihood is optimistic: too high in expectation",
+        "upper": "log Z is a stochastic upper bound, so that the log likelihood is pessimistic: too low in expectation",
+    }
+    words += f". {directions[bound]}." if bound in directions else "."
+    return {
+        f"{name}_log_partition_standard_error": largest,
+        f"{name}_log_partition_bound": bound or "none",
+        f"{name}_note": words,
+    }

@@ -1,0 +1,24 @@
+"""ArviZ's R-hat and effective sample size, by coordinate."""
+
+import numpy as np
+
+
+def rank_rhat(values: np.ndarray) -> np.ndarray:
+    """Rank-normalised split R-hat of ``(chains, draws, ...)``, by coordinate; NaN for one chain or constant values."""
+    return _of_coordinates("rhat", values, "rank")
+
+
+def effective_size(values: np.ndarray, method: str = "bulk") -> np.ndarray:
+    """Effective sample size of ``(chains, draws, ...)``, by coordinate."""
+    return _of_coordinates("ess", values, method)
+
+
+def _of_coordinates(function: str, values: np.ndarray, method: str) -> np.ndarray:
+    import arviz
+    import xarray
+
+    values = np.asarray(values, float)
+    flat = values.reshape((*values.shape[:2], -1))
+    dataset = xarray.Dataset({"values": (("chain", "draw", "coordinate"), flat)})
+    with np.errstate(all="ignore"):
+        return np.asarray(getattr(arviz, function)(dataset, method=method)["values"].values).reshape(values.shape[2:])

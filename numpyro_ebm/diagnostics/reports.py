@@ -1,0 +1,223 @@
+"""`training_report`: what trained an energy and how it went, in words and figures."""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from numpyro import handlers
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
+from numpyro_ebm._core.programs import compiled
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.diagnostics.standard_errors import standard_errors
+from numpyro_ebm.distributions.empirical import Empirical
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth, in_words
+from numpyro_ebm.handlers import estimate, estimated_in
+from numpyro_ebm.handlers.results import Result, check_values_given, is_ours, mutable_state, values_of
+
+MAX_PARAMETERS = 200
+FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported", "mean_moves"))
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteReport:
+    """What is known of one energy site's training.
+
+    Attributes:
+        site: its name.
+        estimator: the estimator's name.
+        figures: of chains those of `NegativePhaseHealth`, the numbers in the estimator's state, such as ``num_updates``, and
+            for chains that are kept the mean and largest ``age``; of other estimators what their ``figures`` give.
+        conditions: of `NegativePhaseHealth`, those that held in the last update, in words.
+        notes: what the estimator's settings mean for the energy that it trains, and conditions that held earlier.
+    """
+
+    site: str
+    estimator: str
+    figures: dict[str, float]
+    conditions: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """A few lines of text."""
+        lines = [f"{self.site}: {self.estimator}"]
+        lines += [f"  {name:<16} {value:.4g}" for name, value in self.figures.items() if np.isfinite(value)]
+        if "acceptance_rate" in self.figures:
+            # No verdict beyond the conditions: diagnose judges the figures, and may find more.
+            none = f"  chains: none of {', '.join(CONDITIONS)} held in the last update; diagnose judges the figures"
+            lines += [f"  ! {text}" for text in self.conditions] or [none]
+        return "\n".join(lines + [f"  note: {text}" for text in self.notes])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingReport:
+    """One `SiteReport` per energy site of which something is known; ``str`` gives text.
+
+    Attributes:
+        sites: the reports.
+    """
+
+    sites: tuple[SiteReport, ...]
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """The same as plain dicts, by site."""
+        return {report.site: dataclasses.asdict(report) for report in self.sites}
+
+    def __str__(self) -> str:
+        """Text, a paragraph per site."""
+        return "\n".join(map(str, self.sites))
+
+
+def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -> TrainingReport:
+    """Figures of the chains that gave the last gradient and of the data under the energy, and what the settings imply.
+
+    Estimators with chains (cd, pcd, replay, mle, ...) left their figures in the state. Others have figures of the rows under
+    the trained energy, for which the model runs once more, on the arguments given here: those of training, or with held-out
+    rows in their place, where both should say the same. A model that subsamples shows one subset.
+
+    - sm, ssm, ssm_vr, regularized_sm, hsm, minimum_velocity: ``score_norm`` and ``trace_per_dim``, root mean square of the
+      score and mean of its divergence, per dimension.
+    - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
+    - nce and what builds on it: ``accuracy`` of telling data from noise; ``overlap`` of the two, 0 where nothing more can be
+      learned; ``gradient_size``, of the loss in the log ratios; the learned ``log_normalizer`` and ``log_normalizer_se``,
+      its `standard_errors` on these rows: with all parameters estimated where there are at most 200 and they are identified,
+      and of this one energy elsewhere.
+    - ksd: ``squared_ksd``, the squared discrepancy of the rows, about 0 where the model fits.
+    - lsd: ``stein``, what the critic finds fault with, and ``stein_error``; ``critic_norm``.
+    - adversarial: ``log_normalizer_bound``; with weights also ``log_normalizer``, its ``_se``, and ``ess`` as a fraction.
+
+    Args:
+        model: the model that was trained, as `estimate` returned it.
+        state: the result of `fit` or of ``svi.run``, the state of SVI, or a dict of parameters, of mutable state or of both
+            (``svi.get_params(state) | state.mutable_state``); values of latent sites belong beside the parameters.
+        *args: arguments of the model.
+        **kwargs: keyword arguments of the model.
+
+    Raises:
+        EnergyError: (a ValueError) where there is nothing to report; for arguments beside a bare state of SVI, which has the
+            parameters in another form; for parameters or latent sites without a value.
+        TypeError: for a model that does not come from `estimate`.
+
+    Example:
+        ``print(training_report(estimated, fit(key, svi, 1000, x), x))``
+    """
+    estimated = estimated_in(model)
+    if estimated is None:
+        raise TypeError(f"training_report needs the model as estimate returned it; got {type(model).__name__}.")
+    model = estimated
+    args, kwargs = as_arrays("training_report", (args, kwargs))
+    check_outside_jit("training_report", state, args, kwargs)
+    mutable = mutable_state(state)
+    found = [site_report(name, value["state"], model.estimators) for name, value in mutable.items() if is_ours(name, value)]
+    has_arguments = bool(args or kwargs) or not inspect.signature(model.fn).parameters  # pyright: ignore[reportArgumentType]
+    if has_arguments and _have_figures(model):
+        found += _data_reports(model, values_of("training_report", state), args, kwargs)
+    if not found:
+        _refuse(model)
+    return TrainingReport(tuple(found))
+
+
+def _have_figures(model: estimate) -> bool:
+    estimators = model.estimators.values() if isinstance(model.estimators, dict) else (model.estimators,)
+    return any(type(each).figures is not AbstractEstimator.figures for each in estimators)
+
+
+def _refuse(model: estimate) -> NoReturn:
+    chains = "The state holds no chains, which cd, pcd, replay, mle and others have"
+    if not _have_figures(model):
+        raise EnergyError(f"{chains}, and the estimator has no figures of the data, so that there is nothing to report.")
+    raise EnergyError(
+        f"{chains}. For figures of the data under the trained energy pass the result and the model's arguments: "
+        "training_report(model, result, x)."
+    )
+
+
+def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> list[SiteReport]:
+    """Reports of the sites whose estimators have figures of the data."""
+    notes: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+    def run(given):
+        with handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=given):
+            pairs = model.sites(*args, **kwargs)
+            keys = jax.random.split(jax.random.key(1), len(pairs) + 1)
+            figures = {site.name: each.figures(key, site) for key, (each, site) in zip(keys, pairs, strict=False)}
+        notes.update({site.name: (each.name, each.notes() + _base_notes(site)) for each, site in pairs})
+        check_values_given(trace, given)
+        return figures
+
+    reports = []
+    for site, figures in compiled(run, given).items():
+        name, words = notes[site]
+        if figures:
+            log_z, said = _log_normalizer(site, model, given, args, kwargs)
+            numbers = {key: float(value) for key, value in figures.items()} | log_z
+            reports.append(SiteReport(site, name, numbers, (), words + said))
+    return reports
+
+
+def _base_notes(site: Site) -> tuple[str, ...]:
+    if not isinstance(site.distribution.base, Empirical):
+        return ()
+    return (f"the {len(site.distribution.base.rows)} Empirical rows count as a law: their own sampling is in no error.",)
+
+
+def _log_normalizer(
+    site: str, model: estimate, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The learned log Z with its standard error, and what is to say of it."""
+    name = f"{site}$log_normalizer"
+    if name not in given:
+        return {}, ()
+    value = {"log_normalizer": float(given[name])}
+    num_params = sum(np.size(leaf) for leaf in jax.tree.leaves(given))
+    choices = {None: (), (name,): ("log_normalizer_se is that of this energy, the energy's parameters taken as known.",)}
+    refusal = ""
+    for names, said in choices.items():
+        if names is None and num_params > MAX_PARAMETERS:
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the figures say the same of these rows
+                errors = standard_errors(jax.random.key(2), model, given, *args, names=names, **kwargs).errors
+            if name not in errors:  # of another model, and no part of this one
+                return {}, ()
+            return value | {"log_normalizer_se": float(errors[name])}, said
+        except EnergyError as error:
+            refusal = str(error)
+    return value, (f"log_normalizer has no standard error here. {refusal}",)
+
+
+def site_report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteReport:
+    """What a state says.
+
+    Args:
+        name: of its mutable site, ``"<site>$<estimator>"``.
+        state: of the estimator.
+        estimators: the estimator, or a dict of them by site, for their notes; an empty one for none.
+    """
+    site, _, kind = name.rpartition("$")
+    estimator = estimators if isinstance(estimators, AbstractEstimator) else estimators.get(site)
+    health = state.get("health")
+    figures = {
+        key: float(value) for key, value in state.items() if isinstance(value, Array | np.ndarray) and value.ndim == 0
+    }
+    conditions: tuple[str, ...] = ()
+    notes = () if estimator is None else estimator.notes()
+    if isinstance(health, NegativePhaseHealth):
+        known = {name: getattr(health, name) for name in FIGURES}
+        figures |= {name: float(value) for name, value in known.items() if value is not None}
+        held = zip(CONDITIONS, np.asarray(health.conditions), strict=True)
+        conditions = tuple(f"{name}: {in_words(name, health)}" for name, holds in held if holds)
+        gone = np.asarray(health.reported) & ~np.asarray(health.conditions)
+        earlier = [name for name, is_gone in zip(CONDITIONS, gone, strict=True) if is_gone]
+        notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()
+    if "age" in state:
+        age = np.asarray(state["age"])
+        figures |= {"age_mean": float(age.mean()), "age_max": float(age.max())}
+    return SiteReport(site, kind, figures, conditions, notes)

@@ -1,0 +1,7 @@
+"""Distributions that declare an energy or a score, and the rows of their sites."""
+
+from numpyro_ebm.distributions.empirical import Empirical as Empirical
+from numpyro_ebm.distributions.energy import EnergyDistribution as EnergyDistribution
+from numpyro_ebm.distributions.factor import EnergyFactor as EnergyFactor
+from numpyro_ebm.distributions.factor import energy_factor as energy_factor
+from numpyro_ebm.distributions.score import ScoreDistribution as ScoreDistribution

@@ -1,0 +1,224 @@
+"""Whether log Z, which the log density of an energy lacks, is a constant of the model that NumPyro is scoring.
+
+A log density may lack a constant. With the model's latents and trained parameters as what moves, it lacks one where no
+energy depends on them except by its event, and where what multiplies the energy's log density does not depend on them.
+Both are properties of the program that computes the model's log density: it is traced once more, nothing of it is run,
+and `_flow` reads off what depends on what. A derivative need not be taken for that, so that it holds for every inference.
+"""
+
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable, Container, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.handlers import condition, seed, substitute, trace
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from numpyro_ebm._core import numpyro_stack
+from numpyro_ebm._core.autodiff import guard
+from numpyro_ebm._core.errors import EnergyError, UntrainedParametersWarning
+from numpyro_ebm.distributions._flow import BASE, EVENT, SOURCE, TERM, Flow, flows, mark
+
+WAYS_OUT = (
+    "To train or to infer it, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1) or another of "
+    "numpyro_ebm.available_estimators(). To sample the event, fix the parameters: "
+    "numpyro.handlers.substitute(model, params) or BlackJAXKernel(model, params=params). If Z is constant or already "
+    "inside the energy, write EnergyDistribution(..., normalized=True)."
+)
+DERIVATIVE = (
+    "The log density of an energy is known up to log Z only, and log Z depends on the parameters: its derivative in "
+    f"anything but the event is wrong. {WAYS_OUT}"
+)
+
+_checked: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The handlers that NumPyro has put around a model to score it: it makes a new one each time."""
+
+
+def log_density(fn: Callable, value: Any, site: str | None) -> Any:
+    """``fn(value)``, an unnormalised log density as a distribution's ``log_prob`` returns it.
+
+    Args:
+        fn: the log density, a function of the event.
+        value: the event, a pytree.
+        site: the site that is scored, for messages.
+
+    Raises:
+        EnergyError: where the model being scored makes log Z move, and, later, where something else than ``value`` is
+            differentiated.
+    """
+    if numpyro_stack.is_unguarded():
+        return fn(value)
+    for scoring in numpyro_stack.scorings():
+        if scoring.model not in _checked:
+            _checked.add(scoring.model)
+            _check(scoring)
+    with numpyro_stack.one_deeper() as depth:  # the same in each trace, so that programs compare
+        values = guard(fn, mark(value, EVENT, depth), f"At site '{site}': {DERIVATIVE}" if site else DERIVATIVE)
+        return mark(values, TERM, depth)
+
+
+def _check(scoring: numpyro_stack.Scoring) -> None:
+    """Refuse a model in which a missing log Z moves; warn where its energies are untrained."""
+    try:
+        found, joint = _flows(scoring)
+    except jax.errors.JAXTypeError:
+        return  # The model looks at the values of its latents: no inference of NumPyro's can run it either.
+    moves = ("latent", "parameter") if numpyro_stack.is_training() else ("latent",)
+    for name, flow in found.items():
+        own = {f"latent '{member}'" for member in joint.get(name, ())}
+        words = _tilted if name in joint else _shifted
+        _refuse(name, [each for each in sorted(flow.shifts - own) if each.startswith(moves)], words)
+        _refuse(name, [each for each in sorted(flow.weights) if each.startswith(moves)], _weighted)
+    if numpyro_stack.is_mcmc():
+        _warn_untrained(scoring, found)
+
+
+def _flows(scoring: numpyro_stack.Scoring) -> tuple[dict[str, Flow], dict[str, set[str]]]:
+    """The flow into the log density of each site; and, of sites that factors tilt, the sites of their joint event."""
+    names, joint = [], {}
+
+    def log_probs():
+        sites = _run(scoring, scoring.model)
+        samples = {name: site for name, site in sites.items() if site["type"] == "sample"}
+        joint.update(_joint_events(samples))
+        names.extend(samples)
+        return [_log_prob(site, is_tilted=name in joint) for name, site in samples.items()]
+
+    jaxpr = jax.make_jaxpr(log_probs)()
+    return dict(zip(names, flows(jaxpr), strict=True)), joint
+
+
+def _run(scoring: numpyro_stack.Scoring, model: Callable) -> dict[str, dict[str, Any]]:
+    """Run a model once more, its moving values marked. Of the handlers around, those that give values see it again."""
+    stack = list(_PYRO_STACK)
+    around = list(itertools.takewhile(lambda handler: handler is not scoring.model, stack))
+    _PYRO_STACK.clear()
+    try:
+        with seed(rng_seed=0), trace() as sites, _moving(numpyro_stack.gibbs_sites(scoring)), ExitStack() as again:
+            for handler in around:
+                if isinstance(handler, condition | substitute):
+                    again.enter_context(handler)
+            model(*scoring.args, **scoring.kwargs)
+    finally:
+        _PYRO_STACK[:] = stack
+    return sites
+
+
+def _log_prob(site: dict[str, Any], *, is_tilted: bool) -> Any:
+    """The sum of a site's log density, scaled; a factor's log Z is that of what it tilts as well."""
+    value = site["value"]
+    log_prob = mark(site["fn"].log_prob(mark(value, EVENT)), BASE) if is_tilted else site["fn"].log_prob(value)
+    return jnp.sum(log_prob if site["scale"] is None else site["scale"] * log_prob)
+
+
+def _joint_events(sites: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
+    """By site, the sites of its joint event, where factors name it and some of that event are data."""
+    groups: list[set[str]] = []
+    for site in sites.values():
+        named = _named(site, sites)
+        touched = [group for group in groups if group & named]
+        groups = [group for group in groups if not group & named] + [named.union(*touched)]
+    observed = [group for group in groups if any(sites[name]["is_observed"] for name in group if name in sites)]
+    return {name: group for group in observed for name in group}
+
+
+def _named(site: dict[str, Any], sites: Container[str]) -> set[str]:
+    """The sites that a factor names, in the scopes that it stands in or outside of them; none of another site."""
+    fn = site["fn"]
+    prefix = site["name"].removesuffix(getattr(fn, "name", ""))
+    keys = getattr(fn, "sites", ())
+    return {next((name for name in (prefix + key, key) if name in sites), key) for key in keys}
+
+
+class _moving(substitute):  # noqa: N801
+    """Mark the values that an inference moves; latents without one get one, which nothing is computed from."""
+
+    def __init__(self, conditioned: Iterable[str]):
+        self.conditioned = frozenset(conditioned)
+        super().__init__(substitute_fn=self._marked)
+
+    def _marked(self, msg: dict[str, Any]) -> Any:
+        value = msg.get("value")
+        if msg["type"] == "param" and value is not None:
+            return mark(value, SOURCE, f"parameter '{msg['name']}'")
+        if msg["type"] != "sample" or (msg["is_observed"] and msg["name"] not in self.conditioned):
+            return None
+        if value is None:
+            shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
+            value = jnp.zeros(shape, int if msg["fn"].support.is_discrete else float)
+        return mark(value, SOURCE, f"latent '{msg['name']}'")
+
+
+def _refuse(name: str, sources: list[str], words: Callable[[str], str]) -> None:
+    if not sources:
+        return
+    guide = numpyro_stack.guide_being_built()
+    if guide is None:
+        raise EnergyError(f"At site '{name}': {words('the ' + ' and the '.join(sources))}")
+    raise EnergyError(
+        f"At site '{name}': the guide {guide} was built from the model without its estimator, and log Z of the energy "
+        f"depends on the {' and the '.join(sources)}. Write {guide}(estimate(model, ...)), of the same estimated model that "
+        "SVI gets."
+    )
+
+
+def _shifted(sources: str) -> str:
+    return f"The log density of an energy is known up to log Z only, and log Z depends on {sources}. {WAYS_OUT}"
+
+
+def _tilted(sources: str) -> str:
+    return (
+        "A factor tilts this site's own distribution, so that the two together are known up to log Z only, and log Z "
+        f"depends on {sources}. To train or to infer it, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1). To make it "
+        "part of the joint event that the factor weighs, name it in the factor: energy_factor(name, energy, x=x, t=t)."
+    )
+
+
+def _weighted(sources: str) -> str:
+    return (
+        f"The log density of an energy is known up to log Z only, and here it counts by a weight that depends on {sources}: "
+        "that of a component in a mixture, the gate of a zero inflation, a power. Log Z would have to count by it too. Put "
+        "log Z into the energy, E + numpyro_ebm.log_partition(rng_key, distribution).value, and write "
+        "EnergyDistribution(..., normalized=True); or keep the weight constant."
+    )
+
+
+class _unset(Messenger):  # noqa: N801
+    """Notes the parameters that nothing gives a value to."""
+
+    def __init__(self, fn: Callable):
+        self.names: set[str] = set()
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Note a parameter that comes without a value."""
+        if msg["type"] == "param" and msg["value"] is None:
+            self.names.add(msg["name"])
+
+
+def _warn_untrained(scoring: numpyro_stack.Scoring, found: dict[str, Flow]) -> None:
+    """Say that latent energies have parameters at their initial values."""
+    sites = {
+        name: {each for each in flow.shifts if each.startswith("parameter")}
+        for name, flow in found.items()
+        if any(each.startswith("latent") for each in flow.sources)
+    }
+    model = numpyro_stack.model_given(scoring.model)
+    if model is None or not any(sites.values()):
+        return
+    probe = _unset(model)
+    jax.make_jaxpr(lambda: _run(scoring, probe) and None)()
+    for name, params in sites.items():
+        untrained = sorted(n for n in probe.names if f"parameter '{n}'" in params)
+        if untrained:
+            warnings.warn(
+                f"At site '{name}': the energy's parameters {untrained} have no value, so MCMC samples it with their "
+                "initial ones. Pass those that were trained: MCMC(BlackJAXKernel(model, 'nuts', params=svi_result.params), "
+                "...), or NUTS(numpyro.handlers.substitute(model, data=svi_result.params)).",
+                UntrainedParametersWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,102 @@
+"""A law of which only rows are known."""
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import as_arrays
+from numpyro_ebm._core.typing import Array, PRNGKey
+
+
+class Empirical(dist.Distribution):
+    r"""Rows as a base measure, for ratios of densities: draws are rows, the density is not known.
+
+    An energy over this base is a ratio, :math:`\exp(-E(x)) / Z = p(x) / p_0(x)`, ``p_0`` the law that the rows came from.
+    The contrastive estimators whose noise is the base ("nce", "ranking_nce", "bregman_nce" without ``noise``) need draws of
+    it only, since its density cancels: they tell the data from the rows. Whatever needs the density says so.
+
+    Args:
+        rows: ``(num_rows, *event_shape)``.
+        support: the constraint of one element, or of one event.
+
+    Raises:
+        EnergyError: for no rows, and for rows that are not finite or not inside the support.
+
+    Example:
+        ::
+
+            ratio = EnergyDistribution(net, (11,), base=Empirical(white))
+            with numpyro.plate("rows", len(red)):
+                numpyro.sample("x", ratio, obs=red)
+            # Under estimate(model, "nce"), -net(x) - log Z becomes the log of red's density over white's.
+
+    References:
+        Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012); Sugiyama, Suzuki and
+        Kanamori, Density ratio estimation in machine learning (2012).
+    """
+
+    arg_constraints = {}
+    pytree_data_fields = ("rows", "_support")
+
+    def __init__(self, rows: Any, support: Any = constraints.real, *, validate_args: bool | None = None):
+        self.rows = jnp.asarray(as_arrays("Empirical", rows), float)
+        if self.rows.ndim == 0 or len(self.rows) == 0:
+            raise EnergyError(f"Empirical needs rows, of shape (num_rows, *event_shape); got shape {self.rows.shape}.")
+        extra = self.rows.ndim - 1 - support.event_dim
+        self._support = constraints.independent(support, extra) if extra > 0 else support
+        _check_inside(self.rows, self._support)
+        super().__init__((), self.rows.shape[1:], validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The constraint of one event."""
+        return self._support  # pyright: ignore[reportReturnType]
+
+    def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Rows, with replacement.
+
+        Args:
+            key: random key.
+            sample_shape: how many.
+
+        Raises:
+            EnergyError: without a key.
+        """
+        if key is None:
+            raise EnergyError("Empirical.sample needs a random key. Inside a model, write numpyro.handlers.seed(model, 0).")
+        return self.rows[jax.random.randint(key, sample_shape, 0, len(self.rows))]
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            EnergyError: always.
+        """
+        raise EnergyError(
+            "The density of Empirical rows is not known. It cancels in 'nce', 'ranking_nce' and 'bregman_nce' where the "
+            "rows are the base and, without noise=..., the noise: estimate(model, 'nce'). For values fit a density to them."
+        )
+
+
+def _check_inside(rows: Array, support: Any) -> None:
+    """Refuse concrete rows that could be no noise: draws outside the support do not count, which would move log Z."""
+    if not is_concrete(rows):
+        return
+    with eager(rows):
+        inside = support(rows) & jnp.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+        if not support.is_discrete:
+            positions = dist.biject_to(support).inv(rows)
+            inside &= jnp.isfinite(positions).reshape(len(rows), -1).all(axis=1)
+        bad = np.flatnonzero(~np.asarray(inside))
+    if bad.size:
+        row = int(bad[0])
+        raise EnergyError(
+            f"Row {row} of Empirical is {rows[row]} ({bad.size} such rows): it has to be finite, inside the support "
+            f"{support} and off its boundary. Leave such rows out, or write Empirical(rows, support)."
+        )

@@ -1,0 +1,181 @@
+"""`EnergyDistribution`: an unnormalised density as a NumPyro distribution."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.errors import EnergyError, at_site
+from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.numpyro_stack import is_part_of_site, site_being_scored
+from numpyro_ebm._core.pytrees import assemble, dismantle
+from numpyro_ebm._core.typing import Array, EnergyFn, PyTree
+from numpyro_ebm.distributions import _unnormalized
+from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.kernels.chain_sampler import ChainSampler
+from numpyro_ebm.kernels.names import resolve_kernel
+
+
+class EnergyDistribution(EventDistribution):
+    r"""An energy-based model at a ``numpyro.sample`` site: ``p(x) = base(x) exp(-E(x)) / Z``.
+
+    ``log_prob`` is ``log base(x) - E(x)``, without log Z. A model in which NumPyro infers or trains what log Z depends on,
+    or in which the energy counts by a weight that does (a component of a mixture, a power), raises under every inference,
+    and so does a derivative in anything but ``x``: train with `estimate`.
+
+    Args:
+        energy: ``energy(event)``, or ``energy(event, context)`` when there is a context. Maps ONE event of shape
+            ``event_shape`` to a scalar (shape ``()`` or ``(1,)``); lower is more likely. A closure, a
+            ``functools.partial`` (as ``flax_module`` and ``nnx_module`` return), an equinox module or a function.
+        event_shape: shape of one event.
+        context: pytree whose leaves lead with ``batch_shape``: covariates, one per row, handed to the energy.
+            Inside plates their leaves lead with the plates' sizes, and scalars are repeated.
+        batch_shape: shape of the rows that differ in context or base; a plate broadcasts it. Left out, it is that of the
+            plates around where there is a context with more than scalars, also where its first dimension has the plate's
+            size by chance; ``batch_shape=()`` says that all rows share the context.
+        support: constraint of one event. Chains run in unconstrained space with the Jacobian and draws come back
+            constrained.
+        base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
+        sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; `ChainSampler` by default, with
+            NUTS, or `Gibbs` where the support is discrete. Draws are those of MCMC and so approximate.
+        normalized: True where Z does not depend on any parameter; switches the guard off. In a mixture it has to be 1.
+
+    Raises:
+        EnergyError: (a ValueError) for a base of another event shape or of a narrower support, for a context that does
+            not lead with ``batch_shape`` or the plates, for an energy of another shape than a scalar (at its first use).
+        TypeError: where the energy is not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> d = EnergyDistribution(lambda x: 2.0 * jnp.sum(x**2), event_shape=(3,))
+        >>> d.log_prob(jnp.ones((5, 3))).shape
+        (5,)
+
+    References:
+        Song and Kingma, How to train your energy-based models (2021), section 2.
+    """
+
+    pytree_data_fields = ("_energy_arrays",)
+    pytree_aux_fields = ("normalized", "_energy_structure")
+    has_energy: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        energy: EnergyFn,
+        event_shape: tuple[int, ...] = (),
+        *,
+        context: PyTree = None,
+        batch_shape: tuple[int, ...] | None = None,
+        support: Any = constraints.real,
+        base: dist.Distribution | None = None,
+        sampler: Callable[..., Array] | None = None,
+        normalized: bool = False,
+        validate_args: bool | None = None,
+    ):
+        if not callable(energy):
+            raise TypeError(f"EnergyDistribution needs a callable energy; got {type(energy).__name__}.")
+        self._energy_arrays, self._energy_structure = dismantle(energy)
+        self.normalized = normalized
+        if sampler is None:
+            sampler = ChainSampler("gibbs") if support.is_discrete else ChainSampler()
+        super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
+
+    def _stack(self, num: int, missing: int) -> None:
+        super()._stack(num, missing)
+        self._energy_arrays, self._energy_structure = self._by_row(self._energy_arrays, self._energy_structure, num)
+
+    def _hoisted(self) -> "EnergyDistribution":
+        new = copy.copy(self)
+        new._energy_arrays, new._energy_structure = self._hoist(self._energy_arrays, self._energy_structure)
+        return new
+
+    @property
+    def energy(self) -> EnergyFn:
+        """The energy as it was given."""
+        return assemble(self._energy_arrays, self._energy_structure)
+
+    @property
+    def _function(self) -> EnergyFn:
+        return self.energy
+
+    def _with_function(self, function: EnergyFn) -> "EnergyDistribution":
+        new = copy.copy(self)
+        new._energy_arrays, new._energy_structure = dismantle(function)
+        return new
+
+    @in_own_modes
+    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+        """``log base(x) - E(x)`` per row: the log density without log Z.
+
+        Args:
+            value: events, ``sample_shape + batch_shape + event_shape``.
+            intermediates: not used.
+
+        Raises:
+            EnergyError: where a derivative in anything but ``value`` is taken, and for events of another shape.
+        """
+        site = site_being_scored()
+        with at_site(site):
+            value = self.as_events(value)
+            if site is not None and not is_part_of_site(self):  # a mixture lays columns against its components
+                self.rows_of_site(value.shape, self.batch_shape)
+            shape = self._broadcast(value)
+            rows = self.rows(value, shape)
+
+            def batched(events):
+                return jax.vmap(self.log_density)(events, rows.local)
+
+            values = batched(rows.value) if self.normalized else _unnormalized.log_density(batched, rows.value, site)
+        return values.reshape(shape)
+
+    def evaluate_energy(self, event: Array, context: PyTree = None) -> Array:
+        """The energy of one event as a scalar.
+
+        Raises:
+            EnergyError: for a result of another shape than ``()`` or ``(1,)``.
+        """
+        result = self._call(self.energy, event, context)
+        if result.shape not in ((), (1,)):
+            raise EnergyError(
+                f"The energy returned shape {result.shape} for one event of shape {self.event_shape}; it has to return a "
+                "scalar, shape (). The library vectorises it over rows: write it for one event, e.g. "
+                "energy = lambda x: 0.5 * jnp.sum(x**2)."
+            )
+        return result.reshape(())
+
+    def log_density(self, event: Array, local: PyTree = None) -> Array:
+        """``log base - E`` of one event, given what its row has of its own; unguarded."""
+        value = self._tilted(event, local)
+        if self._is_real:
+            return value
+        return jnp.where(jnp.all(self.support(event)), value, -jnp.inf)
+
+    def log_ratio_to_base(self, event: Array, local: PyTree = None) -> Array:
+        """``-E`` of one event, given what its row has of its own."""
+        return -self.evaluate_energy(event, None if local is None else local[0])
+
+    def unconstrained_log_density(self, position: Array, local: PyTree = None) -> Array:
+        """`log_density` at an unconstrained position, with the log Jacobian of the transform."""
+        if self._is_real:
+            return self.log_density(position, local)
+        # Inside the transform's range by construction; rounding to the wall must not read as -inf.
+        return self._tilted(self.constrain(position), local) + self.log_jacobian(position)
+
+    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
+        """Gradient of `unconstrained_log_density` in the position."""
+        if self.is_discrete:
+            raise EnergyError(f"A score is a gradient; the support {self.support} is discrete. Write kernel='gibbs'.")
+        return jax.grad(self.unconstrained_log_density)(position, local)
+
+    def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
+        """`unconstrained_log_density`, for every kernel that can move on the support."""
+        resolve_kernel(kernel, is_discrete=self.is_discrete)
+        return self.unconstrained_log_density
+
+    def _tilted(self, event: Array, local: PyTree) -> Array:
+        context, base_parameters = local if local is not None else (None, None)
+        return self._log_base(event, base_parameters) - self.evaluate_energy(event, context)

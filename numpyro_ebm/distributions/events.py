@@ -1,0 +1,319 @@
+"""What an energy and a score have in common: events in rows, their support, and how chains see them."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import as_arrays, check_key
+from numpyro_ebm._core.modes import in_own_modes, in_users_modes
+from numpyro_ebm._core.programs import trace
+from numpyro_ebm._core.pytrees import assemble, check_pickles, dismantle
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions._row_distribution import RowDistribution
+from numpyro_ebm.distributions.bases import split_rows
+from numpyro_ebm.distributions.blocks import is_real
+from numpyro_ebm.distributions.shapes import as_shape, repeat, widen
+from numpyro_ebm.distributions.supports import check_same_support, discrete_values, elementary, event_support, name_of
+
+
+class Rows(NamedTuple):
+    """Events laid out one per row.
+
+    Attributes:
+        value: ``(num_rows, *event_shape)``.
+        local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``.
+    """
+
+    value: Array
+    local: PyTree
+
+
+class EventDistribution(RowDistribution):
+    """An unnormalised distribution of events laid out in rows, each with a context and a base of its own.
+
+    The two kinds of it give ``unconstrained_score(position, local)``, the gradient of one row's log density in unconstrained
+    space (Jacobian included), and ``target(kernel)``, the log density under which a kernel moves.
+
+    Attributes:
+        has_energy: whether its log density is known up to a constant, or the gradient of it only.
+    """
+
+    arg_constraints = {}
+    pytree_aux_fields = ("_sampler_structure", "_frozen_support")
+    has_energy: ClassVar[bool]
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        context: PyTree,
+        batch_shape: tuple[int, ...] | None,
+        support: Any,
+        base: dist.Distribution | None,
+        sampler: Callable[..., Array],
+        *,
+        validate_args: bool | None,
+    ):
+        if not callable(sampler):
+            raise TypeError(f"{type(self).__name__} needs a callable sampler; got {type(sampler).__name__}.")
+        event_shape = _event_shape(event_shape)
+        self._place(context, batch_shape)
+        self._frozen_support = event_support(support, event_shape)
+        if base is not None:
+            self._spread_over(_check_base(base, event_shape, self._own_shape, self.support))
+        self._sampler_arrays, self._sampler_structure = dismantle(sampler)
+        self.base = base
+        super().__init__(self._own_shape, event_shape, validate_args=validate_args)
+
+    def closed(self, dtype: Any = None, *, order: int = 1) -> Any:
+        """The same with its energy or score traced: compiled programs of it are kept by what it computes.
+
+        Its sampler stays behind: draws are taken outside of such programs.
+
+        Args:
+            dtype: of the events that come; None for that of positions.
+            order: how many derivatives in the event are taken, see `trace`.
+        """
+        event = jnp.zeros(self.event_shape, (int if self.is_discrete else float) if dtype is None else dtype)
+        new, function = copy.copy(self), self._function
+        new.context = jax.tree.map(lambda leaf: widen(leaf, booleans=False), self.context)
+        local = jax.eval_shape(lambda: new.rows(event, new.batch_shape).local)
+        rows = () if new.context is None else (None if local is None else local[0],)
+        contexts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)
+
+        def as_written(*given):
+            with in_users_modes():
+                return jnp.asarray(function(*given))
+
+        new = new._with_function(trace(as_written, event, *contexts, order=order))
+        new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)
+        return new
+
+    @property
+    def _function(self) -> Callable[..., Array]:
+        """The energy or the score."""
+        raise NotImplementedError
+
+    def _with_function(self, function: Callable[..., Array]) -> Any:
+        """The same with another energy or score."""
+        raise NotImplementedError
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As of any object, once it is known that pickle finds its functions.
+
+        Raises:
+            TypeError: for a lambda or a local function, with what to write.
+        """
+        for function in (self._function, self.sampler):
+            check_pickles(type(self).__name__, dismantle(function)[1].static)
+        return super().__reduce_ex__(protocol)
+
+    @property
+    def sampler(self) -> Callable[..., Array]:
+        """What ``sample`` calls."""
+        return assemble(self._sampler_arrays, self._sampler_structure)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The constraint of one event."""
+        return self._frozen_support.thaw()
+
+    @property
+    def has_rsample(self) -> bool:
+        """False: no gradient flows through a sampler."""
+        return False
+
+    @in_own_modes
+    def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw by the sampler; approximate, as MCMC is.
+
+        Args:
+            key: random key.
+            sample_shape: shape of independent draws.
+
+        Returns:
+            Draws of shape ``sample_shape + batch_shape + event_shape``.
+        """
+        if key is None:
+            raise EnergyError(
+                f"{type(self).__name__}.sample needs a random key. Inside a model, write numpyro.handlers.seed(model, 0)."
+            )
+        check_key(f"{type(self).__name__}.sample", key)
+        shape = self.shape(sample_shape)
+        if 0 in shape:
+            return jnp.zeros(shape)
+        return self.sampler(key, self, tuple(sample_shape))
+
+    def constrain(self, position: Array) -> Array:
+        """From unconstrained space to the support, one event; a discrete event is its own position."""
+        return position if self.is_discrete else self._transform(position)
+
+    def unconstrain(self, event: Array) -> Array:
+        """From the support to unconstrained space, one event; a discrete one becomes an array of whole numbers."""
+        return jnp.asarray(event, int) if self.is_discrete else self._transform.inv(event)
+
+    def is_inside(self, event: Array) -> Array:
+        """Whether one event has a place in unconstrained space: not on the wall of the support.
+
+        Compiled, ``log(exp(z))`` is ``z``, however far below the smallest number: the support has to be asked as well.
+        """
+        return jnp.all(jnp.isfinite(self.unconstrain(event))) & jnp.all(self.support(event))
+
+    def rows(self, value: Array, batch_shape: tuple[int, ...]) -> Rows:
+        """Events broadcast to ``batch_shape`` and laid out one per row, with each row's context and base."""
+        flat = jnp.broadcast_to(value, batch_shape + self.event_shape).reshape((-1, *self.event_shape))
+        base_parameters = None if self.base is None else split_rows(self.base, self._own_shape)[1]
+        own = (self.context, base_parameters)
+        if not jax.tree.leaves(own):
+            return Rows(flat, None)
+        own = jax.tree.map(lambda leaf: repeat(leaf, len(self._own_shape), batch_shape), own)
+        return Rows(flat, jax.tree.map(lambda leaf: _flat_rows(leaf, len(batch_shape)), own))
+
+    @property
+    def reference(self) -> dist.Distribution:
+        """The base, or without one a standard normal in unconstrained space, and the uniform law on a discrete support.
+
+        Where chains start, and the noise of NCE, unless told otherwise.
+        """
+        if self.base is not None:
+            return self.base
+        if self.is_discrete:
+            return self._uniform
+        shape = self.unconstrained_shape
+        normal = dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
+        return normal if self._is_real else dist.TransformedDistribution(normal, self._transform)
+
+    def unconstrained_log_reference(self, position: Array, local: PyTree = None) -> Array:
+        """Log density of `reference` at an unconstrained position, Jacobian included, under its row's own base."""
+        if self.base is not None:
+            base_parameters = None if local is None else local[1]
+            return self._log_base(self.constrain(position), base_parameters) + self.log_jacobian(position)
+        if self.is_discrete:
+            return jnp.asarray(-position.size * np.log(len(self.discrete_values)), float)
+        return jnp.sum(dist.Normal(0.0, 1.0).log_prob(position))
+
+    def reference_sample(self, rng_key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws of `reference`, of shape ``sample_shape + batch_shape + event_shape``."""
+        return self.as_events(self.reference.expand(self.batch_shape).sample(rng_key, sample_shape))
+
+    @property
+    def discrete_values(self) -> np.ndarray:
+        """The values that one element of a finite discrete support takes, in increasing order.
+
+        Raises:
+            EnergyError: for a support without two bounds.
+        """
+        values = discrete_values(self.support)
+        if values is None:
+            raise EnergyError(
+                f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
+                "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "
+                "with an end that no value comes near."
+            )
+        return values
+
+    @property
+    def _uniform(self) -> dist.Distribution:
+        values = self.discrete_values
+        is_binary = type(elementary(self.support)) is type(constraints.boolean)
+        element = dist.BernoulliProbs(0.5) if is_binary else dist.DiscreteUniform(int(values[0]), int(values[-1]))
+        return element.expand(self.event_shape).to_event(len(self.event_shape))
+
+    @property
+    def unconstrained_shape(self) -> tuple[int, ...]:
+        """Shape of one event in unconstrained space."""
+        return self.event_shape if self.is_discrete else tuple(self._transform.inverse_shape(self.event_shape))
+
+    def as_events(self, value: Any) -> Array:
+        """Values as an array of the float type in use (discrete ones as integers), their shape checked.
+
+        Raises:
+            EnergyError: where the trailing shape is not ``event_shape`` or the leading one does not broadcast.
+            TypeError: for complex or non-numeric values.
+        """
+        value = jnp.asarray(as_arrays(type(self).__name__, value))
+        if not (jnp.isrealobj(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)):
+            raise TypeError(f"{type(self).__name__} needs real numbers; got dtype {value.dtype}.")
+        value = widen(value) if self.is_discrete else value.astype(float)
+        self._broadcast(value)
+        return value
+
+    def _broadcast(self, value: Array) -> tuple[int, ...]:
+        """The rows' shape of a value."""
+        cut = value.ndim - len(self.event_shape)
+        problem = cut < 0 or value.shape[cut:] != self.event_shape
+        if not problem:
+            try:
+                return jnp.broadcast_shapes(value.shape[:cut], self.batch_shape)
+            except ValueError:
+                pass
+        raise EnergyError(
+            f"Data of shape {value.shape} do not match event_shape={self.event_shape} and "
+            f"batch_shape={self.batch_shape}: the data need shape (..., {', '.join(map(str, self.event_shape)) or 'rows'}). "
+            f"Write {type(self).__name__}(..., event_shape={value.shape[len(self.batch_shape) or 1 :]}) or reshape the data."
+        )
+
+    def _log_base(self, event: Array, parameters: PyTree) -> Any:
+        """Log density of one event under its row's base; 0 without one."""
+        return 0.0 if self.base is None else split_rows(self.base, self._own_shape)[0](event, parameters)
+
+    def log_jacobian(self, position: Array) -> Array:
+        """Log volume that the transform gives to one unconstrained position; 0 on the real line."""
+        if self._is_real or self.is_discrete:
+            return jnp.zeros((), float)
+        return jnp.sum(self._transform.log_abs_det_jacobian(position, self.constrain(position)))
+
+    def _call(self, function: Any, event: Array, context: PyTree) -> Array:
+        """The user's function of one event, and of its row's context where there is one."""
+        own = () if self.context is None else (jax.tree.map(lambda leaf: widen(leaf, booleans=False), context),)
+        with in_users_modes():
+            return jnp.asarray(function(event, *own))
+
+    @property
+    def _transform(self) -> Any:
+        if self.is_discrete:
+            raise EnergyError(
+                f"The support {self.support} is discrete: gradient kernels and score-based estimators cannot work on it."
+            )
+        return dist.biject_to(self.support)
+
+    @property
+    def _is_real(self) -> bool:
+        return is_real(self.support)
+
+
+def _event_shape(shape: Any) -> tuple[int, ...]:
+    shape = as_shape("event_shape", shape)
+    if 0 in shape:
+        raise EnergyError(f"event_shape={shape} is an event without elements. Write event_shape=() for a scalar, or (3,).")
+    return shape
+
+
+def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int, ...], support: Any) -> tuple[int, ...]:
+    """The batch shape with the base's own, once the base is known to fit."""
+    if not isinstance(base, dist.Distribution):
+        raise TypeError(f"base needs a numpyro distribution; got {type(base).__name__}.")
+    if base.event_shape != event_shape:
+        raise EnergyError(
+            f"base has event_shape {base.event_shape}, the energy has {event_shape}. "
+            f"Write base=numpyro.distributions.Normal(0, 1).expand({list(event_shape)}).to_event({len(event_shape)})."
+        )
+    check_same_support("base", base, support)
+    try:
+        return jnp.broadcast_shapes(batch_shape, base.batch_shape)
+    except ValueError:
+        raise EnergyError(f"base has batch shape {base.batch_shape}, which does not broadcast to {batch_shape}.") from None
+
+
+def _flat_rows(leaf: Array, ndim: int) -> Array:
+    return leaf.reshape((-1, *leaf.shape[ndim:]))
+
+
+def _no_sampler(rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
+    raise TypeError("A distribution inside a program has no sampler.")

@@ -1,0 +1,176 @@
+"""From a site's message to a `Site`: unwrapped, laid out one event per row, and checked."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution
+
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.distributions.shapes import check_mesh
+from numpyro_ebm.distributions.site import Site
+
+ON_THE_END = (
+    "Move such values inside (rounded or censored ones by a random part of their rounding); or, where the density is finite "
+    "there, write estimate(model, 'generalized_sm'), which takes them. A share of rows exactly there has no density: model "
+    "by a Bernoulli site whether a row is there, and by the energy the other rows."
+)
+
+
+class Unwrapped(NamedTuple):
+    """An energy or a score under expand, mask and to_event."""
+
+    distribution: EventDistribution
+    batch_shape: tuple[int, ...]
+    event_dims: int
+    mask: Array | None
+
+
+class Plate(NamedTuple):
+    """Rows of the whole that a plate holds: their indices, and how many there are in all."""
+
+    indices: Array
+    size: int
+
+
+def unwrap(fn: Any) -> Unwrapped | None:
+    """The energy or score inside expand, mask and to_event, or None where there is none."""
+    batch_shape, event_dims, masks = tuple(fn.batch_shape), 0, []
+    inner = fn
+    while not isinstance(inner, EventDistribution):
+        if isinstance(inner, Independent):
+            batch_shape += tuple(inner.event_shape[: inner.reinterpreted_batch_ndims])
+            event_dims += inner.reinterpreted_batch_ndims
+        elif isinstance(inner, MaskedDistribution):
+            masks.append((inner._mask, event_dims))
+        elif not isinstance(inner, ExpandedDistribution):
+            return None
+        inner = inner.base_dist
+    mask = None
+    for own, dims_outside in masks:
+        own = jnp.asarray(own)
+        # A mask outside to_event speaks of whole rows: give it the inner dimensions it lacks.
+        inside = event_dims - dims_outside
+        own = jnp.broadcast_to(own.reshape(own.shape + (1,) * (inside if own.ndim else 0)), batch_shape)
+        mask = own if mask is None else mask & own
+    return Unwrapped(inner.alone(), batch_shape, event_dims, mask)
+
+
+def check_holds_no_energy(fn: Any) -> None:
+    """Refuse a distribution with an unnormalised energy inside: a mixture, a zero inflation, a transformed distribution.
+
+    Raises:
+        EnergyError: with what to write.
+    """
+    for inner in _distributions_in(fn):
+        if isinstance(inner, EventDistribution) and not getattr(inner, "normalized", False):
+            raise EnergyError(
+                f"The {type(fn).__name__} holds an {type(inner).__name__} whose log Z is not known, and estimate takes "
+                "energies at sites of their own only. Write the whole density as one energy, such as E(x) = "
+                "-logsumexp of the components; or put log Z into this one, E + "
+                "numpyro_ebm.log_partition(rng_key, distribution).value, and write EnergyDistribution(..., normalized=True)."
+            )
+        check_holds_no_energy(inner)
+
+
+def _distributions_in(fn: Any) -> list[Any]:
+    """The distributions that one is made of."""
+    parts = [part for value in vars(fn).values() for part in (value if isinstance(value, list | tuple) else [value])]
+    return [part for part in parts if isinstance(part, Distribution)]
+
+
+def lay_out(
+    name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate], *, may_touch_ends: bool = False
+) -> Site:
+    """The site's data, one event per row, checked as far as they are concrete; plates by their dimension.
+
+    Values on the boundary of the support, which have no place in unconstrained space, are refused unless they may be there.
+    """
+    distribution = unwrapped.distribution
+    with eager(value):
+        events = distribution.as_events(value)
+    check_mesh(events)
+    try:
+        batch_shape = distribution.rows_of_site(events.shape, unwrapped.batch_shape)
+    except EnergyError:
+        raise
+    except ValueError:
+        raise EnergyError(
+            f"Data of shape {events.shape} do not match the rows {unwrapped.batch_shape} and "
+            f"event_shape={distribution.event_shape}: the data need shape "
+            f"{(*unwrapped.batch_shape, *distribution.event_shape)}. Reshape them, or change the plate's size."
+        ) from None
+    if 0 in batch_shape:
+        raise EnergyError(
+            f"Data of shape {events.shape} hold no rows, so there is nothing to estimate from. Look at the filter that they "
+            "come from, or leave the site out where there are none."
+        )
+    local = distribution.rows(events, batch_shape).local
+    with eager(events, unwrapped.mask):
+        flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
+        flat = flat.reshape((-1, *distribution.event_shape))
+        mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
+        own = *_harmless(flat, local, mask, distribution), mask
+        index, num_total = row_index(batch_shape, unwrapped.event_dims, plates)
+        site = Site(name, distribution, batch_shape, *own, index, num_total)
+        _check_values(site, may_touch_ends=may_touch_ends)
+    return site
+
+
+def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int, Plate]) -> tuple[Array | None, int]:
+    """Which row of the whole data set each row is, flat over all dimensions of the batch, and how many there are.
+
+    A dimension without a plate, or under ``to_event``, is whole. None and 0 where int32 cannot count the rows.
+    """
+    whole = [Plate(jnp.arange(size), size) for size in batch_shape]
+    for dim, plate in plates.items():
+        position = len(batch_shape) - event_dims + dim
+        if batch_shape[position] == len(plate.indices):  # else a plate of one row that broadcasts
+            whole[position] = plate
+    num_total = math.prod(plate.size for plate in whole)
+    if num_total > jnp.iinfo(jnp.int32).max:
+        return None, 0
+    flat = jnp.zeros((), jnp.int32)
+    for indices, size in whole:
+        flat = flat[..., None] * size + jnp.asarray(indices, jnp.int32)
+    return flat.reshape(-1), num_total
+
+
+def _harmless(value: Array, local: PyTree, mask: Array | None, distribution: EventDistribution) -> tuple[Array, PyTree]:
+    """Masked rows replaced by those that take part, in turn: what is in them can reach no gradient and starts no chain."""
+    if mask is None:
+        return value, local
+    if distribution.is_discrete:
+        feasible = distribution.support.feasible_like(value[0])
+    else:
+        feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
+    any_ = jnp.any(mask)
+    ours = jnp.nonzero(mask, size=len(mask), fill_value=0)[0]
+    source = jnp.where(mask, jnp.arange(len(mask)), ours[(jnp.cumsum(~mask) - 1) % jnp.maximum(jnp.sum(mask), 1)])
+    # Where no row takes part, a missing covariate must be no more harmful than a missing value.
+    local = jax.tree.map(lambda leaf: jnp.where(any_, leaf[source], jnp.nan_to_num(leaf[source])), local)
+    return jnp.where(any_, value[source], feasible), local
+
+
+def _check_values(site: Site, *, may_touch_ends: bool) -> None:
+    """Refuse concrete rows that are not numbers or lie outside the support or on its boundary."""
+    if site.distribution.is_discrete or not is_concrete(site.value, site.mask):
+        return
+    inside = jax.vmap(lambda event: jnp.all(site.distribution.support(event)))(site.value)
+    finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
+    off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends
+    for fine, fault, fix in (
+        (finite, "is not finite", "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."),
+        (inside, f"lies outside the support {site.distribution.support}", "Write the support that the data have."),
+        (off_ends, f"lies on the boundary of the support {site.distribution.support}", ON_THE_END),
+    ):
+        bad = np.flatnonzero(~np.asarray(fine))
+        if bad.size:
+            value = np.asarray(site.value)[bad[0]]
+            raise EnergyError(f"Row {bad[0]} of the data {fault}: {value} ({bad.size} such rows). {fix}")

@@ -1,0 +1,164 @@
+"""`ScoreDistribution`: a distribution of which only the score is modelled."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.errors import EnergyError, at_site
+from numpyro_ebm._core.numpyro_stack import site_being_scored
+from numpyro_ebm._core.pytrees import assemble, dismantle
+from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.kernels.chain_sampler import ChainSampler
+
+NO_DENSITY = (
+    "A ScoreDistribution models the gradient of a log density and has no log density: a vector field need not be the "
+    "gradient of anything, and its integral is not known. Train it with estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or "
+    "'sm', and sample it with Langevin; for values declare an EnergyDistribution."
+)
+
+
+class ScoreDistribution(EventDistribution):
+    r"""A score model at a ``numpyro.sample`` site: ``grad log p(x) = grad log base(x) + score(x)``, without an energy.
+
+    Trained by the estimators that need only the score ("sm", with the trace of its Jacobian, "ssm", "ssm_vr", "dsm",
+    "multiscale_dsm", "lsd") and sampled by unadjusted Langevin, which needs no density. On a support other than the real
+    line both work in unconstrained space: the score is pulled back through the transform, the gradient of its log Jacobian
+    added.
+
+    Args:
+        score: ``score(event)``, or ``score(event, context)`` when there is a context. Maps ONE event of shape
+            ``event_shape`` to the gradient of its log density, of the same shape. Uphill: ``lambda x: -x`` for a standard
+            normal.
+        event_shape: shape of one event.
+        context: pytree whose leaves lead with ``batch_shape``: covariates, one per row, handed to the score.
+        batch_shape: shape of the rows that differ in context or base; left out, see `EnergyDistribution`.
+        support: constraint of one event.
+        base: a normalised distribution whose score is added; None for none.
+        sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; by default 1000 steps of
+            ``langevin`` (step size 0.01), which suit a density of unit scale. For a score conditioned on the noise level:
+            `AnnealedLangevin`, `ReverseSDE`, `ProbabilityFlow`.
+
+    Raises:
+        EnergyError: (a ValueError) from ``log_prob``; for a base or a context that does not fit, a score of another shape
+            than the event's (at its first use), and a kernel that needs a density.
+        TypeError: where the score is not callable.
+
+    Example:
+        >>> import jax
+        >>> d = ScoreDistribution(lambda x: -x, event_shape=(3,))
+        >>> d.sample(jax.random.key(0), (2,)).shape
+        (2, 3)
+
+    References:
+        Song and Kingma, How to train your energy-based models (2021), section 4.4; Song and Ermon, Generative modeling by
+        estimating gradients of the data distribution (2019).
+    """
+
+    pytree_data_fields = ("_score_arrays",)
+    pytree_aux_fields = ("_score_structure",)
+    has_energy: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        score: Callable[..., Array],
+        event_shape: tuple[int, ...] = (),
+        *,
+        context: PyTree = None,
+        batch_shape: tuple[int, ...] | None = None,
+        support: Any = constraints.real,
+        base: dist.Distribution | None = None,
+        sampler: Callable[..., Array] | None = None,
+        validate_args: bool | None = None,
+    ):
+        if not callable(score):
+            raise TypeError(f"ScoreDistribution needs a callable score; got {type(score).__name__}.")
+        self._score_arrays, self._score_structure = dismantle(score)
+        sampler = ChainSampler("langevin", num_warmup=0, num_steps=1000) if sampler is None else sampler
+        super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
+        if self.is_discrete:
+            raise EnergyError(
+                f"A score is a gradient; the support {self.support} is discrete. Declare an EnergyDistribution."
+            )
+
+    def _stack(self, num: int, missing: int) -> None:
+        super()._stack(num, missing)
+        self._score_arrays, self._score_structure = self._by_row(self._score_arrays, self._score_structure, num)
+
+    def _hoisted(self) -> "ScoreDistribution":
+        new = copy.copy(self)
+        new._score_arrays, new._score_structure = self._hoist(self._score_arrays, self._score_structure)
+        return new
+
+    @property
+    def score(self) -> Callable[..., Array]:
+        """The score as it was given."""
+        return assemble(self._score_arrays, self._score_structure)
+
+    @property
+    def _function(self) -> Callable[..., Array]:
+        return self.score
+
+    def _with_function(self, function: Callable[..., Array]) -> "ScoreDistribution":
+        new = copy.copy(self)
+        new._score_arrays, new._score_structure = dismantle(function)
+        return new
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
+        """There is none.
+
+        Raises:
+            EnergyError: always, with the reason.
+        """
+        with at_site(site_being_scored()):
+            raise EnergyError(NO_DENSITY)
+
+    def unconstrained_log_density(self, position: Array, local: PyTree = None) -> NoReturn:
+        """There is none.
+
+        Raises:
+            EnergyError: always, with the reason.
+        """
+        raise EnergyError(NO_DENSITY)
+
+    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
+        """The score of one row at an unconstrained position, that of the transform's Jacobian included."""
+        if self._is_real:
+            return self._total_score(position, local)
+        event, pull_back = jax.vjp(self.constrain, position)
+        return pull_back(self._total_score(event, local))[0] + jax.grad(self.log_jacobian)(position)
+
+    def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
+        """What stands for the log density under a kernel that uses the gradient alone: 0, with the score for a gradient.
+
+        Raises:
+            EnergyError: for a kernel that uses values.
+        """
+        if kernel.needs_density:
+            raise EnergyError(f"The kernel '{kernel.name}' needs values of the log density. {NO_DENSITY}")
+
+        @jax.custom_jvp
+        def log_density(position, local):
+            return jnp.zeros((), position.dtype)
+
+        @log_density.defjvp
+        def jvp(primals, tangents):
+            position, local = primals
+            return jnp.zeros((), position.dtype), jnp.sum(self.unconstrained_score(position, local) * tangents[0])
+
+        return log_density
+
+    def _total_score(self, event: Array, local: PyTree) -> Array:
+        context, base_parameters = local if local is not None else (None, None)
+        result = self._call(self.score, event, context)
+        if result.shape != self.event_shape:
+            raise EnergyError(
+                f"The score returned shape {result.shape} for one event of shape {self.event_shape}; it has to return the "
+                "event's shape. The library vectorises it over rows: write it for one event, e.g. score = lambda x: -x."
+            )
+        return result if self.base is None else result + jax.grad(self._log_base)(event, base_parameters)

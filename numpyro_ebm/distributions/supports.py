@@ -1,0 +1,157 @@
+"""The support of an energy: a constraint of one event, as structure; which others stand for the same set."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.known import Frozen, freeze_tree, known
+from numpyro_ebm.distributions.blocks import Blocks, is_real
+
+SAME_BOUND = 1e-6
+"""What a bound may be off, of its size: a transform in float32 returns its ends rounded."""
+
+
+SPHERE = (
+    "Write the event as angles: on the circle support=numpyro.distributions.constraints.circular with u = (cos a, sin a) in "
+    "the energy; on the sphere support=constraints.interval(jnp.zeros(2), jnp.array([jnp.pi, 2 * jnp.pi])) of polar angle "
+    "and azimuth, with - jnp.log(jnp.sin(polar)) in the energy for the area."
+)
+REGISTER = "Write another, or give {name} a transform: numpyro.distributions.biject_to.register(type(support))(...)."
+
+
+def event_support(support: Any, event_shape: tuple[int, ...]) -> Frozen:
+    """The constraint of a whole event, from that of its elements, as structure: known under jit too."""
+    extra = len(event_shape) - support.event_dim
+    if extra < 0:
+        raise EnergyError(
+            f"The support {support} constrains events of {support.event_dim} dimensions; event_shape={event_shape} has "
+            f"{len(event_shape)}. Write event_shape=(n,)."
+        )
+    check_one_support(support, event_shape)
+    _check_transform(support)
+    frozen = freeze_tree(constraints.independent(support, extra) if extra else support)
+    if frozen is None:
+        raise EnergyError(
+            f"A bound of the support {name_of(support)} is not known when the model is traced: it is trained, sampled or an "
+            "argument. log Z depends on it, which no estimator sees. Write numbers, made outside of the model, such as "
+            "support=numpyro.distributions.constraints.interval(0.0, 2.0)."
+        )
+    return frozen
+
+
+def _check_transform(support: Any) -> None:
+    """Refuse a continuous support that no chain or score can work on."""
+    if support.is_discrete:
+        return
+    try:
+        dist.biject_to(support)
+    except NotImplementedError:
+        name = name_of(support)
+        instead = SPHERE if name == "Sphere" else REGISTER.format(name=name)
+        raise EnergyError(
+            f"The support {name} has no transform from the real line (numpyro.distributions.biject_to), in which chains run "
+            f"and scores are taken. {instead}"
+        ) from None
+
+
+def check_one_support(support: Any, event_shape: tuple[int, ...]) -> None:
+    """Refuse bounds that differ from row to row.
+
+    Raises:
+        EnergyError: with their shape.
+    """
+    for bound in jax.tree.leaves(support):
+        if jnp.ndim(bound) > len(event_shape):
+            raise EnergyError(
+                f"The support {support} has bounds of shape {jnp.shape(bound)} for events of shape {event_shape}: all rows "
+                "share one support. Write bounds of one event, and move the rest into the energy."
+            )
+
+
+def check_same_support(role: str, distribution: dist.Distribution, support: Any) -> None:
+    """Refuse a distribution that lives on another support than the energy's.
+
+    Raises:
+        EnergyError: naming both supports.
+    """
+    theirs, ours, what = elementary(distribution.support), elementary(support), role.removesuffix("'s")
+    region = region_of(theirs)
+    if any(bound is None for bound in region.bounds):
+        raise EnergyError(
+            f"A bound of the {role} {type(distribution).__name__} is not known when the model is traced: it is trained, "
+            f"sampled or an argument, and the energy's support {ours} is fixed. Write numbers as its bounds."
+        )
+    if not region.is_that_of(region_of(ours)):
+        raise EnergyError(
+            f"The {role} {type(distribution).__name__} has support {theirs}, the energy has {ours}. Give both the "
+            f"same: write support={theirs} in the distribution, or another {what}."
+        )
+
+
+def discrete_values(support: Any) -> np.ndarray | None:
+    """The values that one element of a discrete support takes, in increasing order; None where it has no two bounds."""
+    region = region_of(support)
+    if region.kind != "integers" or any(bound is None for bound in region.bounds):
+        return None
+    low, high = (np.unique(bound) for bound in region.bounds)
+    if not (low.size == high.size == 1 and np.all(np.isfinite([low, high]))):
+        return None
+    return np.arange(int(low[0]), int(high[0]) + 1)
+
+
+def elementary(constraint: Any) -> Any:
+    """The constraint of one element."""
+    while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
+        constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
+    return constraint
+
+
+class Region(NamedTuple):
+    """The set that a constraint stands for.
+
+    Attributes:
+        kind: "interval" (open or closed alike), "integers", or the constraint's type and what else is structure of it.
+        bounds: the lower and the upper ones, or the constraint's other numbers; None where one is not known.
+    """
+
+    kind: Any
+    bounds: tuple[Any, ...]
+
+    def is_that_of(self, other: "Region") -> bool:
+        """Whether it is the same, but for float32's rounding of bounds; in every row and element where bounds differ."""
+        pairs = zip(self.bounds, other.bounds, strict=False)
+        return self.kind == other.kind and len(self.bounds) == len(other.bounds) and all(_equal(a, b) for a, b in pairs)
+
+
+def region_of(constraint: Any) -> Region:
+    """The set that the constraint of an event or of its elements stands for."""
+    constraint = elementary(constraint)
+    if isinstance(constraint, Blocks):
+        parts = [region_of(part) for part in constraint.parts]
+        return Region((tuple(part.kind for part in parts), constraint.shapes), sum((part.bounds for part in parts), ()))
+    if type(constraint) is type(constraints.boolean):
+        return Region("integers", (0, 1))
+    has_bounds = hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound")
+    if constraint.event_dim or not (has_bounds or is_real(constraint)):
+        leaves, treedef = jax.tree.flatten(constraint)
+        return Region((type(constraint), treedef), tuple(map(known, leaves)))
+    bounds = getattr(constraint, "lower_bound", -np.inf), getattr(constraint, "upper_bound", np.inf)
+    return Region("integers" if constraint.is_discrete else "interval", tuple(map(known, bounds)))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a), np.asarray(b)
+    try:
+        return bool(np.all(np.isclose(a, b, rtol=SAME_BOUND, atol=0.0)))
+    except ValueError:
+        return False
+
+
+def name_of(constraint: Any) -> str:
+    """What a constraint is called, without its bounds."""
+    return type(elementary(constraint)).__name__.removeprefix("_")

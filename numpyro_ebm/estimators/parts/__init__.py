@@ -1,0 +1,1 @@
+"""What several estimators share: the negative phase, its starts, pools and health; noise; projections; critics."""

@@ -1,0 +1,66 @@
+"""Where the coordinates of an event end, and weights that vanish there."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.blocks import Blocks, is_real, lay_end_to_end
+
+
+class Ends(NamedTuple):
+    """The interval of each coordinate of an event, infinite where it does not end.
+
+    Attributes:
+        low: lower ends, of the event's shape.
+        high: upper ends.
+    """
+
+    low: Array
+    high: Array
+
+    @property
+    def is_bounded(self) -> Array:
+        """Which coordinates end on a side at least."""
+        return jnp.isfinite(self.low) | jnp.isfinite(self.high)
+
+
+def ends_of(support: Any, shape: tuple[int, ...]) -> Ends:
+    """The ends of a support that is a product of intervals, half lines and lines.
+
+    Raises:
+        EnergyError: for any other.
+    """
+    if isinstance(support, constraints.independent):  # pyright: ignore[reportArgumentType]
+        return ends_of(support.base_constraint, shape)  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(support, Blocks):
+        parts = [ends_of(part, block) for part, block in zip(support.parts, support.shapes, strict=True)]
+        return Ends(*(lay_end_to_end(side, support.shapes) for side in zip(*parts, strict=True)))
+    has_ends = hasattr(support, "lower_bound") or hasattr(support, "upper_bound")
+    if support.is_discrete or support.event_dim or not (has_ends or is_real(support)):
+        raise EnergyError(
+            f"The estimator 'generalized_sm' works on lines, half lines and intervals; the support {support} is none of "
+            "these. Write estimate(model, 'sm'), which works in unconstrained coordinates."
+        )
+    low, high = getattr(support, "lower_bound", -jnp.inf), getattr(support, "upper_bound", jnp.inf)
+    return Ends(*(jnp.broadcast_to(jnp.asarray(end, float), shape) for end in (low, high)))
+
+
+def square(x: Array, ends: Ends) -> Array:
+    """The product of the squared distances to the finite ends, 1 without any."""
+    below, above = _distances(x, ends)
+    below, above = (jnp.where(jnp.isfinite(d), d, 1.0) for d in (below, above))
+    return (below * above) ** 2
+
+
+def distance(x: Array, ends: Ends) -> Array:
+    """The distance to the nearest end, infinite where there is none."""
+    return jnp.minimum(*_distances(x, ends))
+
+
+def _distances(x: Array, ends: Ends) -> tuple[Array, Array]:
+    # No derivative passes through an infinite end.
+    low, high = (jnp.where(jnp.isfinite(end), end, 0.0).astype(x.dtype) for end in ends)
+    return jnp.where(jnp.isfinite(ends.low), x - low, jnp.inf), jnp.where(jnp.isfinite(ends.high), high - x, jnp.inf)

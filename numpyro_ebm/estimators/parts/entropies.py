@@ -1,0 +1,55 @@
+"""Entropy by distances to nearest neighbours (Kozachenko and Leonenko), differentiable in the points."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import digamma, gammaln
+
+from numpyro_ebm._core.typing import Array
+
+GROUP = 256
+"""Points among which neighbours are looked for: the distances grow as the square of it."""
+
+
+def neighbor_entropies(points: Array, takes_part: Array, num_neighbors: int | None) -> Array:
+    r"""What each point says of the entropy of their common law, so that the mean over points estimates it.
+
+    .. math:: \psi(n) - \psi(k) + \log V_d + d \log |x_i - x_{i(k)}|
+
+    with ``V_d`` the volume of the unit ball and ``x_{i(k)}`` the k-th nearest of the other points. Both ends are
+    differentiated. More than 256 points are split into groups of at most that many, an estimate each.
+
+    Args:
+        points: ``(num_rows, d)``.
+        takes_part: ``(num_rows,)``, which of them count; the others say 0, as do those at distance 0 of their neighbour.
+        num_neighbors: ``k``. None for the nearest in three dimensions and more, and the square root of the group's size
+            below, where the nearest one's gradient has no finite variance.
+    """
+    num_rows = len(points)
+    num_groups = -(-num_rows // GROUP)
+    # Shuffled, for rows may come in an order; a group's size is filled up with points that take no part.
+    order = np.random.default_rng(0).permutation(num_rows)
+    places = np.resize(order, num_groups * -(-num_rows // num_groups)).reshape(num_groups, -1)
+    is_first = (np.arange(places.size) < num_rows).reshape(places.shape)
+    values = jax.vmap(lambda p, t: _group_entropies(p, t, num_neighbors))(points[places], takes_part[places] & is_first)
+    return values.reshape(-1)[np.argsort(order)]
+
+
+def _group_entropies(points: Array, takes_part: Array, num_neighbors: int | None) -> Array:
+    size, dim = points.shape
+    wanted = min(num_neighbors or (1 if dim > 2 else math.ceil(math.sqrt(size))), size - 1)
+    fixed = jax.lax.stop_gradient(points - jnp.mean(points, axis=0))
+    lengths = jnp.sum(fixed**2, axis=1)
+    distances = lengths[:, None] + lengths - 2 * fixed @ fixed.T
+    distances = jnp.where(takes_part & ~jnp.eye(size, dtype=bool), distances, jnp.inf)
+    near = jax.lax.top_k(-distances, wanted)[1]
+    num = jnp.sum(takes_part)
+    k = jnp.clip(num - 2, 0, wanted - 1)
+    nearest = near[:, k]
+    squares = jnp.sum((points - points[nearest]) ** 2, axis=1)
+    apart = (squares > 0) & takes_part[nearest] & takes_part
+    log_volume = 0.5 * dim * math.log(math.pi) - gammaln(0.5 * dim + 1)
+    constant = digamma(jnp.maximum(num, 1).astype(points.dtype)) - digamma((k + 1).astype(points.dtype)) + log_volume
+    return jnp.where(apart, constant + 0.5 * dim * jnp.log(jnp.where(apart, squares, 1.0)), 0.0)

@@ -1,0 +1,300 @@
+"""The health of a negative phase: its figures, what they mean, and who is told."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._core.callbacks import Told, call_where_any
+from numpyro_ebm._core.errors import UnhealthyChainsError, UnhealthyChainsWarning
+from numpyro_ebm._core.spreads import or_one
+from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.estimators.parts.scales import Spread
+from numpyro_ebm.kernels import AbstractKernel
+from numpyro_ebm.kernels.chains import ChainHealth
+
+Policy = Literal["warn", "raise", "reset"]
+
+RUNAWAY_DISTANCE = 1e5
+RUNAWAY_GAP = 1e3  # nats per coordinate
+GAP_GROWTH = 10.0
+NONFINITE_RATE = 0.5
+COLLAPSED_ACCEPTANCE = 0.02
+FROZEN_MOVE = 1e-5
+SLOW_MOVE, SLOW_SHARE = 1e-3, 1e-2
+"""A coordinate is frozen too where it moves by less than this, and by this share of the coordinate that moves most."""
+STUCK_EXCESS = 0.1
+"""Share of the chains, beyond what chance allows, that may end an update where they began."""
+PATIENCE = 20
+RAY = tuple(10.0**i for i in range(7))
+RAYS = 4
+
+CONDITIONS = {
+    "unbounded": "the energy falls without limit away from the data, so that it has no density at all. Give the "
+    "EnergyDistribution a base, e.g. base=numpyro.distributions.Normal(0, 1).expand([d]).to_event(1), or an energy that "
+    "grows at infinity",
+    "runaway": "chains are {distance:.3g} standard deviations of the data away from them. Give the EnergyDistribution a "
+    "base, or use a smaller step_size, a kernel that rejects (mala, hmc) or on_unhealthy='reset'",
+    "gap": "the energies of data and chains have grown {energy_gap:.3g} nats apart: the chains do not follow the energy, "
+    "which runs away from them. Use more num_steps, a smaller learning rate, or chains that start nearer (start='data')",
+    "nonfinite": "the log density is not finite at {nonfinite_rate:.0%} of the proposals, or where chains ended. Look at "
+    "the energy there (overflow, a logarithm of 0), or use a smaller step_size",
+    "collapse": "the acceptance has come down to {mean_acceptance:.2g}. Use a smaller step_size (it is {step_size:.2g}), or "
+    "leave it to adapt_step_size=True",
+    "frozen": "chains move by {slowest_move:.2g} standard deviations of the data per update in coordinate "
+    "{slowest_coordinate:.0f}, and by {mean_move:.2g} over all. Use a larger step_size (it is {step_size:.2g}), a kernel "
+    "whose step size adapts (mala) or scale='data', which measures each coordinate in its own spread",
+    "stuck": "{stuck_rate:.0%} of the chains have not moved in an update, {stuck_by_chance:.0%} by chance: one step size is "
+    "too large for some of them, which stand still while the mean acceptance is {mean_acceptance:.2g}. Use a smaller "
+    "step_size (it is {step_size:.2g}), more num_steps, or 'pcd' or 'mle', whose chains have step sizes of their own where "
+    "rows have a context",
+}
+STEPLESS = {
+    "frozen": "chains move by {mean_move:.2g} standard deviations of the data per update. Use more num_steps, or a kernel "
+    "with a step size (mala)",
+}
+"""What is said in their place where the kernel has no step size."""
+
+
+class NegativePhaseHealth(NamedTuple):
+    """Figures of the last update's chains. Lengths are in standard deviations of the data, coordinate by coordinate.
+
+    Attributes:
+        acceptance_rate: mean acceptance probability of the transitions.
+        divergence_rate: fraction of divergent transitions.
+        nonfinite_rate: fraction of transitions whose proposal had no finite log density.
+        swap_rate: mean acceptance of swaps between temperatures; None without tempering.
+        num_gradients: gradient evaluations per chain.
+        step_size: the kernel's step size (where chains have their own, their geometric mean); None for a kernel without one.
+        energy_gap: mean energy (base included) of the data minus that of the negatives; near 0 for a model that fits.
+        distance: distance from the data's mean to the farthest negative (root mean square over coordinates).
+        move: root mean square move of the chains over the update.
+        early_gap: largest absolute ``energy_gap`` of the first 20 updates.
+        mean_acceptance: moving average of ``acceptance_rate`` over about 20 updates.
+        mean_move: moving average of ``move``.
+        mean_moves: the same coordinate by coordinate, of the shape of unconstrained space.
+        slowest_coordinate: the coordinate (counted flat) that moves least in its own standard deviations; constant ones do
+            not count.
+        slowest_move: by how much it does.
+        stuck_rate: moving average of the share of chains that ended an update where they began.
+        stuck_by_chance: the same for chains that all have the mean acceptance; 0 for a kernel that never rejects.
+        conditions: ``(7,)``, which of unbounded, runaway, gap, nonfinite, collapse, frozen, stuck hold.
+        reported: ``(7,)``, which of them a warning has been given for.
+    """
+
+    acceptance_rate: Array
+    divergence_rate: Array
+    nonfinite_rate: Array
+    swap_rate: Array | None
+    num_gradients: Array
+    step_size: Array | None
+    energy_gap: Array
+    distance: Array
+    move: Array
+    early_gap: Array
+    mean_acceptance: Array
+    mean_move: Array
+    mean_moves: Array
+    slowest_coordinate: Array
+    slowest_move: Array
+    stuck_rate: Array
+    stuck_by_chance: Array
+    conditions: Array
+    reported: Array
+
+
+class Observed(NamedTuple):
+    """What one update's chains did.
+
+    Attributes:
+        chains: figures of the run.
+        start: where the chains started, ``(num_chains, ...)``.
+        end: where they ended.
+        stayed: ``(num_chains,)``, which of them ended where they started.
+        num_steps: transitions of each.
+        spread: running moments of the data.
+        log_density_end: at the ends.
+        log_density_data: at the batch.
+        step_size: the kernel's.
+        is_adjusted: whether the kernel rejects, so that its acceptance means something.
+        num_updates: updates before this one.
+    """
+
+    chains: ChainHealth
+    start: Array
+    end: Array
+    stayed: Array
+    num_steps: int
+    spread: Spread
+    log_density_end: Array
+    log_density_data: Array
+    step_size: Any
+    is_adjusted: bool
+    num_updates: Array
+
+
+def unknown(kernel: AbstractKernel, shape: tuple[int, ...]) -> NegativePhaseHealth:
+    """Health before the first update of chains that this kernel moves: zeros, and averages of 1.
+
+    Args:
+        kernel: the kernel.
+        shape: of an event in unconstrained space.
+    """
+    nothing, zero, one = jnp.zeros(len(CONDITIONS), bool), jnp.zeros((), float), jnp.ones((), float)
+    figures: dict[str, Any] = dict.fromkeys(NegativePhaseHealth._fields, zero)
+    figures |= {"mean_acceptance": one, "mean_move": one, "conditions": nothing, "reported": nothing}
+    figures |= {"mean_moves": jnp.ones(shape, float), "slowest_move": one}
+    if "swap_rate" not in kernel.statistics:
+        figures["swap_rate"] = None
+    if kernel.step_size is None:
+        figures["step_size"] = None
+    return NegativePhaseHealth(**figures)
+
+
+def in_words(condition: str, health: NegativePhaseHealth) -> str:
+    """What a condition means and what to do, with the figures in it."""
+    text = CONDITIONS[condition] if health.step_size is not None else STEPLESS.get(condition, CONDITIONS[condition])
+    return f"{text.format(**health._asdict())}."
+
+
+def examine(
+    before: NegativePhaseHealth, seen: Observed, log_density: Callable[[Array, PyTree], Array], local: PyTree
+) -> tuple[NegativePhaseHealth, Array]:
+    """The figures after an update, and which chains are lost: not finite, or out of all proportion.
+
+    Args:
+        before: health after the last update.
+        seen: what the chains did.
+        log_density: ``log_density(position, local)`` of one chain.
+        local: what each chain has of its own.
+    """
+    centre, spread = seen.spread.mean, or_one(seen.spread.sd)[None]
+    size = max(centre.size, 1)
+    distances = _length((seen.end - centre[None]) / spread)
+    finite = jnp.isfinite(distances) & jnp.isfinite(seen.log_density_end)
+    moves = _moves((seen.end - seen.start) / spread, finite)
+    gap = jnp.mean(seen.log_density_end) - jnp.mean(seen.log_density_data)
+    seasoned = seen.num_updates + 1 >= PATIENCE
+    rate = 1.0 / jnp.minimum(seen.num_updates + 1.0, PATIENCE)
+    move = jnp.sqrt(jnp.mean(moves**2))
+    mean_moves = before.mean_moves + rate * (moves - before.mean_moves)
+    slowest, slowest_move = _slowest(mean_moves, seen.spread)
+    by_chance = (1 - jnp.clip(seen.chains.acceptance_rate, 0.0, 1.0)) ** seen.num_steps if seen.is_adjusted else 0.0
+    health = before._replace(
+        acceptance_rate=seen.chains.acceptance_rate,
+        divergence_rate=seen.chains.divergence_rate,
+        nonfinite_rate=seen.chains.nonfinite_rate,
+        swap_rate=seen.chains.swap_rate,
+        num_gradients=seen.chains.num_gradients,
+        step_size=None if seen.step_size is None else jnp.asarray(seen.step_size, float),
+        energy_gap=gap,
+        distance=jnp.max(distances),
+        move=move,
+        early_gap=jnp.where(seasoned, before.early_gap, jnp.fmax(before.early_gap, jnp.abs(gap))),
+        mean_acceptance=before.mean_acceptance + rate * (seen.chains.acceptance_rate - before.mean_acceptance),
+        mean_move=before.mean_move + rate * (move - before.mean_move),
+        mean_moves=mean_moves,
+        slowest_coordinate=slowest,
+        slowest_move=slowest_move,
+        stuck_rate=before.stuck_rate + rate * (jnp.mean(seen.stayed) - before.stuck_rate),
+        stuck_by_chance=before.stuck_by_chance + rate * (by_chance - before.stuck_by_chance),
+    )
+    is_slow = slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * jnp.max(mean_moves, initial=0.0))
+    conditions = {
+        "unbounded": _is_unbounded(
+            log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local
+        ),
+        "runaway": jnp.any(distances > RUNAWAY_DISTANCE),
+        "gap": seasoned & (jnp.abs(gap) > jnp.maximum(RUNAWAY_GAP * size, GAP_GROWTH * health.early_gap)),
+        "nonfinite": jnp.any(~finite) | (health.nonfinite_rate > NONFINITE_RATE),
+        "collapse": seasoned & seen.is_adjusted & (health.mean_acceptance < COLLAPSED_ACCEPTANCE),
+        "frozen": seasoned & ((health.mean_move < FROZEN_MOVE) | is_slow),
+        "stuck": seasoned & seen.is_adjusted & (health.stuck_rate > health.stuck_by_chance + STUCK_EXCESS),
+    }
+    health = health._replace(conditions=jnp.stack([jnp.asarray(conditions[name], bool) for name in CONDITIONS]))
+    return health, ~finite | (distances > RUNAWAY_DISTANCE)
+
+
+def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePhaseHealth:
+    """Warn of conditions that were not reported yet, or raise; from inside a compiled program where need be.
+
+    Raises:
+        UnhealthyChainsError: under the policy "raise". Out of a compiled program, and so of ``svi.run``, it arrives as a
+            ``jax.errors.JaxRuntimeError`` whose message ends in it; `fit` raises it as it is.
+    """
+    news = health.conditions if policy == "raise" else health.conditions & ~health.reported
+
+    call_where_any(Told(_report_all, (owner, policy)), news, health)
+    return health._replace(reported=health.reported | health.conditions)
+
+
+def _report_all(owner: str, policy: Policy, news: Array, health: Any) -> None:
+    for name, is_new in zip(CONDITIONS, news, strict=True):
+        if is_new:
+            _report(f"{owner}: {name}: {in_words(name, health)}", policy)
+
+
+@contextmanager
+def as_it_was_raised() -> Iterator[None]:
+    """Raise what the host raised inside a compiled program as it is; JAX wraps it in a message of its own.
+
+    Raises:
+        UnhealthyChainsError: for one of `tell`.
+        KeyboardInterrupt: for one that came while the host was called.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        _, is_ours, message = str(error).rpartition(f"{UnhealthyChainsError.__name__}: ")
+        if is_ours:
+            raise UnhealthyChainsError(message.strip()) from error
+        if str(error).rstrip().endswith(KeyboardInterrupt.__name__):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _report(message: str, policy: Policy) -> None:
+    if policy == "raise":
+        raise UnhealthyChainsError(message)
+    warnings.warn(message, UnhealthyChainsWarning, stacklevel=2)
+
+
+def _length(moves: Array) -> Array:
+    """Root mean square over the coordinates of each chain."""
+    return jnp.sqrt(jnp.mean(moves.reshape(len(moves), -1) ** 2, axis=1))
+
+
+def _moves(moves: Array, finite: Array) -> Array:
+    """Root mean square over the chains that are finite, coordinate by coordinate."""
+    counted = jnp.where(finite.reshape((-1,) + (1,) * (moves.ndim - 1)), moves, 0.0)
+    return jnp.sqrt(jnp.mean(counted**2, axis=0)).astype(float)
+
+
+def _slowest(moves: Array, spread: Spread) -> tuple[Array, Array]:
+    """The coordinate that moves least, and by how much, among those that are not constant in the data."""
+    if not moves.size:
+        return jnp.zeros((), float), jnp.ones((), float)
+    counted = jnp.where(spread.variance > 0, moves, jnp.inf).reshape(-1)
+    counted = jnp.where(jnp.any(counted < jnp.inf), counted, moves.reshape(-1))
+    slowest = jnp.argmin(counted)
+    return slowest.astype(float), counted[slowest]
+
+
+def _is_unbounded(log_density: Callable, centre: Array, ends: Array, distances: Array, local: PyTree) -> Array:
+    """Whether the density still rises a million times farther out than the farthest chains are.
+
+    Probes the rays from the data's mean through those chains. Along a ray a proper quadratic falls in the end; it is not
+    taken for unbounded unless its mode is half a million times farther away than the chain.
+    """
+    distances = jnp.where(jnp.isfinite(distances), distances, -1.0)
+    _, farthest = jax.lax.top_k(distances, min(RAYS, len(distances)))
+    chosen, local = jax.tree.map(lambda leaf: leaf[farthest], (ends, local))
+
+    def rises(end, row):
+        values = jax.vmap(lambda scale: log_density(centre + scale * (end - centre), row))(jnp.asarray(RAY, end.dtype))
+        return jnp.all((values[1:] > values[:-1]) | (values[1:] == jnp.inf))
+
+    return jnp.any(jax.vmap(rises)(chosen, local) & (distances[farthest] > 0))

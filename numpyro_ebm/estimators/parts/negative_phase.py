@@ -1,0 +1,358 @@
+"""What the estimators that sample from the model share: the negative phase, its tuning, its health and the contrast."""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._core.autodiff import freeze
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.spreads import or_one
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
+from numpyro_ebm.estimators.parts.health import NegativePhaseHealth, Observed, Policy, examine, tell, unknown
+from numpyro_ebm.estimators.parts.moves import check_scale
+from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale
+from numpyro_ebm.estimators.parts.starts import Start, over
+from numpyro_ebm.kernels import MALA, AbstractKernel, chains
+from numpyro_ebm.kernels.averaging import averaging_of, mean_step, next_averaging
+from numpyro_ebm.kernels.names import resolve_kernel
+
+Scale = Literal["auto", "data"]
+
+WIDEST_MOVE = 10.0
+"""The longest move, in standard deviations of the data, that an adapted step size grows to."""
+
+
+class Phase(NamedTuple):
+    """What a negative phase came to.
+
+    Attributes:
+        ended: where the chains are, as the kernel moves them.
+        health: figures and conditions.
+        lost: ``(num_chains,)``, which of them are lost.
+        log_factor: of each chain's own step size, or None.
+        score: gradient of the log density where they are, ``(num_chains, ...)``, where scales adapt to it, or None.
+    """
+
+    ended: Position
+    health: NegativePhaseHealth
+    lost: Array
+    log_factor: Array | None
+    score: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainEstimator(AbstractEstimator):
+    """The negative phase; each estimator says where its chains start and what it keeps of them.
+
+    State, in the mutable site ``"<site>$<name>"``: ``health`` (`NegativePhaseHealth`), ``num_updates``, ``spread`` (running
+    mean and variance of the data), and where they adapt ``averaging`` (BlackJAX's dual averaging of the step size) and
+    ``log_scale`` (of the scale of each dimension).
+
+    Attributes:
+        paces_rows: whether rows of different densities have step sizes of their own, which follow their chains. A step that
+            depends on where the chain has been leaves no law as it is until it settles, so not where chains begin in the
+            law of the data to see how they leave it.
+    """
+
+    role = "gradient"
+    is_persistent = True
+    num_steps: int = 1
+    kernel: Any = MALA()
+    adapt_step_size: bool | None = None
+    step_size_schedule: Callable[[Array], Any] | None = None
+    temperature: Any = None
+    energy_l2: float = 0.0
+    on_unhealthy: Policy = "warn"
+    scale: Any = "auto"
+    paces_rows: ClassVar[bool] = False
+
+    def __post_init__(self):
+        name = type(self).__name__
+        check_count(name, "num_steps", self.num_steps)
+        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_BINARY_UNITS))
+        if self.on_unhealthy not in get_args(Policy):
+            raise EnergyError(
+                f"Unknown on_unhealthy={self.on_unhealthy!r}. {nearest(str(self.on_unhealthy), get_args(Policy))}"
+            )
+        if is_concrete(self.energy_l2) and not (np.isfinite(self.energy_l2) and self.energy_l2 >= 0):
+            raise EnergyError(f"{name} needs energy_l2 >= 0; got {self.energy_l2!r}. Write energy_l2=0.1.")
+        self._check_step_size(name)
+        self._check_scale(name)
+        self._temperatures()
+
+    def check(self, site: Site) -> None:
+        """Refuse scales that do not fit the event."""
+        super().check(site)
+        if not isinstance(self.scale, str):
+            check_scale(site, "scale", self.scale)
+
+    @abc.abstractmethod
+    def begin(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel) -> Start:
+        """Where this update's chains begin."""
+
+    @abc.abstractmethod
+    def fresh(self, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
+        """Unconstrained positions, and their locals, for chains that begin anew."""
+
+    def keep(self, state: PyTree, site: Site, start: Start, ended: Position, lost: Array) -> PyTree:
+        """The state with what the next update needs of the chains; lost ones have just begun anew."""
+        return state
+
+    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
+        """Health, counters and step size before the first update."""
+        shape = site.position.shape[1:]
+        zeros = jnp.zeros(shape, float)
+        state: dict[str, Any] = {
+            "health": unknown(self.kernel, shape),
+            "num_updates": jnp.zeros((), jnp.int32),
+            "spread": Spread(zeros, zeros),
+        }
+        if self._adapts:
+            state["averaging"] = averaging_of(self.kernel)
+        if self._scales(site):
+            state["log_scale"] = zeros
+        return state
+
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
+        """Log density of each row minus that of the negatives, unnormalised: log Z cancels in the gradient."""
+        key_start, key_chains = jax.random.split(rng_key)
+        kernel = self.tuned(site, state)
+        start = self.begin(key_start, site, state, kernel)
+        negatives, state = self.update(key_chains, site, state, kernel, start)
+        return self.contrast(site, negatives, start.local, paired=start.paired), state
+
+    def update(
+        self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start
+    ) -> tuple[Array, PyTree]:
+        """Where the chains ended, in unconstrained space, and the state with their health and the next step size."""
+        key_chains, key_reset = jax.random.split(rng_key)
+        num_updates = state["num_updates"]
+        state = {**state, "spread": state["spread"].then(Spread.of(site), num_updates)}
+        phase = self.negative_phase(key_chains, site, state, kernel, start)
+        ended, lost = phase.ended, phase.lost
+        if self.on_unhealthy == "reset":
+            ended = self._replace(key_reset, site, kernel, ended, lost)
+        else:
+            lost = jnp.zeros_like(lost)
+        start = start._replace(log_factor=phase.log_factor)
+        state = {**self.keep(state, site, start, ended, lost), "health": phase.health, "num_updates": num_updates + 1}
+        if "averaging" in state:
+            state["averaging"] = self._adapt(state, kernel)
+        if phase.score is not None:
+            state["log_scale"] = next_log_scale(state["log_scale"], state["spread"].sd, phase.score, num_updates)
+        return jax.vmap(kernel.lower)(ended), state
+
+    def notes(self) -> tuple[str, ...]:
+        """A penalty, a temperature and an unadjusted kernel change what is estimated."""
+        notes = []
+        if self.energy_l2 != 0:
+            notes.append(f"energy_l2={self.energy_l2}: a penalty on both energies is part of what was maximised")
+        temperatures = self._temperatures()
+        if temperatures is not None and temperatures[-1] != 1:
+            notes.append(f"the chains end at temperature {float(temperatures[-1]):.3g}: their law is p^(1/T), not p")
+        if not self.kernel.is_exact:
+            notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
+        return tuple(notes)
+
+    def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> Phase:
+        """Move the chains under parameters cut off from differentiation."""
+        lower = jax.vmap(kernel.lower)
+        first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
+        log_density = freeze(site.log_density, *first)
+        owner = f"At site '{site.name}', estimator '{self.name}'"
+        follows_score = "log_scale" in state
+
+        @jax.jit  # one program also where the model runs outside jit, as in svi.init
+        def run(rng_key, kernel, position, local, pace, data, data_local, state):
+            scale = self._scale(state)
+            advanced, stayed = self.advance(rng_key, kernel, log_density, position, local, scale, pace)
+            ended, pace = advanced.positions, advanced.pace
+            score = jax.vmap(log_density)
+            end = lower(ended)
+            seen = Observed(
+                chains=advanced.health,
+                start=lower(position),
+                end=end,
+                stayed=stayed,
+                num_steps=self.num_steps,
+                spread=state["spread"],
+                log_density_end=score(end, local),
+                log_density_data=score(data, data_local),
+                step_size=kernel.step_size if pace is None else mean_step(kernel, pace),
+                is_adjusted=kernel.target_acceptance is not None,
+                num_updates=state["num_updates"],
+            )
+            examined, lost = examine(state["health"], seen, log_density, local)
+            gradient = None
+            if follows_score:
+                gradient = advanced.gradient
+                if gradient is None:  # this kernel keeps none
+                    gradient = jax.vmap(jax.grad(log_density))(end, local)
+            factor = None if pace is None else pace.log_factor
+            return Phase(ended, tell(examined, self.on_unhealthy, owner), lost, factor, gradient)
+
+        pace = self._pace(site, state, kernel, start)
+        known = {name: state[name] for name in ("health", "num_updates", "spread", "log_scale") if name in state}
+        inputs = (start.position, start.local, pace, site.position, site.local, known)
+        return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
+
+    def advance(
+        self,
+        rng_key: PRNGKey,
+        kernel: AbstractKernel,
+        log_density: Callable[[Array, PyTree], Array],
+        position: Position,
+        local: PyTree,
+        scale: Array | None,
+        pace: chains.Pace | None = None,
+    ) -> tuple[chains.Advanced, Array]:
+        """Move the chains, in the coordinates of the scale, by the estimator's steps and temperatures.
+
+        Returns:
+            Where they came to, and which ended where they began.
+        """
+
+        def scaled(position, local):
+            return log_density(out_of_scale(scale, position), local)
+
+        began = in_scale(scale, position)
+        advanced = chains.advance_at_pace(
+            rng_key,
+            kernel,
+            log_density if scale is None else scaled,
+            began,
+            local,
+            num_steps=self.num_steps,
+            temperatures=self._temperatures(),
+            pace=pace,
+        )
+        lower = jax.vmap(kernel.lower)
+        is_same = lower(began) == lower(advanced.positions)
+        still = jnp.all(is_same, axis=tuple(range(1, is_same.ndim)))
+        gradient = None if advanced.gradient is None else in_scale(scale, advanced.gradient)
+        return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
+
+    def contrast(self, site: Site, negatives: Array, local: PyTree, *, paired: bool) -> Array:
+        """Log density of each row minus that of its own negative, or minus the mean over all negatives."""
+        ours = self._penalised(site, site.position, site.local, 1.0)
+        theirs = self._penalised(site, negatives, local, -1.0)
+        return ours - (theirs if paired else jnp.mean(theirs))
+
+    def tuned(self, site: Site, state: PyTree) -> AbstractKernel:
+        """The kernel with the step size of this update."""
+        kernel = self.kernel.bind(site.distribution)
+        if self.step_size_schedule is not None:
+            return kernel.adapted(step_size=jnp.asarray(self.step_size_schedule(state["num_updates"]), float))
+        if self._adapts:
+            return kernel.adapted(step_size=jnp.exp(state["averaging"].log_step_size))
+        return kernel
+
+    @property
+    def _adapts(self) -> bool:
+        if self.adapt_step_size is None:
+            return self.kernel.target_acceptance is not None and self.step_size_schedule is None
+        return self.adapt_step_size
+
+    def _scales(self, site: Site) -> bool:
+        """Whether scales of the dimensions adapt."""
+        if not isinstance(self.scale, str):
+            return False
+        has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
+        return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
+
+    def _scale(self, state: PyTree) -> Array | None:
+        """Lengths that positions are measured in, per dimension; None for 1."""
+        if "log_scale" not in state:
+            return None if self.scale is None or isinstance(self.scale, str) else jnp.asarray(self.scale, float)
+        of_data = jnp.log(or_one(state["spread"].sd))
+        log_scale = jnp.where(state["num_updates"] == 0, of_data, state["log_scale"])
+        return jnp.exp(log_scale - jnp.mean(log_scale) if self.scale == "auto" else log_scale)
+
+    def _pace(self, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> chains.Pace | None:
+        """The chains' own step sizes, where rows have densities of their own and the step size adapts."""
+        if not (self.paces_rows and self._adapts and site.local is not None):
+            return None
+        num_chains = jax.tree.leaves(start.position)[0].shape[0]
+        log_factor = jnp.zeros(num_chains, float) if start.log_factor is None else start.log_factor
+        age = jnp.zeros(num_chains, jnp.int32) if start.age is None else start.age
+        largest = (jnp.log(self._widest(state, kernel)) - jnp.log(kernel.step_size)) / (2 * kernel.step_exponent)
+        return chains.Pace(log_factor, age, largest)
+
+    def _widest(self, state: PyTree, kernel: AbstractKernel) -> Array:
+        """The largest step size that adaptation goes to."""
+        spread = or_one(in_scale(self._scale(state), state["spread"].sd))
+        pooled = jnp.sqrt(jnp.mean(spread**2))
+        return jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * kernel.step_exponent))
+
+    def _adapt(self, state: PyTree, kernel: AbstractKernel) -> Any:
+        """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
+        health = state["health"]
+        updated = next_averaging(state["averaging"], kernel, health.acceptance_rate)
+        largest = jnp.log(self._widest(state, kernel))
+        updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, largest))
+        if self.on_unhealthy != "reset":
+            return updated
+        collapsed = health.conditions[list(health.CONDITIONS).index("collapse")]
+        return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), averaging_of(self.kernel), updated)
+
+    def _replace(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
+        """Lost chains begin anew."""
+        fresh = jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0])
+        return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
+
+    def _penalised(self, site: Site, positions: Array, local: PyTree, sign: float) -> Array:
+        """Log densities; with `energy_l2`, less ``sign * energy_l2 * E(x)^2``."""
+        values = jax.vmap(site.log_density)(positions, local)
+        if is_concrete(self.energy_l2) and self.energy_l2 == 0:
+            return values
+        context = None if local is None else local[0]
+        energies = jax.vmap(lambda z, row: site.distribution.evaluate_energy(site.distribution.constrain(z), row))
+        return values - sign * self.energy_l2 * energies(positions, context) ** 2
+
+    def _temperatures(self) -> Array | None:
+        if self.temperature is None:
+            return None
+        schedule: Any = self.temperature if callable(self.temperature) else lambda _: self.temperature
+        with jax.ensure_compile_time_eval():
+            values = np.asarray([float(schedule(i)) for i in range(self.num_steps)])
+        if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+            raise EnergyError(
+                f"{type(self).__name__} needs temperatures > 0; got {values}. Write temperature=1.0, or a schedule of the "
+                f"transition's index such as optax.linear_schedule(5.0, 1.0, {self.num_steps - 1})."
+            )
+        return jnp.asarray(values, float)
+
+    def _check_scale(self, name: str) -> None:
+        if isinstance(self.scale, str):
+            if self.scale not in get_args(Scale):
+                raise EnergyError(
+                    f"Unknown scale='{self.scale}'. {nearest(self.scale, get_args(Scale))} Or numbers, or None."
+                )
+        else:
+            check_positive(name, "scale", self.scale)
+        if self.kernel.step_size is None and self.scale not in ("auto", None):
+            raise EnergyError(
+                f"The kernel '{self.kernel.name}' has no step size to measure in scale={self.scale!r}. Leave scale out."
+            )
+
+    def _check_step_size(self, name: str) -> None:
+        if self.step_size_schedule is not None and (self.adapt_step_size or not callable(self.step_size_schedule)):
+            raise EnergyError(
+                f"{name} takes a step_size_schedule (a function of the number of updates) in the place of adaptation. Write "
+                "step_size_schedule=optax.exponential_decay(0.1, 1000, 0.5) without adapt_step_size=True."
+            )
+        if self.adapt_step_size and self.kernel.target_acceptance is None:
+            raise EnergyError(
+                f"The kernel '{self.kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
+                "adapt_step_size=False, a step_size_schedule, or a kernel such as 'mala'."
+            )

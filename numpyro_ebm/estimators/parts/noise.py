@@ -1,0 +1,231 @@
+"""What the estimators that tell data from noise share: the noise of each row, its draws, and log ratios to it."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from numpyro_ebm._core.autodiff import freeze
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.empirical import Empirical
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.distributions.supports import check_same_support
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.fitted_noise import FittedNoise, fit_noise
+from numpyro_ebm.estimators.parts.generator import Generator, context_of
+
+Fitted = Literal["gaussian", "mixture"]
+
+NUM_TYPICAL = 1000
+WIDER = "Write wider noise, e.g. noise=numpyro.distributions.Normal(mean, 2 * sd)."
+NEARER = (
+    "Write noise around the data, noise='gaussian' (fitted to the batch) or numpyro.distributions.Normal(data.mean(0), "
+    "data.std(0)).to_event(1)."
+)
+
+
+class LogRatios(NamedTuple):
+    """Log of unnormalised model density over noise density, ``log w = log p~ - log q``.
+
+    Attributes:
+        data: at the rows, ``(num_rows,)``.
+        noise: at each row's noise draws, ``(nu, num_rows)``.
+        is_inside: which draws count, ``(nu, num_rows)``: one rounded to the wall of the support has no density there.
+        learning: ``(num_rows,)``, zero, with the gradient that fits a noise model's parameters to the data.
+    """
+
+    data: Array
+    noise: Array
+    is_inside: Array
+    learning: Array
+
+
+class Noise(NamedTuple):
+    """The noise of a site: draws ``(num, num_rows, *event_shape)``, and their log densities, each under its row's law."""
+
+    sample: Callable[[PRNGKey, int], Array]
+    log_prob: Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseEstimator(AbstractEstimator):
+    """An estimator that compares each row with ``nu`` draws of noise."""
+
+    role = "objective"
+    nu: int = 1
+    noise: Any = None
+
+    def __post_init__(self):
+        check_count(type(self).__name__, "nu", self.nu)
+        if isinstance(self.noise, str) and self.noise not in get_args(Fitted):
+            raise EnergyError(f"Unknown noise '{self.noise}'. {nearest(self.noise, get_args(Fitted))}")
+        is_known = self.noise is None or isinstance(self.noise, str | dist.Distribution) or callable(self.noise)
+        if not is_known or isinstance(self.noise, type):
+            came = f"the class {self.noise.__name__}" if isinstance(self.noise, type) else type(self.noise).__name__
+            raise TypeError(
+                f"{type(self).__name__} needs noise as a numpyro distribution, e.g. Normal(0, 1), 'gaussian', 'mixture' or "
+                f"a NumPyro model of one event; got {came}."
+            )
+
+    def check(self, site: Site) -> None:
+        """Refuse noise that does not fit, and warn of noise that cannot teach."""
+        super().check(site)
+        noise = self.noise if self.noise is not None else site.distribution.reference
+        if not isinstance(noise, dist.Distribution):
+            return
+        if self.noise is not None:  # the reference fits by construction
+            _check_fits(noise, site)
+        if isinstance(noise, Empirical):
+            self._is_relative(site)
+        elif is_concrete(site.value, site.mask, noise):
+            with eager():
+                _check_overlap(_of_distribution(noise, site), site)
+
+    def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
+        """The rows and their fresh noise, under the model and under the noise."""
+        noise, learning = self.resolve(rng_key, site)
+        draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
+        inside = jax.vmap(jax.vmap(site.distribution.is_inside))(draws)
+        takes_part = inside if site.mask is None else inside & site.mask
+        wide = (...,) + (None,) * (site.value.ndim - 1)
+        events = jnp.concatenate([site.value[None], jnp.where(takes_part[wide], draws, site.value)])
+        ratios = self._ratios(noise, events, site)
+        return LogRatios(ratios[0], ratios[1:], inside, learning)
+
+    def _ratios(self, noise: Noise, events: Array, site: Site) -> Array:
+        if self._is_relative(site):
+            return site.over_draws(site.distribution.log_ratio_to_base, events)
+        at_noise = noise.log_prob(events)
+        at_noise = at_noise if site.mask is None else jnp.where(site.mask, at_noise, 0.0)
+        _check_positive_density(at_noise[0], site)
+        return site.over_draws(site.distribution.log_density, events) - at_noise
+
+    def _is_relative(self, site: Site) -> bool:
+        """Whether the noise is the base and has no known density, which cancels."""
+        if isinstance(self.noise, Empirical):
+            raise EnergyError(
+                "Empirical rows have no known density, and as noise they need one unless they are the base as well. Write "
+                f"EnergyDistribution(..., base=Empirical(rows)) and estimate(model, '{self.name}') without noise."
+            )
+        return self.noise is None and isinstance(site.distribution.base, Empirical)
+
+    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+        """The noise, and what fits its parameters to the data (`LogRatios.learning`)."""
+        return noise_of(self.noise, jax.random.fold_in(rng_key, 1), site)
+
+
+def noise_of(noise: Any, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+    """Noise as the user names it, and what fits its parameters to the data.
+
+    It is what it is: where its parameters are the model's own (its base), no gradient goes through it.
+    """
+    still = jnp.zeros(site.num_rows, site.value.dtype)
+    if isinstance(noise, str):
+        return _still(_of_fitted(fit_noise(rng_key, site.position, site.mask, noise), site)), still
+    if noise is None or isinstance(noise, dist.Distribution):
+        return _still(_of_distribution(noise if noise is not None else site.distribution.reference, site)), still
+    return _of_model(Generator.of(noise, site, rng_key, "noise", latents=False), site)
+
+
+def _of_distribution(noise: dist.Distribution, site: Site) -> Noise:
+    rows, event_shape = site.batch_shape, site.distribution.event_shape
+    if noise.batch_shape == ():
+        return Noise(lambda key, num: noise.sample(key, (num, site.num_rows)), noise.log_prob)  # pyright: ignore
+    wide = noise.expand(rows)
+    flat = lambda values, event: values.reshape(-1, site.num_rows, *event)  # noqa: E731
+    return Noise(
+        lambda key, num: flat(wide.sample(key, (num,)), event_shape),
+        lambda events: flat(wide.log_prob(events.reshape(-1, *rows, *event_shape)), ()),
+    )
+
+
+def _of_fitted(fitted: FittedNoise, site: Site) -> Noise:
+    over_all = lambda function: jax.vmap(jax.vmap(function))  # noqa: E731
+
+    def log_prob(events):
+        positions = over_all(site.distribution.unconstrain)(events)
+        return fitted.log_prob(positions) - over_all(site.distribution.log_jacobian)(positions)
+
+    def sample(rng_key, num):
+        positions = fitted.sample(rng_key, num).reshape(num, *site.position.shape)
+        return over_all(site.distribution.constrain)(positions)
+
+    return Noise(sample, log_prob)
+
+
+def _of_model(model: Generator, site: Site) -> tuple[Noise, Array]:
+    """The noise of a model, and what fits its parameters to the data by maximum likelihood."""
+    own = log_prob_of_model(model, site, site.value[None])[0]
+    own = own if site.mask is None else jnp.where(site.mask, own, 0.0)
+    return _still(noise_of_model(model.frozen(), site)), own - jax.lax.stop_gradient(own)
+
+
+def noise_of_model(model: Generator, site: Site) -> Noise:
+    """Draws and densities as functions of the model's parameters."""
+    return Noise(
+        lambda key, num: jax.vmap(lambda k: model.rdraw(k, site)[site.name])(jax.random.split(key, num)),
+        lambda events: log_prob_of_model(model, site, events),
+    )
+
+
+def log_prob_of_model(model: Generator, site: Site, events: Array) -> Array:
+    """Of events ``(num, num_rows, *event_shape)``."""
+    log_prob = jax.vmap(lambda event, context: model.log_density({site.name: event}, context))
+    return jax.vmap(lambda events: log_prob(events, context_of(site)))(events)
+
+
+def _still(noise: Noise) -> Noise:
+    """The same, without gradients in its parameters; in events that learn its density has one."""
+    return Noise(
+        lambda key, num: jax.lax.stop_gradient(noise.sample(key, num)),
+        lambda events: freeze(noise.log_prob, events)(events),
+    )
+
+
+def _check_fits(noise: dist.Distribution, site: Site) -> None:
+    try:
+        fits = jnp.broadcast_shapes(noise.batch_shape, site.batch_shape) == site.batch_shape
+    except ValueError:
+        fits = False
+    if noise.event_shape != site.distribution.event_shape or not fits:
+        raise EnergyError(
+            f"The noise has event shape {noise.event_shape} and batch shape {noise.batch_shape}; the energy has event shape "
+            f"{site.distribution.event_shape} in rows {site.batch_shape}. Write noise={type(noise).__name__}(...)"
+            ".to_event(1), one law for all rows or one for each; under a subsampling plate, a NumPyro model noise(context)."
+        )
+    check_same_support("noise", noise, site.distribution.support)
+
+
+def _check_positive_density(at_data: Array, site: Site) -> None:
+    if not is_concrete(at_data):
+        return
+    outside = np.flatnonzero(~np.isfinite(np.asarray(at_data)))
+    if outside.size:
+        raise EnergyError(
+            f"The noise has log density {at_data[outside[0]]} at row {outside[0]}: its density has to be positive wherever "
+            f"the data are. {WIDER}"
+        )
+
+
+def _check_overlap(noise: Noise, site: Site) -> None:
+    keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
+    at_data = np.where(keep, np.asarray(noise.log_prob(site.value[None]))[0], 0.0)
+    _check_positive_density(at_data, site)  # pyright: ignore[reportArgumentType]
+    # Typical values of the noise's own log density; where every datum lies below them all, the classes separate.
+    num = -(-NUM_TYPICAL // max(site.num_rows, 1))
+    typical = np.asarray(noise.log_prob(noise.sample(jax.random.key(0), num)))[:, keep]
+    if keep.any() and at_data[keep].max() < typical.min():
+        warnings.warn(
+            f"At site '{site.name}': the noise does not overlap the data (largest noise log density at the data "
+            f"{at_data[keep].max():.3g}, smallest of {typical.size} noise draws {typical.min():.3g}): nothing will be "
+            f"learned. {NEARER}",
+            stacklevel=2,
+        )

@@ -1,0 +1,64 @@
+"""Random directions whose second moment is the identity, and derivatives along them."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.site import Site
+
+Projection = Literal["rademacher", "gaussian", "sphere"]
+
+
+def check_projection(law: str) -> None:
+    """Refuse the name of a law that is not known.
+
+    Raises:
+        EnergyError: with the known ones.
+    """
+    if law not in get_args(Projection):
+        raise EnergyError(f"Unknown projection '{law}'. {nearest(str(law), get_args(Projection))}")
+
+
+def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Array:
+    """``num`` independent directions ``v`` with ``E[v v^T] = I`` for each row, drawn all at once.
+
+    Args:
+        rng_key: random key.
+        law: "rademacher" (signs), "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
+        num: how many.
+        rows: events, ``(num_rows, ...)``; the directions have their shape and dtype.
+
+    Returns:
+        ``(num, num_rows, ...)``.
+    """
+    shape = (num, *rows.shape)
+    if law == "rademacher":
+        return jax.random.rademacher(rng_key, shape, rows.dtype)
+    normal = jax.random.normal(rng_key, shape, rows.dtype)
+    if law == "gaussian":
+        return normal
+    flat = normal.reshape(*shape[:2], -1)
+    length = jnp.sqrt(jnp.sum(flat**2, axis=2, keepdims=True) / max(flat.shape[2], 1))
+    return (flat / length).reshape(shape)
+
+
+def score_and_curvatures(site: Site, directions: Array) -> tuple[Array, Array]:
+    """The score ``s`` of each row, and ``v^T grad s v`` along its directions ``v``, one direction at a time.
+
+    Args:
+        site: the rows.
+        directions: ``(num, num_rows, ...)``.
+
+    Returns:
+        ``(num_rows, ...)`` and ``(num, num_rows)``.
+    """
+    score, push = jax.linearize(lambda z: jax.vmap(site.score)(z, site.local), site.position)
+    return score, jax.lax.map(lambda v: inner(v, push(v)), directions)
+
+
+def inner(a: Array, b: Array) -> Array:
+    """Inner products of events led by the rows."""
+    return jnp.sum((a * b).reshape(len(a), -1), axis=1)

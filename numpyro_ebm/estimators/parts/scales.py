@@ -1,0 +1,91 @@
+"""Lengths per dimension: the spread of the data over updates, and the scales in which chains move."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._core.spreads import ROUNDING, eps_of, or_one
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+
+MEMORY = 100
+"""Updates after which the spread begins to forget, since the rows of a latent site move."""
+STEEPEST = 1e6
+"""The largest score that counts, in units of the data's spread: a wall or an overflow makes no scale of 0."""
+PATIENCE = 20
+"""Updates over which scales are averaged."""
+
+
+class Spread(NamedTuple):
+    """Running moments of the rows, per dimension of unconstrained space.
+
+    Attributes:
+        mean: ``unconstrained_shape``.
+        variance: of the same shape; exactly 0 for a column that is constant.
+    """
+
+    mean: Array
+    variance: Array
+
+    @classmethod
+    def of(cls, site: Site) -> "Spread":
+        """Of the rows of one batch that take part."""
+        mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (site.position.ndim - 1))
+        counted = site.position if mask is None else jnp.where(mask, site.position, 0)
+        num = jnp.maximum(site.num_rows if mask is None else jnp.sum(mask), 1)
+        mean = jnp.sum(counted, axis=0) / num.astype(counted.dtype)
+        return cls(jax.lax.stop_gradient(mean).astype(float), (site.spread**2).astype(float))
+
+    def then(self, batch: "Spread", num_updates: Array) -> "Spread":
+        """With one more batch, by West's update; batches of one row have a spread between them."""
+        rate = 1.0 / jnp.minimum(num_updates + 1.0, MEMORY)
+        change = batch.mean - self.mean
+        is_rounding = jnp.abs(change) <= ROUNDING * eps_of(batch.mean) * jnp.abs(batch.mean)
+        between = jnp.where(is_rounding & (num_updates > 0), 0.0, change)
+        variance = (1 - rate) * (self.variance + rate * between**2) + rate * batch.variance
+        return Spread(self.mean + rate * change, variance)
+
+    @property
+    def sd(self) -> Array:
+        """Standard deviations."""
+        return jnp.sqrt(self.variance)
+
+
+def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: Array) -> Array:
+    """Moving average of the logs of ``min(sd of the data, 1 / sd of the score over the chains)``.
+
+    The second is how far the density lets a chain move (the inverse of the Fisher information of a shift, the
+    preconditioner that is best for MALA): the width of a mode where the data have several, and the data's own where the
+    model is a Gaussian that fits. The first bounds it where the energy is flat.
+
+    Args:
+        log_scale: the last average.
+        spread: standard deviations of the data, per dimension.
+        score: gradient of the log density where the chains ended, ``(num_chains, ...)``.
+        num_updates: updates before this one.
+
+    References:
+        Titsias, Optimal preconditioning and Fisher adaptive Langevin sampling (2023).
+    """
+    finite = jnp.all(jnp.isfinite(score), axis=tuple(range(1, score.ndim)), keepdims=True)
+    # Without any, of zeros: nothing is divided by their number.
+    deviation = jnp.std(jnp.where(finite, score, 0.0), axis=0, where=finite | ~jnp.any(finite))
+    spread = or_one(spread)
+    scale = 1 / jnp.clip(deviation.astype(float), 1 / spread, STEEPEST / spread)
+    rate = 1.0 / jnp.minimum(num_updates + 1.0, PATIENCE)
+    return log_scale + rate * (jnp.log(scale) - log_scale)
+
+
+def in_scale(scale: Array | None, tree: Any) -> Any:
+    """Positions measured in the scale, which leads to their last dimensions."""
+    return tree if scale is None else jax.tree.map(lambda leaf: leaf / _over(scale, leaf), tree)
+
+
+def out_of_scale(scale: Array | None, tree: Any) -> Any:
+    """What `in_scale` takes back."""
+    return tree if scale is None else jax.tree.map(lambda leaf: leaf * _over(scale, leaf), tree)
+
+
+def _over(scale: Array, leaf: Array) -> Array:
+    return scale.astype(leaf.dtype).reshape((1,) * (leaf.ndim - scale.ndim) + scale.shape)

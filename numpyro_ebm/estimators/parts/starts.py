@@ -1,0 +1,91 @@
+"""Where the chains of a negative phase begin."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.distributions.supports import check_same_support
+
+
+class Start(NamedTuple):
+    """Where the chains of one update begin.
+
+    Attributes:
+        position: as the kernel moves it (`AbstractKernel.lift`), leaves led by the number of chains.
+        local: what each chain's density has of its own, or None.
+        paired: whether there is one chain per row, of that row's own density.
+        slots: where the chains are kept between updates, or None.
+        age: transitions of each chain since it began, where chains are kept.
+        log_factor: of each chain's own step size (`chains.Pace`), where it is kept.
+    """
+
+    position: Position
+    local: PyTree
+    paired: bool = True
+    slots: Array | None = None
+    age: Array | None = None
+    log_factor: Array | None = None
+
+
+def over(flags: Array, leaf: Array) -> Array:
+    """Flags of chains, shaped to go over a leaf that they lead."""
+    return flags.reshape((-1,) + (1,) * (leaf.ndim - 1))
+
+
+def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
+    """Unconstrained starts, and what their rows have of their own, over the rows as evenly as it goes.
+
+    Args:
+        start: "data", "base", or a distribution of one event.
+        rng_key: random key.
+        site: the rows.
+        num_chains: how many.
+    """
+    key_rows, key_draws = jax.random.split(rng_key)
+    rows = jnp.resize(jax.random.permutation(key_rows, site.num_rows), (num_chains,))
+    repeats = -(-num_chains // max(site.num_rows, 1))
+    draws = draw_rows(start, key_draws, site, repeats)[jnp.arange(num_chains) // site.num_rows, rows]
+    return draws, jax.tree.map(lambda leaf: leaf[rows], site.local)
+
+
+def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Array:
+    """Unconstrained starts for each row, ``(repeats, num_rows, ...)``: the row itself, or draws of its own base."""
+    distribution = site.distribution
+    if isinstance(start, str) and start == "data":
+        return jnp.broadcast_to(site.position, (repeats, *site.position.shape))
+    if isinstance(start, dist.Distribution):
+        events = start.expand((site.num_rows,)).sample(rng_key, (repeats,))
+    else:
+        events = distribution.reference.expand(site.batch_shape).sample(rng_key, (repeats,))
+    events = distribution.as_events(jnp.asarray(events, float)).reshape((repeats, site.num_rows, *distribution.event_shape))
+    draws = jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
+    if site.mask is None:
+        return draws
+    # The base of a masked row may be missing as well.
+    return jnp.where(over(site.mask, site.position), draws, jax.lax.stop_gradient(site.position))
+
+
+def check_start(start: Any, site: Site) -> None:
+    """Refuse a start that is unknown, or of another event shape or support than the energy's.
+
+    Raises:
+        EnergyError: naming both.
+        TypeError: where it is neither a name nor a distribution.
+    """
+    if isinstance(start, str):
+        if start not in ("data", "base"):
+            raise EnergyError(f"Unknown start '{start}'. {nearest(start, ('data', 'base'))} Or a numpyro distribution.")
+        return
+    if not isinstance(start, dist.Distribution):
+        raise TypeError(f"start needs 'data', 'base' or a numpyro distribution; got {type(start).__name__}.")
+    if start.event_shape != site.distribution.event_shape or start.batch_shape != ():
+        raise EnergyError(
+            f"start has event shape {start.event_shape} and batch shape {start.batch_shape}; the energy has "
+            f"event shape {site.distribution.event_shape}. Write start={type(start).__name__}(...).to_event(1)."
+        )
+    check_same_support("start", start, site.distribution.support)

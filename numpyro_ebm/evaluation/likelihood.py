@@ -1,0 +1,342 @@
+"""`log_likelihood`: held-out rows under an energy whose log Z was estimated, in nats and in bits, with errors."""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.errors import EnergyError, at_site
+from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.score import NO_DENSITY
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.handlers.data_sites import data_site, has_rows_of_its_own, over_rows
+from numpyro_ebm.partition.bounds import LEVEL, RELIABLE_GAP, widened
+
+FEW_SAMPLES = 10.0
+OTHER_SIDE: dict[Any, Any] = {"lower": "upper", "upper": "lower", None: None}
+NEEDED = (
+    "log_likelihood needs log Z with its error, as numpyro_ebm.log_partition or log_partition_bounds returns it. There is "
+    "no default: without log Z an energy has no likelihood. Write log_likelihood(model, params, x_test, "
+    "log_partition=numpyro_ebm.log_partition(rng_key, model, method='ais', params=params)); for a log Z that is known, "
+    "log_partition=numpyro_ebm.LogPartition(value, 0.0, math.inf, None)"
+)
+
+
+class ApartBounds(EnergyError):
+    """Bounds on log Z that are too far apart for a likelihood."""
+
+
+class Difference(NamedTuple):
+    """How much more the first of two models has of a figure of the same rows.
+
+    Attributes:
+        mean: mean over rows of the first's figure less the second's.
+        standard_error: of the mean, by the spread of the differences over rows; that of log Z included.
+    """
+
+    mean: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        """The mean with its sign and its error."""
+        return f"{self.mean:+.3g} +- {self.standard_error:.2g}"
+
+
+def paired_difference(first: Any, second: Any) -> Difference:
+    """The mean of ``first.rows - second.rows`` over the rows that both have, with the error of pairs.
+
+    Errors of log Z count as independent of each other and of the rows.
+
+    Raises:
+        EnergyError: for figures of different numbers of rows.
+    """
+    if np.shape(first.rows) != np.shape(second.rows):
+        raise EnergyError(
+            f"A difference of pairs needs the same rows twice; got rows of shape {np.shape(first.rows)} and "
+            f"{np.shape(second.rows)}. Compute both on the same held-out rows."
+        )
+    rows = np.asarray(first.rows, float) - np.asarray(second.rows, float)
+    rows = rows[~np.isnan(rows)]
+    errors = [each.log_partition_error for each in (first, second) if isinstance(each, LogLikelihood)]
+    sampling = rows.std(ddof=1) / math.sqrt(rows.size) if rows.size > 1 else math.nan
+    return Difference(float(rows.mean()) if rows.size else math.nan, math.hypot(sampling, *errors))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLikelihood:
+    """Log likelihood of held-out rows.
+
+    Attributes:
+        rows: nats, one value per row in the rows' shape; NaN for masked rows.
+        mean: nats per row, over the rows that take part.
+        standard_error: of the mean: the sampling of rows and the error of log Z together. NaN for a single row.
+        log_partition_error: log Z's part of it.
+        bits_per_dim: ``-mean / (d log 2)``, ``d`` the number of elements of an event.
+        bits_per_dim_error: its standard error.
+        interval: of the mean of these rows, where log Z has bounds on both sides: a confidence interval of level 0.95 that
+            allows for the gap and for the Monte Carlo error of either end, and not for the sampling of rows; else None.
+        bound: "upper" where the values are upper bounds in expectation (log Z from a lower bound), "lower" the other way
+            round, None for neither.
+        ess: effective number of samples behind log Z.
+        num_rows: rows that take part.
+    """
+
+    rows: Array
+    mean: float
+    standard_error: float
+    log_partition_error: float
+    bits_per_dim: float
+    bits_per_dim_error: float
+    interval: tuple[float, float] | None
+    bound: Literal["lower", "upper"] | None
+    ess: float
+    num_rows: int
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether at least 10 effective samples are behind log Z."""
+        return self.ess >= FEW_SAMPLES
+
+    def difference(self, other: "LogLikelihood") -> Difference:
+        """How many more nats per row this model gives to the same rows than the other, with the error of pairs.
+
+        What makes a row hard for both models cancels, so that the error is often far below that of either mean.
+
+        Args:
+            other: `log_likelihood` of the same rows, in the same order, under another model.
+
+        Returns:
+            The mean and its standard error, positive where this model is the better one.
+
+        Raises:
+            EnergyError: for another number of rows.
+
+        Example:
+            ``print(by_pcd.difference(by_mixture))`` prints ``+0.45 +- 0.17``.
+        """
+        return paired_difference(self, other)
+
+    def __str__(self) -> str:
+        """One line."""
+        line = (
+            f"log likelihood {self.mean:.4f} +- {self.standard_error:.2g} nats per row ({self.num_rows} rows), "
+            f"{self.bits_per_dim:.4f} +- {self.bits_per_dim_error:.2g} bits per dimension"
+        )
+        return "; ".join([line, *self.remarks()])
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said beside the figures."""
+        said = []
+        if self.interval is not None:
+            ends = "between {:.4f} and {:.4f}".format(*self.interval)
+            said.append(f"of these rows {ends} at level {LEVEL:g}, by bounds on log Z from both sides")
+        if self.bound is not None:
+            side = {"upper": "at most that, log Z being a lower bound", "lower": "at least that, log Z being an upper bound"}
+            said.append(f"in expectation {side[self.bound]}")
+        if not self.is_reliable:
+            said.append(f"log Z rests on {self.ess:.1f} effective samples: neither it nor its error is to be trusted")
+        return tuple(said)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LogZ:
+    """log Z as the rows need it: value ``()`` or of the rows' shape, and the two ends that it lies between, or None."""
+
+    value: np.ndarray
+    standard_error: np.ndarray
+    ess: float
+    bound: Literal["lower", "upper"] | None
+    ends: "tuple[_LogZ, _LogZ] | None" = None
+
+
+def log_likelihood(
+    dist_or_model: Any, params: Any, *args: Any, log_partition: Any, site: str | None = None, **kwargs: Any
+) -> LogLikelihood:
+    r"""Log likelihood of held-out rows: :math:`\log \tilde p(x) - \log Z`, in nats and in bits per dimension.
+
+    ``log p~`` is the log density of the event as it is given (``log base - E``, without a Jacobian), log Z that of the same
+    measure, as `log_partition` estimates it. Its error is common to all rows where they share one density, and then
+
+    .. math:: \mathrm{se}^2 = \operatorname{var}(\log \tilde p) / n + \mathrm{se}(\log Z)^2
+
+    Where each row has a log Z of its own (a context), its errors count as independent of each other and are inside the
+    variance between rows. By bounds from both sides log Z is taken in their middle, with half the gap as a further error,
+    and ``interval`` holds the mean of these rows under the true log Z with probability 0.95 or more. Importance
+    sampling and AIS give lower bounds of log Z in expectation, so that the likelihood is an upper bound.
+
+    A density has the units of its data. Rows scaled by ``c`` change the mean by ``-d log c``: of images with 256 levels
+    divided by 256, bits per dimension in the levels' own units are ``bits_per_dim + 8``. Data that are whole numbers have
+    unbounded densities, and a finite figure of them needs uniform noise of one level's width added to the rows
+    (dequantisation), in training and here; the mean is then a lower bound of the log probability of the levels.
+
+    Args:
+        dist_or_model: an `EnergyDistribution`, or a NumPyro model with one observed energy site (or see ``site``).
+            Subsampling plates hold all rows here.
+        params: None for a distribution; for a model values of its parameters and latent sites, or the result of `fit` or
+            ``svi.run``.
+        *args: for a distribution its rows; for a model its arguments, held-out rows in the place of those of training.
+        log_partition: what `log_partition` or `log_partition_bounds` returned: a value, standard_error, ess and bound of
+            shape ``()``, or of the rows' (or the distribution's batch) shape where each row has its own; or ``lower`` and
+            ``upper``, two of these.
+        site: which energy site of a model with several; a joint event of factors by its joined name.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        `LogLikelihood`; ``str`` gives a line.
+
+    Raises:
+        EnergyError: (a ValueError) for bounds that are more than 1 nat apart, which allow no likelihood; for log Z that is
+            not finite or of another shape, or one for rows that need theirs; for rows that are NaN, outside the support or
+            on its boundary, and rows whose energy is NaN, with the row's number; for a `ScoreDistribution`; for parameters
+            or latent sites without a value.
+        TypeError: for a log Z without an error, or something that is neither a distribution nor a model.
+
+    Example:
+        >>> normal = EnergyDistribution(lambda x: x**2 / 2)
+        >>> log_z = log_partition(None, normal, method="grid")
+        >>> round(log_likelihood(normal, None, jnp.array([-1.0, 1.0]), log_partition=log_z).mean, 4)
+        -1.4189
+
+    References:
+        Theis, van den Oord and Bethge, A note on the evaluation of generative models (2016); Grosse, Ghahramani and Adams,
+        Sandwiching the marginal likelihood using bidirectional Monte Carlo (2015); Burda, Grosse and Salakhutdinov, Accurate
+        and conservative estimates of MRF log-likelihood using reverse annealing (2015).
+    """
+    args, kwargs = as_arrays("log_likelihood", (args, kwargs))
+    check_outside_jit("log_likelihood", params, args, kwargs)
+    return likelihood_of(data_site("log_likelihood", dist_or_model, params, args, kwargs, site), log_partition)
+
+
+def likelihood_of(site: Site, log_partition: Any) -> LogLikelihood:
+    """`log_likelihood` of rows that are laid out."""
+    log_z = _read(log_partition)
+    with at_site(site.name):
+        if not site.distribution.has_energy:
+            raise EnergyError(NO_DENSITY)
+        _check_shape(log_z, site)
+        values = _densities(site)
+        keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
+        _check_densities(values, keep)
+        if not keep.any():
+            raise EnergyError("No row takes part: every one is masked.")
+        if not np.all(np.isfinite(_per_row(log_z.value, site)[keep])):
+            raise EnergyError(f"log Z is not finite ({log_z.value}), so that there is no likelihood.")
+    values = np.where(keep, values - _per_row(log_z.value, site), np.nan)
+    return _summary(site, values, keep, log_z)
+
+
+def _densities(site: Site) -> np.ndarray:
+    """Unnormalised log density of each row."""
+    return np.asarray(_log_densities(site.distribution.closed(site.value.dtype, order=0), site.value, site.local), float)
+
+
+@programs.jit
+def _log_densities(distribution, value, local):
+    return over_rows(distribution.log_density, Site("", distribution, value.shape[:1], value, local, None))
+
+
+def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> LogLikelihood:
+    kept = values[keep]
+    num, mean = kept.size, float(kept.mean())
+    sampling = math.inf if np.isinf(mean) else float(kept.std(ddof=1)) / math.sqrt(num) if num > 1 else math.nan
+    error = _common_error(log_z, site, keep)
+    interval, systematic = None, 0.0
+    if log_z.ends is not None:
+        half_gap = (log_z.ends[1].value - log_z.ends[0].value) / 2
+        systematic = float(np.abs(_per_row(half_gap, site)[keep]).mean())
+        low, high = widened(*(_mean_over_rows(end, site, keep) for end in log_z.ends))
+        raw = mean + float(_per_row(log_z.value, site)[keep].mean())
+        interval = (raw - float(high), raw - float(low))
+    error = math.hypot(error, systematic)
+    total, unit = math.hypot(sampling, error), max(math.prod(site.distribution.event_shape), 1) * math.log(2)
+    return LogLikelihood(
+        rows=jnp.asarray(values.reshape(site.batch_shape)),
+        mean=mean,
+        standard_error=total,
+        log_partition_error=error,
+        bits_per_dim=-mean / unit,
+        bits_per_dim_error=total / unit,
+        interval=interval,
+        bound=OTHER_SIDE[log_z.bound],
+        ess=log_z.ess,
+        num_rows=num,
+    )
+
+
+def _common_error(log_z: _LogZ, site: Site, keep: np.ndarray) -> float:
+    """What errors of log Z do to the mean, beyond what they add to the variance between rows."""
+    if log_z.value.shape == site.batch_shape and site.batch_shape:
+        return 0.0
+    return _mean_over_rows(log_z, site, keep)[1]
+
+
+def _mean_over_rows(log_z: _LogZ, site: Site, keep: np.ndarray) -> tuple[float, float, float]:
+    """Mean of log Z over the rows that take part, its standard error, and the effective number of draws behind it."""
+    owners = _per_row(np.arange(log_z.value.size).reshape(log_z.value.shape), site)[keep]
+    shares = np.bincount(owners, minlength=log_z.value.size) / owners.size
+    errors = np.broadcast_to(log_z.standard_error, log_z.value.shape).ravel()
+    return float(shares @ log_z.value.ravel()), float(np.linalg.norm(shares * errors)), log_z.ess
+
+
+def _read(log_partition: Any) -> _LogZ:
+    """One value of log Z from one estimate of it, or from bounds on both sides."""
+    if all(hasattr(getattr(log_partition, end, None), "value") for end in ("lower", "upper")):
+        return _between(_one(log_partition.lower), _one(log_partition.upper))
+    return _one(log_partition)
+
+
+def _one(log_partition: Any) -> _LogZ:
+    missing = [n for n in ("value", "standard_error", "ess", "bound") if not hasattr(log_partition, n)]
+    if missing:
+        raise TypeError(f"{NEEDED}; got {type(log_partition).__name__}, which has no {missing}.")
+    value, error = np.asarray(log_partition.value, float), np.asarray(log_partition.standard_error, float)
+    if log_partition.bound not in OTHER_SIDE:
+        raise EnergyError(f"log Z's bound is 'lower', 'upper' or None; got {log_partition.bound!r}.")
+    return _LogZ(value, error, float(np.min(np.asarray(log_partition.ess, float))), log_partition.bound)
+
+
+def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
+    gap = upper.value - lower.value
+    worst = float(gap.ravel()[np.argmax(np.abs(gap))])
+    if abs(worst) > RELIABLE_GAP:
+        where = f" in row {int(np.argmax(np.abs(gap)))}" if gap.ndim else ""
+        raise ApartBounds(
+            f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {RELIABLE_GAP:g} nat no likelihood is to be "
+            "reported: it could be anything between. Write more temperatures, more steps at each or more chains in "
+            "log_partition_bounds, or give the EnergyDistribution a base nearer to the data; compare models by "
+            "numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which need no log Z."
+        )
+    error = np.hypot(lower.standard_error, upper.standard_error) / 2
+    return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, (lower, upper))
+
+
+def _per_row(values: np.ndarray, site: Site) -> np.ndarray:
+    return np.broadcast_to(values, site.batch_shape).reshape(-1)
+
+
+def _check_shape(log_z: _LogZ, site: Site) -> None:
+    if log_z.value.ndim == 0:
+        if has_rows_of_its_own(site):
+            raise EnergyError(
+                "Each row has a context or a base of its own and so a log Z of its own; log_partition holds one for all. "
+                f"It needs values of the rows' shape {site.batch_shape}: estimate log Z of the distribution with these "
+                "rows' contexts."
+            )
+    elif log_z.value.shape not in (site.batch_shape, site.distribution.batch_shape):
+        raise EnergyError(
+            f"log_partition holds values of shape {log_z.value.shape}, the rows have shape {site.batch_shape}. It needs one "
+            "value, or one per row where each row has a context: estimate log Z with the contexts of these rows."
+        )
+
+
+def _check_densities(values: np.ndarray, keep: np.ndarray) -> None:
+    for bad, what in ((np.isnan(values), "NaN"), (np.isposinf(values), "infinite")):
+        rows = np.flatnonzero(bad & keep)
+        if rows.size:
+            raise EnergyError(
+                f"The log density of row {rows[0]} is {what} ({rows.size} such rows). Look at the energy there."
+            )

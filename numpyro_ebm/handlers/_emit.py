@@ -1,0 +1,35 @@
+"""The distributions that `estimate` puts at sites, and how it adds one."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.primitives import apply_stack
+
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.surrogates import Surrogate
+
+
+def emit(name: str, log_factor: Array, message: dict[str, Any]) -> None:
+    """Add an auxiliary site whose log probability is ``log_factor``, in the plates and under the scale of a message."""
+    fn = Surrogate(log_factor, (0,), dist.constraints.real)
+    apply_stack(
+        {
+            "type": "sample",
+            "name": name,
+            "fn": fn,
+            "args": (),
+            "kwargs": {"rng_key": None, "sample_shape": ()},
+            "value": jnp.zeros((*fn.batch_shape, 0)),
+            "scale": message["scale"],
+            "is_observed": True,
+            "intermediates": [],
+            "cond_indep_stack": list(message["cond_indep_stack"]),
+            "infer": {"is_auxiliary": True},
+        }
+    )
+
+
+def kept(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as it is now: handlers around change it, and come again when the surrogate is emitted."""
+    return {**message, "cond_indep_stack": list(message["cond_indep_stack"])}

@@ -1,0 +1,395 @@
+"""`estimate`: the handler that puts an estimator in the place of an intractable log likelihood."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.primitives import Messenger, mutable
+
+from numpyro_ebm._core import numpyro_stack
+from numpyro_ebm._core.autodiff import freeze
+from numpyro_ebm._core.errors import EnergyError, at_site, nearest, warn_uncalibrated
+from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.pytrees import check_pickles
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.factor import EnergyFactor
+from numpyro_ebm.distributions.rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
+from numpyro_ebm.estimators import AbstractEstimator
+from numpyro_ebm.estimators.names import ESTIMATORS
+from numpyro_ebm.handlers._emit import emit, kept
+from numpyro_ebm.handlers._joint import FactoredSites, JointSite
+
+
+class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
+    r"""Make a model trainable: at each energy site an estimator's surrogate replaces the intractable log likelihood.
+
+    What comes back is a NumPyro model with the same arguments, for SVI with any guide, and, where the estimator is a
+    deterministic objective, for NUTS (a generalised posterior). Plates, subsampling, scales and masks act on the
+    surrogate row by row; all other sites are left alone.
+
+    Sites that an `energy_factor` names are energy sites too, their own distributions the base. Factors that share sites
+    make these one joint event, called by its names joined by commas in the order the sites came ("x,y"); in a dict of
+    estimators that name or any one member's stands for it. Its surrogate is the auxiliary site ``"<name>$surrogate"``.
+
+    A latent energy site (an energy prior), or a joint event of which some members are latent, takes its value ``z`` from
+    the guide and contributes
+
+    .. math:: \log\tilde p(z; \bar\theta) + s(\bar z; \theta) - \overline{\log\tilde p(z; \bar\theta)}
+
+    with ``s`` the surrogate and a bar for what no gradient passes: the guide moves by the unnormalised log density, the
+    parameters by the estimator at the guide's draws. With mle, pcd and their like that is the gradient of the evidence
+    lower bound (variational EM) as far as the chains have converged; the others fit their own criterion to the guide's
+    draws, which for hidden members of a joint event may settle elsewhere. Without a guide the site draws from the energy.
+
+    Args:
+        fn: a NumPyro model.
+        estimator: a name of `available_estimators`, an estimator object, or a dict from site names to either.
+        **options: the estimator's options, when it is a name.
+
+    Raises:
+        EnergyError: (a ValueError) for an unknown estimator; and when the model runs, naming the site: data that do not
+            fit the energy or its support, an energy site that has neither data nor a value of the guide's, an energy without
+            its log Z inside another distribution, a model that is estimated already, a "gradient" or random estimator under
+            what takes the value or the Hessian of its surrogate (NUTS/HMC, ``AutoLaplaceApproximation``, ``AutoDAIS``,
+            ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``), a latent energy site under NUTS/HMC or an ELBO other
+            than ``Trace_ELBO`` and ``TraceMeanField_ELBO``, subsampling under NUTS/HMC, a persistent estimator under an
+            ELBO that would lose its chains, no random key, factors that do not fit their sites, two estimators for one
+            joint event.
+        TypeError: for an unknown option or something that is no estimator.
+
+    Warns:
+        UncalibratedPosteriorWarning: when the model runs, where an objective is the target of NUTS, HMC or a Laplace guide,
+            or a guide gives latents a width beside it: that width is arbitrary.
+
+    Example:
+        >>> svi = SVI(estimate(model, "dsm", sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO())  # doctest: +SKIP
+
+    References:
+        Song and Kingma, How to train your energy-based models (2021); Pang et al., Learning latent space energy-based prior
+        model (2020).
+    """
+
+    def __init__(self, fn: Callable, estimator: Any, **options: Any):
+        if not callable(fn):
+            raise TypeError(f"estimate needs a NumPyro model; got {type(fn).__name__}. Write estimate(model, 'cd').")
+        _check_not_estimated(fn)
+        if isinstance(estimator, Mapping):
+            if options:
+                raise TypeError(f"Options {sorted(options)} came beside a dict of estimators. Write them into its objects.")
+            self._estimators: dict[str, AbstractEstimator] | AbstractEstimator = {
+                site: ESTIMATORS.resolve(spec) for site, spec in estimator.items()
+            }
+        else:
+            self._estimators = ESTIMATORS.resolve(estimator, **options)
+        self._collected: list[tuple[AbstractEstimator, Site]] | None = None
+        self._forget()
+        super().__init__(fn)
+
+    def sites(self, *args: Any, **kwargs: Any) -> list[tuple[AbstractEstimator, Site]]:
+        """Each energy site's estimator and what it is given when the model runs; no surrogate is computed.
+
+        Parameters, values of latent sites and a random key come from handlers around it, as in a run of the model.
+
+        Example:
+            ``with handlers.seed(rng_seed=0), handlers.substitute(data=params): pairs = estimated.sites(x)``
+        """
+        self._collected = []
+        try:
+            self(*args, **kwargs)
+            return self._collected
+        finally:
+            self._collected = None
+
+    @property
+    def estimators(self) -> Any:
+        """The estimator, or a dict of them by site. Read only: what was compiled would not see a change."""
+        return self._estimators
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As of any object, once it is known that pickle finds the model.
+
+        Raises:
+            TypeError: for a lambda or a local function, with what to write.
+        """
+        check_pickles("estimate handler", [self.fn])
+        return super().__reduce_ex__(protocol)
+
+    def __enter__(self):
+        self._forget()
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        # What was noted may hold tracers, and what no pickle takes.
+        self._forget()
+        super().__exit__(exc_type, exc_value, traceback)
+
+    def _forget(self) -> None:
+        """Begin anew: what is noted is of one run of the model, and a handler may be entered many times."""
+        self._plates: dict[str, Plate] = {}
+        self._seen: set[str] = set()
+        self._latents: dict[str, tuple[Unwrapped, dict[str, Any]]] = {}
+        self._objectives: list[str] = []
+        self._factored = FactoredSites()
+        self._holders: list[dict[str, Any]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, then the energies that are known only after it: latent ones, and those of factors."""
+        with self:
+            result = self.fn(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
+            for name in self._seen | set(self._latents):
+                self._factored.check_not_named(name)
+            for name, (unwrapped, message) in self._latents.items():
+                values = self._surrogate(name, unwrapped, message["value"], message)
+                if self._collected is None:
+                    emit(f"{name}$surrogate", values - message["fn"].log_prob(message["value"]), message)
+            joints = self._factored.joints()
+            for joint in joints:
+                self._emit_joint(joint)
+            self._check_all_seen()
+            # Known at the end only: which latents of the guide are energies themselves, such as missing rows.
+            energies = {*self._latents, *(name for joint in joints for name in joint.names)}
+            if self._objectives and numpyro_stack.guide_has_width(self, energies):
+                warn_uncalibrated(self._objectives[0], "The guide")
+        return result
+
+    def process_message(self, msg: Any) -> None:
+        """Replace an energy site's distribution by its surrogate; note factors and what has no value yet."""
+        if msg["type"] != "sample":
+            return
+        name, fn = msg["name"], msg["fn"]
+        if isinstance(fn, EnergyFactor):
+            self._factored.add_factor(msg)
+            msg["fn"] = Surrogate(jnp.zeros(fn.batch_shape), fn.event_shape, fn.support)
+            return
+        if isinstance(fn, Surrogate | FrozenEnergy) and not name.endswith("$surrogate"):
+            raise EnergyError(f"At site '{name}': {TWICE}")
+        unwrapped = unwrap(fn)
+        if unwrapped is None:
+            with at_site(name):
+                check_holds_no_energy(fn)
+            self._factored.add_site(msg)
+        elif msg["is_observed"]:
+            msg["fn"] = Surrogate(self._surrogate(name, unwrapped, msg["value"], msg), fn.event_shape, fn.support)
+        else:
+            with at_site(name):
+                numpyro_stack.check_latent(name, self)
+            msg["fn"] = FrozenEnergy(fn)
+            self._latents[name] = unwrapped, kept(msg)
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Note values, plates, and the state of network layers, which an energy must leave alone."""
+        if msg["type"] == "plate":
+            self._plates[numpyro_stack.name_at(self, msg)] = Plate(msg["value"], msg["args"][0])
+        if msg["type"] == "sample":
+            name = numpyro_stack.name_at(self, msg)
+            self._factored.add_value(name, msg)
+            if name in self._latents:
+                self._latents[name][1].update(value=msg["value"], is_observed=msg["is_observed"])
+        if msg["type"] == "mutable" and isinstance(msg["value"], dict):
+            self._holders.append(msg["value"])
+
+    def _emit_joint(self, joint: JointSite) -> None:
+        """Put the surrogate in the place of the members' own log probabilities, which already count."""
+        with at_site(joint.name):
+            for member in joint.members:
+                if not member.message["is_observed"]:
+                    numpyro_stack.check_latent(member.name, self)
+            message = {**joint.message, "is_observed": joint.is_observed}
+            log_factor = self._surrogate(joint.name, joint.unwrapped, joint.value, message, joint.names)
+        if self._collected is None:
+            emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
+
+    @in_own_modes
+    def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
+        """Values of the site's surrogate, in the batch shape its log probability has."""
+        with at_site(name), numpyro_stack.outside_scopes(self):
+            estimator = self._estimator_of(name, members)
+            self._check_context(name, estimator, unwrapped, msg)
+            plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
+            site = lay_out(name, unwrapped, value, plates, may_touch_ends=estimator.takes_ends)
+            # A latent value is the guide's: the estimator may not move it, the log density alone does.
+            given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
+            if self._collected is None:
+                values = self._run(estimator, given, site)
+            else:
+                self._collected.append((estimator, given))
+                values = jnp.zeros(site.num_rows)
+        values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
+        values = values.reshape(site.batch_shape)
+        return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
+
+    def _run(self, estimator: AbstractEstimator, given: Site, site: Site) -> Array:
+        estimator.check(given)
+        with _unchanged(list(self._holders)):
+            values = run(estimator, given)
+            return values if given is site else values + gradient_in_value(site)
+
+    def _estimator_of(self, name: str, members: Sequence[str]) -> AbstractEstimator:
+        self._seen |= {name, *members}
+        if isinstance(self._estimators, AbstractEstimator):
+            return self._estimators
+        given = [key for key in dict.fromkeys((name, *members)) if key in self._estimators]
+        if not given:
+            raise EnergyError(
+                f"No estimator is given for the energy site '{name}'. Write estimate(model, {{'{name}': 'cd', ...}}). "
+                f"{nearest(name, self._estimators)}"
+            )
+        if len(given) > 1:
+            raise EnergyError(
+                f"Factors join {list(members)} to one event, '{name}', and estimate got estimators for {given}. Give one: "
+                f"estimate(model, {{'{name}': 'cd', ...}})."
+            )
+        return self._estimators[given[0]]
+
+    def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Any) -> None:
+        if estimator.is_persistent:
+            numpyro_stack.check_carries_state(estimator.name)
+        if estimator.role == "objective" and msg["is_observed"]:
+            self._objectives.append(estimator.name)
+        user = numpyro_stack.user_of_value()
+        if user is None:
+            return
+        if not msg["is_observed"] and user == numpyro_stack.SAMPLER:
+            raise EnergyError(
+                f"The energy site '{name}' is latent, and NUTS or HMC would target its estimator's surrogate, whose value "
+                "is no log density of it. Sample it from the model without estimate, its parameters fixed: "
+                "BlackJAXKernel(model, params=params)."
+            )
+        self._check_value_means_something(estimator, unwrapped, user)
+        if user != numpyro_stack.SAMPLER:
+            return
+        subsampled = {name for name, plate in self._plates.items() if len(plate.indices) != plate.size}
+        frames = {frame.name for frame in msg["cond_indep_stack"]} & subsampled
+        if frames:
+            raise EnergyError(
+                f"The plate {sorted(frames)} subsamples, and NUTS or HMC would use one frozen subset of the data. Write the "
+                "plate without subsample_size for MCMC, or use SVI."
+            )
+
+    def _check_value_means_something(self, estimator: AbstractEstimator, unwrapped: Unwrapped, user: str) -> None:
+        """Refuse what takes the value or the Hessian of a surrogate that has none; say that a posterior's width has none."""
+        why = None
+        if estimator.role == "gradient":
+            why = "only its gradient means something, its value is no log density"
+        elif user not in numpyro_stack.LINEAR_IN_VALUE and estimator.draws_noise(unwrapped.distribution):
+            why = (
+                "it weighs draws by the exponential of a value that is noisy"
+                if user == "RenyiELBO"
+                else "its noise is frozen there, so the target would be an accident of one draw"
+            )
+        if why is not None:
+            usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
+            raise EnergyError(
+                f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Write SVI with AutoDelta or "
+                f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
+            )
+        if user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES:
+            warn_uncalibrated(estimator.name, user)
+
+    def _check_all_seen(self) -> None:
+        if isinstance(self._estimators, AbstractEstimator):
+            return
+        unknown = sorted(set(self._estimators) - self._seen)
+        if unknown:
+            raise EnergyError(
+                f"estimate got estimators for {unknown}, which are no energy sites of this model. "
+                f"{nearest(unknown[0], self._seen)}"
+            )
+
+
+TWICE = (
+    "estimate found a surrogate where the energy was: the model is estimated already, and the inner estimator would be the "
+    "one used. Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
+)
+
+
+def _check_not_estimated(fn: Any) -> None:
+    """Refuse a model that `estimate` made, under other handlers or not."""
+    while isinstance(fn, Messenger):
+        if isinstance(fn, estimate):
+            raise EnergyError(TWICE)
+        fn = fn.fn
+
+
+@contextmanager
+def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
+    """Refuse an energy that changes a layer's state: it is called once per row and many times per update."""
+    before = [dict(holder) for holder in holders]
+
+    def check(error: Exception | None) -> None:
+        changed = [any(h[k] is not old.get(k) for k in h) for h, old in zip(holders, before, strict=True)]
+        for holder, old in zip(holders, before, strict=True):
+            holder.update(old)
+        if any(changed):
+            raise EnergyError(
+                "The energy changes the state of one of its layers (batch norm, dropout, spectral norm). An energy is a "
+                "function of one event: use a layer without state, such as layer norm, or freeze it (use_running_average, "
+                "deterministic)."
+            ) from error
+
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        check(error)
+        raise
+    check(None)
+
+
+def run(estimator: AbstractEstimator, site: Site) -> Array:
+    """The estimator's surrogate, with its random key and its state from NumPyro."""
+    rng_key: PRNGKey | None = numpyro.prng_key()  # pyright: ignore[reportAssignmentType]
+    if rng_key is None:
+        if estimator.draws_noise(site.distribution):
+            raise EnergyError(
+                f"The estimator '{estimator.name}' needs a random key. Write numpyro.handlers.seed(estimate(...), 0), or "
+                "run it in SVI."
+            )
+        return estimator.surrogate(rng_key, site, None)[0]  # pyright: ignore[reportArgumentType]
+    if not estimator.is_persistent:
+        return estimator.surrogate(rng_key, site, None)[0]
+    key_init, key_update = jax.random.split(rng_key)
+    start: Any = {"state": estimator.init(key_init, site)}
+    holder: Any = mutable(f"{site.name}${estimator.name}", start)
+    values, holder["state"] = estimator.surrogate(key_update, site, holder["state"])
+    return values
+
+
+def gradient_in_value(site: Site) -> Array:
+    """Zero per row, with the gradient of the log density in the value and in nothing else."""
+    frozen = freeze(lambda value: jax.vmap(site.distribution.log_density)(value, site.local), site.value)
+    log_density = frozen(site.value)
+    return log_density - jax.lax.stop_gradient(log_density)
+
+
+def estimated_in(model: Any) -> estimate | None:
+    """The handler `estimate` in a model, under whatever is around it; None where there is none.
+
+    Scopes around it are moved inside, so that its sites have the names by which the whole model's values are known.
+    """
+    scopes = []
+    while model is not None and not isinstance(model, estimate):
+        scopes += [model] if isinstance(model, numpyro.handlers.scope) else []
+        model = getattr(model, "fn", None) or getattr(model, "func", None)
+    if model is None or not scopes:
+        return model
+    fn: Any = model.fn
+    for each in reversed(scopes):
+        fn = numpyro.handlers.scope(fn, each.prefix, each.divider, hide_types=each.hide_types)
+    if not isinstance(model.estimators, Mapping):
+        return estimate(fn, model.estimators)
+    prefix = numpyro_stack.scope_prefix(scopes)
+    return estimate(fn, {prefix + name: each for name, each in model.estimators.items()})
+
+
+def empty_guide(*args: Any, **kwargs: Any) -> None:
+    """A guide without sites: for models whose unknowns are all ``numpyro.param``.
+
+    Example:
+        ``SVI(estimate(model, "sm"), empty_guide, optax.adam(1e-3), Trace_ELBO())``
+    """

@@ -1,0 +1,333 @@
+"""Sites that `energy_factor` names, gathered while a model runs and joined where a factor names several."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import ExpandedDistribution, MaskedDistribution
+
+from numpyro_ebm._core.concrete import eager, is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.wrappers import is_improper, without_rows
+from numpyro_ebm.distributions.bases import split_rows
+from numpyro_ebm.distributions.blocks import Product, cut, joint_support, lay_end_to_end
+from numpyro_ebm.distributions.energy import EnergyDistribution
+from numpyro_ebm.distributions.factor import EnergyFactor
+from numpyro_ebm.distributions.rows import Unwrapped
+from numpyro_ebm.distributions.shapes import rows_of_data
+from numpyro_ebm.distributions.supports import check_one_support
+from numpyro_ebm.handlers._emit import kept
+
+Message = dict[str, Any]
+
+
+class Member(NamedTuple):
+    """One site of a joint event: its message, and its own distribution without masks."""
+
+    name: str
+    message: Message
+    base: Any
+    mask: Any
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of its event."""
+        return tuple(self.base.event_shape)
+
+
+class Factor(NamedTuple):
+    """A factor and its message."""
+
+    fn: EnergyFactor
+    message: Message
+
+    def site_of(self, key: str, sites: Collection[str]) -> str | None:
+        """The site that one of its values is, in the scopes that the factor stands in or outside of them."""
+        prefix = self.message["name"].removesuffix(self.fn.name)
+        return next((name for name in (prefix + key, key) if name in sites), None)
+
+    def sites_of(self, sites: Collection[str]) -> dict[str, str]:
+        """Those of its values that are sites, and which."""
+        found = {key: self.site_of(key, sites) for key in self.fn.values}
+        return {key: site for key, site in found.items() if site is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class JointSite:
+    """The sites that factors connect, and these factors: one event of one density.
+
+    Attributes:
+        members: the sites, in the order they came.
+        factors: the factors that name them.
+    """
+
+    members: list[Member]
+    factors: list[Factor]
+
+    @property
+    def name(self) -> str:
+        """The members' names, joined by commas."""
+        return ",".join(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """The members' names."""
+        return [member.name for member in self.members]
+
+    @property
+    def message(self) -> Message:
+        """The first member's message; plates and scale are the same for all."""
+        return self.members[0].message
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether every member is."""
+        return all(member.message["is_observed"] for member in self.members)
+
+    @functools.cached_property
+    def value(self) -> Any:
+        """The value of the only member, or the members' events end to end."""
+        values = [member.message["value"] for member in self.members]
+        if len(values) == 1:
+            return values[0]
+        with eager(values):
+            rows = [_whole_rows(member) for member in self.members]
+            lead = jnp.broadcast_shapes(*(r.shape[: r.ndim - len(s)] for r, s in zip(rows, self._shapes, strict=True)))
+            blocks = [jnp.broadcast_to(r, lead + s).astype(float) for r, s in zip(rows, self._shapes, strict=True)]
+            return lay_end_to_end(blocks, self._shapes)
+
+    @functools.cached_property
+    def unwrapped(self) -> Unwrapped:
+        """The joint density: the factors' energies over the members' own distributions, covariates as context."""
+        batch_shape = tuple(self.message["fn"].batch_shape)
+        base, tilts = self._bases()
+        split = {name: split_rows(tilt, batch_shape) for name, tilt in tilts.items()}
+        named = [factor.sites_of(self.names) for factor in self.factors]
+        covariates = [_covariates(factor.fn, keys) for factor, keys in zip(self.factors, named, strict=True)]
+        context = ([own for _, own in covariates], {name: local for name, (_, local) in split.items()})
+
+        def energy(event, context):
+            pieces = self._pieces(event)
+            total = -sum(log_prob(pieces[name], context[1][name]) for name, (log_prob, _) in split.items())
+            for factor, keys, (shared, _), own in zip(self.factors, named, covariates, context[0], strict=True):
+                events = {key: pieces[site] for key, site in keys.items()}
+                total = total + factor.fn.evaluate_energy({**events, **shared, **own})
+            return total
+
+        has_context = bool(jax.tree.leaves(context))
+        size = sum(math.prod(shape) for shape in self._shapes)
+        distribution = EnergyDistribution(
+            energy if has_context else (lambda event: energy(event, context)),
+            self._shapes[0] if len(self.members) == 1 else (size,),
+            context=context if has_context else None,
+            batch_shape=batch_shape,
+            support=self._support(),
+            base=base,
+        )
+        return Unwrapped(distribution, batch_shape, 0, self._mask(batch_shape))
+
+    def own_log_prob(self) -> Any:
+        """What the members' own distributions already count, per row."""
+        return sum(member.message["fn"].log_prob(member.message["value"]) for member in self.members)
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [member.event_shape for member in self.members]
+
+    def _pieces(self, event: Array) -> dict[str, Array]:
+        """Each member's part of one event."""
+        if len(self.members) == 1:
+            return {self.name: event}
+        return dict(zip(self.names, cut(event, self._shapes), strict=True))
+
+    def _bases(self) -> tuple[Any, dict[str, Any]]:
+        """The base, where every member has one, or the distributions that the energy has to hold."""
+        proper = {m.name: without_rows(m.base) for m in self.members if not is_improper(m.base)}
+        if len(proper) < len(self.members):
+            return None, proper
+        return (proper[self.name] if len(proper) == 1 else Product(self.names, list(proper.values()))), {}
+
+    def _support(self) -> Any:
+        supports = [member.base.support for member in self.members]
+        if len(supports) == 1:
+            return supports[0]
+        for member, support in zip(self.members, supports, strict=True):
+            check_one_support(support, member.event_shape)
+            if support.is_discrete:
+                raise EnergyError(
+                    f"The site '{member.name}' of the joint event '{self.name}' is discrete ({support}); events that "
+                    "factors join are continuous. Give it a continuous distribution, or sum over it inside the energy."
+                )
+        return joint_support(self.names, supports, self._shapes)
+
+    def _mask(self, batch_shape: tuple[int, ...]) -> Any:
+        """Rows in which every member and every factor takes part."""
+        masks = [m.mask for m in self.members] + [f.fn.row_mask for f in self.factors]
+        masks = [jnp.broadcast_to(mask, batch_shape) for mask in masks if mask is not None]
+        return functools.reduce(jnp.logical_and, masks) if masks else None
+
+
+class FactoredSites:
+    """Sites and factors of one run of a model, in the order they came."""
+
+    def __init__(self):
+        self._messages: dict[str, Message] = {}
+        self._factors: list[Factor] = []
+
+    def add_site(self, message: Message) -> None:
+        """Note a sample site that is no energy site by itself."""
+        self._messages[message["name"]] = kept(message)
+
+    def add_factor(self, message: Message) -> None:
+        """Note a factor."""
+        self._factors.append(Factor(message["fn"], kept(message)))
+
+    def add_value(self, name: str, message: Message) -> None:
+        """Note the value that a site has got in the end."""
+        if name in self._messages:
+            self._messages[name].update(value=message["value"], is_observed=message["is_observed"])
+
+    def check_not_named(self, name: str) -> None:
+        """Refuse a factor on a site that is an energy already.
+
+        Raises:
+            EnergyError: naming both.
+        """
+        for factor in self._factors:
+            if factor.sites_of([name]):
+                raise EnergyError(
+                    f"The factor '{factor.fn.name}' names '{name}', which is an EnergyDistribution. Put the factor's energy "
+                    f"into the EnergyDistribution, or give '{name}' its base as its distribution."
+                )
+
+    def joints(self) -> list[JointSite]:
+        """The joint events, once the model has run: sites that factors name, joined where one factor names several.
+
+        Raises:
+            EnergyError: for a factor that names no site, a value that is not the site's own, or that stands in other
+                plates or under another scale than its sites.
+        """
+        groups: list[set[str]] = []
+        for factor in self._factors:
+            named = set(self._sites_of(factor).values())
+            touched = [group for group in groups if group & named]
+            groups = [group for group in groups if not group & named] + [named.union(*touched)]
+        members = {group: [name for name in self._messages if name in group] for group in map(frozenset, groups)}
+        ordered = sorted(members.values(), key=lambda names: list(self._messages).index(names[0]))
+        return [self._joint(names) for names in ordered]
+
+    def _joint(self, names: list[str]) -> JointSite:
+        members = [Member(name, self._messages[name], *strip_masks(self._messages[name]["fn"])) for name in names]
+        return JointSite(members, [factor for factor in self._factors if factor.sites_of(names)])
+
+    def _sites_of(self, factor: Factor) -> dict[str, str]:
+        fn = factor.fn
+        named = factor.sites_of(self._messages)
+        if not named:
+            raise EnergyError(
+                f"The factor '{fn.name}' names no sample site ({', '.join(fn.values)}), so under estimate it has no density "
+                f"to be part of. Name the site it tilts: energy_factor('{fn.name}', energy, x=x) after "
+                "x = numpyro.sample('x', ...)."
+            )
+        for key, name in named.items():
+            self._check_same(factor, key, name)
+        return named
+
+    def _check_same(self, factor: Factor, key: str, name: str) -> None:
+        """Refuse a factor and a site that do not speak of the same rows."""
+        fn, site = factor.fn, self._messages[name]
+        is_same = _is_same(fn.values[key], site["value"])
+        if factor.message.get("_control_flow_done"):
+            if not is_same or fn.batch_shape != tuple(site["fn"].batch_shape):
+                raise EnergyError(
+                    f"The factor '{fn.name}' and its site '{name}' stand in scan, and estimate sees their values after it, "
+                    "when they can no longer be told to be the same. Write the site as an EnergyDistribution(..., base=..., "
+                    "context=...) in the place of the factor."
+                )
+        if not is_same:
+            raise EnergyError(
+                f"The factor '{fn.name}' got another value for '{name}' than the site has. Write "
+                f"energy_factor('{fn.name}', energy, {key}={key}), and transform it inside the energy."
+            )
+        if fn.batch_shape != tuple(site["fn"].batch_shape) or _plates(factor.message) != _plates(site):
+            raise EnergyError(
+                f"The factor '{fn.name}' stands in plates {_plates(factor.message)} of shape {fn.batch_shape}, its site "
+                f"'{name}' in {_plates(site)} of shape {tuple(site['fn'].batch_shape)}. Write both in the same plates (and "
+                f"dimensions outside of plates into the event: .to_event(1)); where '{name}' is a parameter of the energy "
+                "and no part of its event, close over it instead."
+            )
+        if _known_to_differ(factor.message["scale"], site["scale"]):
+            raise EnergyError(
+                f"The factor '{fn.name}' and its site '{name}' are scaled differently ({factor.message['scale']} and "
+                f"{site['scale']}). Write both under the same numpyro.handlers.scale."
+            )
+
+
+def strip_masks(fn: Any) -> tuple[Any, Any]:
+    """A distribution without its masks of rows, and the mask (None for all)."""
+    batch_shape, mask = tuple(fn.batch_shape), None
+    while isinstance(fn, MaskedDistribution) or (
+        isinstance(fn, ExpandedDistribution) and isinstance(fn.base_dist, MaskedDistribution)
+    ):
+        masked: Any = fn if isinstance(fn, MaskedDistribution) else fn.base_dist
+        own = jnp.broadcast_to(masked._mask, batch_shape)
+        mask = own if mask is None else mask & own
+        fn = masked.base_dist.expand(batch_shape)
+    return fn, mask
+
+
+def _covariates(factor: EnergyFactor, sites: Collection[str]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What a factor takes beside the sites: scalars that all rows share, and arrays that lead with the rows."""
+    shape = factor.batch_shape
+    beside = {name: value for name, value in factor.values.items() if name not in sites}
+    shared = {name: value for name, value in beside.items() if value.ndim == 0 or not shape}
+    own = {n: jnp.broadcast_to(v, shape + v.shape[len(shape) :]) for n, v in beside.items() if n not in shared}
+    return shared, own
+
+
+def _whole_rows(member: Member) -> Array:
+    """A member's value, broadcast to its batch shape.
+
+    Raises:
+        EnergyError: where it is of another shape.
+    """
+    value, shape, event = jnp.asarray(member.message["value"]), tuple(member.base.batch_shape), member.event_shape
+    cut_at = max(value.ndim - len(event), 0)
+    try:
+        if value.shape[cut_at:] == event:
+            return jnp.broadcast_to(value, rows_of_data(value.shape, shape, event) + event)
+    except EnergyError:
+        raise
+    except ValueError:
+        pass
+    raise EnergyError(
+        f"Data of shape {value.shape} for '{member.name}' do not match its rows {shape} and event_shape={event}: they "
+        f"need shape {shape + event}. Reshape them, or change the plate's size."
+    )
+
+
+def _plates(message: Message) -> list[str]:
+    return sorted(frame.name for frame in message["cond_indep_stack"])
+
+
+def _known_to_differ(ours: Any, theirs: Any) -> bool:
+    ours, theirs = (1.0 if scale is None else scale for scale in (ours, theirs))
+    if ours is theirs or not is_concrete(ours, theirs):
+        return False
+    return not np.allclose(np.asarray(ours), np.asarray(theirs))
+
+
+def _is_same(ours: Any, theirs: Any) -> bool:
+    if ours is theirs:
+        return True
+    if jnp.shape(ours) != jnp.shape(theirs) or not is_concrete(ours, theirs):
+        return False
+    with eager(ours, theirs):  # in one type: a Python float is more precise than the factor's array of it
+        ours, theirs = jnp.asarray(ours), jnp.asarray(theirs)
+    return np.array_equal(np.asarray(ours), np.asarray(theirs), equal_nan=True)

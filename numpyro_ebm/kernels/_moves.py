@@ -1,0 +1,20 @@
+"""The table of kernels that move one position."""
+
+from numpyro_ebm._core.registry import Registry
+from numpyro_ebm.kernels._base import AbstractKernel
+from numpyro_ebm.kernels.discrete import Gibbs
+from numpyro_ebm.kernels.hamiltonian import GHMC, HMC, NUTS, DynamicHMC
+from numpyro_ebm.kernels.langevin import MALA, Barker, Langevin
+from numpyro_ebm.kernels.microcanonical import MCLMC, AdjustedMCLMC
+from numpyro_ebm.kernels.slice import EllipticalSlice
+
+MOVES: Registry[AbstractKernel] = Registry(
+    "kernel",
+    {
+        kernel.name: kernel
+        for kernel in (
+            *(Langevin, MALA, Barker, HMC, DynamicHMC, GHMC, NUTS, MCLMC, AdjustedMCLMC, EllipticalSlice),
+            Gibbs,
+        )
+    },
+)

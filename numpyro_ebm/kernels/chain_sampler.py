@@ -1,0 +1,85 @@
+"""A chain per draw."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.kernels import chains
+from numpyro_ebm.kernels._base import AbstractKernel
+from numpyro_ebm.kernels.hamiltonian import NUTS
+from numpyro_ebm.kernels.layout import check_start, draw_start, rows_local, starts_of, to_draws
+from numpyro_ebm.kernels.names import resolve_kernel
+from numpyro_ebm.kernels.starts import check_starts
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainSampler:
+    """One MCMC chain per draw: draws are independent of each other, and each is approximate.
+
+    A chain starts from the distribution's base (standard normal in unconstrained space where there is none) or from a draw
+    of another sampler, adapts its kernel, moves on with the adapted kernel, and its last position is the draw. Where the
+    density or its gradient is not finite at a draw of the base, others are tried, farther and farther out.
+
+    Args:
+        kernel: a name or a kernel.
+        num_warmup: transitions with adaptation.
+        num_steps: transitions after it.
+        start: a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are where the chains start. Chains
+            seldom cross between modes: started by `AnnealedLangevin` they keep the weights that it found.
+
+    Raises:
+        EnergyError: for counts that are not counts, or an unknown kernel. When it draws: where no start with a density was
+            found; inside ``jax.jit`` (and NumPyro's ``Predictive``) that arrives as ``jax.errors.JaxRuntimeError``, and
+            such draws are NaN where they can be.
+        TypeError: for a start that is no sampler.
+
+    Example:
+        ``EnergyDistribution(energy, sampler=ChainSampler("mala", num_warmup=500))``
+    """
+
+    kernel: Any = NUTS()
+    num_warmup: int = 200
+    num_steps: int = 20
+    start: Any = None
+
+    def __post_init__(self):
+        # A pytree is also rebuilt around tracers and placeholders; only what a user wrote is resolved.
+        if isinstance(self.kernel, str | AbstractKernel):
+            object.__setattr__(self, "kernel", resolve_kernel(self.kernel, is_discrete=None))
+        check_count("ChainSampler", "num_warmup", self.num_warmup, 0)
+        check_count("ChainSampler", "num_steps", self.num_steps)
+        check_start("ChainSampler", self.start)
+
+    def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
+        """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        check_key("ChainSampler", rng_key)
+        resolve_kernel(self.kernel, is_discrete=distribution.is_discrete)
+        key_start, key_chains = jax.random.split(rng_key)
+        starts = draw_start(self.start, key_start, distribution, sample_shape)
+        counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}
+        shape = {"sample_shape": sample_shape, **counts}
+        draws, finite = _draw(key_start, key_chains, distribution.closed(), self.kernel, starts, **shape)
+        check_starts(finite)
+        return draws
+
+
+jax.tree_util.register_dataclass(ChainSampler, data_fields=["kernel", "start"], meta_fields=["num_warmup", "num_steps"])
+
+
+@programs.jit(static_argnames=("sample_shape", "num_warmup", "num_steps"))
+def _draw(key_start, key_chains, distribution, kernel, starts, *, sample_shape, num_warmup, num_steps):
+    shape = sample_shape + distribution.batch_shape
+    kernel = kernel.bind(distribution)
+    log_density, local = distribution.target(kernel), rows_local(distribution, shape)
+    positions, finite = starts_of(key_start, distribution, log_density, starts, sample_shape, local)
+    run = chains.run(key_chains, kernel, log_density, positions, local, num_warmup=num_warmup, num_samples=num_steps)
+    draws = to_draws(distribution, run.positions[:, -1], shape)
+    if not distribution.is_discrete:
+        draws = jnp.where(finite.reshape(shape + (1,) * len(distribution.event_shape)), draws, jnp.nan)
+    return draws, finite

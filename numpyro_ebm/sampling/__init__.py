@@ -1,0 +1,12 @@
+"""Draws of a distribution or a model, by chains or down from noise."""
+
+from numpyro_ebm.sampling._sample import Draws as Draws
+from numpyro_ebm.sampling._sample import sample as sample
+from numpyro_ebm.sampling.annealed_langevin import AnnealedLangevin as AnnealedLangevin
+from numpyro_ebm.sampling.blackjax_kernel import BlackJAXKernel as BlackJAXKernel
+from numpyro_ebm.sampling.noise import VE as VE
+from numpyro_ebm.sampling.noise import VP as VP
+from numpyro_ebm.sampling.noise import AbstractNoiseProcess as AbstractNoiseProcess
+from numpyro_ebm.sampling.noise import geometric_sigmas as geometric_sigmas
+from numpyro_ebm.sampling.probability_flow import ProbabilityFlow as ProbabilityFlow
+from numpyro_ebm.sampling.reverse_sde import ReverseSDE as ReverseSDE

@@ -1,0 +1,264 @@
+"""`sample`: warm-up and draws of all chains by one compiled program, a block of transitions at a time."""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.kernels import AbstractKernel, chains
+from numpyro_ebm.kernels.layout import check_start, draw_start, rows_local, starts_of
+from numpyro_ebm.kernels.names import resolve_kernel
+from numpyro_ebm.kernels.starts import check_starts, initial_is_finite
+from numpyro_ebm.sampling import _target
+
+FIRST_BLOCK = 10
+"""Transitions in the first block. Its time includes compilation, so it does not set the length of the next block."""
+BLOCK_SECONDS = 0.5
+"""Length of a block: an interruption loses at most one. Shorter blocks would cost time in calls and copies of the draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws of MCMC chains, as `to_arviz` takes them.
+
+    Attributes:
+        samples: by site, ``(num_chains, num_samples, ...)``, constrained; deterministic sites included.
+        stats: by name, ``(num_chains, num_samples)`` or longer: what the kernel's ``statistics`` names of
+            ``acceptance_rate``, ``is_divergent``, ``num_gradients``, ``is_nonfinite``, ``energy``, ``tree_depth`` and
+            ``swap_rate`` (see `TransitionInfo`), and its ``step_size`` if it has one (not for a distribution with rows).
+        kernel: the adapted kernel, its leaves led by ``num_chains``.
+    """
+
+    samples: dict[str, Array]
+    stats: dict[str, Array]
+    kernel: AbstractKernel
+
+    def get_samples(self, *, group_by_chain: bool = False) -> dict[str, Array]:
+        """Draws by site, chains merged unless asked otherwise (as ``MCMC.get_samples``)."""
+        if group_by_chain:
+            return self.samples
+        return {name: value.reshape((-1, *value.shape[2:])) for name, value in self.samples.items()}
+
+
+def sample(
+    rng_key: PRNGKey,
+    model_or_dist: Callable | EventDistribution,
+    kernel: Any = None,
+    *,
+    params: PyTree | None = None,
+    num_warmup: int = 500,
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    start: Callable[..., Array] | None = None,
+    model_args: tuple = (),
+    model_kwargs: dict[str, Any] | None = None,
+) -> Draws:
+    """Draw from an energy or a model by MCMC, all chains in one compiled program.
+
+    Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. The program runs for about
+    half a second at a time, which does not change the draws: an interruption from the keyboard (Ctrl-C) ends the run with a
+    warning, and the draws until then are returned.
+
+    A second call with the same shapes compiles nothing as long as the energy, or the model's log density, computes the same
+    from other arrays and coefficients: it is traced at each call, and what it computes is the key.
+
+    Args:
+        rng_key: random key.
+        model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`; the site of the latter two is
+            called "x", and each row of a batch shape has chains of its own.
+        kernel: a name or a kernel; None for "nuts", and "gibbs" where what is sampled is discrete.
+        params: values of the model's ``numpyro.param`` sites.
+        num_warmup: adapted transitions per chain, thrown away.
+        num_samples: draws per chain.
+        num_chains: chains.
+        start: for a distribution, a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are where the
+            chains start (`AnnealedLangevin`, say); None for the base, or a standard normal in unconstrained space. Where
+            the density or its gradient is not finite there, others are tried, farther and farther out.
+        model_args: arguments of the model.
+        model_kwargs: keyword arguments of the model.
+
+    Returns:
+        `Draws`.
+
+    Warns:
+        UserWarning: if an interruption ends the run early, with the number of draws that are returned.
+
+    Raises:
+        EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
+            model whose parameters have no value, one with both discrete and continuous latents, and where no start
+            with a finite log density and gradient was found.
+        TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
+            start that is no sampler or is beside a model.
+        KeyboardInterrupt: for an interruption before the first draw.
+
+    Example:
+        >>> draws = sample(jax.random.key(0), EnergyDistribution(lambda x: 2.0 * x**2), num_samples=100)
+        >>> draws.samples["x"].shape
+        (4, 100)
+    """
+    counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    check_key("sample", rng_key)
+    key_start, key_run = jax.random.split(rng_key)
+    model_args, model_kwargs = as_arrays("sample", (tuple(model_args), dict(model_kwargs or {})))
+    for name, count in counts.items():
+        check_count("sample", name, count, 0 if name == "num_warmup" else 1)
+    if isinstance(model_or_dist, EventDistribution):
+        if params is not None or model_args or model_kwargs:
+            raise TypeError("params and arguments belong to a model; a distribution holds its own.")
+        check_start("sample", start)
+        resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
+        starts = draw_start(start, key_start, model_or_dist, (num_chains,))
+        task: Any = _OfDistribution(resolved, model_or_dist.closed(), num_chains)
+    elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
+        if start is not None:
+            raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
+        arguments: Any = (model_args, model_kwargs)
+        resolved = _target.kernel_for(_target.check_model(model_or_dist, params, *arguments), kernel)
+        fixed, keys, starts = _target.fixed(model_or_dist, params), jax.random.split(key_start, num_chains), None
+        task = programs.compiled(lambda keys, kernel: _of_model(keys, kernel, fixed, *arguments), keys, resolved)
+    else:
+        raise TypeError(
+            f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
+            "into EnergyDistribution(..., batch_shape=...)."
+        )
+    progress, finite = _begin(task, key_start, key_run, starts, num_warmup=num_warmup, num_samples=num_samples)
+    check_outside_jit("sample", finite)
+    check_starts(finite)
+    progress = _in_blocks(task, progress)
+    if progress.num_samples < num_samples:
+        warnings.warn(
+            f"Interrupted: sample returns the first {progress.num_samples} of {num_samples} draws of each chain.",
+            UserWarning,
+            stacklevel=2,
+        )
+    samples, run = _finish(task, progress)
+    return Draws(samples, _stats(run), run.kernel)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "distribution"], meta_fields=["num_chains"])
+@dataclasses.dataclass(frozen=True)
+class _OfDistribution:
+    """Chains of a distribution, ``num_chains`` for each of its rows."""
+
+    kernel: AbstractKernel
+    distribution: Any
+    num_chains: int
+
+    def bound(self) -> AbstractKernel:
+        return self.kernel.bind(self.distribution)
+
+    def density(self) -> tuple[LogDensityFn, PyTree]:
+        return self.distribution.target(self.kernel), rows_local(self.distribution, self._shape)
+
+    def start(self, rng_key: PRNGKey, starts: Array | None) -> tuple[Position, Array]:
+        log_density, local = self.density()
+        return starts_of(rng_key, self.distribution, log_density, starts, (self.num_chains,), local)
+
+    def finish(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
+        draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(run.positions), run.info
+        if self.distribution.batch_shape:
+            draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, self._shape), (draws, info))
+        return {"x": draws}, run._replace(info=info)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.num_chains, *self.distribution.batch_shape)
+
+
+class _OfModel(NamedTuple):
+    """Chains of a model's latents, its log density and postprocessing as programs."""
+
+    kernel: AbstractKernel
+    positions: Position
+    log_density: Any
+    postprocess: Any
+
+    def bound(self) -> AbstractKernel:
+        return self.kernel
+
+    def density(self) -> tuple[LogDensityFn, PyTree]:
+        return lambda position, _: self.log_density(position), None
+
+    def start(self, rng_key: PRNGKey, starts: None) -> tuple[Position, Array]:
+        return self.positions, jax.vmap(lambda z: initial_is_finite(self.log_density, z))(self.positions)
+
+    def finish(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
+        return jax.vmap(jax.vmap(self.postprocess))(run.positions), run
+
+
+def _of_model(keys: PRNGKey, kernel: AbstractKernel, model: Callable, args: tuple, kwargs: dict[str, Any]) -> _OfModel:
+    target = _target.make_target(keys, model, args, kwargs)
+    kernel = kernel if target.discrete_values is None else kernel.bind(target)
+    positions = chains.as_positions(kernel, target.position)
+    position = jax.tree.map(lambda leaf: leaf[0], positions)
+    log_density = programs.trace(target.log_density(args, kwargs), position, order=1)
+    return _OfModel(kernel, positions, log_density, programs.trace(target.postprocess(args, kwargs), position))
+
+
+@programs.jit(static_argnames=("num_warmup", "num_samples"))
+def _begin(task, key_start, key_run, starts, *, num_warmup, num_samples):
+    """The chains before their first transition, and which of them are where the density is finite."""
+    positions, finite = task.start(key_start, starts)
+    counts = {"num_warmup": num_warmup, "num_samples": num_samples}
+    log_density, local = task.density()
+    return chains.begin(key_run, task.bound(), log_density, positions, local, **counts), finite
+
+
+@programs.jit
+def _go_on(task, progress, stop):
+    log_density, local = task.density()
+    return chains.go_on(progress, task.bound(), log_density, local, stop)
+
+
+@programs.jit
+def _finish(task, progress):
+    return task.finish(progress.so_far())
+
+
+def _in_blocks(task: Any, progress: chains.Progress) -> chains.Progress:
+    """Run to the end, or to an interruption, which cuts the draws off; an interruption before the first draw is raised."""
+    num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
+    try:
+        while done < num_steps:
+            began, stop = time.perf_counter(), min(done + length, num_steps)
+            progress = jax.block_until_ready(_go_on(task, progress, jnp.asarray(stop, jnp.int32)))
+            is_compiled = done > 0
+            done = stop
+            if is_compiled:
+                length = _next_length(length, time.perf_counter() - began)
+    except KeyboardInterrupt:
+        kept = done - num_warmup
+        if kept <= 0:
+            raise
+        progress = progress._replace(draws=jax.tree.map(lambda leaf: leaf[:, :kept], progress.draws))
+    return progress
+
+
+def _next_length(length: int, seconds: float) -> int:
+    """The number of transitions that takes `BLOCK_SECONDS` if ``length`` of them took ``seconds``; at most 16 times more."""
+    return max(1, int(length * min(BLOCK_SECONDS / max(seconds, 1e-9), 16)))
+
+
+def _stats(run: chains.Run) -> dict[str, Array]:
+    stats = {name: getattr(run.info, name) for name in run.kernel.statistics}
+    num_draws = run.info.acceptance_rate.shape
+    if run.kernel.step_size is not None and jnp.shape(run.kernel.step_size) == num_draws[:1]:
+        stats["step_size"] = jnp.broadcast_to(run.kernel.step_size[:, None], num_draws)
+    return stats
+
+
+def _rows_after_draws(leaf: Array, batch_shape: tuple[int, ...]) -> Array:
+    """From ``(chains * rows, draws, ...)`` to ``(chains, draws, *rows, ...)``."""
+    leaf = leaf.reshape((*batch_shape, *leaf.shape[1:]))
+    return jnp.moveaxis(leaf, len(batch_shape), 1)

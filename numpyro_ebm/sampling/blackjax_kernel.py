@@ -1,0 +1,265 @@
+"""`BlackJAXKernel`: BlackJAX's kernels in ``numpyro.infer.MCMC``."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.kernels import AbstractKernel, adaptation, chains
+from numpyro_ebm.kernels.names import resolve_kernel
+from numpyro_ebm.sampling import _target
+
+
+class BlackJAXState(NamedTuple):
+    """State of one chain, with the names that NumPyro's own HMC uses where they mean the same.
+
+    What is None or 0 for a kernel that does not have it is not among the kernel's default fields.
+
+    Attributes:
+        i: transitions so far.
+        z: unconstrained latents by site (with tempering, at temperature 1).
+        kernel_state: BlackJAX's state.
+        warmup: dual averaging, mass matrix and the kernel as adapted so far.
+        accept_prob: acceptance probability of the last transition.
+        mean_accept_prob: its mean since the start, or since the end of the warm-up.
+        diverging: whether the last transition diverged.
+        potential_energy: minus the log density at ``z``; None for kernels that do not evaluate it.
+        energy: Hamiltonian of the last proposal; None without momentum.
+        step_size: step size of the last transition; None for a kernel without one.
+        num_steps: gradient evaluations of the last transition.
+        tree_depth: doublings of the last NUTS trajectory.
+        is_nonfinite: whether the last transition wanted to go where the log density is not finite.
+        swap_rate: acceptance probability of the last swaps between temperatures; None without them.
+        rng_key: random key.
+    """
+
+    i: Array
+    z: PyTree
+    kernel_state: Any
+    warmup: adaptation.WarmupState
+    accept_prob: Array
+    mean_accept_prob: Array
+    diverging: Array
+    potential_energy: Array | None
+    energy: Array | None
+    step_size: Array | None
+    num_steps: Array
+    tree_depth: Array
+    is_nonfinite: Array
+    swap_rate: Array | None
+    rng_key: Array
+
+
+FIELDS = {
+    "acceptance_rate": "accept_prob",
+    "is_divergent": "diverging",
+    "num_gradients": "num_steps",
+    "energy": "energy",
+    "tree_depth": "tree_depth",
+    "is_nonfinite": "is_nonfinite",
+    "swap_rate": "swap_rate",
+}
+"""Fields of `TransitionInfo` and what the state calls them."""
+
+
+class BlackJAXKernel(MCMCKernel):
+    """A BlackJAX kernel for ``numpyro.infer.MCMC``, on any NumPyro model.
+
+    Latents move in unconstrained space. During NumPyro's warm-up the step size adapts by dual averaging and the mass matrix,
+    where the kernel has one to adapt, in Stan's windows; unadjusted kernels keep their settings. Works with vectorized,
+    sequential and parallel chains, the progress bar and extra fields (see `BlackJAXState`).
+
+    Args:
+        model: a NumPyro model, energy sites or not.
+        kernel: a name of `available_kernels` or a kernel object, whose settings the warm-up starts from; "gibbs" for a model
+            whose latents are all discrete.
+        params: values of the model's ``numpyro.param`` sites, as ``svi.run(...).params``; names that are not the model's
+            (a guide's) are left alone.
+        init_strategy: as in NumPyro's kernels.
+
+    Raises:
+        EnergyError: (a ValueError) for an unknown kernel; at the first run, for a kernel that cannot move on the latents'
+            supports, latents that are discrete and continuous, a model whose parameters have no value, an energy whose
+            parameters are sampled with it, an observed site in a subsampled plate, and a model without latents.
+        RuntimeError: by NumPyro, where no finite starting point is found.
+
+    Example:
+        >>> mcmc = MCMC(BlackJAXKernel(model, "nuts", params=params), num_warmup=500, num_samples=1000)  # doctest: +SKIP
+
+    References:
+        Cabezas et al., BlackJAX: composable Bayesian inference in JAX (2024).
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        kernel: Any = "nuts",
+        *,
+        params: PyTree | None = None,
+        init_strategy: Callable = init_to_uniform,
+    ):
+        if not callable(model):
+            raise TypeError(f"BlackJAXKernel needs a NumPyro model; got {type(model).__name__}.")
+        # Read only: what NumPyro has compiled would not see a change.
+        self._kernel = resolve_kernel(kernel, is_discrete=None)
+        self._params = params
+        self._model = model
+        self._init_strategy = init_strategy
+        # NumPyro asks for these names before the first run.
+        self._sample_fn: Callable | None = None
+        self._bound = self._kernel
+        self._target: _target.Target | None = None
+        self._num_warmup = 0
+        self._stages = jnp.zeros((0, 2), jnp.int32)
+
+    @property
+    def model(self) -> Callable:
+        """The model as given."""
+        return self._model
+
+    @property
+    def kernel(self) -> AbstractKernel:
+        """The kernel with the settings that a warm-up starts from."""
+        return self._kernel
+
+    @property
+    def params(self) -> PyTree | None:
+        """The values of the model's parameters."""
+        return self._params
+
+    @property
+    def sample_field(self) -> str:
+        """The field that holds the draw."""
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """The draw and the statistics that mean something for this kernel."""
+        statistics = tuple(FIELDS[name] for name in self._kernel.statistics)
+        step_size = () if self._kernel.step_size is None else ("step_size",)
+        return ("z", *statistics, *step_size, *(() if self._kernel.name == "langevin" else ("potential_energy",)))
+
+    @in_own_modes
+    def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
+        """The state of one chain, or of a batch of chains for a batch of keys."""
+        kwargs = model_kwargs or {}
+        if not isinstance(rng_key, Array | np.ndarray):  # one key, or those of many chains
+            check_key("MCMC.run", rng_key)
+        if self._target is None:
+            _target.kernel_for(_target.check_model(self._model, self._params, model_args, kwargs), self._kernel)
+        self._num_warmup = num_warmup
+        self._stages = adaptation.schedule(self._kernel, num_warmup)
+        single = is_prng_key(rng_key)
+        keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
+        model = _target.fixed(self._model, self._params)
+        self._target = _target.make_target(keys[0], model, model_args, kwargs, self._init_strategy)
+        if self._target.discrete_values is not None:
+            self._bound = self._kernel.bind(self._target)
+        position = self._target.position if init_params is None else init_params
+        start = partial(self._start, self._target.log_density(model_args, kwargs))
+        # A batch of keys is a batch of chains, here and at every transition.
+        self._sample_fn = _call if single else jax.vmap
+        return jax.jit(self._sample_fn(start))(keys[1], position)
+
+    @in_own_modes
+    def sample(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
+        """The next state."""
+        if self._sample_fn is None or self._target is None:
+            raise EnergyError("BlackJAXKernel.sample was called before init. Run it in numpyro.infer.MCMC.")
+        # Built from the arguments given here: under jit_model_args they are new in each run.
+        transition = partial(self._transition, self._target.log_density(model_args, model_kwargs or {}))
+        return self._sample_fn(transition)(state)
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
+        """From unconstrained latents to their supports, with the deterministic sites."""
+        if self._target is None:
+            return lambda z: z
+        return self._target.postprocess(model_args, model_kwargs or {})
+
+    def get_diagnostics_str(self, state: BlackJAXState) -> str:
+        """Words for the progress bar."""
+        step = "" if state.step_size is None else f"step {state.step_size:.2e}, "
+        return f"{int(state.num_steps)} gradients, {step}acceptance {state.mean_accept_prob:.2f}"
+
+    def _known(self, statistic: str, value: Array | None) -> Array | None:
+        """A statistic of the kernel; None, in every state alike, where it means nothing."""
+        return value if statistic in self._kernel.statistics else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: what a run has built is built again."""
+        return {**self.__dict__, "_sample_fn": None, "_target": None}
+
+    def _start(self, log_density: Callable, rng_key: Array, position: PyTree) -> BlackJAXState:
+        position = chains.as_positions(self._bound, position)
+        rng_key, key = jax.random.split(rng_key)
+        lifted = self._bound.lift(position)
+        kernel_state = self._bound.init(key, lifted, log_density)
+        warmup = adaptation.start(self._bound, lifted)
+        zero = jnp.zeros((), float)
+        return BlackJAXState(
+            i=jnp.zeros((), jnp.int32),
+            z=position,
+            kernel_state=kernel_state,
+            warmup=warmup,
+            accept_prob=zero,
+            mean_accept_prob=zero,
+            diverging=jnp.zeros((), bool),
+            potential_energy=_potential(kernel_state),
+            energy=self._known("energy", zero),
+            step_size=_step_size(warmup.kernel),
+            num_steps=jnp.zeros((), jnp.int32),
+            tree_depth=jnp.zeros((), jnp.int32),
+            is_nonfinite=jnp.zeros((), bool),
+            swap_rate=self._known("swap_rate", zero),
+            rng_key=rng_key,
+        )
+
+    def _transition(self, log_density: Callable, state: BlackJAXState) -> BlackJAXState:
+        rng_key, key = jax.random.split(state.rng_key)
+        kernel = state.warmup.kernel
+        kernel_state, info = kernel.step(key, state.kernel_state, log_density)
+        adapted = state.warmup
+        if self._num_warmup:
+            adapted = adaptation.update_at(self._stages, state.i, adapted, kernel_state.position, info)
+        i = state.i + 1
+        since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
+        return BlackJAXState(
+            i=i,
+            z=kernel.lower(kernel_state.position),
+            kernel_state=kernel_state,
+            warmup=adapted,
+            accept_prob=info.acceptance_rate,
+            mean_accept_prob=state.mean_accept_prob + (info.acceptance_rate - state.mean_accept_prob) / since,
+            diverging=info.is_divergent,
+            potential_energy=_potential(kernel_state),
+            energy=self._known("energy", info.energy),
+            step_size=_step_size(kernel),
+            num_steps=info.num_gradients,
+            tree_depth=info.tree_depth,
+            is_nonfinite=info.is_nonfinite,
+            swap_rate=self._known("swap_rate", info.swap_rate),
+            rng_key=rng_key,
+        )
+
+
+def _call(fn: Callable) -> Callable:
+    return fn
+
+
+def _potential(kernel_state: Any) -> Array | None:
+    log_density = getattr(kernel_state, "logdensity", None)
+    return None if log_density is None else -jnp.asarray(log_density, float)
+
+
+def _step_size(kernel: AbstractKernel) -> Array | None:
+    return None if kernel.step_size is None else jnp.asarray(kernel.step_size, float)

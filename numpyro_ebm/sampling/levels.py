@@ -1,0 +1,76 @@
+"""The noise level that a model is conditioned on: where it lies in the context, and how it is replaced."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PyTree
+
+ENTRY = "sigma"
+
+
+def check_level(owner: str, distribution: Any) -> None:
+    """Refuse a distribution whose context has no noise level.
+
+    Raises:
+        EnergyError: with what came and the line to write.
+    """
+    context = distribution.context
+    level = context.get(ENTRY) if isinstance(context, Mapping) else context
+    if not isinstance(level, Mapping | tuple | list) and level is not None:
+        shape = distribution.alone().batch_shape  # rows that `expand` and plates add share the level
+        if jnp.ndim(level) == len(shape):
+            return
+        came = f"of shape {jnp.shape(level)} for the batch shape {shape}"
+    else:
+        came = _describe(context)
+    kind = type(distribution).__name__
+    raise EnergyError(
+        f"{owner} needs a model conditioned on the noise level: a context that is the noise's standard deviation, one "
+        f"scalar per row, or a dict with that as its entry '{ENTRY}'; the context is {came}. Write {kind}(lambda x, sigma: "
+        f"..., event_shape={distribution.event_shape}, context=jnp.asarray(sigma_min)), or "
+        f"context={{'{ENTRY}': ..., 'x': ...}} beside covariates."
+    )
+
+
+def at_level(local: PyTree, sigma: Any) -> PyTree:
+    """What a row has of its own, with the noise level ``sigma`` in the place of the one declared.
+
+    Args:
+        local: ``(context, base_parameters)`` of one row, or of rows, the context having a level (`check_level`).
+        sigma: the level, or one per row.
+    """
+    context, base_parameters = local
+    return ({**context, ENTRY: sigma} if isinstance(context, Mapping) else sigma), base_parameters
+
+
+def closed_at_levels(distribution: Any, *, order: int = 1) -> Any:
+    """The distribution closed (`EventDistribution.closed`), its level in the float type in use, as levels come."""
+    context = distribution.context
+    level = jnp.asarray(context[ENTRY] if isinstance(context, Mapping) else context, float)
+    leveled = copy.copy(distribution)
+    leveled.context = {**context, ENTRY: level} if isinstance(context, Mapping) else level
+    return leveled.closed(order=order)
+
+
+def score_at_level(distribution: Any) -> Callable[[Array, Any, PyTree], Array]:
+    """``score(position, sigma, local)`` of one row in unconstrained space."""
+    return lambda position, sigma, local: distribution.unconstrained_score(position, at_level(local, sigma))
+
+
+def score_of_rows(distribution: Any, local: PyTree) -> Callable[[Array, Any], Array]:
+    """``score(positions, sigma)`` of all rows at one level, rows first."""
+    score = jax.vmap(score_at_level(distribution), in_axes=(0, None, 0))
+    return lambda positions, sigma: score(positions, sigma, local)
+
+
+def _describe(context: Any) -> str:
+    if context is None:
+        return "None"
+    if isinstance(context, Mapping):
+        return f"a dict of {sorted(map(str, context))}"
+    return f"a {type(context).__name__}"

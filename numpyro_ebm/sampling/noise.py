@@ -1,0 +1,256 @@
+"""Noise processes, which carry data to noise, and the ladder of noise levels."""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import Array
+
+
+def geometric_sigmas(sigma_max: float, sigma_min: float, num: int) -> Array:
+    """A ladder of noise levels in geometric progression, the largest first.
+
+    Song and Ermon (2020) advise a largest level of the order of the largest distance between two data, and a ratio at which
+    neighbouring levels overlap, about ``1 + 1 / sqrt(2 d)`` in ``d`` dimensions and more where fewer levels have to do.
+
+    Args:
+        sigma_max: the first level (a standard deviation).
+        sigma_min: the last.
+        num: how many levels.
+
+    Raises:
+        EnergyError: for levels that are not positive or not in this order, and for fewer than one, or one of two ends.
+
+    Example:
+        >>> [round(float(s), 6) for s in geometric_sigmas(1.0, 0.01, 3)]
+        [1.0, 0.1, 0.01]
+
+    References:
+        Song and Ermon, Generative modeling by estimating gradients of the data distribution (2019); Improved techniques for
+        training score-based generative models (2020).
+    """
+    check_positive("geometric_sigmas", "sigma_max", sigma_max)
+    check_positive("geometric_sigmas", "sigma_min", sigma_min)
+    check_count("geometric_sigmas", "num", num)
+    if sigma_max < sigma_min or (num == 1 and sigma_max != sigma_min):
+        raise EnergyError(
+            f"A ladder goes down from sigma_max to sigma_min in num levels; got {sigma_max}, {sigma_min} and {num}. "
+            "Write geometric_sigmas(10.0, 0.01, 10)."
+        )
+    return jnp.geomspace(sigma_max, sigma_min, num, dtype=float)
+
+
+class AbstractNoiseProcess(abc.ABC):
+    r"""A diffusion ``dx = f(x, t) dt + g(t) dw`` that carries data to noise as ``t`` goes to 1.
+
+    Its law given the data is ``x_t = alpha(t) x_0 + sigma(t) e`` with ``e ~ N(0, I)``; ``sigma`` grows with ``t``, and a
+    model is conditioned on it. Time runs from ``t_min``, where a little noise is there already, to 1.
+
+    Attributes:
+        t_min: the least time.
+    """
+
+    t_min: Any
+
+    @abc.abstractmethod
+    def alpha(self, t: Any) -> Array:
+        """What is left of the data at ``t``."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Any) -> Array:
+        """Standard deviation of the noise at ``t``."""
+
+    @abc.abstractmethod
+    def drift(self, x: Array, t: Any) -> Array:
+        """``f(x, t)``."""
+
+    @abc.abstractmethod
+    def diffusion(self, t: Any) -> Array:
+        """``g(t)``."""
+
+    @abc.abstractmethod
+    def transition(self, t: Any, later: Any) -> tuple[Array, Array]:
+        """``(a, v)`` with ``x_later | x_t ~ N(a x_t, v I)``."""
+
+    @abc.abstractmethod
+    def prior(self, event_shape: tuple[int, ...] = ()) -> dist.Distribution:
+        """The noise that the process ends in, as if nothing of the data were left at ``t = 1``."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VE(AbstractNoiseProcess):
+    r"""Variance exploding: the data stay, the noise grows geometrically; the limit of a geometric ladder.
+
+    .. math:: \alpha = 1, \quad \sigma(t) = \sigma_{min} (\sigma_{max} / \sigma_{min})^t, \quad
+        f = 0, \quad g^2 = 2 \sigma^2 \log(\sigma_{max} / \sigma_{min})
+
+    Time starts at 0, where the noise is ``sigma_min``. The prior is ``N(0, sigma_max^2)``: it forgets the data's mean and
+    variance, so that ``sigma_max`` has to be large against them.
+
+    Args:
+        sigma_min: the least noise, in units of the data (in unconstrained space).
+        sigma_max: the largest.
+
+    Raises:
+        EnergyError: for levels that are not positive or not in this order.
+
+    Example:
+        ``estimate(model, "multiscale_dsm", process=VE(0.01, 10.0))``
+
+    References:
+        Song et al., Score-based generative modeling through stochastic differential equations (2021).
+    """
+
+    sigma_min: Any
+    sigma_max: Any
+
+    def __post_init__(self):
+        for name in ("sigma_min", "sigma_max"):
+            check_positive("VE", name, getattr(self, name))
+        if is_concrete(self.sigma_min, self.sigma_max) and self.sigma_max <= self.sigma_min:
+            raise EnergyError(
+                f"VE needs sigma_min < sigma_max; got {self.sigma_min} and {self.sigma_max}. Write VE(0.01, 10.0)."
+            )
+
+    @property
+    def t_min(self) -> float:
+        """0."""
+        return 0.0
+
+    def alpha(self, t):
+        """1."""
+        return jnp.ones_like(jnp.asarray(t, float))
+
+    def sigma(self, t):
+        """``sigma_min (sigma_max / sigma_min)^t``."""
+        return self.sigma_min * jnp.exp(self._log_ratio * jnp.asarray(t, float))
+
+    def drift(self, x, t):
+        """0."""
+        return jnp.zeros_like(x)
+
+    def diffusion(self, t):
+        """``sigma sqrt(2 log(sigma_max / sigma_min))``."""
+        return self.sigma(t) * jnp.sqrt(2 * self._log_ratio)
+
+    def transition(self, t, later):
+        """``(1, sigma(later)^2 - sigma(t)^2)``."""
+        return self.alpha(t), self.sigma(t) ** 2 * jnp.expm1(2 * self._log_ratio * (later - t))
+
+    def prior(self, event_shape=()):
+        """``N(0, sigma_max^2)``."""
+        return _normal(self.sigma_max, event_shape)
+
+    @property
+    def _log_ratio(self) -> Array:
+        return jnp.log(jnp.asarray(self.sigma_max / self.sigma_min, float))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VP(AbstractNoiseProcess):
+    r"""Variance preserving: the data shrink as the noise grows; the limit of DDPM. Data of unit variance keep it.
+
+    .. math:: \beta(t) = \beta_{min} + t (\beta_{max} - \beta_{min}), \quad f = -\tfrac12 \beta x, \quad g^2 = \beta, \quad
+        \log \alpha = -\tfrac12 \int_0^t \beta, \quad \sigma^2 = 1 - \alpha^2
+
+    The prior is ``N(0, 1)``. At ``t_min`` the data carry noise of ``sigma / alpha`` in their own unit: 0.01 by default.
+
+    Args:
+        beta_min: rate at time 0.
+        beta_max: rate at time 1.
+        t_min: the least time; at 0 there is no noise, and no score.
+
+    Raises:
+        EnergyError: for rates that are not positive, and a ``t_min`` outside (0, 1).
+
+    Example:
+        ``estimate(model, "multiscale_dsm", process=VP())``
+
+    References:
+        Ho, Jain and Abbeel, Denoising diffusion probabilistic models (2020); Song et al., Score-based generative modeling
+        through stochastic differential equations (2021).
+    """
+
+    beta_min: Any = 0.1
+    beta_max: Any = 20.0
+    t_min: Any = 1e-3
+
+    def __post_init__(self):
+        for name in ("beta_min", "beta_max", "t_min"):
+            check_positive("VP", name, getattr(self, name))
+        if is_concrete(self.t_min) and self.t_min >= 1:
+            raise EnergyError(f"VP needs 0 < t_min < 1; got t_min={self.t_min}. Write VP(t_min=1e-3).")
+
+    def alpha(self, t):
+        """``exp(-int beta / 2)``."""
+        return jnp.exp(self._log_alpha(t))
+
+    def sigma(self, t):
+        """``sqrt(1 - alpha^2)``."""
+        return jnp.sqrt(-jnp.expm1(2 * self._log_alpha(t)))
+
+    def drift(self, x, t):
+        """``-beta x / 2``."""
+        return -0.5 * self._beta(t) * x
+
+    def diffusion(self, t):
+        """``sqrt(beta)``."""
+        return jnp.sqrt(self._beta(t))
+
+    def transition(self, t, later):
+        """``(alpha(later) / alpha(t), 1 - (alpha(later) / alpha(t))^2)``."""
+        log_a = self._log_alpha(later) - self._log_alpha(t)
+        return jnp.exp(log_a), -jnp.expm1(2 * log_a)
+
+    def prior(self, event_shape=()):
+        """``N(0, 1)``."""
+        return _normal(1.0, event_shape)
+
+    def _beta(self, t: Any) -> Array:
+        return self.beta_min + jnp.asarray(t, float) * (self.beta_max - self.beta_min)
+
+    def _log_alpha(self, t: Any) -> Array:
+        t = jnp.asarray(t, float)
+        return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+
+def check_process(owner: str, process: Any) -> None:
+    """Refuse what is no noise process.
+
+    Raises:
+        TypeError: with what came.
+    """
+    # A pytree is also rebuilt around placeholders.
+    if not isinstance(process, AbstractNoiseProcess) and type(process) is not object:
+        raise TypeError(f"{owner} needs a noise process, e.g. VE(0.01, 10.0) or VP(); got {type(process).__name__}.")
+
+
+def check_sigmas(owner: str, sigmas: Any) -> None:
+    """Refuse levels that are not a list of positive numbers.
+
+    Raises:
+        EnergyError: with what came.
+    """
+    if not isinstance(sigmas, str) and not is_concrete(sigmas):
+        return
+    ladder = np.asarray(sigmas)
+    is_list = ladder.ndim == 1 and ladder.size and np.issubdtype(ladder.dtype, np.number)
+    if not (is_list and np.all(np.isfinite(ladder)) and np.all(ladder > 0)):
+        raise EnergyError(
+            f"{owner} needs sigmas as a list of noise levels, each positive and finite; got {sigmas!r}. "
+            f"Write {owner}(sigmas=geometric_sigmas(10.0, 0.01, 10))."
+        )
+
+
+def _normal(scale: Any, event_shape: tuple[int, ...]) -> dist.Distribution:
+    return dist.Normal(jnp.zeros(event_shape), scale).to_event(len(event_shape))

@@ -1,0 +1,7 @@
+"""Training with checks and checkpoints."""
+
+from numpyro_ebm.training._fit import FitResult as FitResult
+from numpyro_ebm.training._fit import fit as fit
+from numpyro_ebm.training.optimizers import alternate as alternate
+from numpyro_ebm.training.recording import RecordedChains as RecordedChains
+from numpyro_ebm.training.recording import RecordedHealth as RecordedHealth

@@ -1,0 +1,186 @@
+"""Persistent chains as they are along training: which estimators have them, and a look at some of them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.pytrees import assemble
+from numpyro_ebm._core.typing import PyTree
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators import AbstractEstimator, NegativePhaseHealth
+from numpyro_ebm.estimators.names import ESTIMATORS
+from numpyro_ebm.estimators.parts.pool import PoolEstimator
+from numpyro_ebm.handlers import estimate, estimated_in
+from numpyro_ebm.training._held_out import Arguments
+
+
+class RecordedChains(NamedTuple):
+    """Persistent chains along training, a draw of each at every check of `fit`.
+
+    Attributes:
+        samples: by energy site, ``(num_chains, num_checks, ...)``, constrained. A joint event of several sites is one
+            vector, called by their names joined by commas.
+        energies: by energy site, ``(num_chains, num_checks)``, minus the log density without log Z, base included, under the
+            parameters of that check. Not there where the density of a chain is not known from the batch (rows of their own
+            context in a plate that subsamples).
+        steps: ``(num_checks,)``, how many updates had been made.
+    """
+
+    samples: dict[str, np.ndarray]
+    energies: dict[str, np.ndarray]
+    steps: np.ndarray
+
+
+class RecordedHealth(NamedTuple):
+    """Figures of the chains along training, of the last update before every check of `fit`.
+
+    Attributes:
+        sites: by energy site, `NegativePhaseHealth` whose leaves lead with ``num_checks``.
+        steps: ``(num_checks,)``, how many updates had been made.
+    """
+
+    sites: dict[str, NegativePhaseHealth]
+    steps: np.ndarray
+
+
+class Look(NamedTuple):
+    """One look at a training: what the chains did, and a draw of each that is recorded.
+
+    Attributes:
+        step: updates made.
+        health: by site.
+        samples: by site, ``(num_chains, ...)``.
+        energies: by site, ``(num_chains,)``.
+    """
+
+    step: int
+    health: dict[str, NegativePhaseHealth]
+    samples: dict[str, np.ndarray]
+    energies: dict[str, np.ndarray]
+
+
+def find_estimate(svi: SVI) -> estimate | None:
+    """The handler `estimate` in an SVI's model, under whatever is around it; None where there is none."""
+    return estimated_in(svi.model)
+
+
+def estimators_of(svi: SVI) -> list[AbstractEstimator]:
+    """The estimators of an SVI's model; none where it does not come from `estimate`."""
+    model = find_estimate(svi)
+    if model is None:
+        return []
+    return list(model.estimators.values()) if isinstance(model.estimators, dict) else [model.estimators]
+
+
+def check_recordable(svi: SVI, num_chains: Any, state: SVIState) -> None:
+    """Refuse to record chains that are not there.
+
+    Raises:
+        EnergyError: for a count that is none, estimators that keep no chains from one update to the next, and more chains
+            than there are.
+    """
+    check_count("fit", "record_chains", num_chains, 0)
+    if not num_chains:
+        return
+    keepers = [name for name, cls in sorted(ESTIMATORS.classes.items()) if issubclass(cls, PoolEstimator)]
+    pools = _pools(state)
+    if not pools:
+        names = sorted({each.name for each in estimators_of(svi)})
+        raise EnergyError(
+            f"record_chains={num_chains} records chains that go on from one update to the next, and there are none: the "
+            f"estimators are {names}. Those of {keepers} do: estimate(model, 'pcd'). For chains of a trained energy write "
+            "ebm.sample(rng_key, model, params=result.params)."
+        )
+    for name, pool in pools.items():
+        size = len(pool["age"])
+        if num_chains > size:
+            raise EnergyError(
+                f"record_chains={num_chains}, and the site '{name.rpartition('$')[0]}' has {size} persistent chains. Write "
+                f"record_chains={min(size, 16)}."
+            )
+
+
+def look(state: SVIState, step: int, pools: tuple[dict[str, Any], dict[str, Any]]) -> Look:
+    """Health, and what `look_at_pools` has found."""
+    return Look(step, jax.device_get(_health(state)), *jax.device_get(pools))
+
+
+def health_of(looks: tuple[Look, ...]) -> RecordedHealth | None:
+    """The health of all looks as one record; None for none."""
+    if not looks or not looks[0].health:
+        return None
+    sites = {
+        name: jax.tree.map(lambda *all_: np.stack(all_), *(each.health[name] for each in looks)) for name in looks[0].health
+    }
+    return RecordedHealth(sites, np.array([each.step for each in looks], int))
+
+
+def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
+    """The draws of all looks as one record; None for none."""
+    if not looks or not looks[0].samples:
+        return None
+    samples, energies = (
+        {name: np.stack([getattr(each, field)[name] for each in looks], axis=1) for name in getattr(looks[0], field)}
+        for field in ("samples", "energies")
+    )
+    return RecordedChains(samples, energies, np.array([each.step for each in looks], int))
+
+
+def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVIState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where the first ``num_chains`` chains of each pool are, and their energies."""
+    args, kwargs = assemble(*arguments)
+    samples, energies = {}, {}
+    for estimator, site in _sites(svi, args, kwargs | svi.static_kwargs, state):
+        pool = _pools(state).get(f"{site.name}${estimator.name}")
+        if pool is None:
+            continue
+        position = jax.tree.map(lambda leaf: leaf[:num_chains], pool["position"])
+        kernel: Any = estimator.kernel.bind(site.distribution)  # pyright: ignore[reportAttributeAccessIssue]
+        position = jax.vmap(kernel.lower)(position)
+        samples[site.name] = jax.vmap(site.distribution.constrain)(position)
+        is_known, local = _local(site, pool, num_chains)
+        if is_known:
+            log_density = jax.vmap(site.distribution.unconstrained_log_density)(position, local)
+            energies[site.name] = jax.vmap(site.distribution.log_jacobian)(position) - log_density
+    return samples, energies
+
+
+def _sites(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> list[tuple[AbstractEstimator, Site]]:
+    """The energy sites under the parameters of a state; latent values are one draw of the guide's."""
+    model: Any = find_estimate(svi)
+    mutable = {name: value for name, value in (state.mutable_state or {}).items() if name not in _pools(state)}
+    with handlers.seed(rng_seed=0), handlers.substitute(data=svi.get_params(state) | mutable):
+        guide = handlers.trace(svi.guide).get_trace(*args, **kwargs)
+        with handlers.replay(trace=guide):
+            return model.sites(*args, **kwargs)
+
+
+def _health(state: SVIState) -> dict[str, NegativePhaseHealth]:
+    entries = {name: value.get("state") for name, value in (state.mutable_state or {}).items() if isinstance(value, dict)}
+    kept = {name: entry.get("health") for name, entry in entries.items() if isinstance(entry, dict)}
+    return {name.rpartition("$")[0]: each for name, each in kept.items() if isinstance(each, NegativePhaseHealth)}
+
+
+def _pools(state: SVIState) -> dict[str, Any]:
+    """States that hold persistent chains, by the name of their mutable site."""
+    entries = {name: value.get("state") for name, value in (state.mutable_state or {}).items() if isinstance(value, dict)}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, dict) and {"position", "age"} <= set(entry)}
+
+
+def _local(site: Site, pool: dict[str, Any], num_chains: int) -> tuple[bool, PyTree]:
+    """Whether it is known what these chains' densities have of their own, and what."""
+    if site.local is None:
+        return True, None
+    local: PyTree = pool.get("local")
+    if local is None:  # a chain per row of the whole data set
+        if site.num_total != site.num_rows:
+            return False, None
+        local = site.local
+    return True, jax.tree.map(lambda leaf: jnp.asarray(leaf)[:num_chains], local)
