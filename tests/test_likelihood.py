@@ -209,9 +209,9 @@ def test_a_support_keeps_the_density_of_the_event_itself():
 
 
 def test_many_rows_are_taken_in_parts(monkeypatch):
-    from numpyro_ebm.handlers import data_sites
+    from numpyro_ebm.distributions import site
 
-    monkeypatch.setattr(data_sites, "ROWS_AT_ONCE", 128)
+    monkeypatch.setattr(site, "ROWS_AT_ONCE", 128)
     result = ebm.log_likelihood(gaussian(), None, X, log_partition=known(LOG_Z))
     np.testing.assert_allclose(result.rows, stats.norm.logpdf(X, scale=[0.5, 2.0]).sum(1), rtol=2e-6, atol=1e-6)
 

@@ -39,7 +39,7 @@ def test_a_healthy_run():
     assert (site.site, site.estimator, site.conditions) == ("x", "replay", ())
     assert site.figures["num_updates"] == 6
     assert site.figures["age_mean"] == 6 * 20 / 2
-    assert set(report.as_dict()["x"]) == {"site", "estimator", "figures", "conditions", "notes"}
+    assert set(report.as_dict()["x"]) == {"site", "estimator", "figures", "conditions", "notes", "held"}
     assert "acceptance_rate" in str(report)
     assert str(ebm.training_report(model, result.state)) == str(report)
 

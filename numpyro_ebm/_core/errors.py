@@ -8,7 +8,19 @@ from typing import Any
 
 
 class EnergyError(ValueError):
-    """A fault in how an energy, its data or its estimator was declared."""
+    """A fault in how an energy, its data or its estimator was declared.
+
+    Attributes:
+        site: name of the site where it was found, which the message begins with; None where no site is known.
+    """
+
+    site: str | None = None
+
+    def __str__(self) -> str:
+        """The message, after the name of the site unless it holds that already."""
+        message = super().__str__()
+        is_told = self.site is None or f"site '{self.site}'" in message
+        return message if is_told else f"At site '{self.site}': {message}"
 
 
 class UnhealthyChainsError(EnergyError):
@@ -67,13 +79,12 @@ def warn_uncalibrated(estimator: str, user: str) -> None:
 
 @contextmanager
 def at_site(name: str | None) -> Iterator[None]:
-    """Put the site's name, where there is one, in front of the message of any fault found inside."""
+    """Give the site's name, where there is one, to any fault found inside; the innermost site stays."""
     try:
         yield
     except EnergyError as error:
-        if name is None or f"site '{name}'" in str(error) or str(error).startswith("At site '"):
-            raise
-        raise EnergyError(f"At site '{name}': {error}") from error
+        error.site = error.site or name
+        raise
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,20 +5,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpyro import handlers
 from numpyro.infer.svi import SVIRunResult, SVIState
 
-from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.programs import compiled
 from numpyro_ebm._core.spreads import spread
 from numpyro_ebm.diagnostics._data import MIN_POINTS, modes
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
-from numpyro_ebm.diagnostics.reports import SiteReport, site_report, training_report
+from numpyro_ebm.diagnostics.reports import NothingToReport, SiteReport, site_report, training_report
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator
 from numpyro_ebm.estimators.dsm import SMOOTHING_BOUNDS
 from numpyro_ebm.handlers import estimate
+from numpyro_ebm.handlers.energy_sites import energy_sites
 from numpyro_ebm.handlers.results import is_ours, mutable_state, values_of
 from numpyro_ebm.training import FitResult
 from numpyro_ebm.training.overfitting import held_out_rise, runaway
@@ -53,9 +52,7 @@ def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, 
     found = check_losses(result, _roles(model))
     try:
         reports = training_report(model, result, *args, **kwargs).sites
-    except EnergyError as error:
-        if not str(error).startswith("The state holds no chains"):
-            raise
+    except NothingToReport as error:
         return [*found, unchecked("figures", str(error))]
     seen = {} if isinstance(result, SVIState) or not (args or kwargs) else _look(model, result, args, kwargs)
     for report in reports:
@@ -145,10 +142,9 @@ def _descent(losses: np.ndarray) -> list[Finding]:
 
 
 def _look(model: estimate, result: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Seen]:
-    with handlers.seed(rng_seed=0), handlers.substitute(data=values_of("diagnose", result)):
-        pairs = model.sites(*args, **kwargs)
+    found, _ = energy_sites(model.fn, values_of("diagnose", result), args, kwargs)
     seen = {}
-    for estimator, site in pairs:
+    for estimator, site in model.lay_out(found).values():
         if site.distribution.has_energy:
             log_density = compiled(jax.vmap(site.log_density), site.position, site.local)
             seen[site.name] = Seen(estimator, site, -np.asarray(log_density))
@@ -170,7 +166,7 @@ def _site(report: SiteReport, seen: Seen | None) -> list[Finding]:
 
 
 def _conditions(report: SiteReport) -> Finding:
-    held = [text.partition(":")[0] for text in report.conditions]
+    held = report.held
     return judge(
         f"{report.site} chains",
         f"these hold: {', '.join(held)}" if held else f"none of {', '.join(CONDITIONS)} holds",
@@ -237,7 +233,7 @@ def _smoothing(name: str, figures: Mapping[str, float]) -> Finding:
         f"{name} smoothing",
         f"sigma is {smallest:.3g} to {largest:.3g} standard deviations of the data",
         f"{low} to {high}",
-        "The loss is almost all noise: use a larger sigma, or a fitted control_variate."
+        "The loss is almost all noise: use a larger sigma, or control_variate=True."
         if smallest < low
         else "The energy is that of data smoothed beyond their own width: use a smaller sigma.",
         is_bad=not (smallest >= low and largest <= high),

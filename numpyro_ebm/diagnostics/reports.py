@@ -19,9 +19,16 @@ from numpyro_ebm.distributions.empirical import Empirical
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth, in_words
 from numpyro_ebm.handlers import estimate, estimated_in
+from numpyro_ebm.handlers.energy_sites import energy_sites
 from numpyro_ebm.handlers.results import Result, check_values_given, is_ours, mutable_state, values_of
 
 MAX_PARAMETERS = 200
+
+
+class NothingToReport(EnergyError):
+    """The state holds no chains, and no arguments came for figures of the data."""
+
+
 FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported", "mean_moves"))
 
 
@@ -36,6 +43,7 @@ class SiteReport:
             for chains that are kept the mean and largest ``age``; of other estimators what their ``figures`` give.
         conditions: of `NegativePhaseHealth`, those that held in the last update, in words.
         notes: what the estimator's settings mean for the energy that it trains, and conditions that held earlier.
+        held: the names of ``conditions``.
     """
 
     site: str
@@ -43,6 +51,7 @@ class SiteReport:
     figures: dict[str, float]
     conditions: tuple[str, ...]
     notes: tuple[str, ...]
+    held: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A few lines of text."""
@@ -131,8 +140,8 @@ def _have_figures(model: estimate) -> bool:
 def _refuse(model: estimate) -> NoReturn:
     chains = "The state holds no chains, which cd, pcd, replay, mle and others have"
     if not _have_figures(model):
-        raise EnergyError(f"{chains}, and the estimator has no figures of the data, so that there is nothing to report.")
-    raise EnergyError(
+        raise NothingToReport(f"{chains}, and the estimator has no figures of the data, so that there is nothing to report.")
+    raise NothingToReport(
         f"{chains}. For figures of the data under the trained energy pass the result and the model's arguments: "
         "training_report(model, result, x)."
     )
@@ -143,12 +152,13 @@ def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: d
     notes: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def run(given):
-        with handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=given):
-            pairs = model.sites(*args, **kwargs)
+        found, trace = energy_sites(model.fn, given, args, kwargs)
+        check_values_given(trace, given)
+        with handlers.seed(rng_seed=0), handlers.substitute(data=given):
+            pairs = model.lay_out(found).values()
             keys = jax.random.split(jax.random.key(1), len(pairs) + 1)
             figures = {site.name: each.figures(key, site) for key, (each, site) in zip(keys, pairs, strict=False)}
         notes.update({site.name: (each.name, each.notes() + _base_notes(site)) for each, site in pairs})
-        check_values_given(trace, given)
         return figures
 
     reports = []
@@ -207,17 +217,17 @@ def site_report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteRep
     figures = {
         key: float(value) for key, value in state.items() if isinstance(value, Array | np.ndarray) and value.ndim == 0
     }
-    conditions: tuple[str, ...] = ()
+    held, conditions = (), ()
     notes = () if estimator is None else estimator.notes()
     if isinstance(health, NegativePhaseHealth):
         known = {name: getattr(health, name) for name in FIGURES}
         figures |= {name: float(value) for name, value in known.items() if value is not None}
-        held = zip(CONDITIONS, np.asarray(health.conditions), strict=True)
-        conditions = tuple(f"{name}: {in_words(name, health)}" for name, holds in held if holds)
+        held = tuple(name for name, holds in zip(CONDITIONS, np.asarray(health.conditions), strict=True) if holds)
+        conditions = tuple(f"{name}: {in_words(name, health)}" for name in held)
         gone = np.asarray(health.reported) & ~np.asarray(health.conditions)
         earlier = [name for name, is_gone in zip(CONDITIONS, gone, strict=True) if is_gone]
         notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()
     if "age" in state:
         age = np.asarray(state["age"])
         figures |= {"age_mean": float(age.mean()), "age_max": float(age.max())}
-    return SiteReport(site, kind, figures, conditions, notes)
+    return SiteReport(site, kind, figures, conditions, notes, held)

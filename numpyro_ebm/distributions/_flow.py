@@ -3,7 +3,7 @@
 Nothing is computed. Arrays are marked with an identity that compiles to nothing; `flows` reads the marks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -15,14 +15,14 @@ from jax.interpreters import ad, batching, mlir
 SOURCE, EVENT, TERM, BASE = "source", "event", "term", "base"
 """A value that moves; the event of an energy; its unnormalised log density; the log density that a factor tilts."""
 
-NONE: frozenset[str] = frozenset()
+NONE: frozenset[Any] = frozenset()
 
 
 class Flow(NamedTuple):
     """What is known of one array. Where it holds unnormalised terms, a multiple of each one's log Z is missing in it.
 
     Attributes:
-        sources: names of the marked sources that it depends on.
+        sources: labels of the marked sources that it depends on.
         outside: the same on the way to a term, where the term's own event does not count.
         event: `outside` of that event, with the label of its marks: an energy may hold another.
         has_term: whether an unnormalised term is in it.
@@ -30,12 +30,12 @@ class Flow(NamedTuple):
         weights: sources that their multiples depend on.
     """
 
-    sources: frozenset[str] = NONE
-    outside: frozenset[str] = NONE
-    event: frozenset[tuple[str, str]] = frozenset()
+    sources: frozenset[Any] = NONE
+    outside: frozenset[Any] = NONE
+    event: frozenset[tuple[Any, Any]] = frozenset()
     has_term: bool = False
-    shifts: frozenset[str] = NONE
-    weights: frozenset[str] = NONE
+    shifts: frozenset[Any] = NONE
+    weights: frozenset[Any] = NONE
 
 
 CONSTANT = Flow()
@@ -48,13 +48,13 @@ batching.primitive_batchers[mark_p] = lambda args, dims, **params: (mark_p.bind(
 mlir.register_lowering(mark_p, lambda ctx, x, **_: [x])
 
 
-def mark(tree: Any, kind: str, label: str = "") -> Any:
+def mark(tree: Any, kind: str, label: Hashable = "") -> Any:
     """The same arrays, marked for `flows`.
 
     Args:
         tree: a pytree of arrays.
         kind: `SOURCE`, `EVENT`, `TERM` or `BASE`.
-        label: name of a source, or what an event and its term share.
+        label: the source as ``Flow`` names it, or what an event and its term share.
     """
     return jax.tree.map(lambda leaf: mark_p.bind(jnp.asarray(leaf), kind=kind, label=label), tree)
 

@@ -11,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,23 @@ DERIVATIVE = (
     "The log density of an energy is known up to log Z only, and log Z depends on the parameters: its derivative in "
     f"anything but the event is wrong. {WAYS_OUT}"
 )
+
+
+class Moving(NamedTuple):
+    """A value of the model that an inference moves.
+
+    Attributes:
+        kind: a latent, or a trained parameter.
+        name: of its site.
+    """
+
+    kind: Literal["latent", "parameter"]
+    name: str
+
+    def __str__(self) -> str:
+        """As messages call it."""
+        return f"{self.kind} '{self.name}'"
+
 
 _checked: weakref.WeakSet[Any] = weakref.WeakSet()
 """The handlers that NumPyro has put around a model to score it: it makes a new one each time."""
@@ -69,10 +86,10 @@ def _check(scoring: numpyro_stack.Scoring) -> None:
         return  # The model looks at the values of its latents: no inference of NumPyro's can run it either.
     moves = ("latent", "parameter") if numpyro_stack.is_training() else ("latent",)
     for name, flow in found.items():
-        own = {f"latent '{member}'" for member in joint.get(name, ())}
+        own = {Moving("latent", member) for member in joint.get(name, ())}
         words = _tilted if name in joint else _shifted
-        _refuse(name, [each for each in sorted(flow.shifts - own) if each.startswith(moves)], words)
-        _refuse(name, [each for each in sorted(flow.weights) if each.startswith(moves)], _weighted)
+        _refuse(name, [each for each in sorted(flow.shifts - own) if each.kind in moves], words)
+        _refuse(name, [each for each in sorted(flow.weights) if each.kind in moves], _weighted)
     if numpyro_stack.is_mcmc():
         _warn_untrained(scoring, found)
 
@@ -144,25 +161,25 @@ class _moving(substitute):  # noqa: N801
     def _marked(self, msg: dict[str, Any]) -> Any:
         value = msg.get("value")
         if msg["type"] == "param" and value is not None:
-            return mark(value, SOURCE, f"parameter '{msg['name']}'")
+            return mark(value, SOURCE, Moving("parameter", msg["name"]))
         if msg["type"] != "sample" or (msg["is_observed"] and msg["name"] not in self.conditioned):
             return None
         if value is None:
             shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
             value = jnp.zeros(shape, int if msg["fn"].support.is_discrete else float)
-        return mark(value, SOURCE, f"latent '{msg['name']}'")
+        return mark(value, SOURCE, Moving("latent", msg["name"]))
 
 
-def _refuse(name: str, sources: list[str], words: Callable[[str], str]) -> None:
+def _refuse(name: str, sources: list[Moving], words: Callable[[str], str]) -> None:
     if not sources:
         return
     guide = numpyro_stack.guide_being_built()
     if guide is None:
-        raise EnergyError(f"At site '{name}': {words('the ' + ' and the '.join(sources))}")
+        raise EnergyError(f"At site '{name}': {words('the ' + ' and the '.join(map(str, sources)))}")
     raise EnergyError(
         f"At site '{name}': the guide {guide} was built from the model without its estimator, and log Z of the energy "
-        f"depends on the {' and the '.join(sources)}. Write {guide}(estimate(model, ...)), of the same estimated model that "
-        "SVI gets."
+        f"depends on the {' and the '.join(map(str, sources))}. Write {guide}(estimate(model, ...)), of the same estimated "
+        "model that SVI gets."
     )
 
 
@@ -203,9 +220,9 @@ class _unset(Messenger):  # noqa: N801
 def _warn_untrained(scoring: numpyro_stack.Scoring, found: dict[str, Flow]) -> None:
     """Say that latent energies have parameters at their initial values."""
     sites = {
-        name: {each for each in flow.shifts if each.startswith("parameter")}
+        name: {each for each in flow.shifts if each.kind == "parameter"}
         for name, flow in found.items()
-        if any(each.startswith("latent") for each in flow.sources)
+        if any(each.kind == "latent" for each in flow.sources)
     }
     model = numpyro_stack.model_given(scoring.model)
     if model is None or not any(sites.values()):
@@ -213,7 +230,7 @@ def _warn_untrained(scoring: numpyro_stack.Scoring, found: dict[str, Flow]) -> N
     probe = _unset(model)
     jax.make_jaxpr(lambda: _run(scoring, probe) and None)()
     for name, params in sites.items():
-        untrained = sorted(n for n in probe.names if f"parameter '{n}'" in params)
+        untrained = sorted(n for n in probe.names if Moving("parameter", n) in params)
         if untrained:
             warnings.warn(
                 f"At site '{name}': the energy's parameters {untrained} have no value, so MCMC samples it with their "

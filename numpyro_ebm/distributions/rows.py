@@ -160,16 +160,18 @@ def _harmless(value: Array, local: PyTree, mask: Array | None, distribution: Eve
 
 def _check_values(site: Site, *, may_touch_ends: bool) -> None:
     """Refuse concrete rows that are not numbers or lie outside the support or on its boundary."""
-    if site.distribution.is_discrete or not is_concrete(site.value, site.mask):
+    if not is_concrete(site.value, site.mask):
         return
-    inside = jax.vmap(lambda event: jnp.all(site.distribution.support(event)))(site.value)
-    finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
-    off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends
-    for fine, fault, fix in (
-        (finite, "is not finite", "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."),
-        (inside, f"lies outside the support {site.distribution.support}", "Write the support that the data have."),
-        (off_ends, f"lies on the boundary of the support {site.distribution.support}", ON_THE_END),
-    ):
+    support = site.distribution.support
+    inside = jax.vmap(lambda event: jnp.all(support(event)))(site.value)
+    checks = [(inside, f"lies outside the support {support}", "Write the support that the data have.")]
+    if not site.distribution.is_discrete:
+        finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
+        off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends
+        missing = "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
+        on_the_end = (off_ends, f"lies on the boundary of the support {support}", ON_THE_END)
+        checks = [(finite, "is not finite", missing), *checks, on_the_end]
+    for fine, fault, fix in checks:
         bad = np.flatnonzero(~np.asarray(fine))
         if bad.size:
             value = np.asarray(site.value)[bad[0]]

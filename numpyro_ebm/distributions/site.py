@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ import jax.numpy as jnp
 from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.spreads import spread
 from numpyro_ebm._core.typing import Array, PyTree
+
+ROWS_AT_ONCE = 4096
+"""Bounds the memory of a network's layers over all rows; below it one call is as fast as several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,18 @@ class Site:
         """Standard deviation of the rows that take part, per dimension of unconstrained space; exactly 0 without any."""
         mask = None if self.mask is None else self.mask.reshape((-1,) + (1,) * (self.position.ndim - 1))
         return jax.lax.stop_gradient(spread(self.position, mask))
+
+    @property
+    def rows_differ(self) -> bool:
+        """Whether each row has a density of its own, by its context or base."""
+        return self.local is not None and math.prod(self.distribution.batch_shape) > 1
+
+    def over_rows(self, fn: Callable[[Array, PyTree], PyTree]) -> PyTree:
+        """``fn(event, local)`` of every row, a few thousand rows at once to bound the memory."""
+        rows = (self.value, self.local)
+        if self.num_rows <= ROWS_AT_ONCE:
+            return jax.vmap(fn)(*rows)
+        return jax.lax.map(lambda row: fn(*row), rows, batch_size=ROWS_AT_ONCE)
 
     def over_draws(self, fn: Callable[[Array, PyTree], Array], draws: Array) -> Array:
         """``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.

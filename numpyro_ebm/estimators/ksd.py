@@ -1,7 +1,6 @@
 """Kernel Stein discrepancy."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -112,7 +111,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         """Refuse rows of different densities, and a row without another."""
         super().check(site)
         check_scale(site, "bandwidth", self.bandwidth)
-        if math.prod(site.distribution.batch_shape) > 1:
+        if site.rows_differ:
             self.refuse_local(site, "its pairs would compare the scores of rows that have different densities.")
         num = site.num_rows
         if is_concrete(site.mask) and site.mask is not None:

@@ -12,7 +12,6 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation._autocorrelation import effective_size, with_squares
-from numpyro_ebm.handlers.data_sites import has_rows_of_its_own
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.sampling import sample
 
@@ -47,7 +46,7 @@ def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normal
     own, independent ones by its ``sample``; else of chains.
     """
     distribution = site.distribution
-    if has_rows_of_its_own(site):
+    if site.rows_differ:
         source = distribution.base if is_normalized else distribution
         return given(source.sample(rng_key, () if site.batch_shape == distribution.batch_shape else site.batch_shape), site)
     if is_normalized or not _is_chain_sampler(distribution):

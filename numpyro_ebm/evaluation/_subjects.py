@@ -12,7 +12,7 @@ from numpyro_ebm._core.inputs import as_arrays
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.handlers.data_sites import as_energy, data_site
+from numpyro_ebm.handlers.sites import as_energy, data_site
 
 
 def rows_under(owner: str, subject: Any, rows: Any, site: str | None = None) -> Site:

@@ -26,7 +26,6 @@ from numpyro_ebm.evaluation.ksd import ksd_of
 from numpyro_ebm.evaluation.likelihood import ApartBounds, likelihood_of
 from numpyro_ebm.evaluation.modes import mode_weights
 from numpyro_ebm.evaluation.sm import sm_of
-from numpyro_ebm.handlers.data_sites import has_rows_of_its_own
 from numpyro_ebm.partition import LogPartition, LogPartitionBounds
 
 OF_DRAWS = ("mmd", "c2st", "modes")
@@ -152,7 +151,7 @@ def _log_likelihood(subject: Subject) -> tuple[Any, tuple[str, ...]]:
     try:
         result = likelihood_of(subject.site, log_z)
     except ApartBounds as error:
-        return None, (str(error).split(". ")[0],)
+        return None, (error.finding,)
     return result, (*result.remarks(), *doubts)
 
 
@@ -175,7 +174,7 @@ def _sm(subject: Subject) -> tuple[Any, tuple[str, ...]]:
 
 
 def _ksd(subject: Subject, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    if subject.site.distribution.is_discrete or has_rows_of_its_own(subject.site):
+    if subject.site.distribution.is_discrete or subject.site.rows_differ:
         return None, ()
     return ksd_of(subject.keys["ksd"], subject.site, **options), ()
 
@@ -218,7 +217,7 @@ def _both(subject: Subject) -> tuple[Any, Any] | None:
     if draws.are_few:
         return None
     independent = draws.independent
-    if has_rows_of_its_own(subject.site):  # in the order of the contexts, which would pass for that of a chain
+    if subject.site.rows_differ:  # in the order of the contexts, which would pass for that of a chain
         independent = jax.random.permutation(jax.random.fold_in(subject.keys["draws"], 1), independent)
     return independent, _rows(subject)
 

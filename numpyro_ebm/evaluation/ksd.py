@@ -17,7 +17,6 @@ from numpyro_ebm.estimators import KernelSteinDiscrepancy
 from numpyro_ebm.estimators.ksd import Kernel
 from numpyro_ebm.evaluation._autocorrelation import dependence, signs
 from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
-from numpyro_ebm.handlers.data_sites import has_rows_of_its_own
 
 
 class KSDTest(NamedTuple):
@@ -107,7 +106,7 @@ def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **option
     check_key("ksd_test", rng_key)
     check_count("ksd_test", "num_bootstraps", num_bootstraps)
     check_continuous("ksd_test", site)
-    if has_rows_of_its_own(site):
+    if site.rows_differ:
         raise EnergyError(
             "ksd_test compares the scores of rows, which here have different densities: each row has a context or a base "
             "of its own. Test the rows of one context."

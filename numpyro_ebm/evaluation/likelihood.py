@@ -13,7 +13,7 @@ from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.score import NO_DENSITY
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.handlers.data_sites import data_site, has_rows_of_its_own, over_rows
+from numpyro_ebm.handlers.sites import data_site
 from numpyro_ebm.partition.bounds import LEVEL, RELIABLE_GAP, widened
 
 FEW_SAMPLES = 10.0
@@ -27,7 +27,19 @@ NEEDED = (
 
 
 class ApartBounds(EnergyError):
-    """Bounds on log Z that are too far apart for a likelihood."""
+    """Bounds on log Z that are too far apart for a likelihood.
+
+    Attributes:
+        finding: how far apart they are, for notes; the message says what to write as well.
+    """
+
+    def __init__(self, finding: str, advice: str):
+        super().__init__(finding, advice)
+        self.finding = finding
+
+    def __str__(self) -> str:
+        """The finding and the advice."""
+        return " ".join(self.args)
 
 
 class Difference(NamedTuple):
@@ -236,7 +248,7 @@ def _densities(site: Site) -> np.ndarray:
 
 @programs.jit
 def _log_densities(distribution, value, local):
-    return over_rows(distribution.log_density, Site("", distribution, value.shape[:1], value, local, None))
+    return Site("", distribution, value.shape[:1], value, local, None).over_rows(distribution.log_density)
 
 
 def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> LogLikelihood:
@@ -305,10 +317,10 @@ def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
     if abs(worst) > RELIABLE_GAP:
         where = f" in row {int(np.argmax(np.abs(gap)))}" if gap.ndim else ""
         raise ApartBounds(
-            f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {RELIABLE_GAP:g} nat no likelihood is to be "
-            "reported: it could be anything between. Write more temperatures, more steps at each or more chains in "
-            "log_partition_bounds, or give the EnergyDistribution a base nearer to the data; compare models by "
-            "numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which need no log Z."
+            f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {RELIABLE_GAP:g} nat the likelihood is too "
+            "uncertain to report.",
+            "Write a larger num_levels, num_steps or num_chains in log_partition_bounds, or give the EnergyDistribution a base "
+            "nearer to the data; compare models by numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which need no log Z.",
         )
     error = np.hypot(lower.standard_error, upper.standard_error) / 2
     return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, (lower, upper))
@@ -320,7 +332,7 @@ def _per_row(values: np.ndarray, site: Site) -> np.ndarray:
 
 def _check_shape(log_z: _LogZ, site: Site) -> None:
     if log_z.value.ndim == 0:
-        if has_rows_of_its_own(site):
+        if site.rows_differ:
             raise EnergyError(
                 "Each row has a context or a base of its own and so a log Z of its own; log_partition holds one for all. "
                 f"It needs values of the rows' shape {site.batch_shape}: estimate log Z of the distribution with these "

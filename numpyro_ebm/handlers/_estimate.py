@@ -24,6 +24,7 @@ from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.estimators.names import ESTIMATORS
 from numpyro_ebm.handlers._emit import emit, kept
 from numpyro_ebm.handlers._joint import FactoredSites, JointSite
+from numpyro_ebm.handlers.energy_sites import TWICE, EnergySite, energy_sites
 
 
 class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
@@ -75,6 +76,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         model (2020).
     """
 
+    fn: Callable[..., Any]  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, fn: Callable, estimator: Any, **options: Any):
         if not callable(fn):
             raise TypeError(f"estimate needs a NumPyro model; got {type(fn).__name__}. Write estimate(model, 'cd').")
@@ -87,24 +90,29 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             }
         else:
             self._estimators = ESTIMATORS.resolve(estimator, **options)
-        self._collected: list[tuple[AbstractEstimator, Site]] | None = None
         self._forget()
         super().__init__(fn)
 
     def sites(self, *args: Any, **kwargs: Any) -> list[tuple[AbstractEstimator, Site]]:
         """Each energy site's estimator and what it is given when the model runs; no surrogate is computed.
 
-        Parameters, values of latent sites and a random key come from handlers around it, as in a run of the model.
+        Parameters and values of latent sites come from handlers around it, as in a run of the model.
 
         Example:
-            ``with handlers.seed(rng_seed=0), handlers.substitute(data=params): pairs = estimated.sites(x)``
+            ``with handlers.substitute(data=params): pairs = estimated.sites(x)``
         """
-        self._collected = []
-        try:
-            self(*args, **kwargs)
-            return self._collected
-        finally:
-            self._collected = None
+        found, _ = energy_sites(self.fn, {}, args, kwargs)
+        return list(self.lay_out(found).values())
+
+    def lay_out(self, found: Mapping[str, EnergySite]) -> dict[str, tuple[AbstractEstimator, Site]]:
+        """Estimators and rows of the energy sites of one run of the model, by name.
+
+        Raises:
+            EnergyError: for a site without an estimator, and for an estimator without a site.
+        """
+        chosen = {name: self._estimator_of(name, site.members) for name, site in found.items()}
+        self._check_all_seen({name for site in found.values() for name in (site.name, *site.members)})
+        return {name: (each, found[name].lay_out(may_touch_ends=each.takes_ends)) for name, each in chosen.items()}
 
     @property
     def estimators(self) -> Any:
@@ -141,17 +149,16 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, then the energies that are known only after it: latent ones, and those of factors."""
         with self:
-            result = self.fn(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
+            result = self.fn(*args, **kwargs)
             for name in self._seen | set(self._latents):
                 self._factored.check_not_named(name)
             for name, (unwrapped, message) in self._latents.items():
                 values = self._surrogate(name, unwrapped, message["value"], message)
-                if self._collected is None:
-                    emit(f"{name}$surrogate", values - message["fn"].log_prob(message["value"]), message)
+                emit(f"{name}$surrogate", values - message["fn"].log_prob(message["value"]), message)
             joints = self._factored.joints()
             for joint in joints:
                 self._emit_joint(joint)
-            self._check_all_seen()
+            self._check_all_seen(self._seen)
             # Known at the end only: which latents of the guide are energies themselves, such as missing rows.
             energies = {*self._latents, *(name for joint in joints for name in joint.names)}
             if self._objectives and numpyro_stack.guide_has_width(self, energies):
@@ -202,24 +209,20 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                     numpyro_stack.check_latent(member.name, self)
             message = {**joint.message, "is_observed": joint.is_observed}
             log_factor = self._surrogate(joint.name, joint.unwrapped, joint.value, message, joint.names)
-        if self._collected is None:
-            emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
+        emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
 
     @in_own_modes
     def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
         """Values of the site's surrogate, in the batch shape its log probability has."""
         with at_site(name), numpyro_stack.outside_scopes(self):
+            self._seen |= {name, *members}
             estimator = self._estimator_of(name, members)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
             site = lay_out(name, unwrapped, value, plates, may_touch_ends=estimator.takes_ends)
             # A latent value is the guide's: the estimator may not move it, the log density alone does.
             given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
-            if self._collected is None:
-                values = self._run(estimator, given, site)
-            else:
-                self._collected.append((estimator, given))
-                values = jnp.zeros(site.num_rows)
+            values = self._run(estimator, given, site)
         values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
         values = values.reshape(site.batch_shape)
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
@@ -231,7 +234,6 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             return values if given is site else values + gradient_in_value(site)
 
     def _estimator_of(self, name: str, members: Sequence[str]) -> AbstractEstimator:
-        self._seen |= {name, *members}
         if isinstance(self._estimators, AbstractEstimator):
             return self._estimators
         given = [key for key in dict.fromkeys((name, *members)) if key in self._estimators]
@@ -292,21 +294,15 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         if user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES:
             warn_uncalibrated(estimator.name, user)
 
-    def _check_all_seen(self) -> None:
+    def _check_all_seen(self, seen: set[str]) -> None:
         if isinstance(self._estimators, AbstractEstimator):
             return
-        unknown = sorted(set(self._estimators) - self._seen)
+        unknown = sorted(set(self._estimators) - seen)
         if unknown:
             raise EnergyError(
                 f"estimate got estimators for {unknown}, which are no energy sites of this model. "
-                f"{nearest(unknown[0], self._seen)}"
+                f"{nearest(unknown[0], seen)}"
             )
-
-
-TWICE = (
-    "estimate found a surrogate where the energy was: the model is estimated already, and the inner estimator would be the "
-    "one used. Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
-)
 
 
 def _check_not_estimated(fn: Any) -> None:

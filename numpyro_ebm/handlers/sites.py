@@ -1,7 +1,7 @@
-"""The energy of a model's site, its parameters fixed."""
+"""One energy site of a model or a distribution, chosen and checked."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +10,18 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from numpyro_ebm._core.errors import EnergyError, nearest
-from numpyro_ebm._core.typing import PyTree
+from numpyro_ebm._core.inputs import as_arrays
+from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.wrappers import is_improper
+from numpyro_ebm.distributions.energy import EnergyDistribution
 from numpyro_ebm.distributions.events import EventDistribution
-from numpyro_ebm.distributions.rows import unwrap
+from numpyro_ebm.distributions.rows import lay_out, unwrap
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.estimators import MaximumLikelihood
-from numpyro_ebm.handlers._estimate import estimate, estimated_in
+from numpyro_ebm.handlers._estimate import estimated_in
+from numpyro_ebm.handlers.energy_sites import EnergySite, energy_sites, whole_plates
 from numpyro_ebm.handlers.results import check_values_given, values_of
 
-
-class whole_plates(Messenger):  # noqa: N801
-    """Plates hold all their rows, also those that subsample."""
-
-    def process_message(self, msg: Any) -> None:
-        """All indices in the place of a subset."""
-        if msg["type"] == "plate":
-            size = msg["args"][0]
-            msg["value"], msg["args"] = jnp.arange(size), (size, size)
-
-
-def bare_model(model: Any) -> Any:
-    """The model inside what `estimate` made of it."""
-    estimated = estimated_in(model) if isinstance(model, Messenger) else None
-    return model if estimated is None else estimated.fn
+T = TypeVar("T")
 
 
 def find_distribution(
@@ -43,42 +32,72 @@ def find_distribution(
     kwargs: Mapping[str, Any] | None = None,
     site: str | None = None,
 ) -> EventDistribution:
-    """The energy of a model's one energy site, or of the one that is named; sites that a factor joins are one.
+    """The energy of a model's only energy site, or of the site that is named; sites that a factor joins are one.
 
-    Plates that subsample hold all their rows. An energy that is not observed gets a value of its base, which nothing is
-    computed from; no chain runs.
+    Plates that subsample hold all their rows. An energy that is not observed takes a draw of its base in the place of its
+    value, and nothing is computed from that draw; no chain runs.
 
     Args:
-        owner: who asks, for messages.
-        model: a NumPyro model, or what `estimate` made of it.
+        owner: the calling function, for messages.
+        model: a NumPyro model, or the result of `estimate`.
         params: values of its parameters and of ordinary latent sites, or the result of `fit` or ``svi.run``.
         args: its arguments.
         kwargs: its keyword arguments.
         site: the site's name; None where there is only one.
 
     Raises:
-        EnergyError: (a ValueError) for a model without such a site, or with several and no name; for parameters and latent
-            sites without a value.
+        EnergyError: (a ValueError) for a model without an energy site, or with several and no name; for parameters and
+            latent sites without a value.
         TypeError: for something that is no model.
     """
     if not callable(model) or isinstance(model, dist.Distribution):
         raise TypeError(f"{owner} needs a NumPyro model or an EnergyDistribution; got {type(model).__name__}.")
     given = values_of(owner, {} if params is None else params)
-    estimated = estimate(handlers.substitute(bare_model(model), substitute_fn=_any_value), MaximumLikelihood())
-    seeded = handlers.seed(rng_seed=0)
-    with handlers.block(), handlers.trace() as trace, whole_plates(), seeded, handlers.substitute(data=given):
-        found = {each.name: each for _, each in estimated.sites(*args, **(kwargs or {}))}
-    energies = {member for name in found for member in name.split(",")}
+    filled = handlers.substitute(bare_model(model), substitute_fn=_any_value)
+    with handlers.block(), whole_plates():
+        found, trace = energy_sites(filled, given, args, kwargs)
+    energies = {member for each in found.values() for member in each.members}
     check_values_given({name: message for name, message in trace.items() if name not in energies}, given)
     none = f"{owner} needs a model with an energy, and this one has none. Write an EnergyDistribution in it."
-    return choose(owner, found, site, none).distribution
+    return choose(owner, found, site, none).lay_out().distribution
 
 
-def choose(owner: str, found: Mapping[str, Site], site: str | None, none: str) -> Site:
-    """The one site found, or the one that is named.
+def data_site(
+    owner: str, dist_or_model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None = None
+) -> Site:
+    """The rows of an energy, laid out and checked: of a distribution, or of the observed energy site of a model.
+
+    Args:
+        owner: the calling function, for messages.
+        dist_or_model: an energy or a score (expand, mask and to_event around it allowed), or a NumPyro model.
+        params: values of the model's parameters and latent sites, or a result that holds them; None for a distribution.
+        args: the rows for a distribution; a model's arguments.
+        kwargs: a model's keyword arguments.
+        site: which of a model's energy sites.
 
     Raises:
-        EnergyError: ``none`` where there is none; for several without a name, and for an unknown name.
+        EnergyError: for rows that do not fit, parameters or latent sites without values, no energy site or several.
+        TypeError: for what is neither, and for arguments that belong to the other.
+    """
+    args, kwargs = as_arrays(owner, (args, kwargs))
+    if isinstance(dist_or_model, dist.Distribution):
+        return _of_distribution(owner, dist_or_model, params, args, kwargs, site)
+    if not callable(dist_or_model):
+        raise TypeError(f"{owner} needs an EnergyDistribution or a NumPyro model; got {type(dist_or_model).__name__}.")
+    return _of_model(owner, dist_or_model, params, args, kwargs, site)
+
+
+def choose(owner: str, found: Mapping[str, T], site: str | None, none: str) -> T:
+    """The only site found, or the site that is named.
+
+    Args:
+        owner: the calling function, for messages.
+        found: sites by name.
+        site: the name; None where there is only one.
+        none: the message where there is none.
+
+    Raises:
+        EnergyError: where there is none; for several without a name, and for an unknown name.
     """
     if not found:
         raise EnergyError(none)
@@ -87,6 +106,30 @@ def choose(owner: str, found: Mapping[str, Site], site: str | None, none: str) -
     if site is not None and site not in found:
         raise EnergyError(f"The model has no energy site '{site}'. {nearest(site, found)}")
     return next(iter(found.values())) if site is None else found[site]
+
+
+def as_energy(distribution: dist.Distribution) -> EnergyDistribution:
+    """A normalised NumPyro distribution as the base of an energy that is 0, so that log Z is 0.
+
+    Raises:
+        EnergyError: for an improper one.
+    """
+    if is_improper(distribution):
+        raise EnergyError("ImproperUniform has no normaliser: its likelihood is no number. Write a proper distribution.")
+    shapes = {"event_shape": distribution.event_shape, "batch_shape": distribution.batch_shape}
+    return EnergyDistribution(
+        _no_energy, support=distribution.support, base=distribution, normalized=True, **shapes, validate_args=False
+    )
+
+
+def bare_model(model: Any) -> Any:
+    """The model inside of `estimate`; a model without it as it is."""
+    estimated = estimated_in(model) if isinstance(model, Messenger) else None
+    return model if estimated is None else estimated.fn
+
+
+def _no_energy(event: Array) -> float:
+    return 0.0
 
 
 def _any_value(message: dict[str, Any]) -> Any:
@@ -98,3 +141,33 @@ def _any_value(message: dict[str, Any]) -> Any:
         return None
     events = unwrapped.distribution.reference_sample(jax.random.key(0))
     return jnp.broadcast_to(events, unwrapped.batch_shape + unwrapped.distribution.event_shape)
+
+
+def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: Any) -> Site:
+    if params is not None or kwargs or site is not None or len(args) != 1:
+        raise TypeError(
+            f"{owner} of a distribution takes None for params and its rows, nothing else; a distribution holds its "
+            f"parameters. Write {owner}(distribution, None, rows, ...)."
+        )
+    unwrapped = unwrap(distribution)
+    if unwrapped is None:
+        raise TypeError(
+            f"{owner} is for an energy, whose log Z is not known; {type(distribution).__name__} is normalised. Write "
+            "distribution.log_prob(rows), or numpyro_ebm.evaluate to compare it with energies."
+        )
+    if 0 in jnp.shape(args[0]):
+        raise EnergyError(f"{owner} needs rows; got none: shape {jnp.shape(args[0])}.")
+    return lay_out("x", unwrapped, args[0], {})
+
+
+def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None) -> Site:
+    given = values_of(owner, {} if params is None else params)
+    with whole_plates():
+        found, trace = energy_sites(bare_model(model), given, args, kwargs)
+    check_values_given(trace, given)
+    observed: dict[str, EnergySite] = {name: each for name, each in found.items() if each.is_observed}
+    none = (
+        f"The model observes no energy site, so {owner} has no rows. Give it held-out rows in the place of those of "
+        f"training: {owner}(model, params, x_test, ...)."
+    )
+    return choose(owner, observed, site, none).lay_out()

@@ -13,7 +13,6 @@ from numpyro_ebm._core.inputs import as_arrays
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.rows import Unwrapped, lay_out, unwrap
-from numpyro_ebm.handlers.data_sites import check_discrete
 from numpyro_ebm.handlers.sites import find_distribution
 
 
@@ -93,7 +92,7 @@ def data_positions(owner: str, distribution: EventDistribution, data: Any) -> Ar
         )
     lead = (given[0], *(shape or (1,) * len(distribution.batch_shape)))
     events = distribution.as_events(jnp.reshape(data, lead + distribution.event_shape))
-    check_discrete(lay_out("data", Unwrapped(distribution, lead, 0, None), events, {}))
+    lay_out("data", Unwrapped(distribution, lead, 0, None), events, {})
     return _positions(distribution, jnp.moveaxis(events.reshape((given[0], -1, *distribution.event_shape)), 0, 1))
 
 

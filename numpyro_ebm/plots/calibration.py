@@ -5,14 +5,16 @@ from typing import Any
 import numpy as np
 from numpyro import handlers
 
-from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import PRNGKey
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import NoiseContrastiveEstimation
 from numpyro_ebm.handlers import estimate, estimated_in
+from numpyro_ebm.handlers.energy_sites import energy_sites
 from numpyro_ebm.handlers.results import Result, check_values_given, values_of
+from numpyro_ebm.handlers.sites import choose
 from numpyro_ebm.plots._style import DARK, DATA, MODEL, numbers, several_axes
 
 OWNER = "plot_calibration"
@@ -98,24 +100,20 @@ def log_ratios(
     check_key("log_ratios", rng_key)
     args, kwargs = as_arrays("log_ratios", (args, kwargs))
     given = values_of("log_ratios", result)
-    with handlers.trace() as trace, handlers.seed(rng_seed=rng_key), handlers.substitute(data=given):
-        estimator, chosen = _site(model.sites(*args, **kwargs), site)
-        found = estimator.log_ratios(rng_key, chosen)
+    energies, trace = energy_sites(model.fn, given, args, kwargs)
     check_values_given(trace, given)
+    with handlers.seed(rng_seed=rng_key), handlers.substitute(data=given):
+        estimator, chosen = _site(model.lay_out(energies), site)
+        found = estimator.log_ratios(rng_key, chosen)
     log_z = given.get(f"{chosen.name}$log_normalizer", 0.0)
     rows = np.ones(chosen.num_rows, bool) if chosen.mask is None else np.asarray(chosen.mask)
     at_data, at_noise = np.asarray(found.data - log_z), np.asarray(found.noise - log_z)
     return at_data[rows], at_noise[np.asarray(found.is_inside) & rows]
 
 
-def _site(pairs: list[tuple[Any, Site]], name: str | None) -> tuple[Any, Site]:
+def _site(found: dict[str, tuple[Any, Site]], name: str | None) -> tuple[Any, Site]:
     """The estimator and the rows of the site that is meant."""
-    by_name = {site.name: (estimator, site) for estimator, site in pairs}
-    if name is None and len(by_name) != 1:
-        raise EnergyError(f"The model has the energy sites {sorted(by_name)}. Write log_ratios(..., site='x').")
-    if name is not None and name not in by_name:
-        raise EnergyError(f"There is no energy site '{name}'. {nearest(name, by_name)}")
-    estimator, site = by_name[name] if name is not None else next(iter(by_name.values()))
+    estimator, site = choose("log_ratios", found, name, "log_ratios needs a model with an energy, and this one has none.")
     if not isinstance(estimator, NoiseContrastiveEstimation):
         raise TypeError(f"At site '{site.name}': '{estimator.name}' tells no data from noise. Train with 'nce'.")
     return estimator, site

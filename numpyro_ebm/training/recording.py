@@ -18,6 +18,7 @@ from numpyro_ebm.estimators import AbstractEstimator, NegativePhaseHealth
 from numpyro_ebm.estimators.names import ESTIMATORS
 from numpyro_ebm.estimators.parts.pool import PoolEstimator
 from numpyro_ebm.handlers import estimate, estimated_in
+from numpyro_ebm.handlers.energy_sites import energy_sites
 from numpyro_ebm.training._held_out import Arguments
 
 
@@ -156,10 +157,12 @@ def _sites(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> li
     """The energy sites under the parameters of a state; latent values are one draw of the guide's."""
     model: Any = find_estimate(svi)
     mutable = {name: value for name, value in (state.mutable_state or {}).items() if name not in _pools(state)}
-    with handlers.seed(rng_seed=0), handlers.substitute(data=svi.get_params(state) | mutable):
+    given = svi.get_params(state) | mutable
+    with handlers.seed(rng_seed=0), handlers.substitute(data=given):
         guide = handlers.trace(svi.guide).get_trace(*args, **kwargs)
-        with handlers.replay(trace=guide):
-            return model.sites(*args, **kwargs)
+    with handlers.replay(trace=guide):
+        found, _ = energy_sites(model.fn, given, args, kwargs)
+    return list(model.lay_out(found).values())
 
 
 def _health(state: SVIState) -> dict[str, NegativePhaseHealth]:

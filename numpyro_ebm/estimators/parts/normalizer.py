@@ -1,6 +1,5 @@
 """The learned log normaliser of contrastive estimators."""
 
-import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -30,7 +29,7 @@ def learned_normalizer(site: Site, choice: LogNormalizer | None, at_data: Array,
     Raises:
         EnergyError: where the rows have a context or a base of their own and nothing is chosen.
     """
-    if choice is None and site.local is not None and math.prod(site.distribution.batch_shape) > 1:
+    if choice is None and site.rows_differ:
         raise EnergyError(
             "Each row has a context or a base of its own, so log Z is a function of the row, and one number would be "
             "learned in its place. Write estimate(model, 'ranking_nce') or estimate(model, 'cd'), which do not need log Z; "
