@@ -100,7 +100,7 @@ def train(name: str, x: jax.Array, args: argparse.Namespace) -> Trained:
     def chunk(state):
         def step(state, _):
             state, _ = svi.update(state, x, args.batch)
-            return state, state.mutable_state[f"x${name}"]["state"]["health"].energy_gap
+            return state, state.mutable_state[f"x${name}"]["state"].health.energy_gap
 
         return jax.lax.scan(step, state, None, length=args.chunk)
 
@@ -118,10 +118,10 @@ def train(name: str, x: jax.Array, args: argparse.Namespace) -> Trained:
 def negatives(name: str, params, state, x, args) -> np.ndarray:
     """Where the chains of one more update end."""
     kept = state.mutable_state[f"x${name}"]["state"]
-    if "position" in kept:
-        return np.asarray(kept["position"])[:2000]
+    if kept.pool is not None:
+        return np.asarray(kept.pool.position)[:2000]
     start = x[:2000] if name == "cd" else BASE.sample(jax.random.key(7), (2000,))
-    kernel = METHODS[name]["kernel"].adapted(step_size=kept["health"].step_size)
+    kernel = METHODS[name]["kernel"].adapted(step_size=kept.health.step_size)
     run = jax.jit(
         lambda key, start: chains.advance(
             key, kernel, lambda z, _: log_density(params, z), start, num_steps=METHODS[name]["num_steps"]

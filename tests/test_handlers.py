@@ -329,14 +329,14 @@ class TestState:
     def test_updates_are_counted_and_evaluate_leaves_the_state_alone(self, gaussian_data):
         svi = self.svi()
         state = svi.init(jax.random.key(0), gaussian_data)
-        assert int(state.mutable_state["x$pcd"]["state"]["num_updates"]) == 1
+        assert int(state.mutable_state["x$pcd"]["state"].num_updates) == 1
         update = jax.jit(lambda s: svi.update(s, gaussian_data)[0])
         for _ in range(5):
             state = update(state)
         svi.evaluate(state, gaussian_data)
         chains = state.mutable_state["x$pcd"]["state"]
-        assert int(chains["num_updates"]) == 6
-        assert 0 < float(chains["health"].acceptance_rate) <= 1
+        assert int(chains.num_updates) == 6
+        assert 0 < float(chains.health.acceptance_rate) <= 1
 
     @pytest.mark.slow
     def test_slots_are_written_back_where_they_were_drawn(self):
@@ -344,11 +344,11 @@ class TestState:
         x = np.arange(100.0) / 100
         svi = self.svi(num_chains=1000, kernel=ebm.MALA(step_size=1e-11), adapt_step_size=False)
         state = svi.init(jax.random.key(0), x)
-        before = state.mutable_state["x$pcd"]["state"]["position"]
+        before = state.mutable_state["x$pcd"]["state"].pool.position
         update = jax.jit(lambda s: svi.update(s, x)[0])
         for _ in range(20):
             state = update(state)
-        after = state.mutable_state["x$pcd"]["state"]["position"]
+        after = state.mutable_state["x$pcd"]["state"].pool.position
         np.testing.assert_allclose(after, before, atol=1e-3)
 
     @pytest.mark.slow
@@ -359,7 +359,7 @@ class TestState:
         for rows in (16, 5, 1):
             state, loss = jax.jit(svi.update)(state, np.ones(rows))
             assert np.isfinite(loss)
-        assert state.mutable_state["x$pcd"]["state"]["position"].shape == (num_chains or 16,)
+        assert state.mutable_state["x$pcd"]["state"].pool.position.shape == (num_chains or 16,)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("pickler", some_slow([pickle], [cloudpickle]), ids=["pickle", "cloudpickle"])
@@ -406,7 +406,7 @@ class TestState:
         svi = self.svi()
         result = svi.run(jax.random.key(0), 20, gaussian_data, progress_bar=False)
         resumed = svi.run(jax.random.key(1), 5, gaussian_data, init_state=result.state, progress_bar=False)
-        assert int(resumed.state.mutable_state["x$pcd"]["state"]["num_updates"]) == 26
+        assert int(resumed.state.mutable_state["x$pcd"]["state"].num_updates) == 26
         draws = Predictive(precision_model, params=result.params, num_samples=3)(jax.random.key(2), num_rows=4)
         assert draws["x"].shape == (3, 4)
 

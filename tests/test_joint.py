@@ -87,7 +87,7 @@ class TestSameAsOneEvent:
     @pytest.mark.slow
     def test_the_first_site_gives_the_order_and_the_name(self):
         trace = handlers.trace(handlers.seed(ebm.estimate(as_factors, "pcd"), 0)).get_trace(X)
-        assert trace["a,b,c$pcd"]["value"]["state"]["position"].shape == (60, 4)
+        assert trace["a,b,c$pcd"]["value"]["state"].pool.position.shape == (60, 4)
         assert trace["a,b,c$surrogate"]["fn"].batch_shape == (60,)
 
 
@@ -311,7 +311,7 @@ class TestComponents:
         model = ebm.estimate(self.model, {"a,d": "pcd", "c": "sm"})
         trace = handlers.trace(handlers.seed(model, 0)).get_trace(X)
         assert [n for n in trace if n.endswith("$surrogate")] == ["a,d$surrogate", "b,c$surrogate"]
-        assert trace["a,d$pcd"]["value"]["state"]["position"].shape == (60, 2)
+        assert trace["a,d$pcd"]["value"]["state"].pool.position.shape == (60, 2)
         apart, joined = (
             surrogate(ebm.estimate(lambda x, apart=apart: self.model(x, apart), "sm"), params, X) for apart in (True, False)
         )

@@ -179,8 +179,8 @@ class TestFit:
         state, loss = jax.jit(svi.update)(state, X)
         assert np.isfinite(loss)
         chains = state.mutable_state["z$pcd"]["state"]
-        assert chains["position"].shape == (50,)
-        assert int(chains["num_updates"]) == int(first["num_updates"]) + 1
+        assert chains.pool.position.shape == (50,)
+        assert int(chains.num_updates) == int(first.num_updates) + 1
 
 
 def fixed_prior(x):

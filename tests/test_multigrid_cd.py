@@ -160,11 +160,10 @@ def test_one_trace_and_the_state_of_every_grid():
     assert len(traces) == count
     assert jax.tree.map(jnp.shape, state) == shapes
     assert np.isfinite(loss)
-    own = state.mutable_state["x$multigrid_cd"]["state"]
-    everyone = (*own["coarse"], own)
-    assert [grid["num_updates"] for grid in everyone] == [11] * 2  # svi.init makes the first
-    assert all(0 < grid["health"].acceptance_rate <= 1 for grid in everyone)
-    assert len({float(grid["health"].step_size) for grid in everyone}) == 2
+    everyone = state.mutable_state["x$multigrid_cd"]["state"].grids
+    assert [grid.num_updates for grid in everyone] == [11] * 2  # svi.init makes the first
+    assert all(0 < grid.health.acceptance_rate <= 1 for grid in everyone)
+    assert len({float(grid.health.step_size) for grid in everyone}) == 2
 
 
 REFUSED_OPTIONS = {

@@ -55,7 +55,7 @@ def train(model, name, x, updates, *, optimiser=AT_REST, key=0, **options):
 
 
 def reported(state, name):
-    return bool(state["health"].reported[list(CONDITIONS).index(name)])
+    return bool(state.health.reported[list(CONDITIONS).index(name)])
 
 
 @contextmanager
@@ -105,7 +105,7 @@ class TestUnhealthyEnergies:
         for scale in (1e-6, 1e3):
             model = site_model(lambda x, s=scale: 0.5 * s * (x - centre) ** 2)
             state = train(model, name, ROWS, 60, num_steps=3, kernel="mala" if name == "pcd" else ebm.HMC())
-            assert not np.any(state["health"].reported)
+            assert not np.any(state.health.reported)
 
     def test_a_runaway_chain_is_reported_and_reset(self):
         # A concave energy inside a wall too far away to matter: the density exists, and its chains run.
@@ -113,11 +113,11 @@ class TestUnhealthyEnergies:
         options = {"kernel": ebm.Langevin(0.5), "num_steps": 5}
         with told("runaway: chains are"):
             state = train(model, "pcd", ROWS, 12, **options)
-        assert np.abs(state["position"]).max() > 1e5
+        assert np.abs(state.pool.position).max() > 1e5
         with told("runaway"):
             state = train(model, "pcd", ROWS, 12, on_unhealthy="reset", **options)
-        assert np.abs(state["position"]).max() < 1e6
-        assert state["age"].min() < 12 * 5
+        assert np.abs(state.pool.position).max() < 1e6
+        assert state.pool.age.min() < 12 * 5
 
     @pytest.mark.slow
     def test_an_energy_that_runs_away_from_its_chains_is_reported(self):
@@ -142,7 +142,7 @@ class TestUnhealthyEnergies:
     def test_non_finite_proposals_are_counted(self):
         model = site_model(lambda x: jnp.where(jnp.abs(x) < 3, 0.5 * x**2, jnp.nan))
         state = train(model, "cd", ROWS, 3, kernel=ebm.HMC(1.5, 2), adapt_step_size=False)
-        assert 0 < float(state["health"].nonfinite_rate) < 0.5
+        assert 0 < float(state.health.nonfinite_rate) < 0.5
         with told("nonfinite: the log density"):
             train(model, "cd", ROWS, 3, kernel=ebm.HMC(10.0, 3), adapt_step_size=False)
 
@@ -174,26 +174,26 @@ class TestStepSizes:
         x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
         state = train(model, "pcd", x, 150, kernel=kernel, num_steps=2)
         target = {"mala": 0.574, "hmc": 0.65, "nuts": 0.8}[kernel]
-        np.testing.assert_allclose(state["health"].mean_acceptance, target, atol=0.05)
+        np.testing.assert_allclose(state.health.mean_acceptance, target, atol=0.05)
 
     def test_it_starts_at_the_kernels_own_step(self):
         state = train(site_model(lambda x: 0.5 * x**2), "cd", ROWS, 0, kernel=ebm.MALA(0.037))
-        np.testing.assert_allclose(state["health"].step_size, 0.037, rtol=1e-6)
+        np.testing.assert_allclose(state.health.step_size, 0.037, rtol=1e-6)
 
     def test_a_flat_energy_does_not_send_it_off(self):
         # Ten standard deviations of the data a move at most: sqrt(2 step) <= sqrt(2) 10 sd.
         state = train(site_model(lambda x: 0.0 * x), "pcd", ROWS, 100)
-        assert float(state["health"].step_size) <= (10 * ROWS.std()) ** 2 * 1.0001
+        assert float(state.health.step_size) <= (10 * ROWS.std()) ** 2 * 1.0001
 
     def test_a_schedule_is_followed(self):
         schedule = optax.exponential_decay(0.2, 10, 0.5)
         state = train(site_model(lambda x: 0.5 * x**2), "cd", ROWS, 10, step_size_schedule=schedule)
-        np.testing.assert_allclose(state["health"].step_size, 0.1, rtol=1e-6)
+        np.testing.assert_allclose(state.health.step_size, 0.1, rtol=1e-6)
         assert "averaging" not in state
 
     def test_without_adaptation_it_stays(self):
         state = train(site_model(lambda x: 0.5 * x**2), "cd", ROWS, 10, kernel=ebm.MALA(0.01), adapt_step_size=False)
-        np.testing.assert_allclose(state["health"].step_size, 0.01, rtol=1e-6)
+        np.testing.assert_allclose(state.health.step_size, 0.01, rtol=1e-6)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("model", [precision_model, vector_model])
@@ -255,9 +255,9 @@ class TestScales:
         assert "log_scale" not in state
         state = train(columns_model, "cd", COLUMNS, 25, scale="data", **options)
         # The model is wider than the data, whose spread is the scale.
-        np.testing.assert_allclose(state["health"].mean_moves, np.sqrt(0.02), rtol=0.1)
+        np.testing.assert_allclose(state.health.mean_moves, np.sqrt(0.02), rtol=0.1)
         state = train(columns_model, "cd", COLUMNS, 25, scale=SCALES, **options)
-        np.testing.assert_allclose(state["health"].mean_moves, np.sqrt(0.02), rtol=0.1)
+        np.testing.assert_allclose(state.health.mean_moves, np.sqrt(0.02), rtol=0.1)
 
     @pytest.mark.parametrize(
         "options",
@@ -275,7 +275,7 @@ class TestScales:
         x[:150, 0] -= 10
         x[150:, 0] += 10
         state = train(site_model(energy, (2,)), "pcd", x, 40)
-        np.testing.assert_allclose(np.exp(state["log_scale"]), 0.5, rtol=0.15)
+        np.testing.assert_allclose(np.exp(state.log_scale), 0.5, rtol=0.15)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -310,14 +310,14 @@ class TestRowsOfDifferentScale:
         options, size = ({"buffer_size": 2000}, 2000) if name == "replay" else ({}, 200)
         state = train(widths_model, name, self.OF_ROWS, 150, num_steps=5, **options)
         widths = np.asarray(WIDTHS) if name == "pcd" else np.asarray(state["local"][0])
-        assert state["log_factor"].shape == (size,)
+        assert state.pool.log_factor.shape == (size,)
         # The step is a squared length: its log factor goes with that of the width.
-        slope = np.polyfit(np.log(widths), state["log_factor"], 1)[0]
+        slope = np.polyfit(np.log(widths), state.pool.log_factor, 1)[0]
         assert 0.7 < slope < 1.3
-        z = np.asarray(state["position"]) / widths
+        z = np.asarray(state.pool.position) / widths
         for part in (z[widths < 0.5], z[widths > 2.0]):
             assert abs(np.mean(part**2) - 1) < 5 * np.sqrt(2 / len(part))
-        assert not np.any(state["health"].reported)
+        assert not np.any(state.health.reported)
 
     @pytest.mark.parametrize("name", some_slow([], ["pcd", "replay", "mle"]))
     def test_a_width_that_varies_with_the_row_is_learned(self, name):
@@ -364,9 +364,9 @@ class TestTemperature:
         energy = lambda x: 0.5 * jnp.minimum((x - 4) ** 2, (x + 4) ** 2)  # noqa: E731
         x = np.full(2000, 4.0, np.float32)
         options = {"num_steps": 100, "kernel": ebm.MALA(0.5), "adapt_step_size": False, "num_chains": 2000}
-        cold = train(site_model(energy), "pcd", x, 0, **options)["position"]
+        cold = train(site_model(energy), "pcd", x, 0, **options).pool.position
         hot = optax.linear_schedule(20.0, 1.0, 99)
-        annealed = train(site_model(energy), "pcd", x, 0, temperature=hot, **options)["position"]
+        annealed = train(site_model(energy), "pcd", x, 0, temperature=hot, **options).pool.position
         assert np.mean(cold < 0) < 0.01
         assert np.mean(annealed < 0) > 0.25
 
@@ -389,10 +389,10 @@ class TestTempering:
         kernel = ebm.ParallelTempering(ebm.MALA(0.1), temperatures=(1.0, 3.0, 9.0, 27.0, 81.0))
         options = {"num_steps": 100, "kernel": kernel, "num_chains": 1000, "adapt_step_size": False}
         state = train(site_model(energy), "pcd", x, 4, **options)
-        assert state["position"].shape == (1000, 5)
-        share = np.mean(np.asarray(state["position"])[:, 0] < 0)
+        assert state.pool.position.shape == (1000, 5)
+        share = np.mean(np.asarray(state.pool.position)[:, 0] < 0)
         assert abs(share - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 1000)
-        assert 0.1 < float(state["health"].swap_rate) < 0.95
+        assert 0.1 < float(state.health.swap_rate) < 0.95
 
     @pytest.mark.slow
     def test_cd_and_mle_take_the_replica_at_temperature_one(self, gaussian_data):
@@ -422,7 +422,7 @@ class TestEnergyPenalty:
 
         base = numpyro.handlers.seed(ebm.estimate(site_model(lambda x: 0.5 * x**2 + 0.1), "pcd"), 3)
         trace = numpyro.handlers.trace(numpyro.handlers.substitute(base, {"scale": 1.5})).get_trace(ROWS)
-        negatives = trace["x$pcd"]["value"]["state"]["position"]
+        negatives = trace["x$pcd"]["value"]["state"].pool.position
         energy = lambda scale, x: scale * (0.5 * x**2 + 0.1)  # noqa: E731
 
         def penalty(scale):
@@ -442,26 +442,26 @@ class TestPools:
         # Steps so small that a chain is known by where it began; batches of 64 slots.
         options = {"num_chains": 10_000, "start": dist.Normal(0.0, 1e4), "kernel": ebm.Langevin(1e-8)}
         model = site_model(lambda x: 0.0 * x)
-        began = np.asarray(train(model, "pcd", ROWS, 0, **options)["position"])
+        began = np.asarray(train(model, "pcd", ROWS, 0, **options).pool.position)
         state = train(model, "pcd", ROWS, 300, **options)
-        np.testing.assert_allclose(state["position"], began, atol=0.01)
-        assert int(state["age"].sum()) == 301 * 64
-        assert np.mean(np.asarray(state["age"]) > 0) > 0.8  # 1 - exp(-1.93)
+        np.testing.assert_allclose(state.pool.position, began, atol=0.01)
+        assert int(state.pool.age.sum()) == 301 * 64
+        assert np.mean(np.asarray(state.pool.age) > 0) > 0.8  # 1 - exp(-1.93)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("buffer_size", [16, 500])
     def test_a_buffer_smaller_or_larger_than_the_batch(self, buffer_size, gaussian_data):
         state = train(precision_model, "replay", gaussian_data[:100], 5, buffer_size=buffer_size, reinit_prob=0.0)
-        assert state["position"].shape == (buffer_size,)
-        assert int(state["age"].sum()) == 6 * 20 * min(buffer_size, 100)
+        assert state.pool.position.shape == (buffer_size,)
+        assert int(state.pool.age.sum()) == 6 * 20 * min(buffer_size, 100)
 
     @pytest.mark.slow
     def test_ages_follow_the_probability_of_a_fresh_start(self):
         # All chains move at each update: an age of k updates has probability p (1 - p)^(k - 1).
         state = train(precision_model, "replay", ROWS[:8].repeat(500), 200, buffer_size=4000, num_steps=1, reinit_prob=0.2)
-        share = np.mean(np.asarray(state["age"]) == 1)
+        share = np.mean(np.asarray(state.pool.age) == 1)
         assert abs(share - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 4000)
-        assert abs(np.mean(state["age"]) - 5.0) < 5 * np.sqrt(20 / 4000)
+        assert abs(np.mean(state.pool.age) - 5.0) < 5 * np.sqrt(20 / 4000)
 
     @pytest.mark.slow
     def test_a_chain_of_the_buffer_keeps_its_context(self):
@@ -478,7 +478,7 @@ class TestPools:
         context = np.asarray(state["local"][0])
         assert set(np.unique(context)) == {np.float32(0.1), np.float32(10.0)}
         for value in (0.1, 10.0):
-            spread = np.asarray(state["position"])[np.isclose(context, value)].std()
+            spread = np.asarray(state.pool.position)[np.isclose(context, value)].std()
             assert 0.7 < spread / value < 1.3
 
     @pytest.mark.slow
@@ -505,9 +505,9 @@ class TestPools:
             weight = np.exp(t * k) * y**2
             t -= np.sum(0.5 * k * (weight - 1)) / np.sum(0.5 * k**2 * weight)
         np.testing.assert_allclose(result.params["t"], t, atol=0.05)
-        assert state["position"].shape == (600,)
-        assert state["age"].min() > 0
-        scaled = np.asarray(state["position"]) * np.exp(0.5 * t * k)
+        assert state.pool.position.shape == (600,)
+        assert state.pool.age.min() > 0
+        scaled = np.asarray(state.pool.position) * np.exp(0.5 * t * k)
         low, high = scaled[k < -0.5].std(), scaled[k > 0.5].std()
         assert 0.8 < low < 1.2
         assert 0.8 < high < 1.2

@@ -404,7 +404,7 @@ def test_the_health_that_fit_kept_is_drawn_by_itself():
     svi = SVI(ebm.estimate(model, "cd"), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
     result = ebm.fit(jax.random.key(0), svi, 30, jnp.linspace(-1, 1, 20), check_every=10, progress_bar=False)
     assert result.health.steps.tolist() == [10, 20, 30]
-    last = result.state.mutable_state["x$cd"]["state"]["health"]
+    last = result.state.mutable_state["x$cd"]["state"].health
     jax.tree.map(lambda kept, now: np.testing.assert_array_equal(kept[-1], now), result.health.sites["x"], last)
     axes = plots.plot_training(result)
     np.testing.assert_allclose(axes[-1].lines[0].get_data(), [[10, 20, 30], result.health.sites["x"].acceptance_rate])

@@ -48,14 +48,15 @@ def test_the_report_gives_no_verdict_that_diagnose_does_not():
     """A gap that diagnose may judge, and a condition that a warning spoke of and that went, in both."""
     from numpyro_ebm.diagnostics._training import check_result
     from numpyro_ebm.diagnostics.reports import site_report
+    from numpyro_ebm.estimators.state import Carried
 
     model, result = trained("cd")
     entry = result.state.mutable_state["x$cd"]["state"]
     for held, reported in ((0, 0), (0, 1), (1, 1)):
-        flags = {"conditions": jnp.full(len(entry["health"].conditions), held, bool)}
+        flags = {"conditions": jnp.full(len(entry.health.conditions), held, bool)}
         flags["reported"] = jnp.full_like(flags["conditions"], reported)
-        state = {**entry, "health": entry["health"]._replace(energy_gap=jnp.asarray(1e3), **flags)}
-        text = str(site_report("x$cd", state, model.estimators))
+        state = entry._replace(health=entry.health._replace(energy_gap=jnp.asarray(1e3), **flags))
+        text = str(site_report(Carried("x", "cd", state), model.estimators))
         mutable = {"x$cd": {**result.state.mutable_state["x$cd"], "state": state}}
         found = check_result(result._replace(state=result.state._replace(mutable_state=mutable)))
         (chains,) = [each for each in found if each.name == "x chains"]

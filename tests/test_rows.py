@@ -340,7 +340,7 @@ class TestMaskedRows:
 
         with numpyro.handlers.seed(rng_seed=0):
             ((estimator, site),) = ebm.estimate(model, name, **options).sites(x)
-        values, counts = np.unique(np.asarray(estimator.init(jax.random.key(1), site)["position"]), return_counts=True)
+        values, counts = np.unique(np.asarray(estimator.init(jax.random.key(1), site).pool.position), return_counts=True)
         np.testing.assert_array_equal(values, np.flatnonzero(self.KEEP))
         assert counts.min() >= 4  # of 8
 

@@ -394,7 +394,7 @@ class TestRecordedChains:
         np.testing.assert_array_equal(steps, [2, 4, 6])
         assert samples["x"].shape == energies["x"].shape == (3, 3)
         state = result.state.mutable_state[f"x${name}"]["state"]
-        cold = jax.vmap(svi.model.estimators.kernel.lower)(state["position"])[:3]
+        cold = jax.vmap(svi.model.estimators.kernel.lower)(state.pool.position)[:3]
         np.testing.assert_allclose(samples["x"][:, -1], np.exp(cold), rtol=1e-5)
         np.testing.assert_allclose(energies["x"][:, -1], (1 + result.params["t"]) * samples["x"][:, -1], rtol=1e-4)
         plain = fit(KEY, svi, 6, x, check_every=2)

@@ -260,7 +260,7 @@ class TestGradient:
             def value(t):
                 run = numpyro.handlers.substitute(numpyro.handlers.seed(model, key), {"t": t})
                 trace = numpyro.handlers.trace(run).get_trace(x)
-                times = trace["x$unbiased"]["value"]["state"]["meeting_time"] if "x$unbiased" in trace else 0.0
+                times = trace["x$unbiased"]["value"]["state"].meeting_time if "x$unbiased" in trace else 0.0
                 return jnp.sum(trace["x"]["fn"].log_prob(x)), times
 
             return jax.grad(value, has_aux=True)(1.0)
@@ -387,7 +387,7 @@ class TestTraining:
 
         reports = [report(step_size) for step_size in (0.02, 0.2)]
         for each in reports:
-            assert each["num_updates"] == 1
+            assert each.num_updates == 1
             assert 1 <= each["meeting_time"] < each["max_meeting_time"] <= 1000
         assert reports[1]["meeting_time"] < 0.5 * reports[0]["meeting_time"]
         assert 0.5 < reports[1]["acceptance_rate"] < reports[0]["acceptance_rate"] < 1

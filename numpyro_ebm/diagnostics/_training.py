@@ -16,9 +16,10 @@ from numpyro_ebm.diagnostics.reports import NothingToReport, SiteReport, site_re
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator
 from numpyro_ebm.estimators.dsm import SMOOTHING_BOUNDS
+from numpyro_ebm.estimators.state import EstimatorState, Pool, carried, chain_states
 from numpyro_ebm.handlers import estimate
 from numpyro_ebm.handlers.energy_sites import energy_sites
-from numpyro_ebm.handlers.results import is_ours, mutable_state, values_of
+from numpyro_ebm.handlers.results import mutable_state, values_of
 from numpyro_ebm.training import FitResult
 from numpyro_ebm.training.overfitting import held_out_rise, runaway
 
@@ -27,8 +28,6 @@ EFFECTIVE_ROWS = 10
 SCORE_DEPARTURE = 0.25
 FALLING = 0.02
 MIN_UPDATES = 100
-PERSISTENT = ("pcd", "f_ebm")
-"""Estimators none of whose chains begins anew: a chain's end is a draw of the model, as far as it has converged."""
 
 
 class Seen:
@@ -55,20 +54,21 @@ def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, 
     except NothingToReport as error:
         return [*found, unchecked("figures", str(error))]
     seen = {} if isinstance(result, SVIState) or not (args or kwargs) else _look(model, result, args, kwargs)
+    pools = {site: chains.pool for site, chains in chain_states(mutable_state(result)).items()}
     for report in reports:
         found += _site(report, seen.get(report.site))
-        pool = mutable_state(result).get(f"{report.site}${report.estimator}")
-        if report.estimator in PERSISTENT and report.site in seen and pool is not None:
-            found += _pool(seen[report.site], pool["state"])
+        pool = pools.get(report.site)
+        if pool is not None and report.site in seen and seen[report.site].estimator.persists_chains:
+            found += _pool(seen[report.site], pool)
     return found
 
 
 def check_result(result: Any) -> list[Finding]:
     """Findings of a result without its model."""
     found = check_losses(result, set())
-    for name, value in mutable_state(result).items():
-        if is_ours(name, value) and "health" in value["state"]:
-            report = site_report(name, value["state"], {})
+    for each in carried(mutable_state(result)):
+        if isinstance(each.state, EstimatorState) and each.state.chains is not None:
+            report = site_report(each, {})
             found += [_conditions(report), _gap(report, None)]
     return [*found, unchecked("figures", "those of the data need the model", "Write diagnose(model, result, x).")]
 
@@ -256,12 +256,12 @@ def _score(name: str, figures: Mapping[str, float], seen: Seen | None) -> Findin
     )
 
 
-def _pool(seen: Seen, state: Mapping[str, Any]) -> list[Finding]:
+def _pool(seen: Seen, pool: Pool) -> list[Finding]:
     """Where the persistent chains are, beside the data."""
     if seen.site.local is not None:
         return [unchecked(f"{seen.site.name} modes", "each row's chain has a density of its own")]
     kernel: Any = seen.estimator.kernel.bind(seen.site.distribution)  # pyright: ignore[reportAttributeAccessIssue]
-    chains = np.asarray(jax.vmap(kernel.lower)(state["position"]))
+    chains = np.asarray(jax.vmap(kernel.lower)(pool.position))
     chains = chains.reshape(len(chains), -1)[:600]
     chains = chains[np.all(np.isfinite(chains), axis=1)]
     size = min(len(chains), len(seen.rows))

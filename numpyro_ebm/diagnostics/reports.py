@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -13,14 +12,14 @@ from numpyro import handlers
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
 from numpyro_ebm._core.programs import compiled
-from numpyro_ebm._core.typing import Array
 from numpyro_ebm.diagnostics.standard_errors import standard_errors
 from numpyro_ebm.distributions.empirical import Empirical
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator, NegativePhaseHealth, in_words
+from numpyro_ebm.estimators.state import Carried, EstimatorState, carried
 from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.handlers.energy_sites import energy_sites
-from numpyro_ebm.handlers.results import Result, check_values_given, is_ours, mutable_state, values_of
+from numpyro_ebm.handlers.results import Result, check_values_given, mutable_state, values_of
 
 MAX_PARAMETERS = 200
 
@@ -123,7 +122,7 @@ def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -
     args, kwargs = as_arrays("training_report", (args, kwargs))
     check_outside_jit("training_report", state, args, kwargs)
     mutable = mutable_state(state)
-    found = [site_report(name, value["state"], model.estimators) for name, value in mutable.items() if is_ours(name, value)]
+    found = [site_report(each, model.estimators) for each in carried(mutable)]
     has_arguments = bool(args or kwargs) or not inspect.signature(model.fn).parameters  # pyright: ignore[reportArgumentType]
     if has_arguments and _have_figures(model):
         found += _data_reports(model, values_of("training_report", state), args, kwargs)
@@ -203,31 +202,28 @@ def _log_normalizer(
     return value, (f"log_normalizer has no standard error here. {refusal}",)
 
 
-def site_report(name: str, state: Mapping[str, Any], estimators: Any) -> SiteReport:
+def site_report(carried: Carried, estimators: Any) -> SiteReport:
     """What a state says.
 
     Args:
-        name: of its mutable site, ``"<site>$<estimator>"``.
-        state: of the estimator.
+        carried: the state, with the names of its site and estimator.
         estimators: the estimator, or a dict of them by site, for their notes; an empty one for none.
     """
-    site, _, kind = name.rpartition("$")
-    estimator = estimators if isinstance(estimators, AbstractEstimator) else estimators.get(site)
-    health = state.get("health")
-    figures = {
-        key: float(value) for key, value in state.items() if isinstance(value, Array | np.ndarray) and value.ndim == 0
-    }
-    held, conditions = (), ()
+    estimator = estimators if isinstance(estimators, AbstractEstimator) else estimators.get(carried.site)
     notes = () if estimator is None else estimator.notes()
-    if isinstance(health, NegativePhaseHealth):
-        known = {name: getattr(health, name) for name in FIGURES}
-        figures |= {name: float(value) for name, value in known.items() if value is not None}
-        held = tuple(name for name, holds in zip(CONDITIONS, np.asarray(health.conditions), strict=True) if holds)
-        conditions = tuple(f"{name}: {in_words(name, health)}" for name in held)
-        gone = np.asarray(health.reported) & ~np.asarray(health.conditions)
-        earlier = [name for name, is_gone in zip(CONDITIONS, gone, strict=True) if is_gone]
-        notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()
-    if "age" in state:
-        age = np.asarray(state["age"])
-        figures |= {"age_mean": float(age.mean()), "age_max": float(age.max())}
-    return SiteReport(site, kind, figures, conditions, notes, held)
+    state, figures, held, conditions = carried.state, {}, (), ()
+    if isinstance(state, EstimatorState):
+        figures = {name: float(value) for name, value in state.figures().items()}
+        if state.chains is not None:
+            health = state.chains.health
+            known = {name: getattr(health, name) for name in FIGURES}
+            figures |= {name: float(value) for name, value in known.items() if value is not None}
+            held = _names(health.conditions)
+            conditions = tuple(f"{name}: {in_words(name, health)}" for name in held)
+            earlier = _names(np.asarray(health.reported) & ~np.asarray(health.conditions))
+            notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()
+    return SiteReport(carried.site, carried.estimator, figures, conditions, notes, held)
+
+
+def _names(conditions: Any) -> tuple[str, ...]:
+    return tuple(name for name, holds in zip(CONDITIONS, np.asarray(conditions), strict=True) if holds)

@@ -23,6 +23,8 @@ class AbstractEstimator(abc.ABC):
         is_persistent: whether state is carried from one update to the next.
         couples_rows: whether a row's value depends on the events of other rows by more than scales fitted to the batch.
         needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
+        persists_chains: whether chains continue from one update to the next and none begins anew, so that their ends are
+            draws of the model as far as they have converged.
         takes_ends: whether rows may lie on the boundary of the support, where unconstrained space has no place for them.
     """
 
@@ -32,6 +34,7 @@ class AbstractEstimator(abc.ABC):
     is_persistent: ClassVar[bool] = False
     couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
+    persists_chains: ClassVar[bool] = False
     takes_ends: ClassVar[bool] = False
 
     @abc.abstractmethod

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,28 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.generator import Generator, context_of
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import Start
+from numpyro_ebm.estimators.state import ChainState
 from numpyro_ebm.kernels import MALA, chains
 from numpyro_ebm.kernels.averaging import averaging_of, next_averaging
 from numpyro_ebm.kernels.names import resolve_kernel
+
+
+class CooperativeState(NamedTuple):
+    """State of `CooperativeLearning`.
+
+    Attributes:
+        chains: the negative phase.
+        latent_acceptance_rate: of the latents' chains in the last update.
+        latent_averaging: BlackJAX's dual averaging of their step size.
+    """
+
+    chains: ChainState
+    latent_acceptance_rate: Array
+    latent_averaging: Any
+
+    def figures(self) -> dict[str, Any]:
+        """Numbers for reports."""
+        return {**self.chains.figures(), "latent_acceptance_rate": self.latent_acceptance_rate}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +108,16 @@ class CooperativeLearning(ChainEstimator):
 
     def init(self, rng_key, site: Site):
         """The latents' chains have a step size of their own."""
-        latent = {"latent_acceptance_rate": jnp.zeros((), float), "latent_averaging": averaging_of(self.latent_kernel)}
-        return {**super().init(rng_key, site), **latent}
+        return CooperativeState(super().init(rng_key, site), jnp.zeros((), float), averaging_of(self.latent_kernel))
 
     def surrogate(self, rng_key, site: Site, state):
         """Energy gap of each row, and the generator's log density at its negative."""
         key_draws, key_chains, key_latents = jax.random.split(rng_key, 3)
-        kernel = self.tuned(site, state)
+        kernel = self.tuned(site, state.chains)
         generator = Generator.of(self.proposal, site, key_draws)
         draws = generator.draw(key_draws, site)
-        negatives, state = self.update(key_chains, site, state, kernel, self._start(draws, site, kernel))
+        negatives, phase = self.update(key_chains, site, state.chains, kernel, self._start(draws, site, kernel))
+        state = state._replace(chains=phase)
         events = jax.lax.stop_gradient(jax.vmap(site.distribution.constrain)(negatives))
         draws, state = self._infer(key_latents, site, state, generator, {**draws, site.name: events})
         values = self.contrast(site, negatives, site.local, paired=True)
@@ -118,7 +137,7 @@ class CooperativeLearning(ChainEstimator):
         latents = {name: value for name, value in draws.items() if name != site.name}
         if not latents:
             return draws, state
-        kernel = self.latent_kernel.adapted(step_size=jnp.exp(state["latent_averaging"].log_step_size))
+        kernel = self.latent_kernel.adapted(step_size=jnp.exp(state.latent_averaging.log_step_size))
         frozen = generator.frozen()
 
         @jax.jit
@@ -130,9 +149,8 @@ class CooperativeLearning(ChainEstimator):
             return chains.advance(rng_key, kernel, log_density, latents, (events, context), num_steps=self.num_latent_steps)
 
         moved, health = jax.lax.stop_gradient(run(rng_key, kernel, latents, draws[site.name], context_of(site)))
-        averaging = next_averaging(state["latent_averaging"], kernel, health.acceptance_rate)
-        state = {**state, "latent_acceptance_rate": health.acceptance_rate, "latent_averaging": averaging}
-        return {**draws, **moved}, state
+        averaging = next_averaging(state.latent_averaging, kernel, health.acceptance_rate)
+        return {**draws, **moved}, CooperativeState(state.chains, health.acceptance_rate, averaging)
 
     def _start(self, draws: dict[str, Array], site: Site, kernel) -> Start:
         return Start(jax.vmap(kernel.lift)(jax.vmap(site.distribution.unconstrain)(draws[site.name])), site.local)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,26 @@ from numpyro_ebm.distributions.energy import EnergyDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
 from numpyro_ebm.estimators.parts.starts import Start
+from numpyro_ebm.estimators.state import ChainState
+
+
+class MultigridState(NamedTuple):
+    """State of `MultigridContrastiveDivergence`.
+
+    Attributes:
+        grids: that of each grid, from coarse to fine.
+    """
+
+    grids: tuple[ChainState, ...]
+
+    @property
+    def chains(self) -> ChainState:
+        """That of the finest grid."""
+        return self.grids[-1]
+
+    def figures(self) -> dict[str, Any]:
+        """Numbers for reports, of the finest grid."""
+        return self.chains.figures()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +138,20 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
     def init(self, rng_key, site: Site):
         """Health, counters and step size of each grid."""
         own = [super(MultigridContrastiveDivergence, self).init(rng_key, grid) for grid in self.grids(site)]
-        return {**own[-1], "coarse": tuple(own[:-1])}
+        return MultigridState(tuple(own))
 
     def surrogate(self, rng_key, site: Site, state):
         """The sum over grids of each row's contrast."""
-        finest = {name: value for name, value in state.items() if name != "coarse"}
         keys = jax.random.split(rng_key, len(self.factors)) if len(self.factors) > 1 else [rng_key]
         values, negatives, states = jnp.zeros(()), None, []
-        for key, grid, own in zip(keys, self.grids(site), (*state["coarse"], finest), strict=True):
+        for key, grid, own in zip(keys, self.grids(site), state.grids, strict=True):
             kernel = self.tuned(grid, own)
             position = grid.position if negatives is None else repeat_to(negatives, grid.position.shape)
             start = Start(jax.vmap(kernel.lift)(position), grid.local)
             negatives, own = self.update(jax.random.split(key)[1], grid, own, kernel, start)
             values = values + self.contrast(grid, negatives, grid.local, paired=True)
             states.append(own)
-        return values, {**states[-1], "coarse": tuple(states[:-1])}
+        return values, MultigridState(tuple(states))
 
     def grids(self, site: Site) -> list[Site]:
         """The site on each grid, coarse to fine; the last one is the site itself."""

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import PyTree
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.estimators.parts.pool import PoolEstimator
+from numpyro_ebm.estimators.parts.pool import PoolEstimator, pool_of
 from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
 
 
@@ -82,8 +81,8 @@ class PersistentContrastiveDivergence(PoolEstimator):
         """Chains at draws of ``start``; those of rows begin when the row is first seen."""
         state = super().init(rng_key, site)
         if site.local is not None:
-            del state["local"]
-            state["age"] -= 1
+            pool = pool_of(state)
+            state = state._replace(pool=pool._replace(local=None, age=pool.age - 1))
         return state
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
@@ -91,8 +90,7 @@ class PersistentContrastiveDivergence(PoolEstimator):
         if site.local is None:
             return super().begin(rng_key, site, state, kernel)
         slots = jnp.arange(site.num_rows) if site.index is None else site.index
-        kept: PyTree = tuple(state.get(name) for name in ("position", "age", "log_factor"))
-        position, age, log_factor = jax.tree.map(lambda leaf: leaf[slots], kept)
+        kept = jax.tree.map(lambda leaf: leaf[slots], pool_of(state))
         fresh = jax.vmap(kernel.lift)(draw_rows(self.start, rng_key, site)[0])
-        position = jax.tree.map(lambda new, old: jnp.where(over(age < 0, old), new, old), fresh, position)
-        return Start(position, site.local, slots=slots, age=jnp.maximum(age, 0), log_factor=log_factor)
+        position = jax.tree.map(lambda new, old: jnp.where(over(kept.age < 0, old), new, old), fresh, kept.position)
+        return Start(position, site.local, slots=slots, age=jnp.maximum(kept.age, 0), log_factor=kept.log_factor)

@@ -59,6 +59,7 @@ class Replay(PoolEstimator):
     """
 
     name = "replay"
+    persists_chains = False
     num_steps: int = 20
     start: Any = "base"
     buffer_size: int = 10_000

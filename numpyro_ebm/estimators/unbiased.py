@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,31 @@ from numpyro_ebm.estimators.parts.starts import check_start, draw_rows, draw_sta
 from numpyro_ebm.kernels import MALA
 from numpyro_ebm.kernels.coupling import Meeting, check_coupling, unbiased_sum
 from numpyro_ebm.kernels.names import resolve_kernel
+
+
+class UnbiasedState(NamedTuple):
+    """Figures of the pairs of chains in the last update.
+
+    Attributes:
+        meeting_time: transitions until a pair met, averaged over the pairs.
+        max_meeting_time: the longest of them.
+        acceptance_rate: of the chains.
+        num_updates: updates so far.
+    """
+
+    meeting_time: Array
+    max_meeting_time: Array
+    acceptance_rate: Array
+    num_updates: Array
+
+    @property
+    def chains(self) -> None:
+        """None: the pairs have no health of their own."""
+        return
+
+    def figures(self) -> dict[str, Any]:
+        """All of them."""
+        return self._asdict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +128,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
     def init(self, rng_key, site: Site):
         """Nothing has met yet."""
         zero = jnp.zeros((), float)
-        return {
-            "meeting_time": zero,
-            "max_meeting_time": jnp.zeros((), jnp.int32),
-            "acceptance_rate": zero,
-            "num_updates": jnp.zeros((), jnp.int32),
-        }
+        return UnbiasedState(zero, jnp.zeros((), jnp.int32), zero, jnp.zeros((), jnp.int32))
 
     def surrogate(self, rng_key, site: Site, state):
         """Log density of each row minus a term whose gradient is the unbiased negative phase."""
@@ -120,12 +140,12 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         is_met = meeting.is_met if site.local is None or site.mask is None else meeting.is_met | ~site.mask
         self._raise_unmet(site.name, is_met, meeting.acceptance_rate)
         values = jax.vmap(site.log_density)(site.position, site.local) - negative
-        state = {
-            "meeting_time": jnp.mean(meeting.meeting_time, dtype=float),
-            "max_meeting_time": jnp.max(meeting.meeting_time),
-            "acceptance_rate": meeting.acceptance_rate,
-            "num_updates": state["num_updates"] + 1,
-        }
+        state = UnbiasedState(
+            meeting_time=jnp.mean(meeting.meeting_time, dtype=float),
+            max_meeting_time=jnp.max(meeting.meeting_time),
+            acceptance_rate=meeting.acceptance_rate,
+            num_updates=state.num_updates + 1,
+        )
         # As a factor, NaN spoils the gradient as well.
         return values * jnp.where(jnp.all(is_met), 1.0, jnp.nan).astype(values.dtype), state
 

@@ -22,6 +22,7 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.estimators.names import ESTIMATORS
+from numpyro_ebm.estimators.state import state_site
 from numpyro_ebm.handlers._emit import emit, kept
 from numpyro_ebm.handlers._joint import FactoredSites, JointSite
 from numpyro_ebm.handlers.energy_sites import TWICE, EnergySite, energy_sites
@@ -351,7 +352,7 @@ def run(estimator: AbstractEstimator, site: Site) -> Array:
         return estimator.surrogate(rng_key, site, None)[0]
     key_init, key_update = jax.random.split(rng_key)
     start: Any = {"state": estimator.init(key_init, site)}
-    holder: Any = mutable(f"{site.name}${estimator.name}", start)
+    holder: Any = mutable(state_site(site.name, estimator.name), start)
     values, holder["state"] = estimator.surrogate(key_update, site, holder["state"])
     return values
 

@@ -15,8 +15,8 @@ from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.handlers._joint import FactoredSites
 
 TWICE = (
-    "The model is estimated already: it holds a surrogate where the energy was, and the inner estimator would be used. Write "
-    "one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
+    "The model is estimated already: it holds a surrogate where the energy was, and the inner estimator would be used. "
+    "Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
 )
 
 

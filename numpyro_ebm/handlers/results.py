@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpyro.infer.svi import SVIState
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm.estimators.state import holds_state
 
 
 @runtime_checkable
@@ -51,12 +52,7 @@ def values_of(owner: str, state: Any) -> dict[str, Any]:
         )
     is_result = isinstance(state, Trained)
     values = {**state.params, **mutable_state(state)} if is_result else dict(state)
-    return {name: value for name, value in values.items() if value is not None and not is_ours(name, value)}
-
-
-def is_ours(name: str, value: Any) -> bool:
-    """Whether an entry is the state of an estimator."""
-    return "$" in name and isinstance(value, Mapping) and isinstance(value.get("state"), Mapping)
+    return {name: value for name, value in values.items() if value is not None and not holds_state(name, value)}
 
 
 def check_values_given(trace: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import AbstractEstimator, NegativePhaseHealth
 from numpyro_ebm.estimators.names import ESTIMATORS
 from numpyro_ebm.estimators.parts.pool import PoolEstimator
+from numpyro_ebm.estimators.state import Pool, chain_states, holds_state
 from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.handlers.energy_sites import energy_sites
 from numpyro_ebm.training._held_out import Arguments
@@ -100,10 +101,10 @@ def check_recordable(svi: SVI, num_chains: Any, state: SVIState) -> None:
             "ebm.sample(rng_key, model, params=result.params)."
         )
     for name, pool in pools.items():
-        size = len(pool["age"])
+        size = len(pool.age)
         if num_chains > size:
             raise EnergyError(
-                f"record_chains={num_chains}, and the site '{name.rpartition('$')[0]}' has {size} persistent chains. Write "
+                f"record_chains={num_chains}, and the site '{name}' has {size} persistent chains. Write "
                 f"record_chains={min(size, 16)}."
             )
 
@@ -137,12 +138,12 @@ def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
 def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVIState) -> tuple[dict[str, Any], dict[str, Any]]:
     """Where the first ``num_chains`` chains of each pool are, and their energies."""
     args, kwargs = assemble(*arguments)
-    samples, energies = {}, {}
+    samples, energies, pools = {}, {}, _pools(state)
     for estimator, site in _sites(svi, args, kwargs | svi.static_kwargs, state):
-        pool = _pools(state).get(f"{site.name}${estimator.name}")
+        pool = pools.get(site.name)
         if pool is None:
             continue
-        position = jax.tree.map(lambda leaf: leaf[:num_chains], pool["position"])
+        position = jax.tree.map(lambda leaf: leaf[:num_chains], pool.position)
         kernel: Any = estimator.kernel.bind(site.distribution)  # pyright: ignore[reportAttributeAccessIssue]
         position = jax.vmap(kernel.lower)(position)
         samples[site.name] = jax.vmap(site.distribution.constrain)(position)
@@ -156,7 +157,7 @@ def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVISta
 def _sites(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> list[tuple[AbstractEstimator, Site]]:
     """The energy sites under the parameters of a state; latent values are one draw of the guide's."""
     model: Any = find_estimate(svi)
-    mutable = {name: value for name, value in (state.mutable_state or {}).items() if name not in _pools(state)}
+    mutable = {name: value for name, value in (state.mutable_state or {}).items() if not holds_state(name, value)}
     given = svi.get_params(state) | mutable
     with handlers.seed(rng_seed=0), handlers.substitute(data=given):
         guide = handlers.trace(svi.guide).get_trace(*args, **kwargs)
@@ -166,22 +167,20 @@ def _sites(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> li
 
 
 def _health(state: SVIState) -> dict[str, NegativePhaseHealth]:
-    entries = {name: value.get("state") for name, value in (state.mutable_state or {}).items() if isinstance(value, dict)}
-    kept = {name: entry.get("health") for name, entry in entries.items() if isinstance(entry, dict)}
-    return {name.rpartition("$")[0]: each for name, each in kept.items() if isinstance(each, NegativePhaseHealth)}
+    return {site: chains.health for site, chains in chain_states(state.mutable_state).items()}
 
 
-def _pools(state: SVIState) -> dict[str, Any]:
-    """States that hold persistent chains, by the name of their mutable site."""
-    entries = {name: value.get("state") for name, value in (state.mutable_state or {}).items() if isinstance(value, dict)}
-    return {name: entry for name, entry in entries.items() if isinstance(entry, dict) and {"position", "age"} <= set(entry)}
+def _pools(state: SVIState) -> dict[str, Pool]:
+    """Persistent chains by energy site."""
+    chains = chain_states(state.mutable_state)
+    return {site: each.pool for site, each in chains.items() if each.pool is not None}
 
 
-def _local(site: Site, pool: dict[str, Any], num_chains: int) -> tuple[bool, PyTree]:
+def _local(site: Site, pool: Pool, num_chains: int) -> tuple[bool, PyTree]:
     """Whether it is known what these chains' densities have of their own, and what."""
     if site.local is None:
         return True, None
-    local: PyTree = pool.get("local")
+    local = pool.local
     if local is None:  # a chain per row of the whole data set
         if site.num_total != site.num_rows:
             return False, None

@@ -22,6 +22,7 @@ from numpyro_ebm.estimators.parts.health import NegativePhaseHealth, Observed, P
 from numpyro_ebm.estimators.parts.moves import check_scale
 from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale
 from numpyro_ebm.estimators.parts.starts import Start, over
+from numpyro_ebm.estimators.state import ChainState
 from numpyro_ebm.kernels import MALA, AbstractKernel, chains
 from numpyro_ebm.kernels.averaging import averaging_of, mean_step, next_averaging
 from numpyro_ebm.kernels.names import resolve_kernel
@@ -54,9 +55,7 @@ class Phase(NamedTuple):
 class ChainEstimator(AbstractEstimator):
     """The negative phase; each estimator says where its chains start and what it keeps of them.
 
-    State, in the mutable site ``"<site>$<name>"``: ``health`` (`NegativePhaseHealth`), ``num_updates``, ``spread`` (running
-    mean and variance of the data), and where they adapt ``averaging`` (BlackJAX's dual averaging of the step size) and
-    ``log_scale`` (of the scale of each dimension).
+    State, in the mutable site ``"<site>$<name>"``: `ChainState`.
 
     Attributes:
         paces_rows: whether rows of different densities have step sizes of their own, which follow their chains. A step that
@@ -97,33 +96,30 @@ class ChainEstimator(AbstractEstimator):
             check_scale(site, "scale", self.scale)
 
     @abc.abstractmethod
-    def begin(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel) -> Start:
+    def begin(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel) -> Start:
         """Where this update's chains begin."""
 
     @abc.abstractmethod
     def fresh(self, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
         """Unconstrained positions, and their locals, for chains that begin anew."""
 
-    def keep(self, state: PyTree, site: Site, start: Start, ended: Position, lost: Array) -> PyTree:
+    def keep(self, state: ChainState, site: Site, start: Start, ended: Position, lost: Array) -> ChainState:
         """The state with what the next update needs of the chains; lost ones have just begun anew."""
         return state
 
-    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
+    def init(self, rng_key: PRNGKey, site: Site) -> ChainState:
         """Health, counters and step size before the first update."""
         shape = site.position.shape[1:]
         zeros = jnp.zeros(shape, float)
-        state: dict[str, Any] = {
-            "health": unknown(self.kernel, shape),
-            "num_updates": jnp.zeros((), jnp.int32),
-            "spread": Spread(zeros, zeros),
-        }
-        if self._adapts:
-            state["averaging"] = averaging_of(self.kernel)
-        if self._scales(site):
-            state["log_scale"] = zeros
-        return state
+        return ChainState(
+            health=unknown(self.kernel, shape),
+            num_updates=jnp.zeros((), jnp.int32),
+            spread=Spread(zeros, zeros),
+            averaging=averaging_of(self.kernel) if self._adapts else None,
+            log_scale=zeros if self._scales(site) else None,
+        )
 
-    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: ChainState) -> tuple[Array, ChainState]:
         """Log density of each row minus that of the negatives, unnormalised: log Z cancels in the gradient."""
         key_start, key_chains = jax.random.split(rng_key)
         kernel = self.tuned(site, state)
@@ -132,24 +128,25 @@ class ChainEstimator(AbstractEstimator):
         return self.contrast(site, negatives, start.local, paired=start.paired), state
 
     def update(
-        self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start
-    ) -> tuple[Array, PyTree]:
+        self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start
+    ) -> tuple[Array, ChainState]:
         """Where the chains ended, in unconstrained space, and the state with their health and the next step size."""
         key_chains, key_reset = jax.random.split(rng_key)
-        num_updates = state["num_updates"]
-        state = {**state, "spread": state["spread"].then(Spread.of(site), num_updates)}
+        num_updates = state.num_updates
+        state = state._replace(spread=state.spread.then(Spread.of(site), num_updates))
         phase = self.negative_phase(key_chains, site, state, kernel, start)
         ended, lost = phase.ended, phase.lost
         if self.on_unhealthy == "reset":
-            ended = self._replace(key_reset, site, kernel, ended, lost)
+            ended = self._begun_anew(key_reset, site, kernel, ended, lost)
         else:
             lost = jnp.zeros_like(lost)
         start = start._replace(log_factor=phase.log_factor)
-        state = {**self.keep(state, site, start, ended, lost), "health": phase.health, "num_updates": num_updates + 1}
-        if "averaging" in state:
-            state["averaging"] = self._adapt(state, kernel)
-        if phase.score is not None:
-            state["log_scale"] = next_log_scale(state["log_scale"], state["spread"].sd, phase.score, num_updates)
+        state = self.keep(state, site, start, ended, lost)._replace(health=phase.health, num_updates=num_updates + 1)
+        if state.averaging is not None:
+            state = state._replace(averaging=self._adapt(state, kernel))
+        if state.log_scale is not None and phase.score is not None:
+            log_scale = next_log_scale(state.log_scale, state.spread.sd, phase.score, num_updates)
+            state = state._replace(log_scale=log_scale)
         return jax.vmap(kernel.lower)(ended), state
 
     def notes(self) -> tuple[str, ...]:
@@ -164,13 +161,13 @@ class ChainEstimator(AbstractEstimator):
             notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
         return tuple(notes)
 
-    def negative_phase(self, rng_key: PRNGKey, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> Phase:
+    def negative_phase(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> Phase:
         """Move the chains under parameters cut off from differentiation."""
         lower = jax.vmap(kernel.lower)
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
         log_density = freeze(site.log_density, *first)
         owner = f"At site '{site.name}', estimator '{self.name}'"
-        follows_score = "log_scale" in state
+        follows_score = state.log_scale is not None
 
         @jax.jit  # one program also where the model runs outside jit, as in svi.init
         def run(rng_key, kernel, position, local, pace, data, data_local, state):
@@ -185,14 +182,14 @@ class ChainEstimator(AbstractEstimator):
                 end=end,
                 stayed=stayed,
                 num_steps=self.num_steps,
-                spread=state["spread"],
+                spread=state.spread,
                 log_density_end=score(end, local),
                 log_density_data=score(data, data_local),
                 step_size=kernel.step_size if pace is None else mean_step(kernel, pace),
                 is_adjusted=kernel.target_acceptance is not None,
-                num_updates=state["num_updates"],
+                num_updates=state.num_updates,
             )
-            examined, lost = examine(state["health"], seen, log_density, local)
+            examined, lost = examine(state.health, seen, log_density, local)
             gradient = None
             if follows_score:
                 gradient = advanced.gradient
@@ -202,7 +199,7 @@ class ChainEstimator(AbstractEstimator):
             return Phase(ended, tell(examined, self.on_unhealthy, owner), lost, factor, gradient)
 
         pace = self._pace(site, state, kernel, start)
-        known = {name: state[name] for name in ("health", "num_updates", "spread", "log_scale") if name in state}
+        known = state._replace(averaging=None, pool=None)
         inputs = (start.position, start.local, pace, site.position, site.local, known)
         return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
 
@@ -248,13 +245,13 @@ class ChainEstimator(AbstractEstimator):
         theirs = self._penalised(site, negatives, local, -1.0)
         return ours - (theirs if paired else jnp.mean(theirs))
 
-    def tuned(self, site: Site, state: PyTree) -> AbstractKernel:
+    def tuned(self, site: Site, state: ChainState) -> AbstractKernel:
         """The kernel with the step size of this update."""
         kernel = self.kernel.bind(site.distribution)
         if self.step_size_schedule is not None:
-            return kernel.adapted(step_size=jnp.asarray(self.step_size_schedule(state["num_updates"]), float))
-        if self._adapts:
-            return kernel.adapted(step_size=jnp.exp(state["averaging"].log_step_size))
+            return kernel.adapted(step_size=jnp.asarray(self.step_size_schedule(state.num_updates), float))
+        if state.averaging is not None:
+            return kernel.adapted(step_size=jnp.exp(state.averaging.log_step_size))
         return kernel
 
     @property
@@ -270,15 +267,15 @@ class ChainEstimator(AbstractEstimator):
         has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
         return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
 
-    def _scale(self, state: PyTree) -> Array | None:
+    def _scale(self, state: ChainState) -> Array | None:
         """Lengths that positions are measured in, per dimension; None for 1."""
-        if "log_scale" not in state:
+        if state.log_scale is None:
             return None if self.scale is None or isinstance(self.scale, str) else jnp.asarray(self.scale, float)
-        of_data = jnp.log(or_one(state["spread"].sd))
-        log_scale = jnp.where(state["num_updates"] == 0, of_data, state["log_scale"])
+        of_data = jnp.log(or_one(state.spread.sd))
+        log_scale = jnp.where(state.num_updates == 0, of_data, state.log_scale)
         return jnp.exp(log_scale - jnp.mean(log_scale) if self.scale == "auto" else log_scale)
 
-    def _pace(self, site: Site, state: PyTree, kernel: AbstractKernel, start: Start) -> chains.Pace | None:
+    def _pace(self, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> chains.Pace | None:
         """The chains' own step sizes, where rows have densities of their own and the step size adapts."""
         if not (self.paces_rows and self._adapts and site.local is not None):
             return None
@@ -288,16 +285,16 @@ class ChainEstimator(AbstractEstimator):
         largest = (jnp.log(self._widest(state, kernel)) - jnp.log(kernel.step_size)) / (2 * kernel.step_exponent)
         return chains.Pace(log_factor, age, largest)
 
-    def _widest(self, state: PyTree, kernel: AbstractKernel) -> Array:
+    def _widest(self, state: ChainState, kernel: AbstractKernel) -> Array:
         """The largest step size that adaptation goes to."""
-        spread = or_one(in_scale(self._scale(state), state["spread"].sd))
+        spread = or_one(in_scale(self._scale(state), state.spread.sd))
         pooled = jnp.sqrt(jnp.mean(spread**2))
         return jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * kernel.step_exponent))
 
-    def _adapt(self, state: PyTree, kernel: AbstractKernel) -> Any:
+    def _adapt(self, state: ChainState, kernel: AbstractKernel) -> Any:
         """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
-        health = state["health"]
-        updated = next_averaging(state["averaging"], kernel, health.acceptance_rate)
+        health = state.health
+        updated = next_averaging(state.averaging, kernel, health.acceptance_rate)
         largest = jnp.log(self._widest(state, kernel))
         updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, largest))
         if self.on_unhealthy != "reset":
@@ -305,7 +302,7 @@ class ChainEstimator(AbstractEstimator):
         collapsed = health.conditions[list(health.CONDITIONS).index("collapse")]
         return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), averaging_of(self.kernel), updated)
 
-    def _replace(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
+    def _begun_anew(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
         """Lost chains begin anew."""
         fresh = jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0])
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)

@@ -7,23 +7,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_start, over
+from numpyro_ebm.estimators.state import ChainState, Pool
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolEstimator(ChainEstimator):
     """A pool of chains, of which each update moves as many as there are rows, or all where there are fewer.
 
-    State beside that of `ChainEstimator`: ``position`` ``(size, ...)`` in unconstrained space, ``age`` ``(size,)``, the
-    transitions of each chain since it last began, ``local``, what chains have of their own, and then, where the step size
-    adapts, ``log_factor`` ``(size,)``, the logs of their own step sizes' factors (`chains.Pace`).
+    State: that of `ChainEstimator`, its chains in ``pool``. Chains with a density of their own have step sizes of their own
+    where the step size adapts.
     """
 
     start: Any = "data"
     paces_rows = True
+    persists_chains = True
 
     @abc.abstractmethod
     def size(self, site: Site) -> int:
@@ -46,45 +48,44 @@ class PoolEstimator(ChainEstimator):
         """A pool of fresh chains."""
         size = self.size(site)
         position, local = self.fresh(rng_key, site, size)
-        pool: dict[str, Any] = {
-            "position": jax.vmap(self.kernel.lift)(position),
-            "age": jnp.zeros(size, jnp.int32),
-        }
-        if local is not None:
-            pool["local"] = jax.lax.stop_gradient(local)
-            if self._adapts:
-                pool["log_factor"] = jnp.zeros(size, float)
-        return {**super().init(rng_key, site), **pool}
+        log_factor = jnp.zeros(size, float) if local is not None and self._adapts else None
+        lifted = jax.vmap(self.kernel.lift)(position)
+        pool = Pool(lifted, jnp.zeros(size, jnp.int32), jax.lax.stop_gradient(local), log_factor)
+        return super().init(rng_key, site)._replace(pool=pool)
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """Chains of a run of slots that begins anywhere, some of them anew."""
         key_slots, key_which, key_fresh = jax.random.split(rng_key, 3)
-        size = len(state["age"])
+        pool = pool_of(state)
+        size = len(pool.age)
         # Any slot is as likely as another, and none comes twice; a permutation of the pool would cost more than the chains.
         slots = (jax.random.randint(key_slots, (), 0, size) + jnp.arange(min(size, site.num_rows))) % size
-        kept: PyTree = tuple(state.get(name) for name in ("position", "local", "age", "log_factor"))
-        kept = jax.tree.map(lambda leaf: leaf[slots], kept)
+        kept = jax.tree.map(lambda leaf: leaf[slots], pool)
         anew = self.begins_anew(key_which, len(slots))
         if anew is not None:
             fresh_position, fresh_local = self.fresh(key_fresh, site, len(slots))
-            zeros: PyTree = jax.tree.map(jnp.zeros_like, kept[2:])
-            fresh = (jax.vmap(kernel.lift)(fresh_position), fresh_local, *zeros)
+            zeros = jax.tree.map(jnp.zeros_like, kept)
+            fresh = zeros._replace(position=jax.vmap(kernel.lift)(fresh_position), local=fresh_local)
             kept = jax.tree.map(lambda new, old: jnp.where(over(anew, old), new, old), fresh, kept)
-        position, local, age, log_factor = kept
-        return Start(position, local, paired=False, slots=slots, age=age, log_factor=log_factor)
+        return Start(kept.position, kept.local, paired=False, slots=slots, age=kept.age, log_factor=kept.log_factor)
 
     def keep(self, state, site: Site, start: Start, ended, lost):
         """Chains go back to the slots they were drawn from."""
-        age: Any = start.age
-        age = jnp.where(lost, 0, age + self.num_steps)
+        pool, age, log_factor = pool_of(state), start.age, start.log_factor
+        age = None if age is None else jnp.where(lost, 0, age + self.num_steps)
+        log_factor = None if log_factor is None else jnp.where(lost, 0.0, log_factor)
+        local = None if pool.local is None else start.local  # else each chain belongs to its row
+        moved = Pool(ended, age, local, log_factor)  # pyright: ignore[reportArgumentType]
+        written = jax.tree.map(lambda old, new: old.at[start.slots].set(new, unique_indices=True), pool, moved)
+        return state._replace(pool=written)
 
-        def write(pool, new):
-            return pool.at[start.slots].set(new, unique_indices=True)
 
-        written = {"position": jax.tree.map(write, state["position"], ended), "age": write(state["age"], age)}
-        if "local" in state:
-            written["local"] = jax.tree.map(write, state["local"], start.local)
-        if "log_factor" in state:
-            log_factor: Any = start.log_factor
-            written["log_factor"] = write(state["log_factor"], jnp.where(lost, 0.0, log_factor))
-        return {**state, **written}
+def pool_of(state: ChainState) -> Pool:
+    """The persistent chains of a state.
+
+    Raises:
+        EnergyError: for a state of another estimator, which has none.
+    """
+    if state.pool is None:
+        raise EnergyError("This state holds no persistent chains. Write init_state=None to begin anew.")
+    return state.pool
