@@ -14,11 +14,13 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the names are ("estimator", "kernel"); used in messages.
+        base: the abstract class whose objects count, a user's own among them.
         classes: name to frozen dataclass.
     """
 
-    def __init__(self, kind: str, classes: Mapping[str, type[T]]):
+    def __init__(self, kind: str, base: type[T], classes: Mapping[str, type[T]]):
         self.kind = kind
+        self.base = base
         self.classes = dict(classes)
 
     def names(self) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ class Registry(Generic[T]):
         """
         if isinstance(spec, str):
             return self._build(spec, options)
-        if not isinstance(spec, tuple(self._bases())):
+        if not isinstance(spec, self.base):
             raise TypeError(
                 f"Expected {self.kind} as a name or an object, got {spec!r}. Known names: {', '.join(self.names())}."
             )
@@ -45,10 +47,6 @@ class Registry(Generic[T]):
                 f"Write them into it: {type(spec).__name__}({', '.join(f'{k}=...' for k in options)})."
             )
         return spec
-
-    def _bases(self) -> set[type]:
-        # An object of a user's own class counts if it shares the abstract base.
-        return {cls.__mro__[1] if cls.__mro__[1] is not object else cls for cls in self.classes.values()}
 
     def _build(self, name: str, options: dict[str, Any]) -> T:
         if name not in self.classes:

@@ -15,7 +15,6 @@ from numpyro_ebm._core.spreads import or_one
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
 from numpyro_ebm.estimators.parts.entropies import neighbor_entropies
-from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import over
 from numpyro_ebm.kernels import Langevin
 from numpyro_ebm.kernels.names import resolve_kernel
@@ -118,9 +117,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         first, last = self._parts()
         if first is not None:
             start = start._replace(position=first._moved(key_first, site, state, kernel, start.position, is_cut=True))
-        phase = ChainEstimator.negative_phase(last, key_last, site, state, kernel, start)
+        phase = last.run_chains(key_last, site, state, kernel, start)
         # The same steps by the same key. Lost chains step from their rows: a zero times NaN would be NaN.
-        safe = self._replace(key_last, site, kernel, start.position, phase.lost)
+        safe = self.replaced(key_last, site, kernel, start.position, phase.lost)
         moved = last._moved(key_last, site, state, kernel, jax.lax.stop_gradient(safe), is_cut=False)
         ended = jax.tree.map(lambda end, way: end + (way - jax.lax.stop_gradient(way)), phase.ended, moved)
         return phase._replace(ended=ended)

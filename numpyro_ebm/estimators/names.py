@@ -39,6 +39,7 @@ from numpyro_ebm.estimators.unbiased import UnbiasedMaximumLikelihood
 
 ESTIMATORS: Registry[AbstractEstimator] = Registry(
     "estimator",
+    AbstractEstimator,
     {
         cls.name: cls
         for cls in (

@@ -58,16 +58,18 @@ class ScoreMatching(SecondOrderEstimator):
     """
 
     name = "sm"
-    is_deterministic = True
     num_probes: int | None = None
     projection: Projection = "rademacher"
     trace: Trace = "auto"
 
+    @property
+    def is_deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether no probes are drawn."""
+        return self.num_probes is None
+
     def __post_init__(self):
         if self.num_probes is not None:
             check_count("ScoreMatching", "num_probes", self.num_probes)
-            # With probes there is noise, which NUTS would freeze.
-            object.__setattr__(self, "is_deterministic", False)
         check_projection(self.projection)
         if self.trace not in get_args(Trace):
             raise EnergyError(f"Unknown trace '{self.trace}'. {nearest(str(self.trace), get_args(Trace))}")

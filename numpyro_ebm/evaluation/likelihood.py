@@ -320,8 +320,8 @@ def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
             f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {RELIABLE_GAP:g} nat the likelihood is too "
             "uncertain to report.",
             "Write a larger num_levels, num_steps or num_chains in log_partition_bounds, or give the EnergyDistribution a "
-            "base nearer to the data; compare models by numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which need "
-            "no log Z.",
+            "base nearer to the data; compare models by numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which "
+            "need no log Z.",
         )
     error = np.hypot(lower.standard_error, upper.standard_error) / 2
     return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, (lower, upper))

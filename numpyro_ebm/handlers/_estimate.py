@@ -287,6 +287,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 else "its noise is frozen there, so the target would be an accident of one draw"
             )
         if why is not None:
+            # Of a class whose options decide, the attribute is a property: there are options without noise.
             usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
             raise EnergyError(
                 f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Write SVI with AutoDelta or "

@@ -10,6 +10,7 @@ from numpyro_ebm.kernels.slice import EllipticalSlice
 
 MOVES: Registry[AbstractKernel] = Registry(
     "kernel",
+    AbstractKernel,
     {
         kernel.name: kernel
         for kernel in (

@@ -8,7 +8,9 @@ from numpyro_ebm.kernels._base import AbstractKernel
 from numpyro_ebm.kernels._moves import MOVES
 from numpyro_ebm.kernels.tempering import ParallelTempering
 
-KERNELS: Registry[AbstractKernel] = Registry("kernel", {**MOVES.classes, ParallelTempering.name: ParallelTempering})
+KERNELS: Registry[AbstractKernel] = Registry(
+    "kernel", AbstractKernel, {**MOVES.classes, ParallelTempering.name: ParallelTempering}
+)
 
 
 def available_kernels() -> tuple[str, ...]:

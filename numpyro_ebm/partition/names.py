@@ -13,6 +13,7 @@ from numpyro_ebm.partition.smc import SequentialMonteCarlo
 
 METHODS: Registry[AbstractPartition] = Registry(
     "method",
+    AbstractPartition,
     {
         method.name: method
         for method in (

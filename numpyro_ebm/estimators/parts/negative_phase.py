@@ -137,7 +137,7 @@ class ChainEstimator(AbstractEstimator):
         phase = self.negative_phase(key_chains, site, state, kernel, start)
         ended, lost = phase.ended, phase.lost
         if self.on_unhealthy == "reset":
-            ended = self._begun_anew(key_reset, site, kernel, ended, lost)
+            ended = self.replaced(key_reset, site, kernel, ended, lost)
         else:
             lost = jnp.zeros_like(lost)
         start = start._replace(log_factor=phase.log_factor)
@@ -162,6 +162,10 @@ class ChainEstimator(AbstractEstimator):
         return tuple(notes)
 
     def negative_phase(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> Phase:
+        """Where the chains of this update end; an estimator whose chains carry a derivative overrides it."""
+        return self.run_chains(rng_key, site, state, kernel, start)
+
+    def run_chains(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> Phase:
         """Move the chains under parameters cut off from differentiation."""
         lower = jax.vmap(kernel.lower)
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
@@ -302,8 +306,8 @@ class ChainEstimator(AbstractEstimator):
         collapsed = health.conditions[list(health.CONDITIONS).index("collapse")]
         return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), averaging_of(self.kernel), updated)
 
-    def _begun_anew(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
-        """Lost chains begin anew."""
+    def replaced(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
+        """The ends of the chains, with fresh starts in the place of lost ones."""
         fresh = jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0])
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
 
