@@ -140,7 +140,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
         own = [super(MultigridContrastiveDivergence, self).init(rng_key, grid) for grid in self.grids(site)]
         return MultigridState(tuple(own))
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key, site: Site, state: MultigridState):  # pyright: ignore[reportIncompatibleMethodOverride]
         """The sum over grids of each row's contrast."""
         keys = jax.random.split(rng_key, len(self.factors)) if len(self.factors) > 1 else [rng_key]
         values, negatives, states = jnp.zeros(()), None, []

@@ -65,9 +65,11 @@ class EstimatorState(Protocol):
     @property
     def chains(self) -> ChainState | None:
         """The negative phase; None for an estimator without one."""
+        ...
 
     def figures(self) -> dict[str, Any]:
         """Numbers for reports by name, without those of ``chains.health``."""
+        ...
 
 
 class Carried(NamedTuple):

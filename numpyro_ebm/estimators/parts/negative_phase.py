@@ -18,7 +18,7 @@ from numpyro_ebm._core.spreads import or_one
 from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
-from numpyro_ebm.estimators.parts.health import NegativePhaseHealth, Observed, Policy, examine, tell, unknown
+from numpyro_ebm.estimators.parts.health import CONDITIONS, NegativePhaseHealth, Observed, Policy, examine, tell, unknown
 from numpyro_ebm.estimators.parts.moves import check_scale
 from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale
 from numpyro_ebm.estimators.parts.starts import Start, over
@@ -303,7 +303,7 @@ class ChainEstimator(AbstractEstimator):
         updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, largest))
         if self.on_unhealthy != "reset":
             return updated
-        collapsed = health.conditions[list(health.CONDITIONS).index("collapse")]
+        collapsed = health.conditions[list(CONDITIONS).index("collapse")]
         return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), averaging_of(self.kernel), updated)
 
     def replaced(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
