@@ -1,8 +1,8 @@
 """Efficiency of estimators that compare a row with its neighbours, for the precision of a Gaussian in one dimension.
 
-The variance of maximum likelihood over that of the estimator on the same replicates of 1000 rows, the random draws frozen,
-in double precision. Scales are in standard deviations of the data. The docstrings of "mpf", "energy_discrepancy" and "ksd"
-quote these figures.
+Efficiency is the variance of maximum likelihood divided by that of the estimator, on the same replicates of 1000 rows with
+frozen random draws, in double precision. Scales are in standard deviations of the data. The docstrings of "mpf",
+"energy_discrepancy" and "ksd" quote these figures.
 
 python benchmarks/efficiency.py
 """
@@ -26,14 +26,14 @@ CASES += [("ksd", {"bandwidth": length}) for length in (0.1, 0.95, 5.0)]
 
 
 def model(x):
-    """E = t x^2 / 2."""
+    """Declare the energy E = t x^2 / 2 of each row."""
     t = numpyro.param("t", 1.0)
     with numpyro.plate("rows", len(x)):
         numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), obs=x)
 
 
 def efficiency(name, options, replicates):
-    """Of estimates by Newton's method from the truth; that of maximum likelihood is one over the mean square."""
+    """Return the efficiency of estimates by Newton's method from the truth. Maximum likelihood is 1 / mean(x^2)."""
     estimated = ebm.estimate(model, name, **options)
 
     def estimate_one(key):

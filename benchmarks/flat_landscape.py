@@ -1,9 +1,10 @@
-"""A mean 16 standard deviations from the noise: which contrastive loss, under which optimiser, gets there.
+"""Contrastive losses and optimisers compared on a mean that lies 16 standard deviations from the noise.
 
-The model is N(m, 1) with its mean m and log Z learned, the data N(16, 1), the noise N(0, 1), as in Liu, Rosenfeld, Ravikumar
-and Risteski, Analyzing and improving the optimization landscape of noise-contrastive estimation (2022), who show that with
-exact expectations the exponential loss under normalised gradient descent gets there. From draws of noise that never reach
-the data it goes farther than the logistic loss, and stops early too; 50 000 steps, 500 rows a step:
+The model is N(m, 1), whose mean m and log Z are learned; the data are N(16, 1) and the noise is N(0, 1), as in Liu,
+Rosenfeld, Ravikumar and Risteski, Analyzing and improving the optimization landscape of noise-contrastive estimation (2022).
+They show that with exact expectations the exponential loss under normalised gradient descent reaches the mean. With draws of
+noise that never reach the data, it gets farther than the logistic loss but also stops early. Means after 50 000 steps with
+500 rows each:
 
     logistic      gradient descent 1.20   adam 4.08   normalised 3.59
     exponential   gradient descent 2.03   adam 7.50   normalised 6.61
@@ -26,19 +27,19 @@ import numpyro_ebm as ebm
 
 
 def model(x):
-    """An exponential tilt of the standard normal: log Z = theta^2 / 2, and theta is the mean."""
+    """Declare an exponential tilt of the standard normal: log Z = theta^2 / 2, and theta is the mean."""
     theta = numpyro.param("theta", 0.0)
     with numpyro.plate("rows", len(x)):
         numpyro.sample("x", ebm.EnergyDistribution(lambda x: -theta * x, base=dist.Normal(0, 1)), obs=x)
 
 
 def normalized(rate):
-    """Only the direction of the gradient, of all parameters together."""
+    """Return gradient descent by the direction of the gradient alone, normalised over all parameters together."""
     return optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate))
 
 
 def run(x, divergence, optimiser, steps, nu):
-    """The fitted mean and log Z."""
+    """Return the fitted mean and log Z."""
     wrapped = ebm.estimate(model, "bregman_nce", divergence=divergence, nu=nu)
     svi = SVI(numpyro.handlers.scale(wrapped, 1 / len(x)), ebm.empty_guide, optimiser, Trace_ELBO())
 
@@ -48,7 +49,7 @@ def run(x, divergence, optimiser, steps, nu):
         return svi.get_params(jax.lax.scan(update, svi.init(rng_key, x), None, length=steps)[0])
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that noise and data do not overlap is the point
+        warnings.simplefilter("ignore")  # noise and data do not overlap by design
         params = fit(jax.random.key(0))
     return float(params["theta"]), float(params["x$log_normalizer"])
 

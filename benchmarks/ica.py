@@ -1,16 +1,16 @@
 """Linear ICA by several estimators: n times the mean squared error of the unmixing matrix, against its known values.
 
-Sources are independent and the mixing is the identity, E(x) = sum_i e((B x)_i). Each estimator begins near the truth (which
-settles the order and the signs of the sources) and trains on the same n rows; the table has ``n E|B - I|^2``, mean over
-replicates (standard error). Known for n large, d = 4: maximum likelihood 12 for Laplace sources of unit variance and 67.8
-for logistic sources of scale 1, score matching 82.6 for the latter; "nce" with ten frozen draws of Gaussian noise per row
-16.2 for Laplace sources (tests/test_efficiency.py), fewer with fresh ones. ``rotation`` is the antisymmetric part,
-|B - B^T|^2 / 4. The score of a Laplace density is a sign, which score matching does not see: B shrinks to 0, an error of
-n d. The kinks move with the rows of B, and "lsd" differentiates the score at the rows only, which does not feel it: its
-critic finds the fault and the energy is not mended, B rotates away.
+Sources are independent and the mixing is the identity, E(x) = sum_i e((B x)_i). Each estimator starts near the truth (which
+fixes the order and the signs of the sources) and trains on the same n rows. The table shows ``n E|B - I|^2``, mean over
+replicates (standard error). Known values for large n and d = 4: for Laplace sources of unit variance, maximum likelihood 12,
+and "nce" with ten frozen draws of Gaussian noise per row 16.2 (tests/test_efficiency.py), less with draws renewed at each
+update; for logistic sources of scale 1, maximum likelihood 67.8 and score matching 82.6. ``rotation`` is the antisymmetric
+part, |B - B^T|^2 / 4. The score of a Laplace density is a sign, whose derivative score matching does not see: B shrinks to
+0, an error of n d. The kinks move with the rows of B, but "lsd" differentiates the score only at the rows, where this has no
+effect: its critic finds the error, the energy does not correct it, and B rotates away.
 
-With the settings as they are, Laplace sources: mle 11.1 (1.2), sm 8000 (0), nce 14.0 (1.4), and of three replicates lsd
-12900 (3600). Logistic sources, d = 10: mle 608 (37), sm 750 (40), nce 692 (52); 494 and 600 are known for n large.
+With the default settings, Laplace sources: mle 11.1 (1.2), sm 8000 (0), nce 14.0 (1.4), and lsd 12900 (3600) over three
+replicates. Logistic sources, d = 10: mle 608 (37), sm 750 (40), nce 692 (52); for large n, 494 and 600 are known.
 
     python benchmarks/ica.py
     python benchmarks/ica.py --methods mle lsd --replicates 2 --steps 300
@@ -38,13 +38,13 @@ DRAWS = {"laplace": lambda key, shape: jax.random.laplace(key, shape) / jnp.sqrt
 
 
 class Method(NamedTuple):
-    """How B is estimated.
+    """A method that estimates B.
 
     Attributes:
-        estimator: a name, or None for the likelihood itself, log|det B| in the energy.
-        options: of the estimator.
-        optimizer: from the number of updates.
-        updates: updates for each of the steps asked for.
+        estimator: name of the estimator, or None for the likelihood itself, with log|det B| in the energy.
+        options: options of the estimator.
+        optimizer: function from the number of updates to the optimiser.
+        updates: updates per requested step.
     """
 
     estimator: str | None
@@ -81,7 +81,7 @@ def make_model(energy: Callable, dim: int, *, normalized: bool) -> Callable:
 
 
 def make_fit(name: str, args: argparse.Namespace) -> Callable[[jax.Array], jax.Array]:
-    """From a random key to B, fitted to rows drawn with it."""
+    """Return a function that draws rows with a random key and returns B fitted to them."""
     method = METHODS[name]
     model = make_model(ENERGIES[args.sources], args.dim, normalized=method.estimator is None)
     if method.estimator is not None:
@@ -101,7 +101,7 @@ def make_fit(name: str, args: argparse.Namespace) -> Callable[[jax.Array], jax.A
 
 
 def errors_of(b: np.ndarray, num_rows: int) -> tuple[float, float]:
-    """``n |B - I|^2``, and its antisymmetric part."""
+    """Return ``n |B - I|^2`` and its antisymmetric part."""
     return num_rows * np.sum((b - np.eye(len(b))) ** 2), num_rows * np.sum((b - b.T) ** 2) / 4
 
 
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     parser.add_argument("--dim", type=int, default=4)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--replicates", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=600, help="steps of the energy")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of the energy")
     args = parser.parse_args(argv)
     keys = jax.random.split(jax.random.key(0), args.replicates)
     table = {}

@@ -1,4 +1,4 @@
-"""The error that numpyro.factor makes without a word: the precision of a Gaussian, with and without log Z.
+"""The error that numpyro.factor makes without a warning: the precision of a Gaussian, with and without log Z.
 
 python benchmarks/silent_error.py
 """

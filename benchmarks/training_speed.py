@@ -1,10 +1,10 @@
-"""Training steps per second of the estimators, beside a loop written by hand for the same work.
+"""Training steps per second of the estimators, compared with a loop written by hand for the same work.
 
-MLP 2-128-128-1 and 64-256-256-1 (silu) over a Gaussian base, batches of 256, Adam 1e-3: contrastive divergence and
-persistent chains from a pool of 10 000, with ten steps of unadjusted Langevin; exact score matching, by hand as the forward
-Laplacian of this very network; sliced score matching with one direction; denoising score matching. The loop by hand does
-nothing else; ours runs in NumPyro's SVI, with health figures in its state. Each is compiled as one step and as a scan of
-20; medians over repeats.
+The energies are MLPs 2-128-128-1 and 64-256-256-1 (silu) over a Gaussian base, with batches of 256 and Adam at 1e-3. The
+methods are contrastive divergence and persistent chains from a pool of 10 000, with ten steps of unadjusted Langevin; exact
+score matching, by hand as the forward Laplacian of this one network; sliced score matching with one direction; and denoising
+score matching. The loop by hand does nothing else; ours runs in NumPyro's SVI, with health figures in its state. Each is
+compiled as one step and as a scan of 20; figures are medians over repeats.
 
     python benchmarks/training_speed.py
     python benchmarks/training_speed.py --kinds sm dsm --repeats 1 --seconds 0.5
@@ -40,7 +40,7 @@ def energy(params, x):
 
 
 def tilted(params, x):
-    """The energy over a standard normal base."""
+    """Return the energy over a standard normal base."""
     return energy(params, x) + 0.5 * jnp.sum(x**2, axis=-1)
 
 
@@ -58,7 +58,7 @@ def score_of(params):
 
 
 def exact_sm(params, key, x):
-    """The forward Laplacian of this network: value, Jacobian and Laplacian go through it together."""
+    """Return the loss by the forward Laplacian: value, Jacobian and Laplacian pass through the network together."""
     jacobian, laplacian = jnp.eye(x.shape[1])[None], 0.0
     h = x
     for w, b in params[:-1]:
@@ -94,7 +94,7 @@ OURS = {
 
 
 def by_hand(kind, dim, width, data):
-    """State and step of the loop that a JAX user would write."""
+    """Return the initial state and the step of the loop that a JAX user would write."""
     optimiser = optax.adam(1e-3)
 
     def step(state):
@@ -117,7 +117,7 @@ def by_hand(kind, dim, width, data):
 
 
 def with_svi(kind, dim, width, data):
-    """State and step of the same work in numpyro_ebm."""
+    """Return the initial state and the step of the same work in numpyro_ebm."""
 
     def model(x):
         params = numpyro.param("net", weights(dim, width))
@@ -137,7 +137,7 @@ def with_svi(kind, dim, width, data):
 
 
 def rate(state, step, num_fused: int, args: argparse.Namespace) -> float:
-    """Steps per second, the median over repeats."""
+    """Return the steps per second, the median over repeats."""
     fused = jax.jit(lambda state: jax.lax.scan(lambda s, _: (step(s), None), state, None, length=num_fused)[0])
     state = jax.block_until_ready(fused(state))
     rates = []
@@ -153,7 +153,7 @@ def rate(state, step, num_fused: int, args: argparse.Namespace) -> float:
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per repeat")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per repeat")
     parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=list(OURS))
     args = parser.parse_args(argv)
     rows = []

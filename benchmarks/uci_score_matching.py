@@ -1,7 +1,7 @@
 """Exact score matching loss of held-out red wines: a Gaussian, a mixture, and one energy by sm, ssm_vr and dsm.
 
 The model and the rows are those of `examples/wine.py` (the protocol of Wenliang et al. 2019), over several random splits.
-Each training stops by its own loss on the validation rows (`numpyro_ebm.fit` with patience). The table has the mean over
+Each training stops by its own loss on the validation rows (`numpyro_ebm.fit` with patience). The table shows the mean over
 splits and its standard error; lower is better, and the population value of a standard normal on whitened data is -d / 2.
 
     python benchmarks/uci_score_matching.py
@@ -29,7 +29,7 @@ METHODS = {"sm": {}, "ssm_vr": {"num_projections": 4}, "dsm": {"sigma": 0.3}}
 
 
 def train(name: str, splits: wine.Splits, args: argparse.Namespace) -> ebm.FitResult:
-    """Parameters at the least loss on the validation rows."""
+    """Train by `fit`, and return the result at the smallest loss on the validation rows."""
     svi = SVI(ebm.estimate(wine.model, name, **METHODS[name]), ebm.empty_guide, optax.adamw(1e-3), Trace_ELBO())
     train, valid = jnp.asarray(splits.train), jnp.asarray(splits.valid)
     stop = {"check_every": 20, "patience": 10, "progress_bar": False}
@@ -37,7 +37,7 @@ def train(name: str, splits: wine.Splits, args: argparse.Namespace) -> ebm.FitRe
 
 
 def losses_of(seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Loss per test row, by method."""
+    """Return the loss per test row of each method."""
     splits = wine.load(seed)
     losses = {row["method"].split(" ")[0]: row["sm_loss"] for row in wine.baselines(splits, seed)}
     for name in METHODS:
@@ -49,7 +49,7 @@ def losses_of(seed: int, args: argparse.Namespace) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000, help="training steps at most")
+    parser.add_argument("--steps", type=int, default=3000, help="maximum number of training steps")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore", ebm.OverfittingWarning)
     rows = [losses_of(2019 + i, args) for i in tqdm(range(args.splits), desc="splits")]

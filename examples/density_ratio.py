@@ -1,16 +1,16 @@
 """Red wine against white wine as a ratio of densities, and red wine's density by an energy and a flow that compete.
 
-The first part learns log p_red(x) - log p_white(x) of the 11 chemical measurements, in two ways. "nce": one energy over the
-white rows as base and noise (`Empirical`), so that the classifier of red against white is the ratio itself. "tre": an energy
-for each colour, conditioned on the noise level, each brought to a Gaussian over a ladder of levels; their difference at the
-smallest level is the ratio. Beside them logistic regression, which is linear, and the ratio of two Gaussian mixtures. It
-prints how well each tells held-out wines apart and the wines that tell the most.
+The first part learns log p_red(x) - log p_white(x) of the 11 chemical measurements in two ways. "nce" trains one energy with
+the white rows as base and noise (`Empirical`), so that the classifier of red against white is the ratio itself. "tre" trains
+one energy per colour, conditioned on the noise level, and bridges each to a Gaussian over a ladder of levels; the difference
+of the two at the smallest level is the log ratio. Logistic regression, which is linear, and the ratio of two Gaussian
+mixtures serve as baselines. The script prints how well each method classifies held-out wines, and the most telling wines.
 
 The second part trains a normalising flow (flowjax) by maximum likelihood and an energy by "nce" on whitened red wines, then
-both against each other by "flow_nce", and prints their held-out log-likelihoods beside a Gaussian's and a mixture's.
+both against each other by "flow_nce". It prints their held-out log-likelihoods beside those of a Gaussian and a mixture.
 
     python examples/density_ratio.py            a few minutes
-    python examples/density_ratio.py --quick    seconds, to see that it runs
+    python examples/density_ratio.py --quick    seconds, to check that it runs
 """
 
 import argparse
@@ -51,7 +51,7 @@ SHOWN = ("volatile acidity", "residual sugar", "chlorides", "total sulfur dioxid
 
 
 class Colour(NamedTuple):
-    """Standardised rows of one colour to train on, to stop by and to report on, and the last as measured."""
+    """Standardised training, validation and test rows of one colour, and the test rows as measured."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -60,7 +60,7 @@ class Colour(NamedTuple):
 
 
 class Net(nnx.Module):
-    """Two layers of softplus units; at first zero."""
+    """A network with two layers of softplus units. Its initial output is zero."""
 
     def __init__(self, rngs: nnx.Rngs, num_inputs: int = DIM, width: int = 64):
         self.first = nnx.Linear(num_inputs, width, rngs=rngs)
@@ -68,7 +68,7 @@ class Net(nnx.Module):
         self.last = nnx.Linear(width, 1, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, x):
-        """Shape (1,)."""
+        """Return the output for one event, of shape (1,)."""
         return self.last(nnx.softplus(self.second(nnx.softplus(self.first(x)))))
 
 
@@ -78,7 +78,7 @@ LEVEL_NETS = {"red": Net(nnx.Rngs(1), DIM + 1), "white": Net(nnx.Rngs(2), DIM + 
 
 
 def load(seed: int) -> tuple[Colour, Colour, list[str]]:
-    """Both colours, split 80 / 10 / 10; the columns are standardised, each colour with half the weight."""
+    """Load both colours, split 80 / 10 / 10, and standardise the columns with equal weight for each colour."""
     names = (DATA / "winequality-white.csv").read_text().splitlines()[0].replace('"', "").split(";")[:DIM]
     raw = {c: np.genfromtxt(DATA / f"winequality-{c}.csv", delimiter=";", skip_header=1)[:, :DIM] for c in ("red", "white")}
     centre = np.mean([rows.mean(axis=0) for rows in raw.values()], axis=0)
@@ -86,7 +86,7 @@ def load(seed: int) -> tuple[Colour, Colour, list[str]]:
     rng = np.random.default_rng(seed)
     colours = []
     for rows in raw.values():
-        rows = np.unique(rows, axis=0)  # the same wine must not be in two parts
+        rows = np.unique(rows, axis=0)  # the same wine must not be in two splits
         rows = rng.permutation(rows)
         standard, tenth = ((rows - centre) / scale).astype(np.float32), len(rows) // 10
         colours.append(Colour(standard[2 * tenth :], standard[tenth : 2 * tenth], standard[:tenth], rows[:tenth]))
@@ -94,7 +94,7 @@ def load(seed: int) -> tuple[Colour, Colour, list[str]]:
 
 
 def run(estimated, num_steps, seed, *args, held_out):
-    """`fit` with a decaying Adam, stopped by the held-out rows."""
+    """Train by `fit` with AdamW and a decaying learning rate, and stop early by the held-out rows."""
     svi = SVI(
         estimated, ebm.empty_guide, optax.adamw(optax.cosine_decay_schedule(1e-3, num_steps), weight_decay=0.3), Trace_ELBO()
     )
@@ -102,13 +102,13 @@ def run(estimated, num_steps, seed, *args, held_out):
 
 
 def rows_of(name, energy, x):
-    """A site of the rows, in batches."""
+    """Declare a site that observes the rows in batches."""
     with numpyro.plate(f"{name} rows", len(x), subsample_size=min(BATCH, len(x))):
         numpyro.sample(name, energy, obs=numpyro.subsample(x, event_dim=1))
 
 
 def ratio_by_nce(red: Colour, white: Colour, args: argparse.Namespace):
-    """The log ratio as a function of rows."""
+    """Train by "nce". Return the log ratio as a function of rows, and the training report."""
 
     def model(x, others):
         ratio = ebm.EnergyDistribution(nnx_module("net", RATIO_NET), (DIM,), base=ebm.Empirical(others))
@@ -124,7 +124,7 @@ def ratio_by_nce(red: Colour, white: Colour, args: argparse.Namespace):
 
 
 def level_energy(net):
-    """A Gaussian of variance 1 + sigma^2, and a network's correction."""
+    """Return the energy of a Gaussian of variance 1 + sigma^2 plus a network's correction."""
 
     def energy(x, sigma):
         scale = jnp.sqrt(1 + sigma**2)
@@ -134,7 +134,7 @@ def level_energy(net):
 
 
 def ratio_by_tre(red: Colour, white: Colour, args: argparse.Namespace):
-    """The log ratio at the smallest noise level as a function of rows."""
+    """Train by "tre". Return the log ratio at the smallest noise level as a function of rows."""
     smallest = jnp.min(SIGMAS)
 
     def model(red, white):
@@ -153,7 +153,7 @@ def ratio_by_tre(red: Colour, white: Colour, args: argparse.Namespace):
 
 
 def ratio_baselines(red: Colour, white: Colour, seed: int) -> dict:
-    """Log ratios of two mixtures, and of a linear classifier, prior odds taken out."""
+    """Return the log ratios of two mixtures and of a linear classifier, the latter without its prior odds."""
     red_mixture, white_mixture = (
         max(
             (GaussianMixture(k, random_state=seed, reg_covar=1e-3).fit(colour.train) for k in (2, 4, 8, 12)),
@@ -171,7 +171,7 @@ def ratio_baselines(red: Colour, white: Colour, seed: int) -> dict:
 
 
 def judge(name: str, ratio, red: Colour, white: Colour) -> dict:
-    """How well a log ratio tells held-out wines apart, both colours taken as equally frequent."""
+    """Measure how well a log ratio classifies held-out wines, with both colours equally frequent."""
     at_red, at_white = np.asarray(ratio(red.test), float), np.asarray(ratio(white.test), float)
     losses = np.logaddexp(0, -at_red), np.logaddexp(0, at_white)
     labels = np.repeat([1, 0], [len(at_red), len(at_white)])
@@ -200,7 +200,7 @@ def print_ratios(rows: list[dict]) -> None:
 
 
 def print_telling(row: dict, red: Colour, white: Colour, names: list[str]) -> None:
-    """The surest wines, and those that look like the other colour."""
+    """Print the wines classified most confidently, and those that look most like the other colour."""
     columns = [names.index(name) for name in SHOWN]
     print(f"\nThe most telling held-out wines by {row['method']}:")
     print(f"{'':>26} {'log ratio':>9} " + " ".join(f"{name:>20}" for name in SHOWN))
@@ -218,24 +218,24 @@ def print_telling(row: dict, red: Colour, white: Colour, names: list[str]) -> No
 
 
 def noise():
-    """The flow as a NumPyro model of one wine."""
+    """Declare the flow as a NumPyro model of one wine."""
     sample("x", register_params("flow", FLOW))
 
 
 def flow_model(x):
-    """The flow as a model of the rows."""
+    """Declare the flow as a model of the rows."""
     with numpyro.plate("rows", len(x), subsample_size=min(BATCH, len(x))):
         sample("x", register_params("flow", FLOW), obs=numpyro.subsample(x, event_dim=1))
 
 
 def flow_log_prob(params: dict, x: np.ndarray) -> np.ndarray:
-    """Log-likelihood of rows under the flow."""
+    """Return the log-likelihood of each row under the flow."""
     with numpyro.handlers.block(), numpyro.handlers.substitute(data=params):
         return np.asarray(register_params("flow", FLOW).log_prob(x), float)
 
 
 def energy_summary(params: dict, x: np.ndarray, args: argparse.Namespace) -> dict:
-    """Log-likelihood of rows under the energy, and log Z as `wine.py` finds it: by importance around the model's draws."""
+    """Return the log-likelihood of rows under the energy, and log Z by importance sampling as in `wine.py`."""
     net = {"net$params": params["net$params"]}
     draws = ebm.sample(
         jax.random.key(args.seed + 1),
@@ -258,7 +258,7 @@ def energy_summary(params: dict, x: np.ndarray, args: argparse.Namespace) -> dic
 
 
 def train(name, model, rate, validate, splits: wine.Splits, args: argparse.Namespace, params: dict | None = None) -> dict:
-    """Chunks of steps; the parameters of the best log-likelihood of the validation rows."""
+    """Train in chunks of steps, and return the parameters with the best validation log-likelihood."""
     svi = SVI(model, ebm.empty_guide, optax.adamw(rate), Trace_ELBO())
     best, state = (-np.inf, 0, {}), None
     bar = tqdm(range(args.chunk, args.flow_steps + 1, args.chunk), desc=name, unit="chunk", leave=False)
@@ -282,7 +282,7 @@ def train(name, model, rate, validate, splits: wine.Splits, args: argparse.Names
 
 
 def summaries(flow_by: str, energy_by: str, params: dict, splits: wine.Splits, args: argparse.Namespace) -> list[dict]:
-    """Mean log-likelihood of test rows and its standard error, of the flow and of the energy."""
+    """Return the mean log-likelihood of the test rows and its standard error, for the flow and the energy."""
     of_flow = flow_log_prob(params, splits.test)
     return [
         {"method": f"flow by {flow_by}", "ll": of_flow.mean(), "ll_se": of_flow.std() / np.sqrt(len(of_flow))},
@@ -291,7 +291,7 @@ def summaries(flow_by: str, energy_by: str, params: dict, splits: wine.Splits, a
 
 
 def densities(args: argparse.Namespace) -> list[dict]:
-    """Log-likelihoods of red wine: a Gaussian, a mixture, and the pair at the end of both ways to train it."""
+    """Return log-likelihoods of red wine: a Gaussian, a mixture, and the flow and energy after each kind of training."""
     splits = wine.load(args.seed)
     rows = wine.baselines(splits, args.seed, **({"sizes": (4,)} if args.quick else {}))
     of_flow = lambda params: flow_log_prob(params, splits.valid).mean()  # noqa: E731
@@ -314,13 +314,13 @@ def print_densities(rows: list[dict]) -> None:
             line += f" {row['log_z']:8.3f} {row['log_z_se']:6.3f} {row['ess']:7.1%} {row['learned']:14.3f}"
         print(line)
     print(
-        "log Z by importance sampling around the model's own draws; IS ESS: effective share of the proposals. A learned\n"
-        "log Z below it: the model has mass where the noise seldom draws, which the classifier does not see."
+        "log Z: by importance sampling around the model's own draws; IS ESS: effective share of the proposals. If the\n"
+        "learned log Z is below it, the model has mass where the noise has few draws, and the classifier does not see it."
     )
 
 
 def draw_picture(path: Path, rows: list[dict], *, is_quick: bool) -> None:
-    """Log ratios of both colours by each method."""
+    """Draw histograms of both colours' log ratios, one panel per method."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained", sharey=True)
     for axis, row in zip(axes.flat, rows, strict=True):
         low, high = np.quantile(np.concatenate([row["at_red"], row["at_white"]]), [0.005, 0.995])
@@ -340,16 +340,16 @@ def draw_picture(path: Path, rows: list[dict], *, is_quick: bool) -> None:
 
 def main(argv: list[str] | None = None) -> tuple[list[dict], list[dict]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000, help="training steps of a ratio at most")
-    parser.add_argument("--flow-steps", type=int, default=1600, help="training steps of the flow and the energy at most")
-    parser.add_argument("--chunk", type=int, default=50, help="of these, steps between two looks at the validation rows")
-    parser.add_argument("--patience", type=int, default=400, help="of these, steps to go on without a better value")
-    parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up per chain")
+    parser.add_argument("--steps", type=int, default=4000, help="maximum number of training steps of a ratio")
+    parser.add_argument("--flow-steps", type=int, default=1600, help="maximum number of training steps of flow and energy")
+    parser.add_argument("--chunk", type=int, default=50, help="of these, steps between two checks of the validation rows")
+    parser.add_argument("--patience", type=int, default=400, help="of these, steps without improvement before stopping")
+    parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up steps per chain")
     parser.add_argument("--samples", type=int, default=1000, help="NUTS draws per chain")
     parser.add_argument("--proposals", type=int, default=50_000, help="importance samples for log Z")
     parser.add_argument("--seed", type=int, default=2019)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for density_ratio.png")
-    parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
+    parser.add_argument("--quick", action="store_true", help="run for seconds, to check that everything works")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:

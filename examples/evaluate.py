@@ -1,14 +1,15 @@
-"""How good is a trained energy, and do its chains mix? Log Z by many ways, held-out rows, diagnosis and pictures.
+"""Evaluate trained energies and their chains: log Z by several methods, held-out rows, diagnosis and pictures.
 
-The deep energy of `wine.py` (11 chemical measurements of red wines, a Gaussian base) is trained by three estimators: "pcd",
-whose persistent chains are recorded on the way, "nce" and "dsm", which stop by their loss on validation rows. Then
+Three estimators train the deep energy of `wine.py` (11 chemical measurements of red wines, a Gaussian base): "pcd", whose
+persistent chains are recorded during training, and "nce" and "dsm", which stop by their loss on validation rows. Then the
+script
 
-* log Z of the first by five methods and by bounds from both sides, each with its error: they have to agree;
-* the three beside a Gaussian and a mixture on held-out rows: likelihood, score matching loss, Stein discrepancy, and
+* estimates log Z of the first by five methods and by bounds from both sides, each with its error; they have to agree;
+* compares the three with a Gaussian and a mixture on held-out rows: likelihood, score matching loss, Stein discrepancy, and
   two-sample tests of draws against rows;
-* a diagnosis of the NUTS chains and of each training, as text and as HTML; R-hat of the energy; an ArviZ file with the
-  chains that gave the gradient;
-* pictures: the paths to log Z, data against draws, training curves, ranks of training chains, the nce classifier.
+* diagnoses the NUTS chains and each training, as text and as HTML; computes R-hat of the energy; and writes an ArviZ file
+  with the chains that gave the gradient;
+* draws pictures: the paths to log Z, data against draws, training curves, ranks of training chains, the nce classifier.
 
     python examples/evaluate.py            about four minutes
     python examples/evaluate.py --quick    two minutes, nearly all of it compilation
@@ -45,7 +46,7 @@ OPTIONS = {"pcd": PCD, "nce": {"nu": 10}, "dsm": {"sigma": 0.3}}
 
 
 class Trained(NamedTuple):
-    """A model as `estimate` returned it, what `fit` made of it, the parameters of its energy, and NUTS draws."""
+    """The model that `estimate` returned, the result of `fit`, the parameters of the energy, and NUTS draws."""
 
     estimated: Any
     result: ebm.FitResult
@@ -54,7 +55,7 @@ class Trained(NamedTuple):
 
 
 def train(name: str, splits: wine.Splits, args: argparse.Namespace) -> Trained:
-    """By `fit`; estimators with an objective stop when the validation rows say so, "pcd" when its rate has come to 0."""
+    """Train by `fit`. Objectives stop early by the validation rows, "pcd" when its learning rate has decayed to 0."""
     estimated = ebm.estimate(wine.model, name, **OPTIONS[name])
     rate = optax.cosine_decay_schedule(1e-3, args.steps)
     svi = SVI(estimated, ebm.empty_guide, optax.adamw(rate), Trace_ELBO())
@@ -73,14 +74,14 @@ def train(name: str, splits: wine.Splits, args: argparse.Namespace) -> Trained:
 
 
 def ais(args: argparse.Namespace) -> ebm.AnnealedImportanceSampling:
-    """From a wide Gaussian, which covers what the energy may have far from the data."""
+    """Return annealing from a wide Gaussian, which covers any mass that the energy has far from the data."""
     return ebm.AnnealedImportanceSampling(num_levels=args.levels, num_chains=args.chains, start=wine.WIDE)
 
 
 def ways_to_log_z(trained: Trained, args: argparse.Namespace) -> tuple[list[dict], ebm.LogPartitionBounds]:
-    """One row for each method, and the bounds from both sides."""
+    """Estimate log Z by each method. Return one table row per method, and the bounds from both sides."""
     draws = trained.draws.get_samples()["x"]
-    some = draws[:: max(1, len(draws) // args.chains)][: args.chains]  # far apart in their chains: nearly independent
+    some = draws[:: max(1, len(draws) // args.chains)][: args.chains]  # thinned, so nearly independent
     methods = {
         "importance": ebm.ImportanceSampling(data=draws, num_samples=args.proposals),
         "ais": ais(args),
@@ -111,7 +112,7 @@ def summary(name: str, log_z: ebm.LogPartition, seconds: float) -> dict:
 
 
 def disagreement(rows: list[dict]) -> tuple[float, str]:
-    """The largest difference of two rows in units of their errors together, and whose it is."""
+    """Return the largest difference of two rows, in units of their joint standard error, and the pair's names."""
     pairs = itertools.combinations(rows, 2)
     return max(
         (abs(a["value"] - b["value"]) / np.hypot(a["se"], b["se"]), f"{a['method']}, {b['method']}") for a, b in pairs
@@ -126,11 +127,11 @@ def print_log_z(rows: list[dict], bounds: ebm.LogPartitionBounds) -> None:
     for what, some in (("importance, ais and smc", rows[:3]), ("all", rows)):
         size, whose = disagreement(some)
         print(f"The largest difference among {what}: {size:.1f} standard errors ({whose}).")
-    print(f"Bounds: {bounds}.\nseconds: compilation included; both bounds come of one call.")
+    print(f"Bounds: {bounds}.\nseconds: compilation included; both bounds come from one call.")
 
 
 def baselines(splits: wine.Splits, args: argparse.Namespace) -> dict[str, dist.Distribution]:
-    """A Gaussian, and a mixture whose number of components the validation rows choose."""
+    """Return a Gaussian, and a mixture whose number of components the validation rows choose."""
     sizes = (4,) if args.quick else (4, 8, 12)
     mixtures = [GaussianMixture(k, random_state=args.seed, reg_covar=1e-3).fit(splits.train) for k in sizes]
     chosen = max(mixtures, key=lambda m: m.score(splits.valid))
@@ -142,7 +143,7 @@ def baselines(splits: wine.Splits, args: argparse.Namespace) -> dict[str, dist.D
 
 
 def compare(trained: dict[str, Trained], splits: wine.Splits, args: argparse.Namespace) -> ebm.Evaluation:
-    """All models on the test rows."""
+    """Evaluate all models on the test rows."""
     log_z = {
         name: ebm.log_partition(jax.random.key(args.seed), wine.model, params=each.params, method=ais(args))
         for name, each in tqdm(trained.items(), desc="log Z of each", leave=False)
@@ -167,7 +168,7 @@ def print_comparison(evaluation: ebm.Evaluation) -> None:
 
 
 def diagnoses(trained: dict[str, Trained], splits: wine.Splits) -> dict[str, ebm.Diagnosis]:
-    """Of the chains of NUTS against the training rows, and of the trainings."""
+    """Diagnose the NUTS chains against the training rows, and each training."""
     found = {}
     for name, each in trained.items():
         found[f"{name}: draws by NUTS"] = ebm.diagnose(each.draws, data=splits.train)
@@ -176,14 +177,14 @@ def diagnoses(trained: dict[str, Trained], splits: wine.Splits) -> dict[str, ebm
 
 
 def print_diagnoses(found: dict[str, ebm.Diagnosis]) -> None:
-    """In full for pcd, the warnings of the others."""
+    """Print the diagnoses of pcd in full, and only the warnings of the others."""
     for name, each in found.items():
         text = each if name.startswith("pcd") else "\n".join([f"{len(each.warnings)} warnings", *map(str, each.warnings)])
         print(f"\n{name}: {text}")
 
 
 def print_mixing(trained: Trained) -> None:
-    """R-hat of the energy, along NUTS chains and along the training chains."""
+    """Print R-hat of the energy, for the NUTS chains and for the training chains."""
     net = nnx.merge(nnx.graphdef(wine.NET), trained.params["net$params"])
 
     def energy(x):
@@ -202,7 +203,7 @@ def write_html(path: Path, evaluation: ebm.Evaluation, found: dict[str, ebm.Diag
 def draw_pictures(
     folder: Path, trained: dict[str, Trained], idata: Any, bounds: Any, splits: wine.Splits, args: argparse.Namespace
 ) -> None:
-    """Each on its own."""
+    """Draw each picture into its own file."""
     pcd, nce = trained["pcd"], trained["nce"]
     few = wine.COMPONENTS[:4]
     sizes = len(splits.train), len(splits.valid)
@@ -225,18 +226,18 @@ def draw_pictures(
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="training steps at most")
-    parser.add_argument("--check-every", type=int, default=25, help="steps between two looks at validation rows and chains")
-    parser.add_argument("--recorded", type=int, default=6, help="persistent chains to record along training")
-    parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up per chain")
+    parser.add_argument("--steps", type=int, default=1500, help="maximum number of training steps")
+    parser.add_argument("--check-every", type=int, default=25, help="steps between two checks of validation rows and chains")
+    parser.add_argument("--recorded", type=int, default=6, help="persistent chains to record during training")
+    parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up steps per chain")
     parser.add_argument("--samples", type=int, default=1000, help="NUTS draws per chain")
-    parser.add_argument("--levels", type=int, default=500, help="levels of annealing")
-    parser.add_argument("--chains", type=int, default=200, help="chains of annealing")
+    parser.add_argument("--levels", type=int, default=500, help="annealing levels")
+    parser.add_argument("--chains", type=int, default=200, help="annealing chains")
     parser.add_argument("--particles", type=int, default=2000, help="particles of sequential Monte Carlo")
-    parser.add_argument("--proposals", type=int, default=50_000, help="proposals of importance sampling, noise of nce")
+    parser.add_argument("--proposals", type=int, default=50_000, help="proposals of importance sampling, noise draws of nce")
     parser.add_argument("--seed", type=int, default=2019)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
-    parser.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
+    parser.add_argument("--quick", action="store_true", help="run small, to check that everything works")
     args = parser.parse_args(argv)
     wine.check_netcdf()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""A variational autoencoder whose prior is learned: an energy of the latent code, trained with the rest by one handler.
+"""A variational autoencoder with a learned prior: an energy of the latent code, trained jointly by one handler.
 
-The digits of scikit-learn (8 x 8 pixels, black or white), a small encoder and decoder, and two priors of the code: a
-standard normal, and a standard normal times exp(-E(z)) with E a small network (Pang et al. 2020). Both are trained by
-stock SVI from the same seeds for as many steps; `numpyro_ebm.estimate` is all that the energy needs, and since E starts at
-0 the two start as one model. For each the script prints the importance-weighted bound of held-out digits, with log Z of the
-energy in it, and it draws digits from both.
+The data are the digits of scikit-learn (8 x 8 pixels, black or white). A small encoder and decoder are combined with two
+priors of the code: a standard normal, and a standard normal times exp(-E(z)) with E a small network (Pang et al. 2020).
+Stock SVI trains both from the same seeds for the same number of steps; the energy needs only `numpyro_ebm.estimate`. E is 0
+at first, so the two start as the same model. The script prints the importance-weighted bound of held-out digits for each,
+including log Z of the energy, and draws digits from both.
 
     python examples/latent_prior.py                         the table and the picture, about two minutes
-    python examples/latent_prior.py --quick                 seconds, to see that it runs
+    python examples/latent_prior.py --quick                 seconds, to check that it runs
     python examples/latent_prior.py --estimator mle --dim 4
 """
 
@@ -50,7 +50,7 @@ LECUN = nnx.initializers.lecun_normal()
 
 
 class Layers(nnx.Module):
-    """Two hidden layers, which is what all three networks are."""
+    """A network with two hidden layers; encoder, decoder and energy all have this form."""
 
     def __init__(self, inputs: int, outputs: int, seed: int, last_init=LECUN):
         rngs = nnx.Rngs(seed)
@@ -59,12 +59,12 @@ class Layers(nnx.Module):
         self.last = nnx.Linear(HIDDEN, outputs, kernel_init=last_init, rngs=rngs)
 
     def __call__(self, x):
-        """One code or image, or a batch of them."""
+        """Return the output for one code or image, or for a batch of them."""
         return self.last(nnx.silu(self.second(nnx.silu(self.first(x)))))
 
 
 class Autoencoder:
-    """The model, its guide, and its prior by name ("normal" or "energy")."""
+    """A variational autoencoder: the model, its guide, and its prior by name ("normal" or "energy")."""
 
     def __init__(self, prior: str, dim: int, seed: int):
         self.prior, self.dim = prior, dim
@@ -74,35 +74,35 @@ class Autoencoder:
         self.energy = Layers(dim, 1, 3 * seed + 2, nnx.initializers.zeros_init())
 
     def code(self):
-        """The prior of one code."""
+        """Return the prior of one code."""
         if self.prior == "normal":
             return self.base
         return ebm.EnergyDistribution(nnx_module("energy", self.energy), (self.dim,), base=self.base)
 
     def pixels(self, z):
-        """The likelihood of one image."""
+        """Return the likelihood of one image given its code."""
         return dist.Bernoulli(logits=nnx_module("decoder", self.decoder)(z)).to_event(1)
 
     def posterior(self, x):
-        """The guide's law of the code of one image."""
+        """Return the guide's distribution of the code of one image."""
         loc, log_scale = jnp.split(nnx_module("encoder", self.encoder)(x), 2, axis=-1)
         return dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
 
     def model(self, x):
-        """Codes from the prior, images from codes, in batches."""
+        """Draw codes from the prior and images from codes, in batches."""
         code = self.code()
         with numpyro.plate("rows", len(x), subsample_size=BATCH):
             z = numpyro.sample("z", code)
             numpyro.sample("x", self.pixels(z), obs=numpyro.subsample(x, event_dim=1))
 
     def guide(self, x):
-        """Codes from images."""
+        """Draw codes given images."""
         with numpyro.plate("rows", len(x), subsample_size=BATCH):
             numpyro.sample("z", self.posterior(numpyro.subsample(x, event_dim=1)))
 
 
 class Result(NamedTuple):
-    """One trained autoencoder: its row of the table, its bound digit by digit, and draws."""
+    """One trained autoencoder: its row of the table, its bound for each digit, codes of the data, and draws."""
 
     row: dict
     bound: np.ndarray
@@ -112,14 +112,14 @@ class Result(NamedTuple):
 
 
 def load() -> tuple[jax.Array, jax.Array]:
-    """Black and white digits: 1437 to train on, 360 held out."""
+    """Load black and white digits: 1437 for training, 360 held out."""
     digits = load_digits().data >= 8
     digits = digits[np.random.default_rng(0).permutation(len(digits))].astype(np.float32)
     return jnp.asarray(digits[:1437]), jnp.asarray(digits[1437:])
 
 
 def train(vae: Autoencoder, x: jax.Array, seed: int, args: argparse.Namespace) -> tuple[dict, float]:
-    """SVI; the energy's own steps are smaller, so that the chains follow it."""
+    """Train by SVI, with smaller steps for the energy so that the chains keep up with it."""
     model = vae.model
     if vae.prior == "energy":
         model = ebm.estimate(vae.model, args.estimator, **ESTIMATORS[args.estimator])
@@ -145,14 +145,14 @@ def train(vae: Autoencoder, x: jax.Array, seed: int, args: argparse.Namespace) -
 
 
 def with_params(params: dict, fn, *args):
-    """A method of the autoencoder under trained parameters."""
+    """Call a method of the autoencoder with trained parameters."""
     with numpyro.handlers.block(), numpyro.handlers.substitute(data=params):
         return fn(*args)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def log_weights(vae: Autoencoder, params: dict, x: jax.Array, rng_key: jax.Array, num: int) -> jax.Array:
-    """``log p(x, z) - log q(z | x)`` for ``num`` draws of the guide per digit, without log Z: ``(num, digits)``."""
+    """Return ``log p(x, z) - log q(z | x)`` without log Z, ``(num, digits)``, for ``num`` guide draws per digit."""
     posterior = with_params(params, vae.posterior, x)
 
     def some(key):
@@ -164,7 +164,7 @@ def log_weights(vae: Autoencoder, params: dict, x: jax.Array, rng_key: jax.Array
 
 
 def log_partition(vae: Autoencoder, params: dict, draws: np.ndarray, num: int) -> tuple[float, float, float]:
-    """Log Z of the energy by importance sampling around the prior's own draws, its standard error, the effective share."""
+    """Return log Z by importance sampling around the prior's own draws, its standard error, and the effective share."""
     if vae.prior == "normal":
         return 0.0, 0.0, 1.0
     code = with_params(params, vae.code)
@@ -173,7 +173,7 @@ def log_partition(vae: Autoencoder, params: dict, draws: np.ndarray, num: int) -
 
 
 def draw_codes(vae: Autoencoder, params: dict, args: argparse.Namespace) -> np.ndarray:
-    """Codes drawn from the prior."""
+    """Draw codes from the prior."""
     key = jax.random.key(1)
     if vae.prior == "normal":
         return np.asarray(vae.base.sample(key, (args.draws,)))
@@ -181,12 +181,12 @@ def draw_codes(vae: Autoencoder, params: dict, args: argparse.Namespace) -> np.n
     draws = ebm.sample(
         key, with_params(params, vae.code), "nuts", num_warmup=200, num_samples=args.draws // chains, num_chains=chains
     )
-    # One chain after the other would show one mode after the other.
+    # Shuffle, so that draws from different chains, and so from different modes, are mixed.
     return np.random.default_rng(0).permutation(np.asarray(draws.get_samples()["x"]))
 
 
 def evaluate(vae: Autoencoder, params: dict, splits, seed: int, args: argparse.Namespace) -> Result:
-    """The bound on held-out digits, and draws."""
+    """Compute the bound on held-out digits, and draw codes and images."""
     train_x, test_x = splits
     draws = draw_codes(vae, params, args)
     log_z, log_z_se, share = log_partition(vae, params, draws, args.proposals)
@@ -216,15 +216,15 @@ def print_table(rows: list[dict], gaps: list[tuple[int, float, float]]) -> None:
             f"{row['log_z']:7.3f} {row['log_z_se']:6.3f} {row['share']:7.1%} {row['seconds']:8.1f}"
         )
     for seed, gap, se in gaps:
-        print(f"seed {seed}: the energy prior gains {gap:.3f} nats per digit (standard error {se:.3f}, digit by digit)")
+        print(f"seed {seed}: the energy prior gains {gap:.3f} nats per digit (standard error {se:.3f}, paired by digit)")
     print(
-        "bound: importance-weighted bound of the log-likelihood; se: standard error over digits, with that of log Z;\n"
-        "log Z, se, IS ESS: of the energy prior, its standard error, the effective share of its proposals."
+        "bound: importance-weighted bound of the log-likelihood; se: standard error over digits and of log Z;\n"
+        "log Z, se, IS ESS: log Z of the energy prior, its standard error, and the effective share of its proposals."
     )
 
 
 def draw_picture(path: Path, test_x, results: dict[str, Result], *, is_quick: bool) -> None:
-    """Digits: data, and draws of both models; codes of the data against draws of the prior."""
+    """Draw held-out digits, draws of both models, and codes of the data against draws of the prior."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
     for axis, (title, images) in zip(
         axes[0],
@@ -247,7 +247,7 @@ def draw_picture(path: Path, test_x, results: dict[str, Result], *, is_quick: bo
     axes[1, 0].hist(bounds[1] - bounds[0], 30, color="0.7")
     axes[1, 0].axvline(0, color="k", lw=0.8, ls="--")
     axes[1, 0].axvline(np.mean(bounds[1] - bounds[0]), color="C3")
-    axes[1, 0].set(title="gain of the energy prior", xlabel="nats, digit by digit (line: mean)", yticks=[])
+    axes[1, 0].set(title="gain of the energy prior", xlabel="nats per digit (line: mean)", yticks=[])
     if is_quick:
         figure.text(0.5, 0.5, "untrained (--quick)", ha="center", va="center", rotation=20, fontsize=36, alpha=0.35)
     figure.savefig(path, dpi=110)
@@ -257,15 +257,15 @@ def draw_picture(path: Path, test_x, results: dict[str, Result], *, is_quick: bo
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--estimator", choices=ESTIMATORS, default="pcd", help="how the energy prior is trained")
-    parser.add_argument("--dim", type=int, default=8, help="numbers in a code")
+    parser.add_argument("--dim", type=int, default=8, help="dimension of the code")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each model")
-    parser.add_argument("--rate", type=float, default=2e-3, help="Adam's first step size")
-    parser.add_argument("--seeds", type=int, default=2, help="how many pairs of models")
+    parser.add_argument("--rate", type=float, default=2e-3, help="initial learning rate of Adam")
+    parser.add_argument("--seeds", type=int, default=2, help="number of pairs of models to train")
     parser.add_argument("--particles", type=int, default=1000, help="draws per digit in the bound")
     parser.add_argument("--draws", type=int, default=10_000, help="codes drawn from each prior")
     parser.add_argument("--proposals", type=int, default=200_000, help="proposals for log Z")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="where the picture goes")
-    parser.add_argument("--quick", action="store_true", help="small everything")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for latent_prior.png")
+    parser.add_argument("--quick", action="store_true", help="run small, to check that everything works")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:

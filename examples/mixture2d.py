@@ -1,11 +1,11 @@
-"""Eight Gaussians on a circle: how contrastive divergence, persistent chains, a replay buffer and short runs differ.
+"""Eight Gaussians on a circle: contrastive divergence, persistent chains, a replay buffer and short runs compared.
 
-The density is known, and in two dimensions a grid gives log Z, so each trained energy is held to the truth: the
-Kullback-Leibler divergence from the data's law, and the weights of the eight modes, which are all 1/8. The script prints a
-table and what each estimator says of its own training, and draws data, learned densities, chains and energy gaps.
+The density is known, and in two dimensions a grid gives log Z, so each trained energy is compared with the truth: by the
+Kullback-Leibler divergence from the data distribution, and by the weights of the eight modes, which are all 1/8. The script
+prints a table and each estimator's report of its own training, and draws data, learned densities, chains and energy gaps.
 
-    python examples/mixture2d.py                    the whole table, some minutes
-    python examples/mixture2d.py --quick            seconds, to see that it runs
+    python examples/mixture2d.py                    the whole table, a few minutes
+    python examples/mixture2d.py --quick            seconds, to check that it runs
     python examples/mixture2d.py --methods pcd      one estimator only
 """
 
@@ -51,7 +51,7 @@ METHODS = {
 
 
 class Trained(NamedTuple):
-    """Parameters, negatives of the last update, energy gap at each update, the estimator's report, seconds."""
+    """A trained energy: parameters, ends of its chains, energy gap at each update, the estimator's report, seconds."""
 
     params: dict
     chains: np.ndarray
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
 
 
 class Energy(nnx.Module):
-    """Two layers of 64 silu units."""
+    """A network with two layers of 64 silu units."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.first = nnx.Linear(2, 64, rngs=rngs)
@@ -69,7 +69,7 @@ class Energy(nnx.Module):
         self.last = nnx.Linear(64, 1, rngs=rngs)
 
     def __call__(self, x):
-        """The energy of one point, shape (1,)."""
+        """Return the energy of one point, of shape (1,)."""
         return self.last(nnx.silu(self.second(nnx.silu(self.first(x)))))
 
 
@@ -85,13 +85,13 @@ def model(x, batch_size):
 
 @jax.jit
 def log_density(params, x):
-    """Unnormalised log density of points."""
+    """Return the unnormalised log density of points."""
     with numpyro.handlers.block(), numpyro.handlers.substitute(data=params):
         return ebm.EnergyDistribution(nnx_module("net", NET), event_shape=(2,), base=BASE).log_prob(x)
 
 
 def train(name: str, x: jax.Array, args: argparse.Namespace) -> Trained:
-    """SVI with Adam, the rate falling at the end so that the energy settles."""
+    """Train by SVI with Adam, whose learning rate decays so that the energy settles."""
     estimated = ebm.estimate(model, name, **METHODS[name])
     rate = optax.cosine_decay_schedule(3e-3, args.steps, 0.01)
     svi = SVI(estimated, ebm.empty_guide, optax.adam(rate), Trace_ELBO())
@@ -116,7 +116,7 @@ def train(name: str, x: jax.Array, args: argparse.Namespace) -> Trained:
 
 
 def negatives(name: str, params, state, x, args) -> np.ndarray:
-    """Where the chains of one more update end."""
+    """Return the persistent chains, or else the ends of the chains of one more update."""
     kept = state.mutable_state[f"x${name}"]["state"]
     if kept.pool is not None:
         return np.asarray(kept.pool.position)[:2000]
@@ -131,7 +131,7 @@ def negatives(name: str, params, state, x, args) -> np.ndarray:
 
 
 def compare(params) -> tuple[float, np.ndarray, np.ndarray]:
-    """Divergence from the truth, the mass nearest to each centre, and the log density on the grid."""
+    """Return the divergence from the truth, the mass nearest to each centre, and the log density on the grid."""
     values = log_density(params, GRID)
     log_p = values - jax.nn.logsumexp(values) - jnp.log(CELL)
     log_truth = TRUTH.log_prob(GRID)
@@ -160,7 +160,7 @@ def summarise(name: str, fit: Trained) -> dict:
 
 
 def print_table(rows: list[dict]) -> None:
-    print("\nAgainst the truth: eight modes of weight .125 and standard deviation .15 on the unit circle.")
+    print("\nCompared with the truth: eight modes of weight .125 and standard deviation .15 on the unit circle.")
     print(
         f"{'method':>8} {'KL':>8} {'weight err':>11} {'chain sd':>9} {'E gap':>8} {'accept':>7} {'step':>8} {'seconds':>8}"
     )
@@ -170,14 +170,14 @@ def print_table(rows: list[dict]) -> None:
             f"{row['acceptance']:7.2f} {row['step_size']:8.4f} {row['seconds']:8.1f}"
         )
     print(
-        "KL: nats from the data's law to the learned density (log Z on a 400 x 400 grid); weight err: largest error of a\n"
-        "mode's weight; chain sd: of the chains' ends around the nearest centre (.15 for the data); E gap: mean energy of\n"
-        "data minus negatives over the last tenth of the training (0 for a model that fits its chains)."
+        "KL: nats from the data distribution to the learned density (log Z on a 400 x 400 grid); weight err: largest error\n"
+        "of a mode's weight; chain sd: spread of the chains' ends around the nearest centre (.15 for the data); E gap:\n"
+        "mean energy of data minus that of negatives over the last tenth of training (0 for a model that fits its chains)."
     )
 
 
 def draw_picture(path: Path, fits: dict[str, Trained], rows: list[dict], x: np.ndarray, *, is_quick: bool) -> None:
-    """Per column one estimator: density, chains, energy gap; the data and the truth come first."""
+    """Draw density, chains and energy gap, one column per estimator after a column of the truth and the data."""
     figure, axes = plt.subplots(3, len(rows) + 1, figsize=(3 * (len(rows) + 1), 8.2), layout="constrained")
     extent = (-GRID_EDGE, GRID_EDGE, -GRID_EDGE, GRID_EDGE)
     truth = np.exp(np.asarray(TRUTH.log_prob(GRID))).reshape(GRID_SIZE, GRID_SIZE)
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--chunk", type=int, default=100, help="updates per compiled call")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for mixture2d.png")
-    parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
+    parser.add_argument("--quick", action="store_true", help="run for seconds, to check that everything works")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:

@@ -1,12 +1,12 @@
 """Red wine: declare one energy, train it by seven estimators, sample it with NUTS, diagnose it with ArviZ.
 
-One NumPyro model of the 11 chemical measurements of 1599 red wines (whitened, as in the score matching literature): a
-small neural energy over a Gaussian base. Only the estimator's name changes from run to run. For each the script prints
-how well the trained density does on held-out rows, beside a Gaussian and a Gaussian mixture, and whether its chains mix;
-it writes an ArviZ file and pictures.
+The NumPyro model of the 11 chemical measurements of 1599 red wines (whitened, as in the score matching literature) is a
+small neural energy over a Gaussian base. Only the estimator's name changes from run to run. For each estimator the script
+prints how well the trained density does on held-out rows, beside a Gaussian and a Gaussian mixture, and whether its chains
+mix. It writes an ArviZ file and pictures.
 
     python examples/wine.py                     the whole table, a few minutes
-    python examples/wine.py --quick             seconds, to see that it runs
+    python examples/wine.py --quick             seconds, to check that it runs
     python examples/wine.py --methods cd dsm    some estimators only
 """
 
@@ -42,7 +42,7 @@ DIM = 11
 COMPONENTS = [f"PC{i + 1}" for i in range(DIM)]
 BATCH = 256
 BASE = dist.Normal(0, 1).expand([DIM]).to_event(1)
-WIDE = dist.Normal(0, 2).expand([DIM]).to_event(1)  # reaches modes that the model has where no data are
+WIDE = dist.Normal(0, 2).expand([DIM]).to_event(1)  # reaches modes of the model away from the data
 MALA = ebm.MALA(step_size=0.05)
 ROUGHLY = ebm.AnnealedImportanceSampling(
     num_levels=50, num_chains=256, kernel=ebm.HMC(step_size=0.2, num_integration_steps=3), start=WIDE
@@ -52,7 +52,7 @@ METHODS = {
     "ssm_vr": {"num_projections": 4},
     "dsm": {"sigma": 0.3},
     "nce": {"nu": 10},
-    # A fixed number of leapfrog steps may resonate at an adapted step size: this one stays.
+    # A fixed number of leapfrog steps may resonate at an adapted step size, so the step size is fixed here.
     "mle": {
         "num_steps": 10,
         "kernel": ebm.HMC(step_size=0.15, num_integration_steps=5),
@@ -65,7 +65,7 @@ METHODS = {
 
 
 class Splits(NamedTuple):
-    """Rows to train on, to stop by and to report on."""
+    """Training, validation and test rows."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -73,7 +73,7 @@ class Splits(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A trained model: parameters at the best validation log-likelihood, and the curve of it."""
+    """A trained model: parameters at the best validation log-likelihood, the curve of that log-likelihood, seconds."""
 
     params: dict
     curve: list[tuple[int, float]]
@@ -81,7 +81,7 @@ class Fit(NamedTuple):
 
 
 class Energy(nnx.Module):
-    """Two layers of 100 softplus units."""
+    """A network with two layers of 100 softplus units."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.first = nnx.Linear(DIM, 100, rngs=rngs)
@@ -89,7 +89,7 @@ class Energy(nnx.Module):
         self.last = nnx.Linear(100, 1, rngs=rngs)
 
     def __call__(self, x):
-        """The energy of one wine, shape (1,)."""
+        """Return the energy of one wine, of shape (1,)."""
         return self.last(nnx.softplus(self.second(nnx.softplus(self.first(x)))))
 
 
@@ -97,7 +97,7 @@ NET = Energy(nnx.Rngs(0))
 
 
 def model(x=None):
-    """The rows of a data set, in batches; without data, one wine to be drawn."""
+    """Observe the rows of a data set in batches, or draw one wine if there are no data."""
     net = nnx_module("net", NET)
     energy = ebm.EnergyDistribution(net, event_shape=(DIM,), base=BASE)
     if x is None:
@@ -108,7 +108,7 @@ def model(x=None):
 
 
 def load(seed: int) -> Splits:
-    """Dequantise, shuffle, whiten, add a little noise, split 1296 / 144 / 159 (Wenliang et al. 2019)."""
+    """Load the data: dequantise, shuffle, whiten, add a little noise, split 1296 / 144 / 159 (Wenliang et al. 2019)."""
     rng = np.random.default_rng(seed)
     x = np.genfromtxt(DATA, delimiter=";", skip_header=1)[:, :DIM]
     gaps = np.array([np.median(np.diff(np.unique(column))) for column in x.T])
@@ -124,16 +124,16 @@ def load(seed: int) -> Splits:
 
 
 def validate(params, splits: Splits) -> float:
-    """Log-likelihood of the validation rows, roughly: exact score matching overfits within a few hundred steps."""
+    """Return a rough log-likelihood of the validation rows: exact score matching overfits within a few hundred steps."""
     with warnings.catch_warnings():
-        # That few effective draws are behind it: what cannot be told well is not the best either.
+        # Ignore warnings of few effective draws: parameters with an unreliable log Z are not the best ones either.
         warnings.simplefilter("ignore", ebm.UnreliableLogPartitionWarning)
         log_z = ebm.log_partition(jax.random.key(1), model, params=params, method=ROUGHLY)
     return ebm.log_likelihood(model, params, splits.valid, log_partition=log_z).mean
 
 
 def train(name: str, options: dict, splits: Splits, args: argparse.Namespace) -> Fit:
-    """SVI in chunks of steps; keep the parameters of the best validation log-likelihood."""
+    """Train by SVI in chunks of steps, and keep the parameters with the best validation log-likelihood."""
     svi = SVI(ebm.estimate(model, name, **options), ebm.empty_guide, optax.adamw(1e-3), Trace_ELBO())
     x = jnp.asarray(splits.train)
 
@@ -162,13 +162,13 @@ def train(name: str, options: dict, splits: Splits, args: argparse.Namespace) ->
 
 
 def log_partition(params, draws: jax.Array, seed: int, num: int) -> ebm.LogPartition:
-    """Log Z by importance sampling from a mixture fitted to the model's own draws."""
+    """Estimate log Z by importance sampling from a mixture fitted to the model's own draws."""
     method = ebm.ImportanceSampling(num_samples=num, data=draws[:: max(1, len(draws) // 4000)])
     return ebm.log_partition(jax.random.key(seed), model, params=params, method=method)
 
 
 def report(name: str, fit: Fit, splits: Splits, args: argparse.Namespace) -> dict:
-    """One row of the table, and the draws behind it."""
+    """Return one row of the table, with the draws that it is computed from."""
     start = time.time()
     draws = ebm.sample(
         jax.random.key(args.seed + 1),
@@ -206,7 +206,7 @@ def report(name: str, fit: Fit, splits: Splits, args: argparse.Namespace) -> dic
 
 
 def baselines(splits: Splits, seed: int, sizes=(2, 4, 6, 8, 12, 16)) -> list[dict]:
-    """A Gaussian, and a mixture whose number of components the validation rows choose."""
+    """Evaluate a Gaussian, and a mixture whose number of components the validation rows choose."""
     mixtures = [GaussianMixture(k, random_state=seed, reg_covar=1e-3).fit(splits.train) for k in sizes]
     chosen = max(mixtures, key=lambda m: m.score(splits.valid))
     rows = []
@@ -229,7 +229,7 @@ def baselines(splits: Splits, seed: int, sizes=(2, 4, 6, 8, 12, 16)) -> list[dic
 
 
 def compare(rows: list[dict]) -> None:
-    """Put each method's gain on the mixture, row by row, into the table's rows."""
+    """Add to each row of the table the method's gain over the mixture, paired by data row."""
     mixture = next(row for row in rows if row["method"].startswith("mixture"))
     for row in rows:
         row["gain"] = None if row is mixture else row["likelihood"].difference(mixture["likelihood"])
@@ -252,20 +252,20 @@ def print_table(rows: list[dict]) -> None:
             )
         print(line)
     print(
-        "se: standard error over test rows and of log Z; gain: nats per row on the mixture, by pairs of the same row, so\n"
-        "that its se is the smaller; se logZ: of log Z alone; IS ESS: effective share of the proposals for log Z; R-hat\n"
-        "(largest) and ESS (smallest) over the 11 coordinates of 4 NUTS chains; E gap: mean energy of the test rows minus\n"
-        "that of the draws (0 for a perfect model)."
+        "se: standard error over test rows and of log Z; gain: nats per row over the mixture, paired by row, which makes\n"
+        "its se smaller; se logZ: of log Z alone; IS ESS: effective share of the proposals for log Z; R-hat (largest) and\n"
+        "ESS (smallest): over the 11 coordinates of 4 NUTS chains; E gap: mean energy of the test rows minus that of the\n"
+        "draws (0 for a perfect model)."
     )
 
 
 def mark_untrained(figure) -> None:
-    """Say on a picture of a ``--quick`` run that it shows no trained model."""
+    """Mark a picture of a ``--quick`` run as showing an untrained model."""
     figure.text(0.5, 0.5, "untrained (--quick)", ha="center", va="center", rotation=20, fontsize=36, alpha=0.35)
 
 
 def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits, *, is_quick: bool) -> None:
-    """Training curves and marginals of data against draws; ranks of the chains."""
+    """Draw training curves, marginals of data against draws, and ranks of the chains."""
     figure = plt.figure(figsize=(12, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.6])
     axis = top.subplots()
@@ -273,10 +273,10 @@ def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits
         steps, values = np.array(fit.curve).T
         axis.plot(steps, values, style, label=name)
     values = np.array([value for fit in fits.values() for _, value in fit.curve])
-    # Every curve's best part is inside; first steps from an untrained network, far below, are cut.
+    # Show the best part of every curve; cut the first steps from an untrained network, which are far below.
     lowest = min(np.quantile([value for _, value in fit.curve], 0.2) for fit in fits.values())
     axis.set(xlabel="training step", ylabel="nats per row", ylim=(lowest - 0.5, values.max() + 0.5))
-    axis.set_title("Log-likelihood of the validation rows while training (higher is better)")
+    axis.set_title("Log-likelihood of the validation rows during training (higher is better)")
     axis.legend(ncols=7, loc="lower right", fontsize=8)
     *axes, last = bottom.subplots(2, 6).flat
     last.remove()
@@ -292,23 +292,23 @@ def draw_pictures(folder: Path, fits: dict[str, Fit], best: dict, splits: Splits
 
 
 def check_netcdf() -> None:
-    """Say what is missing before the training, not after it."""
+    """Exit before the training if a package needed to write netCDF is missing."""
     if any(find_spec(name) is None for name in ("h5netcdf", "h5py")):
-        raise SystemExit("This script writes netCDF, by h5netcdf and h5py. Write pip install 'h5netcdf[h5py]' first.")
+        raise SystemExit("This script writes netCDF with h5netcdf and h5py. Run pip install 'h5netcdf[h5py]' first.")
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=1600, help="training steps at most")
-    parser.add_argument("--chunk", type=int, default=50, help="steps between two looks at the validation rows")
-    parser.add_argument("--patience", type=int, default=400, help="steps to go on without a better value")
-    parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up per chain")
+    parser.add_argument("--steps", type=int, default=1600, help="maximum number of training steps")
+    parser.add_argument("--chunk", type=int, default=50, help="steps between two checks of the validation rows")
+    parser.add_argument("--patience", type=int, default=400, help="steps without improvement before stopping")
+    parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up steps per chain")
     parser.add_argument("--samples", type=int, default=1000, help="NUTS draws per chain")
     parser.add_argument("--proposals", type=int, default=50_000, help="importance samples for log Z")
     parser.add_argument("--seed", type=int, default=2019)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for wine.nc and the pictures")
-    parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that everything works")
+    parser.add_argument("--quick", action="store_true", help="run for seconds, to check that everything works")
     args = parser.parse_args(argv)
     check_netcdf()
     args.out.mkdir(parents=True, exist_ok=True)

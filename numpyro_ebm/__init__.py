@@ -1,11 +1,11 @@
-"""Energy-based models for NumPyro: ``p(x) = exp(-E(x)) / Z`` with Z unknown, declared, trained, sampled and judged.
+"""Energy-based models for NumPyro: declare, train, sample and evaluate ``p(x) = exp(-E(x)) / Z`` with unknown Z.
 
-An `EnergyDistribution` declares an unnormalised energy at a ``numpyro.sample`` site, `energy_factor` adds one to sites that
-are there, and `estimate` trains it inside stock SVI by an estimator named: "sm", "dsm", "nce", "cd", "pcd" and the others of
-`available_estimators`. `sample` and `BlackJAXKernel` draw from it, `log_partition` finds log Z, `fit` trains with checks
-and checkpoints, `diagnose` and `evaluate` judge the result; ``numpyro_ebm.plots`` draws it.
+`EnergyDistribution` declares an unnormalised energy at a ``numpyro.sample`` site, and `energy_factor` adds one to existing
+sites. `estimate` makes the model trainable by NumPyro's SVI with a named estimator: "sm", "dsm", "nce", "cd", "pcd" or
+another of `available_estimators`. `fit` trains it with checks and early stopping, `sample` and `BlackJAXKernel` draw from
+it, `log_partition` estimates log Z, `diagnose` and `evaluate` assess the result, and ``numpyro_ebm.plots`` plots it.
 
-What there is, and ``help`` knows more of each:
+Public names by topic (``help`` describes each):
 
 * Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical.
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
@@ -25,9 +25,9 @@ What there is, and ``help`` knows more of each:
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
     NoiseContrast, SequentialMonteCarlo.
-* Judge: diagnose, Diagnosis, Finding, training_report, TrainingReport, NegativePhaseHealth, standard_errors,
+* Diagnose: diagnose, Diagnosis, Finding, training_report, TrainingReport, NegativePhaseHealth, standard_errors,
     StandardErrors, split_rhat, FunctionRhat, nested_rhat, to_arviz.
-* On held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
+* Evaluate on held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
     classifier_two_sample_test, evaluate, ksd_test, mmd, mode_weights, sm_loss.
 * Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UncalibratedPosteriorWarning,
     UnhealthyChainsWarning, UnhealthyChainsError, UnreliableLogPartitionWarning, UntrainedParametersWarning.

@@ -14,24 +14,10 @@ from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 
-OWN_MODELS = ("diffusion_recovery", "mean_field_cd", "multigrid_cd", "multiscale_dsm", "tre")
-"""Estimators for binary units, images and noise levels: test_estimators.py gives each of them a model of its own."""
-
 
 def some_slow(fast, slow):
     """Parameters of which those in ``slow`` are left to `make test-all`."""
     return [*fast, *(pytest.param(value, marks=pytest.mark.slow) for value in slow)]
-
-
-def continuous_options(site="x", shape=()):
-    """By name, options under which each estimator runs on real vectors, at a site of this name and event shape."""
-
-    def proposal():
-        numpyro.sample(site, dist.Normal(0, 1).expand(shape).to_event(len(shape)))
-
-    special = {"dsm": {"sigma": 0.3}, "regularized_sm": {"sigma": 0.3}, "flow_nce": {"noise": proposal}}
-    special |= {name: {"proposal": proposal} for name in ("adversarial", "adversarial_nce", "cooperative")}
-    return {name: special.get(name, {}) for name in ebm.available_estimators() if name not in OWN_MODELS}
 
 
 def precision_model(x=None, *, num_rows=None, batch_size=None, start=1.0):

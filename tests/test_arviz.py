@@ -188,7 +188,7 @@ class TestLogLikelihood:
         ("log_partition", "words"),
         [
             ({}, r"\['x'\] came without log Z.*normalised site write \{'x': None\}"),
-            ({"x": None, "y": None}, r"\['y'\], of which there is no log_likelihood"),
+            ({"x": None, "y": None}, r"\['y'\], which log_likelihood does not have"),
             ({"x": LogZ(1.0, 0.1)}, r"'x': the energy differs from draw to draw.*shape \(4, 50\)"),
             ({"x": LogZ(np.ones(20), np.ones(20))}, "differs from draw to draw"),
             ({"x": LogZ(np.ones(4), np.ones(4))}, r"shape \(4,\); it needs one value per draw, \(4, 50\)"),
@@ -250,7 +250,7 @@ class TestTraining:
             ebm.to_arviz(trained, training=trained)
         with pytest.raises(TypeError, match="what fit returned; got dict"):
             ebm.to_arviz({"x": np.ones((2, 5))}, training={})
-        with pytest.raises(ebm.EnergyError, match="belongs to draws, and there are none"):
+        with pytest.raises(ebm.EnergyError, match="needs draws, and there are none"):
             ebm.to_arviz(trained, posterior_predictive={"x": np.ones(5)})
 
 

@@ -70,7 +70,7 @@ CASES = {
     "context does not lead with the batch": (
         lambda: run(context=jnp.ones(4), batch_shape=(5,)),
         ValueError,
-        "leads with batch_shape",
+        "must lead with batch_shape",
     ),
     "base of another event": (lambda: run(base=dist.Normal(0, 1)), ValueError, r"base has event_shape \(\).*\.to_event"),
     "base of another support": (

@@ -271,7 +271,7 @@ class TestReport:
         x = {"x": autoregression((4, 50, 2))}
         with pytest.raises(ebm.EnergyError, match=r"shape \(10, 3\), and its draws \(4, 50, 2\)"):
             ebm.diagnose(x, data=np.ones((10, 3)))
-        with pytest.raises(ebm.EnergyError, match=r"Data came of \['y'\]"):
+        with pytest.raises(ebm.EnergyError, match=r"data for \['y'\]"):
             ebm.diagnose(x, data={"y": np.ones((10, 2))})
         with pytest.raises(ebm.EnergyError, match=r"variables \['x', 'y'\]. Write data=\{'x': x\}"):
             ebm.diagnose(x | {"y": np.ones((4, 50))}, data=np.ones((10, 2)))
@@ -471,7 +471,7 @@ class TestNestedRhat:
     def test_refusals(self):
         with pytest.raises(ebm.EnergyError, match="num_superchains=3 for 4 chains"):
             ebm.nested_rhat({"x": np.ones((4, 5))}, 3)
-        with pytest.raises(ebm.EnergyError, match="nothing within"):
+        with pytest.raises(ebm.EnergyError, match="no variance within"):
             ebm.nested_rhat({"x": np.ones((4, 1))}, 4)
         with pytest.raises(ebm.EnergyError, match="num_superchains >= 2"):
             ebm.nested_rhat({"x": np.ones((4, 1))}, 1)

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC
 
 import numpyro_ebm as ebm
+from numpyro_ebm.diagnostics.arviz.statistics import effective_size
 
 KEY = jax.random.key(0)
 COUPLING = np.array([[0.0, 1.0, -0.5], [1.0, 0.0, 0.7], [-0.5, 0.7, 0.0]])
@@ -51,7 +52,7 @@ def check(samples, expected):
     """Each mean within five of its standard errors, by effective draws."""
     columns = [np.asarray(samples[name]).reshape(*np.shape(samples[name])[:2], -1) for name in ("x", "k", "u", "total")]
     chains = np.concatenate(columns, axis=2).astype(float)
-    ess = np.array([float(ebm.arviz.effective_size(chains[..., [i]])[0]) for i in range(chains.shape[2])])
+    ess = np.array([float(effective_size(chains[..., [i]])[0]) for i in range(chains.shape[2])])
     assert ess.min() > 400
     errors = chains.std(axis=(0, 1)) / np.sqrt(ess)
     assert np.all(np.abs(chains.mean(axis=(0, 1)) - expected) < 5 * errors)
@@ -133,8 +134,8 @@ REFUSED = {
     "nuts on discrete latents": (lambda: numpyro.sample("x", spins()), "nuts", "'nuts' cannot sample a discrete support"),
     "gibbs on a normal": (lambda: numpyro.sample("z", dist.Normal()), "gibbs", "'gibbs' cannot sample a continuous"),
     "no bounds": (lambda: numpyro.sample("k", dist.Poisson(3.0)), None, "At site 'k': the values of its support cannot"),
-    "a surrogate": (ebm.estimate(estimated, "sm"), "gibbs", r"surrogates at \['x'\] are no log densities"),
-    "an energy that a latent picks": (estimated, None, r"observed site 'x' is known up to log Z only.*\['k'\]"),
+    "a surrogate": (ebm.estimate(estimated, "sm"), "gibbs", r"surrogates at \['x'\] are not log densities"),
+    "an energy that a latent picks": (estimated, None, r"observed site 'x' is known only up to log Z.*\['k'\]"),
     "nothing": (lambda: None, None, "no latent site"),
 }
 

@@ -141,8 +141,8 @@ class TestWhatHoldsAnArray:
         assert seen[0] == ((2, 3), "word", np.mean, mixed)
 
     REFUSED = {
-        "generator": (lambda: (row for row in X), r"which gives its rows once.*update = jax\.jit\(svi\.update\)"),
-        "map": (lambda: map(np.sum, X), "a map, which gives its rows once"),
+        "generator": (lambda: (row for row in X), r"which yields its rows only once.*update = jax\.jit\(svi\.update\)"),
+        "map": (lambda: map(np.sum, X), "a map, which yields its rows only once"),
         "table with words": (lambda: pd.DataFrame({"a": X[:, 0], "b": "word"}), r"dtype object.*to_numpy\(dtype=float\)"),
         "masked array": (lambda: np.ma.masked_less(X, 0.0), r"x\.filled\(np\.nan\)"),
     }
@@ -181,12 +181,12 @@ INSIDE = {
 
 @pytest.mark.parametrize("owner", INSIDE)
 def test_inside_jit_a_door_explains_itself(owner):
-    with pytest.raises(ebm.EnergyError, match=f"{owner} looks at what it is given.*Call it outside"):
+    with pytest.raises(ebm.EnergyError, match=f"{owner} needs concrete values.*Call it outside"):
         jax.jit(INSIDE[owner])(X)
 
 
 def test_draws_inside_jit():
-    with pytest.raises(ebm.EnergyError, match="diagnose looks at what it is given"):
+    with pytest.raises(ebm.EnergyError, match="diagnose needs concrete values"):
         jax.jit(lambda x: ebm.diagnose({"x": x}).is_healthy)(X[None])
 
 

@@ -132,8 +132,8 @@ def test_draws_are_averaged():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "sigma, covariance_matrix or noise, one of them; got none"),
-        ({"sigma": 0.1, "noise": dist.Normal(0, 1)}, "one of them; got"),
+        ({}, "exactly one of sigma, covariance_matrix and noise; got none"),
+        ({"sigma": 0.1, "noise": dist.Normal(0, 1)}, "exactly one of sigma, covariance_matrix and noise; got"),
         ({"covariance_matrix": -jnp.eye(2)}, "positive definite"),
         ({"covariance_matrix": jnp.array([[1.0, 0.5], [0.0, 1.0]])}, "symmetric"),
         ({"covariance_matrix": jnp.eye(3)}, r"site 'x'.*shape \(3, 3\), the event has \(2,\)"),

@@ -38,7 +38,7 @@ def test_the_ratio_to_rows(name):
 def test_the_report_says_that_their_sampling_is_in_no_error():
     params = {"w": jnp.array([0.5, 0.0]), "x$log_normalizer": 0.125}
     report = ebm.training_report(ebm.estimate(tilt, "nce", nu=5), params, ROWS)
-    assert "the 3000 Empirical rows count as a law" in str(report)
+    assert "the 3000 Empirical rows count as a known distribution" in str(report)
     assert 0 < report.sites[0].figures["log_normalizer_se"] < 0.05
 
 

@@ -1,5 +1,6 @@
 """Every estimator against the same invariants, and against its theory."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -11,57 +12,16 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from estimator_cases import CASES, OWN_MODELS, continuous_options, normal_proposal
 from flax import linen, nnx
-from helpers import OWN_MODELS, continuous_options, fit, precision_model, some_slow, surrogate, vector_model
+from helpers import fit, precision_model, some_slow, surrogate, vector_model
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 import numpyro_ebm as ebm
-
-
-def normal_proposal():
-    numpyro.sample("x", dist.Normal(0.0, jnp.exp(numpyro.param("log_scale", 0.0))))
-
-
-def quadratic_critic():
-    c = numpyro.param("critic", jnp.zeros(2))
-    return lambda x: c[0] + c[1] * jnp.sum(x**2)
-
-
-# Name: options on the Gaussian of the cases, and the tolerance of its precision (maximum likelihood 3.99528).
-CASES = {
-    "sm": ({}, 1e-3),
-    "ssm": ({"num_projections": 2}, 0.1),
-    "ssm_vr": ({"num_projections": 2}, 0.1),
-    "fd_ssm": ({"num_projections": 2}, 0.1),
-    "regularized_sm": ({"sigma": 0.2}, 1e-3),
-    "hsm": ({"weights": (1.0, 0.01)}, 0.1),
-    "generalized_sm": ({}, 1e-3),
-    "dsm": ({"sigma": 0.2}, 0.1),
-    "nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
-    "ranking_nce": ({"nu": 5, "noise": dist.Normal(0, 1)}, 0.1),
-    "bregman_nce": ({"nu": 5, "noise": dist.Normal(0, 1), "divergence": "exponential"}, 0.1),
-    "flow_nce": ({"nu": 5, "noise": normal_proposal}, 0.1),
-    "adversarial_nce": ({"nu": 5, "noise": dist.Normal(0, 1), "proposal": normal_proposal}, 0.1),
-    "conditional_nce": ({"kappa": 4}, 0.1),
-    "shifted_nce": ({"length": 0.3}, 0.1),
-    "mpf": ({"num_draws": 4}, 0.1),
-    "minimum_velocity": ({}, 0.05),
-    "energy_discrepancy": ({"num_negatives": 8}, 0.1),
-    "ksd": ({}, 0.15),
-    "cd": ({"num_steps": 5}, 0.15),
-    "pcd": ({"num_steps": 5}, 0.15),
-    "replay": ({"num_steps": 5, "buffer_size": 4000}, 0.15),
-    "improved_cd": ({"num_steps": 5, "kernel": ebm.Langevin(step_size=0.01)}, 0.15),
-    "mle": ({"num_steps": 6, "kernel": ebm.HMC(0.25, 4, jitter=0.0), "adapt_step_size": False}, 0.15),
-    "cooperative": ({"num_steps": 5, "proposal": normal_proposal}, 0.15),
-    "adversarial": ({"proposal": normal_proposal}, 0.15),
-    "f_ebm": ({"num_steps": 5, "critic": quadratic_critic}, 0.15),
-    "lsd": ({}, 0.15),
-    "unbiased": ({"burn_in": 2, "num_steps": 5, "kernel": ebm.MALA(0.25), "num_chains": 200, "start": "data"}, 0.15),
-}
+from numpyro_ebm.estimators.names import ESTIMATORS
 
 
 class Other(NamedTuple):
@@ -146,12 +106,17 @@ OTHERS = {
     ),
 }
 ALL = list(CASES)
-OBJECTIVES = ["sm", "ssm", "ssm_vr", "fd_ssm", "regularized_sm", "hsm", "generalized_sm", "dsm", "nce"]
-OBJECTIVES += ["ranking_nce", "bregman_nce", "conditional_nce", "shifted_nce"]
-OBJECTIVES += ["mpf", "ksd", "energy_discrepancy"]
-LEARN_LOG_Z = ("nce", "adversarial_nce", "bregman_nce", "flow_nce", "tre")
-ADVERSARIAL = ("f_ebm", "lsd")  # their gradient is one that an adversary gives, and untrained it is any
-GRADIENTS = ["cd", "pcd", "replay", "improved_cd", "mle"]
+CLASSES = ESTIMATORS.classes
+OBJECTIVES = [name for name in ALL if CLASSES[name].role == "objective"]
+
+
+def names_with(option):
+    """Estimators that have an option of this name."""
+    return [name for name, cls in CLASSES.items() if option in {field.name for field in dataclasses.fields(cls)}]
+
+
+LEARN_LOG_Z = names_with("log_normalizer")
+ADVERSARIAL = names_with("critic")  # their gradient is one that an adversary gives, and untrained it is any
 MLE = 3.99528
 
 
@@ -173,9 +138,7 @@ def test_the_table_holds_every_estimator():
     assert not set(CASES) & set(OTHERS)
     assert set(OTHERS) == set(OWN_MODELS)
     for name in ALL:
-        assert ebm.estimate(precision_model, name, **options_of(name)).estimators.role == (
-            "objective" if name in OBJECTIVES else "gradient"
-        )
+        assert ebm.estimate(precision_model, name, **options_of(name)).estimators.name == name
 
 
 @pytest.mark.parametrize(

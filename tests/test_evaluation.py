@@ -255,7 +255,7 @@ def test_mmd_p_values_are_uniform_where_laws_are_equal_and_small_elsewhere():
 
 def test_what_two_sample_tests_refuse():
     for test in (ebm.mmd, ebm.classifier_two_sample_test):
-        with pytest.raises(ebm.EnergyError, match="draws have 2 numbers an event, rows 1"):
+        with pytest.raises(ebm.EnergyError, match="draws have 2 numbers per event, rows have 1"):
             test(KEY, X, X[:, :1])
         with pytest.raises(ebm.EnergyError, match="Row 3 of rows is not finite"):
             test(KEY, X, np.where(np.arange(300)[:, None] == 3, np.nan, X))
@@ -365,7 +365,7 @@ def test_labels_that_are_none_are_refused():
         (lambda x: jnp.where(x > 0, 1, -1), "got -1"),
         (lambda x: 0.5 * x, "one whole number"),
         (lambda x: jnp.arange(3), r"of shape \(3,\)"),
-        (np.ones((2, 3)), "are no events"),
+        (np.ones((2, 3)), "labels_of needs centres"),
     ):
         with pytest.raises(ebm.EnergyError, match=words):
             ebm.mode_weights(labels, rows, rows)
@@ -450,8 +450,8 @@ def test_what_does_not_exist_is_blank_and_never_a_number(table):
     for measure in MEASURES:
         assert f"\n{measure}: " in f"\n{notes}"
     assert "note on apart: The bounds on log Z are 2.77 nats apart" in notes
-    assert "note on wide: in expectation at most that" in notes
-    assert "-: there is no such figure of this model" in notes
+    assert "note on wide: in expectation the true value is at most this" in notes
+    assert "-: the measure does not exist for this model" in notes
 
 
 def test_other_forms_of_the_table(table):
@@ -459,7 +459,7 @@ def test_other_forms_of_the_table(table):
     assert plain["score"]["log_likelihood"] is None
     assert plain["truth"]["log_likelihood"]["mean"] == table.results["truth"]["log_likelihood"].mean
     assert plain["wide"]["modes"]["draws"] == pytest.approx(table.results["wide"]["modes"].draws.tolist())
-    assert "at most that" in plain["wide"]["notes"][0]
+    assert "at most this" in plain["wide"]["notes"][0]
     html = table._repr_html_()
     assert html.count("<tr>") == 7
     assert html.count("<td>-</td>") == 2
@@ -482,7 +482,7 @@ def test_pairs_of_rows_tell_models_apart(table):
     for names, words in (
         (("energy", "score"), "does not exist for 'score'"),
         (("energy", "wade"), "Did you mean 'wide'"),
-        (("energy", "wide", "mmd"), "no difference of 'mmd' by rows"),
+        (("energy", "wide", "mmd"), "no row-by-row difference of 'mmd'"),
     ):
         with pytest.raises(ebm.EnergyError, match=words):
             table.difference(*names)
@@ -498,7 +498,7 @@ def test_what_chains_are_worth_is_said():
     assert len(found.draws["stuck"]) == 4
     assert found.results["stuck"] == {"mmd": None, "c2st": None}
     assert len(found.draws["slow"]) == 80
-    assert any("compare 80 only" in note for note in found.notes["slow"])
+    assert any("compare only 80" in note for note in found.notes["slow"])
     assert 200 < len(found.draws["fine"]) <= 400
     assert found.notes["fine"] == ()
     assert any("too few for mmd and c2st" in note for note in found.notes["stuck"])
@@ -527,7 +527,7 @@ def test_log_z_is_estimated_by_the_method_given():
     assert narrow.ess < 10
     assert not narrow.is_reliable
     assert "(see note)" in str(found)
-    assert any("neither it nor its error is to be trusted" in note for note in found.notes["narrow"])
+    assert any("neither its value nor its error is reliable" in note for note in found.notes["narrow"])
     assert any("means nothing" in note and "'ais'" in note for note in found.notes["narrow"])  # what log_partition warned of
 
 
@@ -574,7 +574,7 @@ def test_what_evaluate_refuses():
         ({"measures": ("sm",), "modes": QUADRANTS}, "measures="),
         ({"draws": {"truht": X}}, "draws has 'truht'.*'truth'"),
         ({"log_partition": {"x": None}}, "log_partition has 'x'"),
-        ({"log_partition": log_z(0.5)}, "log Z is that of one model"),
+        ({"log_partition": log_z(0.5)}, "log Z of a single model"),
         ({"draws": {"truth": X[:, :1]}, "measures": ("mmd",)}, "Model 'truth': draws need shape"),
         ({"num_draws": 0}, "num_draws >= 2"),
     ):

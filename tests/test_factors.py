@@ -194,7 +194,7 @@ class TestGuard:
 
 
 BAD = {
-    "no value": (lambda x: ebm.energy_factor("e", lambda: 0.0), ValueError, "names no value"),
+    "no value": (lambda x: ebm.energy_factor("e", lambda: 0.0), ValueError, "got no values"),
     "no energy": (lambda x: ebm.energy_factor("e", 3.0, x=x), TypeError, "numpyro.factor"),
     "shape": (lambda x: ebm.energy_factor("e", lambda x: jnp.ones(2), x=x), ValueError, r"site 'e'.*shape \(2,\)"),
     "plates": (lambda x: ebm.energy_factor("e", lambda w: w.sum(), w=jnp.ones(7)), ValueError, "does not lead"),

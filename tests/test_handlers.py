@@ -12,7 +12,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import continuous_options, fit, precision_model, some_slow, surrogate
+from estimator_cases import continuous_options
+from helpers import fit, precision_model, some_slow, surrogate
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal

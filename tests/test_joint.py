@@ -6,7 +6,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import check_moments, continuous_options, fit, some_slow, surrogate
+from estimator_cases import continuous_options
+from helpers import check_moments, fit, some_slow, surrogate
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC
@@ -494,7 +495,7 @@ def row_supports(x):
     ("model", "words"),
     [
         (changed, "factor 'e' got another value for 'y'"),
-        (other_plates, r"factor 'e' stands in plates \['others'\].*'x' in \['rows'\].*same plates"),
+        (other_plates, r"factor 'e' is in plates \['others'\].*'x' in \['rows'\].*same plates"),
         (other_rows, "'y' in .*close over it"),
         (other_scale, "factor 'e' and its site 'y' are scaled differently"),
         (discrete, "site 'x,y'.*'y'.*discrete"),

@@ -7,7 +7,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import continuous_options, some_slow
+from estimator_cases import continuous_options
+from helpers import some_slow
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO

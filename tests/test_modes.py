@@ -7,7 +7,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import OWN_MODELS, continuous_options, vector_model
+from estimator_cases import OWN_MODELS, continuous_options
+from helpers import vector_model
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, SVI, Trace_ELBO
 

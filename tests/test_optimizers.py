@@ -74,7 +74,7 @@ def test_names_that_match_nothing_are_refused_in_init():
         ({"adversary": "a", "num_adversary_steps": 0}, ValueError, "num_adversary_steps >= 1"),
         ({"adversary": ()}, ValueError, r"needs the names.*adversary='x\$critic'"),
         ({"adversary": ""}, ValueError, "needs the names"),
-        ({"adversary": "a", "optimizer": numpyro.optim.Adam(0.1)}, TypeError, "optimisers of optax; got Adam"),
+        ({"adversary": "a", "optimizer": numpyro.optim.Adam(0.1)}, TypeError, "optimisers from optax; got Adam"),
     ],
 )
 def test_what_is_no_pair_of_players_is_refused(options, error, message):

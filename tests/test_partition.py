@@ -412,7 +412,7 @@ class TestIdentities:
         assert law.sample(jax.random.key(0), 5).shape == (5, 9)
 
     @pytest.mark.slow
-    @pytest.mark.filterwarnings("ignore:What 'bridge' was given as draws")  # those that count as independent
+    @pytest.mark.filterwarnings("ignore:The draws given to 'bridge'")  # those that count as independent
     def test_draws_of_few_chains_have_their_autocorrelation_in_the_error(self):
         d = PROBLEMS["double well"][0]
         scores = {4: [], None: []}

@@ -194,7 +194,7 @@ def test_faults_of_energies(text):
 def test_what_is_no_energy_or_no_axes():
     with pytest.raises(TypeError, match="EnergyDistribution"):
         plots.plot_energy(lambda x: x)
-    with pytest.raises(TypeError, match="score alone"):
+    with pytest.raises(TypeError, match="only a score"):
         plots.plot_energy(ebm.ScoreDistribution(lambda x: -x, (2,)))
     with pytest.raises(TypeError, match="ax from matplotlib"):
         plots.plot_energy(GAUSSIAN, plt)
@@ -290,7 +290,7 @@ def test_draws_are_taken_as_sample_and_mcmc_give_them():
     images = [plots.plot_images(each, image_shape=(2, 1))[0].images[0].get_array() for each in (draws, array)]
     np.testing.assert_allclose(*images, rtol=1e-5)
     several = ebm.Draws({"x": array, "y": array}, {}, ebm.MALA())
-    with pytest.raises(ebm.EnergyError, match=r"of \['x', 'y'\]. Write draws.get_samples\(\)\['x'\]"):
+    with pytest.raises(ebm.EnergyError, match=r"are \['x', 'y'\]. Write draws.get_samples\(\)\['x'\]"):
         plots.plot_pairs(data, several)
 
 
@@ -317,7 +317,7 @@ COLUMN_FAULTS = {
     "two dimensions": lambda: plots.plot_pairs(np.zeros(4), np.zeros(4)),
     "a name for each of 3": lambda: plots.plot_marginals(np.zeros((4, 3)), np.zeros((4, 3)), names=["a"]),
     "for 3 dimensions": lambda: plots.plot_marginals(np.zeros((4, 3)), np.zeros((4, 3)), dims=[3]),
-    "list of places": lambda: plots.plot_marginals(np.zeros((4, 3)), np.zeros((4, 3)), dims="x1"),
+    "list of indices": lambda: plots.plot_marginals(np.zeros((4, 3)), np.zeros((4, 3)), dims="x1"),
     "finite value in each": lambda: plots.plot_marginals(np.full((4, 3), np.nan), np.zeros((4, 3))),
     "at least one value": lambda: plots.plot_marginals(np.zeros((0, 3)), np.zeros((4, 3))),
     "on 3 axes here; got 2": lambda: plots.plot_marginals(np.zeros((4, 3)), np.zeros((4, 3)), plt.subplots(1, 2)[1]),
@@ -689,7 +689,7 @@ def test_faults_of_calibration():
         plots.plot_calibration([0.0], [0.0], nu=0.0)
     with pytest.raises(TypeError, match="as estimate returned it"):
         plots.log_ratios(jax.random.key(0), nce_model, {}, x, mask)
-    with pytest.raises(TypeError, match="'sm' tells no data"):
+    with pytest.raises(TypeError, match="'sm' does not classify"):
         plots.log_ratios(jax.random.key(0), ebm.estimate(nce_model, "sm"), {"t": 1.0}, x, mask)
     estimated = ebm.estimate(nce_model, "nce", noise=dist.Normal(0, 1))
     with pytest.raises(ebm.EnergyError, match="no energy site 'y'"):

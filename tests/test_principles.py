@@ -232,7 +232,7 @@ class TestFlow:
             with pytest.raises(ValueError, match=message):
                 surrogate(ebm.estimate(precision_model, "mpf", **options), {"t": 1.0}, np.zeros(4))
         for options, x, message in (
-            ({"num_draws": 3}, STATES, r"site 'x': Binary events.*\['num_draws'\] has no place"),
+            ({"num_draws": 3}, STATES, r"site 'x': Binary events.*\['num_draws'\] does not apply"),
             ({}, 2 * np.ones((3, 5)), "site 'x': Row 0 of the data is not all 0 and 1"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -598,7 +598,7 @@ class TestDiscrepancy:
             ({"noise_scale": 0.0}, "noise_scale > 0"),
             ({"w_stable": -1.0}, "w_stable >= 0"),
             ({"w_stable": np.ones(2)}, "one number w_stable"),
-            ({"w_stable": 0, "num_negatives": 1}, "no least value"),
+            ({"w_stable": 0, "num_negatives": 1}, "no minimum"),
             ({"noise_scale": np.ones(2)}, r"site 'x': noise_scale has shape \(2,\)"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -768,8 +768,8 @@ class TestRecovery:
     def test_refusals_and_warnings(self):
         for options, message in (
             ({}, "needs levels.*geometric_sigmas"),
-            ({"sigmas": (1.0,)}, "two or more that differ"),
-            ({"sigmas": (1.0, 1.0)}, "two or more that differ"),
+            ({"sigmas": (1.0,)}, "two or more distinct levels"),
+            ({"sigmas": (1.0, 1.0)}, "two or more distinct levels"),
             ({"sigmas": (1.0, -1.0)}, "positive"),
             ({"sigmas": (1.0, 0.1), "num_steps": 0}, "num_steps >= 1"),
         ):

@@ -9,7 +9,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import OWN_MODELS, continuous_options, precision_model, rows_of, some_slow, surrogate
+from estimator_cases import OWN_MODELS, continuous_options
+from helpers import precision_model, rows_of, some_slow, surrogate
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
@@ -100,7 +101,7 @@ class TestContext:
         [
             (
                 in_plate(functools.partial(of_context, jnp.ones(3))),
-                r"\(3,\).*plates around are of shape \(5,\).*batch_shape",
+                r"\(3,\).*plates of shape \(5,\).*batch_shape",
             ),
             (lambda: numpyro.sample("y", of_context(), obs=Y), r"no plate says.*batch_shape=\(5,\)\).*batch_shape=\(\)"),
         ],
@@ -273,7 +274,7 @@ class TestScanAndVmap:
             scan(body, series[0], series[1:])
 
         np.testing.assert_allclose(joint(model, SERIES), FALL, rtol=1e-6)
-        with pytest.raises(ebm.EnergyError, match="stand in scan"):
+        with pytest.raises(ebm.EnergyError, match="are inside scan"):
             jax.jit(lambda x: log_density(ebm.estimate(model, "sm"), (x,), {}, {})[0])(SERIES)
 
     def test_a_closure_is_not_traced_for_another_kind_of_value(self):
@@ -514,7 +515,7 @@ class TestMeshes:
         return log_density(estimated, (x,), {}, {"t": 1.0})[0]
 
     def test_explicit_axes_are_refused_and_automatic_ones_work(self):
-        with pytest.raises(ebm.EnergyError, match=r"explicit kind.*make_mesh\(\(1,\), \('rows',\), axis_types=.*Auto"):
+        with pytest.raises(ebm.EnergyError, match=r"explicit axes.*make_mesh\(\(1,\), \('rows',\), axis_types=.*Auto"):
             self.value(AxisType.Explicit)
         right = log_density(ebm.estimate(precision_model, "sm"), (TestScope.X,), {}, {"t": 1.0})[0]
         np.testing.assert_allclose(self.value(AxisType.Auto), right, rtol=1e-5)

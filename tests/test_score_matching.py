@@ -365,8 +365,8 @@ class TestGeneralized:
             ({"weight": "squared"}, "Did you mean 'square'"),
             ({"weight": 1.0}, "name or a function.* constant weight is refused"),
             ({"weight": [1.0]}, "name or a function"),
-            ({"weight": "capped"}, "has a cap"),
-            ({"cap": 1.0}, "others have none"),
+            ({"weight": "capped"}, "needs a cap"),
+            ({"cap": 1.0}, "others take none"),
             ({"weight": "capped", "cap": 0.0}, "cap > 0"),
         ],
     )

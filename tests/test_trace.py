@@ -157,7 +157,7 @@ class TestMemory:
 
     def test_rows_in_chunks_are_rows_at_once(self, monkeypatch):
         whole = gradient_of(model_of(smooth), "sm")
-        monkeypatch.setattr("numpyro_ebm.estimators._second_order.ELEMENTS_AT_ONCE", 2 * 25)
+        monkeypatch.setattr("numpyro_ebm.estimators.parts.second_order.ELEMENTS_AT_ONCE", 2 * 25)
         for ours, theirs in zip(gradient_of(model_of(smooth), "sm"), whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -181,7 +181,7 @@ class TestPiecewiseLinear:
     @pytest.mark.parametrize("energy", PIECES)
     def test_energies_are_warned_of(self, energy):
         base = dist.Normal(0, 1).expand([5]).to_event(1)
-        with pytest.warns(UserWarning, match="site 'x'.*linear piece by piece.*'sm' learns a flat energy.*softplus.*'dsm'"):
+        with pytest.warns(UserWarning, match="site 'x'.*piecewise linear.*'sm' learns a flat energy.*softplus.*'dsm'"):
             gradient_of(model_of(PIECES[energy], base=base), "sm")
 
     @pytest.mark.parametrize("name", FAMILY)

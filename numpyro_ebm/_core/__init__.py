@@ -1,1 +1,1 @@
-"""Errors, types, the registry, callables as pytrees, compiled programs, what NumPyro is running, derivatives."""
+"""Infrastructure: errors, types, the registry, callables as pytrees, compiled programs, NumPyro's stacks, derivatives."""

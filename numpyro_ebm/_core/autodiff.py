@@ -1,4 +1,4 @@
-"""Derivatives cut silently (no gradient through samplers), cut with an error (the guard), and turned round (adversaries)."""
+"""Control of derivatives: stop them silently (samplers), refuse them (the guard on log Z), reverse them (adversaries)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ from numpyro_ebm._core.errors import EnergyError
 
 
 def freeze(fn: Callable, *example: Any) -> Callable:
-    """The same function with every value in its closure cut off from differentiation.
+    """Return the same function without derivatives in the values that it closes over.
 
-    ``stop_gradient`` on the output would still push tangents through a whole sampler first, and fails
-    on a ``while_loop``; here the parameters themselves are cut, before the first step.
+    ``stop_gradient`` on the output would still push tangents through the whole sampler and fails on a
+    ``while_loop``, so the gradient is stopped at the parameters, before the first step.
 
     Args:
         fn: a pure function that may close over traced parameters.
-        *example: arguments (arrays or ``ShapeDtypeStruct``) of the shapes it will be called with.
+        *example: arguments (arrays or ``ShapeDtypeStruct``) with the shapes of the later calls.
     """
     converted, constants = jax.closure_convert(fn, *example)
     constants = jax.lax.stop_gradient(constants)
@@ -26,10 +26,10 @@ def freeze(fn: Callable, *example: Any) -> Callable:
 
 
 def reverse_gradient(tree: Any) -> Any:
-    """The same values, their derivatives times -1: one optimiser that descends in all the rest ascends in these.
+    """Return the same values with their derivatives multiplied by -1, so that a descending optimiser ascends in them.
 
     Args:
-        tree: a pytree of arrays, such as an adversary's parameters.
+        tree: a pytree of arrays, such as the parameters of an adversary.
 
     References:
         Ganin et al., Domain-adversarial training of neural networks (2016).
@@ -38,15 +38,15 @@ def reverse_gradient(tree: Any) -> Any:
 
 
 def guard(fn: Callable, value: Any, message: str) -> Any:
-    """Evaluate ``fn(value)``; differentiate it in ``value`` only.
+    """Evaluate ``fn(value)`` and allow its derivatives in ``value`` only.
 
-    A derivative in anything else that ``fn`` depends on (parameters, context, other sites) raises: those
-    move log Z as well, which is not part of the value. Second derivatives in ``value`` pass.
+    A derivative in anything else that ``fn`` depends on (parameters, context, other sites) raises: these also change
+    log Z, which the value does not contain. Higher derivatives in ``value`` are allowed.
 
     Raises:
-        EnergyError: with ``message``, when something else is differentiated.
+        EnergyError: with ``message``, for a derivative in anything else.
     """
-    # All that fn reads becomes an argument, so that the rule below holds no value of its own.
+    # Everything that fn reads becomes an argument, so that the rule below closes over no value.
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(value)
     constants, tree = list(closed.consts), jax.tree.structure(shape)
 
@@ -62,7 +62,7 @@ def guard(fn: Callable, value: Any, message: str) -> Any:
         if any(not isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[1])):
             raise EnergyError(message)
         tangent = jax.tree.map(_instantiate, tangents[0], is_leaf=_is_symbolic)
-        # Unguarded from here on: a derivative in x is free of log Z, and so is any derivative of it.
+        # No guard from here on: a derivative in the value does not contain log Z, nor does any derivative of it.
         return jax.jvp(lambda v: converted(v, *constants), (value,), (tangent,))
 
     guarded.defjvp(jvp, symbolic_zeros=True)

@@ -1,4 +1,4 @@
-"""Calls of the host from inside compiled programs, where a condition holds."""
+"""Conditional host callbacks from compiled programs."""
 
 import dataclasses
 import functools
@@ -12,29 +12,29 @@ from jax.custom_batching import custom_vmap
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What the host is told, equal where function and settings are: so programs are that tell the same.
+    """A host callback, compared by its function and settings, so that programs with equal callbacks are equal.
 
     Attributes:
         function: ``function(*settings, flags, values)``.
-        settings: hashable, and no arrays of the program, which would leak.
+        settings: hashable values; no arrays of the program, which would leak.
     """
 
     function: Callable[..., None]
     settings: tuple[Hashable, ...] = ()
 
     def __call__(self, *args: Any) -> None:
-        """Tell it."""
+        """Call the function with the settings in front."""
         self.function(*self.settings, *args)
 
 
 def call_where_any(report: Told, flags: Any, values: Any) -> None:
-    """Call the host where a flag is up, and leave it alone elsewhere; under vmap, once for the first that has one."""
+    """Call the host if any flag is set; under vmap, once, with the first batch element that has a flag set."""
     _notifier(report)(flags, values)
 
 
 @functools.lru_cache(maxsize=256)
 def _notifier(report: Told) -> Callable[[Any, Any], Any]:
-    """One function, and so one rule under vmap, for reports that are equal."""
+    """Return one function, with one vmap rule, for all equal reports."""
 
     @custom_vmap
     def notify(flags, values):

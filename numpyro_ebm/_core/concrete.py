@@ -1,4 +1,4 @@
-"""Which values are known while a program is traced."""
+"""Whether values are concrete while a program is traced."""
 
 import numbers
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 
 def is_concrete(*values: Any) -> bool:
-    """Whether every leaf is a value and not a tracer or a placeholder."""
+    """Return whether every leaf is a concrete value, not a tracer or a placeholder."""
     leaves = jax.tree.leaves(values)
     return all(isinstance(leaf, numbers.Number | np.ndarray | np.generic | jax.Array) for leaf in leaves) and not any(
         isinstance(leaf, Tracer) for leaf in leaves
@@ -18,5 +18,5 @@ def is_concrete(*values: Any) -> bool:
 
 
 def eager(*values: Any) -> AbstractContextManager:
-    """Inside ``jit``, compute with values that are known there at once, so that they can be checked."""
+    """Under ``jit``, evaluate concrete values eagerly so that they can be checked."""
     return jax.ensure_compile_time_eval() if is_concrete(*values) else nullcontext()

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 from numpyro_ebm._core.typing import Array
 
 DIRECTIONS_AT_ONCE = 64
+"""Directions that are differentiated together; more need more memory, fewer take more sequential steps."""
 
 
 def over_coordinates(push: Callable[[Array], Array], flat: Array, read: Callable[[Array, Array], Array]) -> Array:
-    """``read(i, J e_i)`` for each coordinate ``i``, at most 64 at a time, so that a large Jacobian ``J`` is never built.
+    """Evaluate ``read(i, J e_i)`` for each coordinate ``i``, at most 64 at a time, so that a large ``J`` is never built.
 
     Args:
-        push: ``v -> J v``, as ``jax.linearize`` gives it.
+        push: ``v -> J v`` for the Jacobian ``J``, as returned by ``jax.linearize``.
         flat: the point, ``(d,)``.
-        read: what to keep of a column, an array.
+        read: function of ``i`` and column ``i`` that returns the array to keep.
 
     Returns:
-        What was kept, led by ``d``.
+        The kept arrays, stacked along a first axis of length ``d``.
     """
 
     def column(i):
@@ -29,22 +30,22 @@ def over_coordinates(push: Callable[[Array], Array], flat: Array, read: Callable
 
 
 def unit(flat: Array, i: Array) -> Array:
-    """The direction of coordinate ``i``."""
+    """Return the unit vector of coordinate ``i``."""
     return jnp.zeros_like(flat).at[i].set(1.0)
 
 
 def along(function: Callable[[Array], Array], direction: Array) -> Callable[[Array], Array]:
-    """The derivative of a function in one direction, as a function of the point."""
+    """Return the derivative of a function in one direction, as a function of the point."""
     return lambda x: jax.jvp(function, (x,), (direction,))[1]
 
 
 def laplacian_of_curvature(score: Callable[[Array], Array], flat: Array) -> Array:
-    """Laplacian of ``(Laplacian q) / q = tr grad s + |s|^2`` for a density ``q`` of score ``s``.
+    """Compute the Laplacian of ``(Laplacian q) / q = tr grad s + |s|^2`` for a density ``q`` with score ``s``.
 
-    Its ``d^2`` directional derivatives are taken at most 64 at a time.
+    The ``d^2`` directional derivatives are computed at most 64 at a time.
 
     Args:
-        score: the score at a point ``(d,)``; it need not be a gradient.
+        score: the score as a function of a point ``(d,)``; it need not be a gradient.
         flat: the point, ``(d,)``.
     """
     value = score(flat)

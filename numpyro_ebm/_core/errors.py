@@ -1,4 +1,4 @@
-"""Errors that say what came, what is needed and what to write."""
+"""Errors and warnings. Each message says what was given, what is needed and what to write."""
 
 import difflib
 import warnings
@@ -8,37 +8,37 @@ from typing import Any
 
 
 class EnergyError(ValueError):
-    """A fault in how an energy, its data or its estimator was declared.
+    """An error in the declaration of an energy, its data or its estimator.
 
     Attributes:
-        site: name of the site where it was found, which the message begins with; None where no site is known.
+        site: name of the site where the error was found, which starts the message; None if no site is known.
     """
 
     site: str | None = None
 
     def __str__(self) -> str:
-        """The message, after the name of the site unless it holds that already."""
+        """Return the message, with the name of the site in front unless the message contains it."""
         message = super().__str__()
         is_told = self.site is None or f"site '{self.site}'" in message
         return message if is_told else f"At site '{self.site}': {message}"
 
 
 class UnhealthyChainsError(EnergyError):
-    """The chains that train an energy are not what they have to be, or under ``on_unhealthy="raise"`` should be.
+    """The chains that train an energy cannot be used, or are unhealthy under ``on_unhealthy="raise"``.
 
     Attributes:
-        result: out of `fit`, the `FitResult` of what was trained until then; None elsewhere, and before the first update.
+        result: when `fit` raises, the `FitResult` so far; None elsewhere and before the first update.
     """
 
     result: Any = None
 
 
 class UnhealthyChainsWarning(UserWarning):
-    """The chains that train an energy are not what they should be; the message says how and what to try."""
+    """The chains that train an energy are unhealthy; the message says how and what to try."""
 
 
 class OverfittingWarning(UserWarning):
-    """Training went on past the best fit of held-out rows, or its loss runs away; the message has the numbers."""
+    """Training continued past the best held-out loss, or the loss diverges; the message gives the numbers."""
 
 
 class NonFiniteLossWarning(UserWarning):
@@ -46,32 +46,33 @@ class NonFiniteLossWarning(UserWarning):
 
 
 class UnreliableLogPartitionWarning(UserWarning):
-    """Too few effective draws are behind an estimate of log Z for its standard error to mean something."""
+    """An estimate of log Z rests on too few effective draws for its standard error to be reliable."""
 
 
 class UntrainedParametersWarning(UserWarning):
-    """MCMC samples an energy whose parameters are at their initial values; the message says how to pass trained ones."""
+    """MCMC samples an energy whose parameters have their initial values; the message says how to pass trained ones."""
 
 
 class UncalibratedPosteriorWarning(UserWarning):
-    """The posterior under an estimator that is no likelihood has an arbitrary width until it is calibrated."""
+    """The posterior under an estimator other than a likelihood has an arbitrary width until it is calibrated."""
 
 
 def warn_uncalibrated(estimator: str, user: str) -> None:
     """Warn that the width of a posterior under an objective is arbitrary.
 
     Args:
-        estimator: the objective's name.
-        user: what takes its loss for a log density.
+        estimator: name of the objective.
+        user: name of the guide or sampler that uses its loss as a log density.
 
     Warns:
         UncalibratedPosteriorWarning: with what to write instead.
     """
     warnings.warn(
-        f"The posterior under '{estimator}' is a generalised one: its centre is that of the estimator, its width depends on "
-        "the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated "
-        f"(numpyro.handlers.scale around the site). {user} takes the loss as it is. For the posterior of the likelihood "
-        "write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True; for a point, AutoDelta.",
+        f"The posterior under '{estimator}' is a generalised posterior: it is centred at the estimate, but its width "
+        "depends on the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated "
+        f"(numpyro.handlers.scale around the site). {user} takes the loss without calibration. For the posterior of the "
+        "likelihood write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True; for a point "
+        "estimate, AutoDelta.",
         UncalibratedPosteriorWarning,
         stacklevel=3,
     )
@@ -79,7 +80,7 @@ def warn_uncalibrated(estimator: str, user: str) -> None:
 
 @contextmanager
 def at_site(name: str | None) -> Iterator[None]:
-    """Give the site's name, where there is one, to any fault found inside; the innermost site stays."""
+    """Add the site's name, if there is one, to an `EnergyError` raised inside; the innermost name is kept."""
     try:
         yield
     except EnergyError as error:
@@ -88,7 +89,7 @@ def at_site(name: str | None) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Words that offer the known name nearest to an unknown one, and list the others."""
+    """Return a hint that suggests the known name closest to an unknown one and lists all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""

@@ -1,4 +1,4 @@
-"""What every front door asks of what it is given: a random key, arrays, and a place outside of jit."""
+"""Checks that public functions make of their arguments: a random key, arrays, and a call outside of jit."""
 
 import inspect
 import numbers
@@ -14,12 +14,12 @@ from numpyro_ebm._core.errors import EnergyError
 
 
 def check_key(owner: str, rng_key: Any) -> None:
-    """Refuse what is no single random key: a seed, None, an array of numbers, several keys.
+    """Check for a single random key, and raise for a seed, None, an array of numbers or several keys.
 
     Raises:
         EnergyError: with the line to write.
     """
-    is_raw = getattr(rng_key, "dtype", None) == np.uint32 and len(rng_key.shape) == 1  # of any of JAX's generators
+    is_raw = getattr(rng_key, "dtype", None) == np.uint32 and len(rng_key.shape) == 1  # a raw key of any of JAX's generators
     if is_prng_key(rng_key) or is_raw:
         return
     is_seed = isinstance(rng_key, numbers.Integral) and not isinstance(rng_key, bool)
@@ -30,27 +30,27 @@ def check_key(owner: str, rng_key: Any) -> None:
 
 
 def check_outside_jit(owner: str, *values: Any) -> None:
-    """Refuse values of which only the shape is known.
+    """Check that all values are concrete, and raise inside ``jax.jit``, ``vmap`` or ``grad``.
 
     Raises:
-        EnergyError: saying what to do instead.
+        EnergyError: with what to do instead.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
         raise EnergyError(
-            f"{owner} looks at what it is given and what it finds, and cannot do so inside jax.jit, vmap or grad. Call it "
-            "outside: it compiles itself; for many densities at once write one EnergyDistribution(..., context=..., "
+            f"{owner} needs concrete values, and there are none inside jax.jit, vmap or grad. Call it outside: it compiles "
+            "its own computations. For many densities at once write one EnergyDistribution(..., context=..., "
             "batch_shape=...)."
         )
 
 
 def as_arrays(owner: str, arguments: Any) -> Any:
-    """Arguments of a model with arrays in the place of what holds one: DataFrames, xarray arrays, lists of numbers.
+    """Return a model's arguments with DataFrames, xarray arrays and lists of numbers converted to arrays.
 
-    Whatever has ``__array__`` counts. Everything else stays as it is, numbers, strings and functions among them.
+    Everything with ``__array__`` is converted. All else is returned unchanged: numbers, strings, functions.
 
     Raises:
-        EnergyError: for a table with columns that are no numbers, and for a masked array.
-        TypeError: for a generator, which gives its rows once only.
+        EnergyError: for a table with columns that are not numeric, and for a masked array.
+        TypeError: for a generator, which yields its rows only once.
     """
     return jax.tree.map(lambda leaf: _as_array(owner, leaf), arguments, is_leaf=_is_whole)
 
@@ -58,14 +58,14 @@ def as_arrays(owner: str, arguments: Any) -> Any:
 def _as_array(owner: str, leaf: Any) -> Any:
     if isinstance(leaf, Iterator):
         raise TypeError(
-            f"{owner} got a {_described(leaf)}, which gives its rows once and has no length. Write np.concatenate(list("
-            "batches)) for rows that fit into memory, and numpyro.plate('rows', len(x), subsample_size=256) in the model "
-            "for minibatches of them. For batches from the host write update = jax.jit(svi.update), and for each batch "
+            f"{owner} got a {_described(leaf)}, which yields its rows only once and has no length. If all rows fit into "
+            "memory, write np.concatenate(list(batches)), with numpyro.plate('rows', len(x), subsample_size=256) in the "
+            "model for minibatches. Otherwise write update = jax.jit(svi.update), and for each batch "
             "state, loss = update(state, batch), with numpyro.plate('rows', num_rows, subsample_size=len(batch))."
         )
     if isinstance(leaf, np.ma.MaskedArray):
         raise EnergyError(
-            f"{owner} got a masked array, whose mask JAX leaves out. Write x.filled(np.nan), and in the model "
+            f"{owner} got a masked array, whose mask JAX ignores. Write x.filled(np.nan), and in the model "
             "numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
         )
     is_known = isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number)
@@ -74,19 +74,19 @@ def _as_array(owner: str, leaf: Any) -> Any:
     array = np.asarray(leaf)
     if array.dtype.kind not in "biuf":
         raise EnergyError(
-            f"{owner} got a {_described(leaf)} with values of dtype {array.dtype}, and needs real numbers. Pass the columns "
-            "that are numbers: x[['a', 'b']].to_numpy(dtype=float)."
+            f"{owner} needs real numbers; got a {_described(leaf)} with values of dtype {array.dtype}. Pass its numeric "
+            "columns: x[['a', 'b']].to_numpy(dtype=float)."
         )
     return array
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether JAX is not to look inside."""
+    """Return whether JAX must treat a value as one leaf."""
     return isinstance(value, Iterator) or _is_list_of_numbers(value)
 
 
 def _is_list_of_numbers(value: Any) -> bool:
-    """Whether a list is an array written out: numbers, or such lists of one length."""
+    """Return whether a list is a written-out array: numbers, or such lists of equal length."""
     if not isinstance(value, list) or not value:
         return False
     if all(isinstance(each, list) for each in value):

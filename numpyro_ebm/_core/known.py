@@ -1,4 +1,4 @@
-"""What is known of arrays while a program is traced, and pytrees of known arrays as structure."""
+"""Values of arrays that are constants while a program is traced, and hashable pytrees of such arrays."""
 
 from typing import Any, NamedTuple
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpyro_ebm._core.concrete import is_concrete
 
 MAX_DEPTH = 50
-"""Steps of computation that are followed back; numbers written in a model take few."""
+"""Operations that `known` follows back from an array; constants in a model are a few operations deep."""
 
 
 def known(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """The value of an array, inside ``jit`` too where it is made of constants alone; None where it is not known.
+    """Return the value of an array, also under ``jit`` if it is computed from constants alone; None if it is unknown.
 
-    Under ``jit`` the result of ``jnp.zeros(())`` is a tracer as an argument is. JAX keeps what each was computed from.
+    Under ``jit`` the result of ``jnp.zeros(())`` is a tracer, as an argument is. JAX records the inputs of each tracer.
     """
     if is_concrete(value):
         return value
@@ -35,10 +35,10 @@ def known(value: Any, depth: int = MAX_DEPTH) -> Any:
 
 
 class Frozen(NamedTuple):
-    """A pytree of known arrays, to be compared by value.
+    """A pytree of known arrays, compared by value.
 
     Attributes:
-        treedef: its structure.
+        treedef: structure of the pytree.
         leaves: a Python number for each scalar; dtype, shape and bytes for each array.
     """
 
@@ -46,12 +46,12 @@ class Frozen(NamedTuple):
     leaves: tuple[Any, ...]
 
     def thaw(self) -> Any:
-        """The pytree, of Python numbers and NumPy arrays."""
+        """Return the pytree, with Python numbers and NumPy arrays as leaves."""
         return jax.tree.unflatten(self.treedef, [_thawed(leaf) for leaf in self.leaves])
 
 
 def freeze_tree(tree: Any) -> Frozen | None:
-    """A pytree as structure; None where a leaf is not known."""
+    """Return a pytree of known arrays as `Frozen`; None if a leaf is unknown."""
     leaves, treedef = jax.tree.flatten(tree)
     values = [known(leaf) for leaf in leaves]
     return None if any(value is None for value in values) else Frozen(treedef, tuple(map(_frozen, values)))

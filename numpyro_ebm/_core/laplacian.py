@@ -1,4 +1,4 @@
-"""Second derivatives of a function by its program: the forward Laplacian, whether it applies, whether there are any."""
+"""Forward Laplacian (folx), and analysis of programs: whether folx applies, whether second derivatives vanish."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,24 +11,25 @@ from jax.extend.core import Literal
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.typing import Array
 
-# folx knows these by the name of their jitted function, which a user's own may share.
+# folx recognises these by the name of their jitted function, which a user's function may share.
 BY_NAME = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "logaddexp": jnp.logaddexp}
 
 SMALL = 32
+"""Most inputs of a ``custom_jvp`` function whose full Hessian folx may compute; the Hessian's cost grows as their square."""
 
-# Operations that act on each element by itself, move elements or add them up.
+# Operations that act on each element separately, move elements or sum them.
 LOCAL = {"add", "sub", "mul", "div", "neg", "exp", "log", "log1p", "tanh", "logistic", "sin", "cos", "sinh", "cosh", "sqrt"}
 LOCAL |= {"abs", "integer_pow", "pow", "square", "reduce_sum", "reshape", "slice", "squeeze", "broadcast_in_dim"}
 LOCAL |= {"convert_element_type", "copy"}
 
 
 def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array]:
-    """Gradient and Laplacian of a scalar function of ``(d,)``, in one pass forward (the package folx).
+    """Compute gradient and Laplacian of a scalar function of ``(d,)`` in one forward pass (the package folx).
 
-    Where no product of matrices mixes the coordinates, what is 0 in the Jacobians on the way is left out of them.
+    If no matrix product mixes the coordinates, the intermediate Jacobians are stored as sparse.
     """
     result = _forward(fn, flat, 0.5) if _is_local(fn, flat) else None
-    # Where operations of jax.numpy made the places of its entries, folx cannot lay a sparse Jacobian out.
+    # If the indices of a sparse Jacobian came out of traced operations, folx cannot make it dense.
     if result is None or not is_concrete(result.jacobian.x0_idx):
         result = _forward(fn, flat, 0)
     return result.dense_jacobian.reshape(flat.shape), result.laplacian
@@ -37,13 +38,13 @@ def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[A
 def _forward(fn: Callable[[Array], Array], flat: Array, sparsity: float) -> Any:
     from folx import forward_laplacian
 
-    # Its own arithmetic needs both; that of the function has just been traced without.
+    # folx needs both default modes; the function itself has just been traced in the user's modes.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         return forward_laplacian(fn, sparsity_threshold=sparsity)(flat)
 
 
 def beyond_forward_laplacian(fn: Callable[..., Any], *args: Any) -> tuple[str, ...]:
-    """Names of the operations on the arguments for which folx has no rule of its own, sorted."""
+    """Return the sorted names of the operations on the arguments for which folx has no rule."""
     closed = jax.make_jaxpr(fn)(*args)
     missing: set[str] = set()
     _walk(closed.jaxpr, [True] * len(closed.jaxpr.invars), missing)
@@ -51,7 +52,7 @@ def beyond_forward_laplacian(fn: Callable[..., Any], *args: Any) -> tuple[str, .
 
 
 def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
-    """Whether a function's gradient changes with the point, and yet its second derivative is zero almost everywhere."""
+    """Return whether the gradient depends on the point although the second derivative is 0 almost everywhere."""
     slope = jax.grad(fn)
     bend = jax.make_jaxpr(lambda x, v: jax.jvp(slope, (x,), (v,))[1])(point, point).jaxpr
     if any(_walk(bend, [False, True])):
@@ -61,7 +62,7 @@ def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
 
 
 def _is_local(fn: Callable[[Array], Array], flat: Array) -> bool:
-    """Whether a program has local operations only between its argument and its result."""
+    """Return whether only local operations lie between a function's argument and its result."""
     jaxpr = jax.make_jaxpr(fn)(flat).jaxpr
     others: set[str] = set()
     _walk(jaxpr, [True], others, has_rule=lambda eqn: eqn.primitive.name in LOCAL)
@@ -69,7 +70,7 @@ def _is_local(fn: Callable[[Array], Array], flat: Array) -> bool:
 
 
 def count_operations(fn: Callable[..., Any], *args: Any) -> int:
-    """Arithmetic operations of a function's program: of a product by its shapes, of all else one per element."""
+    """Count a function's arithmetic operations: matrix products by their shapes, all others as one per output element."""
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
@@ -98,14 +99,14 @@ def _walk(
     integers: bool = False,
     has_rule: Callable[[Any], bool] | None = None,
 ) -> list[bool]:
-    """Which outputs depend on the marked inputs; names of operations on the way that have no rule go to ``missing``.
+    """Return which outputs depend on the marked inputs; add operations on the way without a rule to ``missing``.
 
     Args:
         jaxpr: a program.
-        marked: one flag for each input.
-        missing: collects names, or None.
-        has_rule: whether an operation has one; None for folx's.
-        integers: whether what goes through integers and booleans counts as dependence; it has no derivative.
+        marked: one flag per input.
+        missing: set that collects the names, or None.
+        integers: whether dependence through integers and booleans counts, which has no derivative.
+        has_rule: function that says whether an operation has a rule; None for folx's rules.
     """
     depends = dict(zip(jaxpr.invars, marked, strict=True))
     has_rule = _has_rule if has_rule is None else has_rule
@@ -136,10 +137,10 @@ def _is_known(operation: Any) -> bool:
 
 
 def _has_rule(eqn: Any) -> bool:
-    """Whether folx treats an operation itself; a jitted function that it knows by name has to be the one it means.
+    """Return whether folx has a rule for an operation; a jitted function must be the one that folx means by its name.
 
-    Of a function with a derivative of its own (``custom_jvp``) it takes the full Hessian, which is no loss for a small one;
-    it cannot if an argument is a literal.
+    For a function with its own derivative (``custom_jvp``) folx computes the full Hessian, which is cheap for few
+    inputs. It fails if an argument is a literal.
     """
     if eqn.primitive.name == "custom_jvp_call":
         has_literal = any(isinstance(atom, Literal) for atom in eqn.invars)

@@ -1,7 +1,7 @@
-"""JAX's promotion modes: this library runs in the default ones, and the user's functions run in those that the user has set.
+"""JAX's promotion modes: this library runs in the default modes, a user's functions in the modes that the user has set.
 
-A user sets ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"`` to find faults in the user's own
-code. BlackJAX and NumPyro do not run under them.
+Users set ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"`` to find errors in their own code.
+BlackJAX and NumPyro do not run in these modes.
 """
 
 import functools
@@ -27,7 +27,7 @@ def _promotion(rank: Any, dtype: Any) -> Iterator[None]:
 
 
 def in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a function run with JAX's default promotion of ranks and types, whatever modes are set around it."""
+    """Make a function run with JAX's default rank and dtype promotion, whatever modes are set by the caller."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -46,7 +46,7 @@ def in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def in_users_modes() -> Iterator[None]:
-    """Restore the modes that were set when this library was called, around a call of the user's function."""
+    """Restore, for a call of the user's function, the modes that were set when this library was called."""
     modes = _users.get()
     if modes is None:
         yield

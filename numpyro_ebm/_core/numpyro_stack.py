@@ -1,4 +1,4 @@
-"""Who is running the model: NUTS, an autoguide's set-up, an ELBO. NumPyro says it on its stacks only."""
+"""What is running the model (NUTS, an autoguide's set-up, an ELBO), read from NumPyro's handlers and the call stack."""
 
 import inspect
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ from numpyro_ebm._core.errors import EnergyError
 
 
 class Scoring(NamedTuple):
-    """A model whose log density NumPyro is computing, as it runs it, and its arguments."""
+    """A model whose log density NumPyro is computing, as wrapped by NumPyro, and its arguments."""
 
     model: Any
     args: tuple
@@ -41,21 +41,21 @@ _SCORING = {
     ("numpyro.infer.elbo", "single_particle_elbo"): ("subs_guide subs_model", "args", "kwargs"),
     ("numpyro.contrib.funsor.infer_util", "_enum_log_density"): ("model", "model_args", "model_kwargs"),
 }
-"""Functions of NumPyro that sum a model's log density, and what they call the model and its arguments."""
+"""NumPyro's functions that sum a model's log density, with their variable names for the model and its arguments."""
 
 SAMPLER = "NUTS or HMC"
 _POSTERIOR_GUIDES = (AutoLaplaceApproximation, AutoSurrogateLikelihoodDAIS, AutoDAIS, AutoSemiDAIS)
 POSTERIOR_GUIDES = tuple(guide.__name__ for guide in _POSTERIOR_GUIDES)
-"""Guides whose width comes from the Hessian, or from steps of a sampler, in the place of the bound that they maximise."""
+"""Guides whose width comes from the Hessian or from sampler steps instead of from the bound that they maximise."""
 LINEAR_IN_VALUE = ("TraceGraph_ELBO", "TraceEnum_ELBO")
-"""Objectives that take the value of a log density times a weight, so that noise of mean 0 in it does no harm."""
+"""Objectives that are linear in the value of a log density, so that noise of mean 0 in it is harmless."""
 
 _unguarded: ContextVar[bool] = ContextVar("unguarded", default=False)
 
 
 @contextmanager
 def unguarded() -> Iterator[None]:
-    """Log densities of energies are taken as they are: who asks knows that they lack log Z."""
+    """Evaluate log densities of energies without the guard, for callers that know that log Z is missing."""
     token = _unguarded.set(True)
     try:
         yield
@@ -64,7 +64,7 @@ def unguarded() -> Iterator[None]:
 
 
 def is_unguarded() -> bool:
-    """Whether `unguarded` is around."""
+    """Return whether `unguarded` is active."""
     return _unguarded.get()
 
 
@@ -73,7 +73,7 @@ _depth: ContextVar[int] = ContextVar("depth", default=0)
 
 @contextmanager
 def one_deeper() -> Iterator[str]:
-    """How many energies the one that is being evaluated stands in, as a label."""
+    """Enter the evaluation of an energy, and yield its nesting depth as a label."""
     token = _depth.set(_depth.get() + 1)
     try:
         yield str(_depth.get())
@@ -82,21 +82,21 @@ def one_deeper() -> Iterator[str]:
 
 
 def scorings() -> Iterator[Scoring]:
-    """The models that NumPyro is scoring, innermost first."""
+    """Yield the models that NumPyro is scoring, innermost first."""
     for frame in _frames():
         names = _SCORING.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
         if names is None:
             continue
         values, (models, args, kwargs) = frame.f_locals, names
         for model in (values.get(name) for name in models.split()):
-            if isinstance(model, substitute):  # else it has not come to that model yet
+            if isinstance(model, substitute):  # otherwise NumPyro has not reached that model yet
                 yield Scoring(model, values[args], values[kwargs])
 
 
 def gibbs_sites(scoring: Scoring) -> set[str]:
-    """Latents that a Gibbs scheme of NumPyro's holds fixed in this model while others move, and moves itself in turn.
+    """Return the latents that one of NumPyro's Gibbs kernels holds fixed in this model and updates in turn.
 
-    Those that a function of the user's moves are left to it.
+    Latents that a user's function updates (`CustomGibbs`) are left out.
     """
     sites = set(scoring.kwargs.get(GIBBS_SITES_KWARG, ()))
     for _, owner in _callers() if sites else ():
@@ -107,7 +107,7 @@ def gibbs_sites(scoring: Scoring) -> set[str]:
 
 
 def model_given(model: Any) -> Any:
-    """The model that a kernel was given, inside what NumPyro makes of it for its potential; None outside of kernels."""
+    """Return the model that a kernel was given, without NumPyro's wrappers for the potential; None outside of kernels."""
     while model is not None:
         if isinstance(model, _substitute_default_key):
             return getattr(model.fn, "fn", None)
@@ -116,24 +116,24 @@ def model_given(model: Any) -> Any:
 
 
 def is_training() -> bool:
-    """Whether the model's parameters move, as in an ELBO."""
+    """Return whether the model's parameters are being trained, as in an ELBO."""
     return any(isinstance(owner, ELBO) or type(owner).__name__ == "SteinLoss" for _, owner in _callers())
 
 
 def is_mcmc() -> bool:
-    """Whether a kernel of NumPyro's or ours is being run."""
+    """Return whether an MCMC kernel, NumPyro's or this library's, is running."""
     return any(isinstance(owner, MCMCKernel) for _, owner in _callers())
 
 
 def guide_being_built() -> str | None:
-    """Name of the autoguide that looks at the model before training, if one does."""
+    """Return the name of the autoguide that is tracing the model before training; None if there is none."""
     return next((type(owner).__name__ for frame, owner in _owners() if _is_prototype(frame)), None)
 
 
 def user_of_value() -> str | None:
-    """What takes the value of a model's log density, or its Hessian, for more than something to follow the gradient of.
+    """Return the name of what uses the value of a model's log density, or its Hessian, and not only the gradient.
 
-    An autoguide evaluates a potential once to find finite initial values; of itself that is none.
+    An autoguide that evaluates a potential once, to find finite initial values, does not count.
     """
     for frame, owner in _owners():
         loss = owner.loss if isinstance(owner, SVI) else owner
@@ -148,11 +148,11 @@ def user_of_value() -> str | None:
 
 
 def guide_has_width(handler: Messenger, energies: Iterable[str]) -> bool:
-    """Whether an ELBO is being computed with a guide that gives latents other than energies more than a point mass.
+    """Return whether an ELBO is running with a guide that is wider than a point mass for latents other than energies.
 
     Args:
-        handler: which asks.
-        energies: names of latent energy sites, as the handler sees them.
+        handler: the calling handler.
+        energies: names of the latent energy sites, as the handler sees them.
     """
     level = _PYRO_STACK.index(handler)
     for i, each in enumerate(_PYRO_STACK[:level]):
@@ -173,13 +173,13 @@ def _inner(fn: Any) -> Any:
 
 
 def declared_params() -> set[str]:
-    """Names of the parameters that the model being run has declared so far, where something traces it."""
+    """Return the names of the parameters that the running model has declared so far, if it is being traced."""
     traces = [handler.trace for handler in _PYRO_STACK if isinstance(handler, trace)]
     return {name for each in traces for name, msg in each.items() if msg["type"] == "param"}
 
 
 def check_carries_state(estimator: str) -> None:
-    """Refuse an ELBO that would lose the state of a persistent estimator.
+    """Check that the ELBO keeps the state of a persistent estimator.
 
     Raises:
         EnergyError: with the ELBO to write instead.
@@ -188,8 +188,8 @@ def check_carries_state(estimator: str) -> None:
         if isinstance(owner, ELBO) and owner.num_particles > 1:
             raise EnergyError(
                 f"The estimator '{estimator}' carries chains from update to update, and NumPyro drops them when "
-                f"num_particles={owner.num_particles} > 1. Write {type(owner).__name__}(num_particles=1), and a larger "
-                "batch or num_chains for less noise."
+                f"num_particles={owner.num_particles} > 1. Write {type(owner).__name__}(num_particles=1); for less noise "
+                "take a larger batch or num_chains."
             )
         if name == "init" and isinstance(owner, SVI) and not isinstance(owner.loss, Trace_ELBO | TraceMeanField_ELBO):
             raise EnergyError(
@@ -199,20 +199,20 @@ def check_carries_state(estimator: str) -> None:
 
 
 def scope_prefix(handlers: Iterable[Any], kind: str = "sample") -> str:
-    """What the scopes among handlers, outermost first, put in front of the name of a site of this kind."""
+    """Return the prefix that the scopes among handlers, outermost first, give to the name of a site of this kind."""
     scopes = [each for each in handlers if isinstance(each, scope) and kind not in each.hide_types]
     return "".join(f"{each.prefix}{each.divider}" for each in scopes)
 
 
 def name_at(handler: Messenger, message: Any) -> str:
-    """The name that a message had when it passed a handler, before the scopes around gave it theirs."""
+    """Return the name that a message had at a handler, before the scopes outside of the handler added their prefixes."""
     around = _PYRO_STACK[: _PYRO_STACK.index(handler)]
     return message["name"].removeprefix(scope_prefix(around, message["type"]))
 
 
 @contextmanager
 def outside_scopes(handler: Messenger) -> Iterator[None]:
-    """Without the scopes inside a handler: the names that it takes from messages have their prefixes already."""
+    """Suspend the scopes inside a handler: the names that it takes from messages already have their prefixes."""
     stack = list(_PYRO_STACK)
     level = stack.index(handler) if handler in stack else len(stack)
     _PYRO_STACK[:] = [each for i, each in enumerate(stack) if i <= level or not isinstance(each, scope)]
@@ -223,11 +223,11 @@ def outside_scopes(handler: Messenger) -> Iterator[None]:
 
 
 def check_latent(name: str, handler: Messenger) -> None:
-    """Refuse a latent energy without a value under a guide, and an ELBO that weighs by the value of its log density.
+    """Check that a latent energy has a value under a guide and that no ELBO weights by the value of its log density.
 
     Args:
-        name: the site's, as the handler sees it.
-        handler: which asks.
+        name: name of the site, as the handler sees it.
+        handler: the calling handler.
 
     Raises:
         EnergyError: with what to write.
@@ -241,8 +241,8 @@ def check_latent(name: str, handler: Messenger) -> None:
     if replayed and not any(replayed) and not any(_has_value(each, own) for each, own in outside + inside):
         if name.endswith("_unobserved"):
             raise EnergyError(
-                f"The energy site '{name}' holds the rows that obs_mask leaves out, as latent ones, and the guide has no "
-                "value for it. To leave missing rows out write: with numpyro.handlers.mask(mask=obs_mask): "
+                f"The energy site '{name}' holds the rows that obs_mask excludes, as latents, and the guide has no value "
+                "for it. To exclude missing rows write: with numpyro.handlers.mask(mask=obs_mask): "
                 f"numpyro.sample(..., obs=x), without obs_mask. To impute them give the guide a site '{name}', e.g. "
                 "AutoNormal(estimate(model, ...))."
             )
@@ -255,8 +255,8 @@ def check_latent(name: str, handler: Messenger) -> None:
         loss = owner.loss if isinstance(owner, SVI) else owner
         if isinstance(loss, ELBO) and not isinstance(loss, Trace_ELBO | TraceMeanField_ELBO):
             raise EnergyError(
-                f"The energy site '{name}' is latent. {type(loss).__name__} weighs draws by the value of its log density, "
-                "and an estimator knows the gradient only. Write SVI(..., loss=Trace_ELBO())."
+                f"The energy site '{name}' is latent. {type(loss).__name__} weights draws by the value of its log density, "
+                "and an estimator provides only the gradient. Write SVI(..., loss=Trace_ELBO())."
             )
 
 
@@ -265,7 +265,7 @@ def _has_value(handler: Any, name: str) -> bool:
 
 
 def plates_shape() -> tuple[int, ...]:
-    """The shape of the plates around; 1 for a dimension that no plate has."""
+    """Return the shape of the enclosing plates, with 1 for a dimension without a plate."""
     plates = [handler for handler in _PYRO_STACK if isinstance(handler, plate)]
     shape = [1] * max((-each.dim for each in plates), default=0)
     for each in plates:
@@ -274,13 +274,13 @@ def plates_shape() -> tuple[int, ...]:
 
 
 def site_being_scored() -> str | None:
-    """Name of the site whose log probability NumPyro is computing, for messages; None outside of that."""
+    """Return the name of the site whose log probability NumPyro is computing, for messages; None if there is none."""
     site = _site_being_scored()
     return None if site is None else site["name"]
 
 
 def is_part_of_site(distribution: Any) -> bool:
-    """Whether the site whose log probability NumPyro is computing is made of several distributions, this one among them."""
+    """Return whether a distribution is only a component of the site whose log probability NumPyro is computing."""
     site = _site_being_scored()
     inner = None if site is None else _inner(site["fn"])
     return inner is not None and not isinstance(inner, type(distribution))
@@ -295,19 +295,19 @@ def _site_being_scored() -> Any:
 
 
 def _callers() -> Iterator[tuple[str, Any]]:
-    """Name and ``self`` of every function being run, innermost first."""
+    """Yield name and ``self`` of every running function, innermost first."""
     for frame, owner in _owners():
         yield frame.f_code.co_name, owner
 
 
 def _owners() -> Iterator[tuple[FrameType, Any]]:
-    """The frame and ``self`` of every function being run, innermost first."""
+    """Yield frame and ``self`` of every running function, innermost first."""
     for frame in _frames():
         yield frame, _local(frame, "self")
 
 
 def _frames() -> Iterator[FrameType]:
-    """The frame of every function being run, innermost first."""
+    """Yield the frame of every running function, innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
         yield frame
@@ -315,7 +315,7 @@ def _frames() -> Iterator[FrameType]:
 
 
 def _local(frame: FrameType, name: str) -> Any:
-    """A local of a function being run; None where it has none of that name, without the cost of looking at the others."""
+    """Return a local variable of a running function by name, or None, without the cost of reading all others."""
     code = frame.f_code
     return frame.f_locals.get(name) if name in code.co_varnames + code.co_freevars + code.co_cellvars else None
 

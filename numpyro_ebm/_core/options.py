@@ -1,4 +1,4 @@
-"""Checks of the options that a user sets."""
+"""Checks of user options."""
 
 import math
 import numbers
@@ -11,7 +11,7 @@ from numpyro_ebm._core.errors import EnergyError
 
 
 def check_positive(owner: str, name: str, value: Any, *, scalar: bool = False) -> None:
-    """Refuse a concrete value that is not positive and finite in every element, or is no scalar where one is needed.
+    """Check that a concrete value is positive and finite in every element, and a scalar if ``scalar`` is set.
 
     Raises:
         EnergyError: naming the owner, the option and the value.
@@ -28,16 +28,16 @@ def check_positive(owner: str, name: str, value: Any, *, scalar: bool = False) -
 
 
 def check_covariance(owner: str, name: str, value: Any, *, may_be_dense: bool = True) -> None:
-    """Refuse concrete variances that are not positive and finite, or a matrix that is no covariance.
+    """Check that concrete variances are positive and finite, or that a matrix is a covariance.
 
     Args:
-        owner: who asks.
-        name: of the option.
-        value: ``(d,)``, or ``(d, d)``; None for none.
-        may_be_dense: whether a matrix will do.
+        owner: name of the class that has the option.
+        name: name of the option.
+        value: ``(d,)`` or ``(d, d)``; None passes.
+        may_be_dense: whether a matrix is allowed.
 
     Raises:
-        EnergyError: with what is wrong, and what to write.
+        EnergyError: with what is wrong and what to write.
     """
     if value is None or not is_concrete(value):
         return
@@ -54,7 +54,7 @@ def check_covariance(owner: str, name: str, value: Any, *, may_be_dense: bool = 
 
 
 def is_positive_definite(matrix: np.ndarray) -> bool:
-    """Whether an array is a square, symmetric (to rounding in float32) and positive definite matrix."""
+    """Return whether an array is a square, symmetric (up to float32 rounding) and positive definite matrix."""
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.all(np.isfinite(matrix)):
         return False
     largest = np.abs(matrix).max(initial=0.0)
@@ -62,7 +62,7 @@ def is_positive_definite(matrix: np.ndarray) -> bool:
 
 
 def check_count(owner: str, name: str, value: Any, minimum: int = 1) -> None:
-    """Refuse a count that is not a whole number of at least ``minimum``.
+    """Check that a count is a whole number of at least ``minimum``.
 
     Raises:
         EnergyError: naming the owner, the option and the value.

@@ -1,8 +1,8 @@
-"""Compiled programs that are kept by what they compute: trace a function, then key by the program.
+"""A cache of compiled programs whose keys are the traced programs themselves.
 
-Whatever a function reads (globals, attributes, lists, closures) it reads while it is traced. What it computes is then in the
-program alone: numbers as literals in its equations, arrays as its constants, which become arguments. So two functions share
-compiled code where they compute the same, and none answers with old values, however the new ones were put there.
+A function reads its globals, attributes, lists and closures while it is traced. The traced program then holds all that it
+computes: numbers as literals in its equations, arrays as its constants, which become arguments. So functions that compute
+the same share compiled code, and no call uses outdated values, however they were changed.
 """
 
 import functools
@@ -22,14 +22,14 @@ from numpyro_ebm._core import autodiff
 from numpyro_ebm._core.modes import in_own_modes
 
 MOST_KEPT = 64
-"""Compiled programs that are kept, each of about 10 MB; the longest unused is the first to go."""
+"""Most compiled programs in the cache, each of about 10 MB; the least recently used is dropped first."""
 ARITHMETIC = frozenset(("add", "sub", "mul", "div"))
 RULES = ("custom_jvp_call", "custom_vjp_call")
 JAX_FOLDER = os.path.dirname(jax.__file__)
 
 
 class _Same:
-    """Stands for an object that is compared by identity, and keeps it, so that no other gets its address."""
+    """An object compared by identity, and kept alive so that its address is not reused."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -65,47 +65,48 @@ class Code:
 
 @jax.tree_util.register_pytree_node_class
 class Program:
-    """A traced function of arrays: a pytree whose leaves are the arrays it closes over, its structure what it computes."""
+    """A traced function of arrays: a pytree with the arrays it closes over as leaves and its code as structure."""
 
     def __init__(self, constants: list[Any], code: Code):
         self.constants, self.code = constants, code
 
     def __call__(self, *args: Any) -> Any:
-        """What the function gives for arguments of the shapes and types it was traced with.
+        """Evaluate the program for arguments with the shapes and types that it was traced with.
 
         Raises:
-            TypeError: for arguments of others.
+            TypeError: for arguments of other shapes or types.
         """
         leaves, tree = jax.tree.flatten(args)
         avals = map(jax.typeof, leaves), self.code.in_avals
         came, wanted = ([(aval.shape, aval.dtype) for aval in each] for each in avals)
         if tree != self.code.in_tree or came != wanted:
-            raise TypeError(f"A program of arguments {self.code.in_tree} of {wanted} got {tree} of {came}.")
+            raise TypeError(f"A program traced for arguments {self.code.in_tree} of {wanted} got {tree} of {came}.")
         return jax.tree.unflatten(self.code.out_tree, eval_jaxpr(self.code.jaxpr, self.constants, *leaves))
 
     def tree_flatten(self) -> tuple[list[Any], Code]:
-        """The arrays, and what is computed from them."""
+        """Return the arrays and the code."""
         return self.constants, self.code
 
     @classmethod
     def tree_unflatten(cls, code: Code, constants: Any) -> "Program":
-        """The same program of other arrays."""
+        """Return the same program with other arrays."""
         return cls(list(constants), code)
 
 
 @in_own_modes
 def trace(function: Callable, *examples: Any, order: int = 0) -> Program:
-    """The program that a function is now, in the place of it.
+    """Trace a function, with the current values of all that it reads.
 
-    A function under the user's own ``jax.jit``, or a loop's body that is defined once, is what JAX itself has kept of it.
+    For functions under the user's own ``jax.jit``, and for loop bodies that are defined only once, JAX may return its own
+    cached trace.
 
     Args:
         function: a function of arrays.
         *examples: arguments, or their ``jax.ShapeDtypeStruct``.
-        order: how many derivatives of the program will be taken. Those of a user's own ``jax.custom_jvp`` or ``custom_vjp``
-            are then part of what it computes.
+        order: number of derivatives of the program that will be taken. Derivative rules of a user's ``jax.custom_jvp`` or
+            ``custom_vjp`` are compared up to this order.
     """
-    # make_jaxpr keeps what it traced by the function's identity: a new one each time is read each time.
+    # make_jaxpr caches by the function's identity, so a new function is passed each time.
     closed, shapes = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*examples)
     jaxpr, numbers = _without_numbers(closed.jaxpr)
     constants = [*map(_snapshot, closed.consts), *numbers]
@@ -118,16 +119,16 @@ def trace(function: Callable, *examples: Any, order: int = 0) -> Program:
 
 
 def compiled(function: Callable, *args: Any) -> Any:
-    """``function(*args)`` by a program that is compiled once for all functions that compute the same."""
+    """Evaluate ``function(*args)`` by a program that is compiled once for all functions that compute the same."""
     return call(trace(function, *args), *args)
 
 
 def jit(function: Callable | None = None, *, static_argnames: tuple[str, ...] = ()) -> Callable:
-    """``jax.jit`` for functions of programs: of those that it compiled the longest unused are forgotten.
+    """Compile a function of programs like ``jax.jit``, and keep only the most recently used compilations.
 
     Args:
-        function: what to compile.
-        static_argnames: keyword arguments that are part of the key.
+        function: the function to compile.
+        static_argnames: names of static keyword arguments, which are part of the cache key.
     """
     if function is None:
         return functools.partial(jit, static_argnames=static_argnames)
@@ -158,17 +159,17 @@ def _unflattened(function: Callable, tree: Any, static: dict[str, Any], leaves: 
 
 @jit
 def call(program: Program, *args: Any) -> Any:
-    """``program(*args)``, compiled."""
+    """Evaluate ``program(*args)``, compiled."""
     return program(*args)
 
 
 def _snapshot(constant: Any) -> Any:
-    """A constant that does not change any more: a NumPy array may, in its place."""
+    """Return a constant as an immutable array; a NumPy array is copied, as it can change in place."""
     return constant if isinstance(constant, jax.Array) else jnp.array(np.asarray(constant))
 
 
 def _without_numbers(jaxpr: Jaxpr) -> tuple[Jaxpr, list[np.ndarray]]:
-    """The coefficients of sums and products as constants too, so that another number is not another program."""
+    """Turn numbers in arithmetic operations into constants, so that programs that differ only in them are equal."""
     places: list[Any] = []
     numbers: list[np.ndarray] = []
 
@@ -189,7 +190,7 @@ def _is_float(operand: Any) -> bool:
 
 
 def _of_jaxpr(jaxpr: Jaxpr) -> Hashable:
-    """What a program computes, its variables numbered in their order."""
+    """Return a hashable description of a program, with its variables numbered in order."""
     numbers: dict[Any, int] = {}
 
     def new(variables: Any) -> Hashable:
@@ -205,13 +206,13 @@ def _of_jaxpr(jaxpr: Jaxpr) -> Hashable:
 
 
 def _of_params(eqn: Any) -> Hashable:
-    # The functions that hold a derivative rule are made anew each time; see `_derivatives`.
+    # Functions that hold a derivative rule are new objects in each trace; see `_derivatives`.
     kinds = (ClosedJaxpr, int) if eqn.primitive.name in RULES else object
     return tuple((name, _of_value(value)) for name, value in eqn.params.items() if isinstance(value, kinds))
 
 
 def _of_value(value: Any) -> Hashable:
-    """What a parameter of an equation is, so that what is equal computes the same."""
+    """Return a hashable description of an equation's parameter; equal descriptions compute the same."""
     if isinstance(value, ClosedJaxpr):
         return _of_jaxpr(value.jaxpr), tuple(map(_of_constant, value.consts))
     if isinstance(value, Jaxpr):
@@ -221,13 +222,13 @@ def _of_value(value: Any) -> Hashable:
     if isinstance(value, dict):
         return type(value), tuple((key, _of_value(each)) for key, each in value.items())
     if isinstance(value, float | complex):
-        return type(value), repr(value)  # where 0.0 is not -0.0, and NaN is NaN
+        return type(value), repr(value)  # tells 0.0 from -0.0, and equates NaN with NaN
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _of_constant(value)
     if type(value).__name__ == "ClosedRule":  # of jax.custom_batching.custom_vmap
         return _of_value(value.rule)
     if isinstance(value, types.FunctionType) and value.__module__.startswith("jax."):
-        # A function that JAX makes anew around a user's, as for a callback.
+        # JAX creates such a function around the user's at each trace, e.g. for a callback.
         return value.__code__, tuple(_of_value(cell.cell_contents) for cell in value.__closure__ or ())
     try:
         hash(value)
@@ -241,7 +242,7 @@ def _of_literal(literal: Any) -> Hashable:
 
 
 def _of_constant(value: Any) -> Hashable:
-    """An array inside a program: by identity where it cannot change, by its bytes where it can."""
+    """Return a key for an array inside a program: its identity if it is immutable, else its bytes."""
     if isinstance(value, jax.Array):
         return _Same(value)
     array = np.asarray(value)
@@ -249,7 +250,7 @@ def _of_constant(value: Any) -> Hashable:
 
 
 def _own_rules(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Functions with derivative rules that are not JAX's own: nothing in the program says what those are."""
+    """Yield the equations with derivative rules that are not JAX's own; the program does not contain such rules."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in RULES and not _is_known_rule(eqn):
             yield eqn
@@ -263,7 +264,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def _is_known_rule(eqn: Any) -> bool:
-    """Whether it is one of JAX's own functions, such as ``jax.nn.relu``, and of arrays alone; or the guard on log Z.
+    """Return whether an equation is a ``custom_jvp`` function of JAX itself, such as ``jax.nn.relu``, or the guard on log Z.
 
     The guard's derivative is that of the function inside it, which is part of the program.
     """
@@ -273,7 +274,7 @@ def _is_known_rule(eqn: Any) -> bool:
 
 
 def _derivatives(jaxpr: Jaxpr, constants: list[Any], order: int) -> Hashable:
-    """The derivatives as programs, in which rules show what they compute; unlike any other where that cannot be told."""
+    """Return keys of the derivatives' programs, which contain the rules' computation; a unique key if tracing them fails."""
 
     def pull(constants: Any, floats: Any, rest: Any) -> Any:
         evaluate = lambda floats: eval_jaxpr(jaxpr, constants, *_merged(jaxpr.invars, floats, rest))  # noqa: E731

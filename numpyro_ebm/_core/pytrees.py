@@ -1,4 +1,4 @@
-"""Take a callable or a tree of arguments apart into arrays and structure, so that it crosses jit as a pytree."""
+"""Split a callable or a tree of arguments into arrays and structure, so that it can pass through jit as a pytree."""
 
 import dataclasses
 import functools
@@ -17,11 +17,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from numpyro_ebm._core.errors import EnergyError
 
 BY_VALUE = ("cloudpickle", "copy", "dill")
-"""What carries a function by its code."""
+"""Packages that copy or pickle a function by its code."""
 
 
 class Structure(NamedTuple):
-    """What of it is not an array: its tree, its static leaves and whether it is a partial."""
+    """The non-array part of a callable: its tree, its static leaves and whether it is a ``functools.partial``."""
 
     treedef: Any
     static: tuple[Hashable, ...]
@@ -29,13 +29,13 @@ class Structure(NamedTuple):
 
 
 class _Dynamic(NamedTuple):
-    """Stands in `Structure.static` where an array was."""
+    """Placeholder for an array in `Structure.static`."""
 
 
 def dismantle(fn: Any) -> tuple[list[Any], Structure]:
-    """Arrays and structure of a function, a ``functools.partial`` or a pytree (equinox, nnx, arguments).
+    """Split a function, a ``functools.partial`` or a pytree (equinox, nnx, arguments) into arrays and structure.
 
-    A plain function is structure alone: what it closes over stays in it.
+    A plain function is structure only; arrays that it closes over stay inside.
     """
     is_partial = isinstance(fn, functools.partial)
     leaves, treedef = jax.tree.flatten((fn.func, fn.args, fn.keywords) if is_partial else fn)
@@ -45,7 +45,7 @@ def dismantle(fn: Any) -> tuple[list[Any], Structure]:
 
 
 def assemble(arrays: list[Any], structure: Structure) -> Any:
-    """What `dismantle` took apart, around new arrays."""
+    """Rebuild what `dismantle` split, with new arrays."""
     supply = iter(arrays)
     leaves = [next(supply) if isinstance(leaf, _Dynamic) else leaf for leaf in structure.static]
     tree = jax.tree.unflatten(structure.treedef, leaves)
@@ -56,7 +56,7 @@ def assemble(arrays: list[Any], structure: Structure) -> Any:
 
 
 def check_pickles(owner: str, functions: Iterable[Any]) -> None:
-    """Refuse to pickle functions that have no name to be found by, unless something pickles or copies them by value.
+    """Check that pickle can find the functions by name, unless they are being pickled or copied by value.
 
     Raises:
         TypeError: with what to write.
@@ -64,8 +64,8 @@ def check_pickles(owner: str, functions: Iterable[Any]) -> None:
     nameless = [each for each in functions if isinstance(each, types.FunctionType) and not _is_found_by_name(each)]
     if nameless and not _is_by_value():
         raise TypeError(
-            f"The {owner} holds the function {nameless[0].__qualname__}, which pickle finds by no name. Write "
-            "cloudpickle.dumps(...), or define the function by def at the top of a module."
+            f"The {owner} holds the function {nameless[0].__qualname__}, which pickle cannot find by name. Write "
+            "cloudpickle.dumps(...), or define the function with def at the top level of a module."
         )
 
 
@@ -87,18 +87,18 @@ def _is_by_value() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionOfRow:
-    """A function whose own arrays come with each row's context.
+    """A function whose arrays are passed together with each row's context.
 
     Attributes:
-        structure: of the function.
-        has_context: whether it takes a context beside them.
+        structure: structure of the function.
+        has_context: whether the function takes a context.
     """
 
     structure: Structure
     has_context: bool
 
     def __call__(self, event: Any, own: Any) -> Any:
-        """The function of one event, given ``(arrays, context)``."""
+        """Evaluate the function of one event, given ``(arrays, context)``."""
         arrays, context = own
         function = assemble(arrays, self.structure)
         return function(event, context) if self.has_context else function(event)
@@ -106,12 +106,12 @@ class FunctionOfRow:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replayed:
-    """A function as it was traced, with what it had closed over as its first argument.
+    """A traced function that takes the values it closed over as its first argument.
 
     Attributes:
-        jaxpr: its program.
-        types: of its other arguments, flat.
-        treedef: of its result.
+        jaxpr: program of the function.
+        types: dtypes of its other arguments, flat.
+        treedef: structure of its result.
     """
 
     jaxpr: Jaxpr
@@ -119,31 +119,31 @@ class Replayed:
     treedef: Any
 
     def __call__(self, consts: list[Any], *args: Any) -> Any:
-        """The result.
+        """Evaluate the function.
 
         Raises:
-            EnergyError: for arguments of another kind than those it was traced for.
+            EnergyError: for arguments whose dtypes cannot be cast to those of the trace within the same kind.
         """
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(args)]
         for leaf, dtype in zip(leaves, self.types, strict=True):
             if not jnp.can_cast(leaf.dtype, dtype, "same_kind"):
                 raise EnergyError(
-                    f"A function that closes over values of scan or vmap was traced for {dtype} and got {leaf.dtype}. Hand "
-                    "those values over: EnergyDistribution(..., context=values)."
+                    f"A function that closes over values of scan or vmap was traced for {dtype} and got {leaf.dtype}. Pass "
+                    "those values as the context: EnergyDistribution(..., context=values)."
                 )
         cast = [leaf.astype(dtype) for leaf, dtype in zip(leaves, self.types, strict=True)]
         return jax.tree.unflatten(self.treedef, jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))(*cast))
 
 
 def hoist(arrays: list[Any], structure: Structure, *example: Any) -> tuple[list[Any], Structure]:
-    """A function taken apart, with the values being traced that it closes over among its arrays.
+    """Move the traced values that a function closes over to its arrays.
 
-    They would not outlive ``scan`` or ``vmap`` in a closure. A function that closes over none is returned as it is.
+    In a closure they would not outlive ``scan`` or ``vmap``. A function that closes over none is returned unchanged.
 
     Args:
-        arrays: of the function.
-        structure: of the function.
-        *example: what it is called with, or ``ShapeDtypeStruct`` of it.
+        arrays: arrays of the function, from `dismantle`.
+        structure: structure of the function, from `dismantle`.
+        *example: arguments of a call, or their ``ShapeDtypeStruct``.
     """
     call = lambda arrays, *args: assemble(arrays, structure)(*args)  # noqa: E731
     closed, shape = jax.make_jaxpr(call, return_shape=True)(arrays, *example)

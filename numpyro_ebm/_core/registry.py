@@ -1,4 +1,4 @@
-"""From a name to an object: sugar for the classes, with errors that help."""
+"""Construction of objects from names, with helpful errors."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A table of names and the classes they stand for.
+    """A table of names and their classes.
 
     Args:
-        kind: what the names are ("estimator", "kernel"); used in messages.
-        base: the abstract class whose objects count, a user's own among them.
-        classes: name to frozen dataclass.
+        kind: what the names denote ("estimator", "kernel"), for messages.
+        base: abstract class whose instances are accepted, user-defined ones included.
+        classes: maps each name to a frozen dataclass.
     """
 
     def __init__(self, kind: str, base: type[T], classes: Mapping[str, type[T]]):
@@ -24,16 +24,16 @@ class Registry(Generic[T]):
         self.classes = dict(classes)
 
     def names(self) -> tuple[str, ...]:
-        """The known names, sorted."""
+        """Return the known names, sorted."""
         return tuple(sorted(self.classes))
 
     def resolve(self, spec: Any, **options: Any) -> T:
-        """An object of this kind, from a name with options or from the object itself.
+        """Return an object of this kind, given its name and options or the object itself.
 
         Raises:
-            EnergyError: for a name that is not known; the nearest one is offered.
-            TypeError: for options that the class does not have, for options beside an
-                object, and for something that is neither name nor object.
+            EnergyError: for an unknown name; the message suggests the closest one.
+            TypeError: for options that the class does not have, for options given together
+                with an object, and for anything that is neither a name nor an object.
         """
         if isinstance(spec, str):
             return self._build(spec, options)
@@ -43,8 +43,8 @@ class Registry(Generic[T]):
             )
         if options:
             raise TypeError(
-                f"Options {sorted(options)} came beside a {type(spec).__name__} object. "
-                f"Write them into it: {type(spec).__name__}({', '.join(f'{k}=...' for k in options)})."
+                f"Options {sorted(options)} were given together with a {type(spec).__name__} object. "
+                f"Pass them to it: {type(spec).__name__}({', '.join(f'{k}=...' for k in options)})."
             )
         return spec
 

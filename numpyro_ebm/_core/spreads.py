@@ -1,4 +1,4 @@
-"""Standard deviations that are told from rounding, so that they can be compared with 0."""
+"""Standard deviations that are exactly 0 for constant data in spite of rounding."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 
 ROUNDING = 8.0
-"""Units in the last place by which equal numbers may differ."""
+"""Units in the last place by which equal numbers may differ after rounding; a larger value sets more small spreads to 0."""
 
 
 def spread(values: Any, where: Any = None, eps: float | None = None) -> Any:
-    """Standard deviation over the first axis, exactly 0 where it is no more than rounding of the values.
+    """Compute the standard deviation over the first axis, exactly 0 where it is no larger than rounding of the values.
 
-    The mean of equal numbers is off by some units in the last place (of 0.48 in 600 rows of float32: a standard deviation of
-    3e-7), so the values are centred at one of themselves first.
+    The mean of equal numbers is off by some units in the last place (600 rows of 0.48 in float32 have a standard deviation
+    of 3e-7), so the values are first centred at one of them.
 
     Args:
-        values: ``(num, ...)``, of NumPy or JAX; what comes back is of the same kind.
-        where: which values count, of a shape that broadcasts to theirs; None for all.
-        eps: spacing of the floats that the values came in, where they have been converted since; None for their own.
+        values: ``(num, ...)``, a NumPy or JAX array; the result is of the same kind.
+        where: which values count, of a shape that broadcasts to that of the values; None for all.
+        eps: spacing near 1 of the values' original float type, if they have been converted; None for their current type.
 
     Returns:
-        ``values.shape[1:]``; 0 too where nothing counts or something is not finite.
+        Array of shape ``values.shape[1:]``; also 0 where no value counts or some value is not finite.
     """
     xp: Any = np if isinstance(values, np.ndarray) else jnp
     eps = eps_of(values) if eps is None else eps
@@ -29,7 +29,7 @@ def spread(values: Any, where: Any = None, eps: float | None = None) -> Any:
     if len(values) == 0:
         return xp.zeros(values.shape[1:], values.dtype)
     counts = xp.broadcast_to(True if where is None else where, values.shape)
-    in_bounds: Any = {} if xp is np else {"mode": "clip"}  # JAX would prepare NaN for what is not
+    in_bounds: Any = {} if xp is np else {"mode": "clip"}  # JAX's default mode would insert NaN
     first = xp.take_along_axis(values, xp.argmax(counts, axis=0, keepdims=True), 0, **in_bounds)
     centred = xp.where(counts, values, first) - first
     num = xp.maximum(xp.sum(counts, axis=0, keepdims=True), 1).astype(values.dtype)
@@ -40,12 +40,12 @@ def spread(values: Any, where: Any = None, eps: float | None = None) -> Any:
 
 
 def eps_of(values: Any) -> float:
-    """Spacing of the floats near 1 of the type that values have; 0 of whole numbers."""
+    """Return the spacing near 1 of the values' float type; 0 for integers."""
     return float(jnp.finfo(values.dtype).eps) if jnp.issubdtype(values.dtype, jnp.floating) else 0.0
 
 
 def or_one(scale: Any) -> Any:
-    """A scale to divide by: 1 where it is 0."""
+    """Return a scale that can be divided by: 1 where it is 0."""
     if isinstance(scale, np.ndarray | np.generic):
         return np.where(np.asarray(scale, float) > 0, scale, 1.0)
     return jnp.where(scale > 0, scale, 1.0)

@@ -1,4 +1,4 @@
-"""Names for the types that travel through the package."""
+"""Type aliases of the package."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ Position: TypeAlias = PyTree
 """A point in unconstrained space: an array, or a dict of arrays by site."""
 
 EnergyFn: TypeAlias = Callable[..., Any]
-"""``energy(event)`` or ``energy(event, context)``: one event to a scalar."""
+"""``energy(event)`` or ``energy(event, context)``: maps one event to a scalar."""
 
 LogDensityFn: TypeAlias = Callable[[Position, PyTree], Array]
-"""``log_density(position, local)``: one point and what is its row's own (context, base)."""
+"""``log_density(position, local)`` of one point, where ``local`` holds the row's own context and base."""

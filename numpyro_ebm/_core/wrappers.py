@@ -4,12 +4,12 @@ from numpyro.distributions import Distribution, ExpandedDistribution, ImproperUn
 
 
 def is_improper(base: Distribution) -> bool:
-    """Whether a distribution is Lebesgue measure."""
+    """Return whether a distribution is the (improper) Lebesgue measure."""
     return isinstance(strip(base)[0], ImproperUniform)
 
 
 def without_rows(base: Distribution) -> Distribution:
-    """The same base without a batch shape, where it was only expanded over rows; else itself."""
+    """Return the base without a batch shape if it was only expanded over rows; else the base itself."""
     inner, reinterpreted = strip(base)
     if not base.batch_shape or len(inner.batch_shape) > reinterpreted:
         return base
@@ -17,7 +17,7 @@ def without_rows(base: Distribution) -> Distribution:
 
 
 def strip(base: Distribution) -> tuple[Distribution, int]:
-    """What is inside expand and to_event, and how many dimensions the latter took."""
+    """Return the distribution inside ``expand`` and ``to_event``, and the number of dimensions that ``to_event`` took."""
     inner, reinterpreted = base, 0
     while isinstance(inner, ExpandedDistribution | Independent):
         reinterpreted += inner.reinterpreted_batch_ndims if isinstance(inner, Independent) else 0

@@ -1,4 +1,4 @@
-"""Checks of chains by themselves: that they move, are finite, are no copies, agree with one another and are long enough."""
+"""Checks of chains without data: finite, moving, distinct, bounded, converged and long enough."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,23 @@ from numpyro_ebm.diagnostics._levels import chi2_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.arviz.read import Recorded
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size, rank_rhat
+from numpyro_ebm.estimators.parts.health import COLLAPSED_ACCEPTANCE
 
 MAX_COORDINATES = 200
-MIN_MOVES = 0.02  # as the health of a negative phase has it
+"""Most coordinates that are checked; more take longer, and raise the bounds, which allow for the number of tests."""
 GROWTH = 10.0
+"""Largest growth of a chain's distance from its start; a smaller bound also warns of heavy tails or slow warm-up."""
 RHAT, RHAT_AT_MOST = 1.01, 1.1
+"""Bounds on R-hat: 1.01 by Vehtari et al. (2021), and for short chains at most the 1.1 that was customary before."""
 
 
 class Chains(NamedTuple):
     """The coordinates of all variables side by side.
 
     Attributes:
-        names: of coordinates, such as ``x[2]``.
+        names: names of the coordinates, such as ``x[2]``.
         values: ``(chains, draws, coordinates)``, float64.
-        eps: the spacing of the floats that they came in; 0 for integers.
+        eps: machine epsilon of the draws' own type; 0 for integers.
     """
 
     names: list[str]
@@ -31,20 +34,20 @@ class Chains(NamedTuple):
 
     @property
     def are_frozen(self) -> np.ndarray:
-        """By chain: it stays where it is in all but 2 % of the transitions, or moves by rounding errors only."""
+        """By chain: whether it moves in fewer than 2 % of the transitions, or only by rounding errors."""
         size = np.abs(self.values).max(axis=1, initial=0.0)
         with np.errstate(invalid="ignore"):  # of infinite draws
             is_still = np.all(np.ptp(self.values, axis=1) <= ROUNDING * self.eps * size, axis=1)
-        return (self.move_rates < MIN_MOVES) | is_still
+        return (self.move_rates < COLLAPSED_ACCEPTANCE) | is_still
 
     @property
     def move_rates(self) -> np.ndarray:
-        """By chain: the part of its transitions in which anything changed."""
+        """By chain: the fraction of transitions in which any coordinate changed."""
         return np.any(self.values[:, 1:] != self.values[:, :-1], axis=2).mean(axis=1)
 
 
 def coordinates(recorded: Recorded) -> Chains:
-    """Coordinates of all variables, evenly spaced ones where there are more than 200."""
+    """Return the coordinates of all variables, 200 evenly spaced ones where there are more."""
     names, columns = [], []
     for name, value in recorded.variables.items():
         flat = np.asarray(value, float).reshape((*value.shape[:2], -1))
@@ -60,7 +63,7 @@ def coordinates(recorded: Recorded) -> Chains:
 
 
 def check_finite(recorded: Recorded) -> Finding:
-    """That every draw is a number; which are not."""
+    """Check that all draws are finite, and name some that are not."""
     bad = []
     for name, value in recorded.variables.items():
         at = np.argwhere(~np.isfinite(np.asarray(value, float)))
@@ -77,7 +80,7 @@ def check_finite(recorded: Recorded) -> Finding:
 
 
 def check_moves(chains: Chains) -> Finding:
-    """That the chains move."""
+    """Check that the chains move."""
     if chains.values.shape[1] < 2:
         return unchecked("movement", "one draw per chain")
     frozen = np.flatnonzero(chains.are_frozen)
@@ -85,15 +88,15 @@ def check_moves(chains: Chains) -> Finding:
     return judge(
         "movement",
         f"{measured}; the slowest moves in {chains.move_rates.min():.1%} of its transitions",
-        f"at least {MIN_MOVES:.0%}, by more than rounding errors",
-        "Such draws are one draw, whatever R-hat and ESS say of them. Use a smaller step_size and more num_warmup where "
+        f"at least {COLLAPSED_ACCEPTANCE:.0%}, by more than rounding errors",
+        "A frozen chain is worth one draw, whatever its R-hat and ESS. Use a smaller step_size and more num_warmup where "
         "proposals are rejected, a larger step_size where steps are tiny, and look at the energy where the chains are.",
         is_bad=frozen.size,
     )
 
 
 def check_copies(chains: Chains) -> Finding:
-    """That no two chains are the same."""
+    """Check that no two chains are the same."""
     values = chains.values
     if len(values) < 2:
         return unchecked("independent chains", "one chain", "Draw several: sample(..., num_chains=4).")
@@ -103,15 +106,15 @@ def check_copies(chains: Chains) -> Finding:
     pairs = [pair for pair in pairs if pair[0] != pair[1]]
     return judge(
         "independent chains",
-        f"chains {pairs[0][0]} and {pairs[0][1]} are identical" if pairs else "no two chains are the same",
-        "no two the same",
+        f"chains {pairs[0][0]} and {pairs[0][1]} are identical" if pairs else "all chains are different",
+        "all different",
         "Give each chain its own random key: jax.random.split(rng_key, num_chains).",
         is_bad=pairs,
     )
 
 
 def check_growth(chains: Chains) -> Finding:
-    """That the draws do not run away from where they were."""
+    """Check that the chains do not move away from where they began without limit."""
     values = chains.values
     quarter = values.shape[1] // 4
     if quarter < 2:
@@ -123,7 +126,7 @@ def check_growth(chains: Chains) -> Finding:
     largest = float(np.max(np.where(np.isnan(ratio), np.inf, ratio), initial=0.0))
     return judge(
         "growth",
-        f"in the last quarter a chain is {largest:.3g} times as far from where it began as in the first",
+        f"in its last quarter a chain is up to {largest:.3g} times as far from its start as in its first",
         f"below {GROWTH:g}",
         "The energy may fall without limit, so that it has no density. Give the EnergyDistribution a base, or an energy "
         "that grows at infinity; or the warm-up was too short.",
@@ -132,7 +135,7 @@ def check_growth(chains: Chains) -> Finding:
 
 
 def check_convergence(chains: Chains, lp: np.ndarray | None, min_ess: float) -> list[Finding]:
-    """Rank-normalised split R-hat, bulk and tail ESS, of all coordinates and of the log density."""
+    """Check the rank-normalised split R-hat and the bulk and tail ESS of all coordinates and of the log density."""
     names, values = list(chains.names), chains.values
     if lp is not None and lp.shape == values.shape[:2]:
         names, values = [*names, "lp"], np.concatenate([values, np.asarray(lp, float)[..., None]], axis=2)
@@ -142,25 +145,25 @@ def check_convergence(chains: Chains, lp: np.ndarray | None, min_ess: float) -> 
     keep = np.flatnonzero(np.all(np.isfinite(values), axis=(0, 1)) & ~constant)
     if why or not keep.size:
         advice = "See the other findings first." if num_draws >= 8 else "Draw more: num_samples=1000."
-        return [unchecked(name, why or "no coordinate that is finite and moves", advice) for name in ("R-hat", "ESS")]
+        return [unchecked(name, why or "no coordinate is finite and moves", advice) for name in ("R-hat", "ESS")]
     names, values = [names[i] for i in keep], values[..., keep]
     found = [_check_ess(names, values, min_ess)]
     if num_chains < 2:
-        return [unchecked("R-hat", "one chain has no R-hat", "Draw several: sample(..., num_chains=4)."), *found]
+        return [unchecked("R-hat", "R-hat needs two or more chains", "Draw several: sample(..., num_chains=4)."), *found]
     return [_check_rhat(names, values), *found]
 
 
 def _why_not(chains: Chains, num_draws: int) -> str:
     if num_draws < 8:
         return "fewer than 8 draws per chain"
-    return "all chains are frozen, which have no R-hat and no effective draws" if chains.are_frozen.all() else ""
+    return "all chains are frozen, and have no R-hat and no effective draws" if chains.are_frozen.all() else ""
 
 
 def _check_rhat(names: list[str], values: np.ndarray) -> Finding:
-    """The bound is 1.01, or what converged chains of this length may well reach by chance."""
+    """Check R-hat against 1.01, or against the value that converged chains of this length may reach by chance."""
     stuck = np.all(values == values[:, :1], axis=(0, 1))
     rhat = np.where(stuck, np.inf, rank_rhat(values))
-    # Within the worst chain by itself, since between chains that disagree there is no effective sample.
+    # The effective size of the worst single chain, because chains that disagree have no common effective size.
     within = np.nan_to_num(effective_size(np.moveaxis(values, 0, 2)[None]), nan=1.0).min(axis=-1)
     halves = 2 * len(values)
     noise = chi2_bound(halves - 1, len(names)) / (halves - 1) / np.maximum(within / 2, 1.0)
@@ -170,8 +173,8 @@ def _check_rhat(names: list[str], values: np.ndarray) -> Finding:
         "R-hat",
         f"{rhat[worst]:.4g} of {names[worst]}",
         f"below {bound[worst]:.3g} for chains of this length",
-        "The chains have not come to one law. Use more num_warmup and num_samples; where they sit in different modes, "
-        "kernel='parallel_tempering', or better starts.",
+        "The chains have not converged to one distribution. Use more num_warmup and num_samples; for chains in different "
+        "modes use kernel='parallel_tempering', or better starts.",
         is_bad=not rhat[worst] < bound[worst],
     )
 

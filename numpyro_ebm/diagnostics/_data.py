@@ -1,4 +1,4 @@
-"""Draws against data: distance, mean, covariance, and by nearest neighbours the modes."""
+"""Checks of draws against data: distance, mean, covariance, and modes by nearest neighbours."""
 
 import numpy as np
 
@@ -11,18 +11,23 @@ from numpyro_ebm.diagnostics.arviz.statistics import effective_size
 from numpyro_ebm.estimators.parts.health import RUNAWAY_DISTANCE
 
 MAX_POINTS = 600
+"""Most points of each sample for the nearest neighbours, whose matrix of distances grows with the square."""
 MIN_POINTS = 40
-HUGE = 1e100  # beyond, squares overflow
+"""Fewest points of each sample for the nearest neighbours: fewer would miss all but gross differences."""
+HUGE = 1e100
+"""Largest draw that is compared with data: squares of much larger ones overflow."""
 FEWEST_DISTINCT = 0.9
+"""Share of rows that have to differ: equal rows have no nearest neighbour, and a smaller share admits discrete data."""
 MAX_DIMENSIONS = 20
+"""Most dimensions in which all covariances are compared, 210 of them; above, only variances."""
 
 
 def compare(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
-    """Findings of one variable.
+    """Compare the draws of one variable with its data.
 
     Args:
-        name: of the variable.
-        draws: ``(chains, draws, ..., *event)``; what stands before the event are rows of one law, each a chain more.
+        name: name of the variable.
+        draws: ``(chains, draws, ..., *event)``; axes before the event hold rows of one distribution, each a further chain.
         data: ``(num_rows, *event)``.
     """
     chains, points = _as_chains(draws, data), data.reshape(len(data), -1).astype(float)
@@ -35,12 +40,12 @@ def compare(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
     found = [_distance(name, chains, points)]
     is_huge = np.abs(chains).max() > HUGE
     if is_huge or chains.shape[1] < 8 or not np.any(spread(chains.reshape(-1, chains.shape[-1]), eps=eps_of(draws))):
-        return [*found, unchecked(f"{name} modes", "the draws are frozen, few or huge, and stand for no law to compare")]
+        return [*found, unchecked(f"{name} modes", "the draws are frozen, too few or huge, and cannot be compared")]
     both = np.concatenate([chains, (chains - chains.mean(axis=(0, 1))) ** 2], axis=2)
     size = float(np.nanmin(effective_size(both)))
     found += _moments(name, chains, points)
     if not np.issubdtype(draws.dtype, np.floating) or len(np.unique(points, axis=0)) < FEWEST_DISTINCT * len(points):
-        return [*found, unchecked(f"{name} modes", "values repeat, and have no nearest neighbours")]
+        return [*found, unchecked(f"{name} modes", "values repeat, so nearest neighbours are not defined")]
     return [*found, *_modes(name, chains, points, size)]
 
 
@@ -51,40 +56,40 @@ def fits(draws: np.ndarray, data: np.ndarray) -> bool:
 
 
 def check_fits(name: str, draws: np.ndarray, data: np.ndarray) -> None:
-    """Refuse data that are not.
+    """Check that rows of data are events of these draws.
 
     Raises:
         EnergyError: with both shapes.
     """
     if not fits(draws, data):
         raise EnergyError(
-            f"The data of '{name}' have shape {data.shape}, and its draws {draws.shape}: data need shape (num_rows, "
+            f"The data of '{name}' have shape {data.shape}, and its draws {draws.shape}: the data need shape (num_rows, "
             f"*event), with the event's shape at the end of {draws.shape[2:]}."
         )
 
 
 def _as_chains(draws: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """``(chains * rows, draws, dimensions)``."""
+    """Return the draws as ``(chains * rows, draws, dimensions)``."""
     size = int(np.prod(data.shape[1:]))
     flat = draws.reshape((*draws.shape[:2], -1, size)).astype(float)
     return np.moveaxis(flat, 2, 1).reshape((-1, draws.shape[1], size))
 
 
 def _still(points: np.ndarray, eps: float) -> np.ndarray:
-    """The points, with coordinates that vary by rounding only at one value."""
+    """Return the points, with coordinates that vary only by rounding set to one value."""
     return np.where(spread(points, eps=eps) > 0, points, points[:1]) if len(points) else points
 
 
 def _distance(name: str, chains: np.ndarray, points: np.ndarray) -> Finding:
-    """Half a chain beyond twice the farthest of n data points has probability below 2^-n under one law."""
+    """Check distances: for equal distributions, half a chain beyond twice the farthest of n data has probability < 2^-n."""
     centre, scale = points.mean(axis=0), or_one(np.sqrt(np.mean(spread(points) ** 2)))
     with np.errstate(over="ignore"):
         ours, theirs = (np.sqrt(np.mean((x - centre) ** 2, axis=-1)) / scale for x in (chains, points))
     farthest, typical = float(ours.max()), float(np.median(ours, axis=1).max())
     return judge(
         f"{name} distance",
-        f"the farthest draw is {farthest:.3g} standard deviations of the data away from their mean, the median draw of a "
-        f"chain up to {typical:.3g}, the farthest data point {theirs.max():.3g}",
+        f"the farthest draw is {farthest:.3g} standard deviations of the data from their mean, the median draw of a chain "
+        f"up to {typical:.3g}, the farthest data point {theirs.max():.3g}",
         f"medians below {2 * theirs.max():.3g}, all below {RUNAWAY_DISTANCE:g}",
         "The energy may fall without limit away from the data, so that it has no density: give the EnergyDistribution a "
         "base, e.g. base=numpyro.distributions.Normal(0, 1).expand([d]).to_event(1), or an energy that grows at infinity.",
@@ -93,10 +98,10 @@ def _distance(name: str, chains: np.ndarray, points: np.ndarray) -> Finding:
 
 
 def _moments(name: str, chains: np.ndarray, points: np.ndarray) -> list[Finding]:
-    """Means and second moments, in standard errors of draws and data together."""
+    """Compare means and second moments, in standard errors of draws and data together."""
     advice = (
-        "The model is not that of the data, or the chains do not see all of it: look at the other findings first; then "
-        "train for longer, or give the energy more room."
+        "The model does not fit the data, or the chains do not cover all of it. Look at the other findings first; then "
+        "train for longer, or use a more flexible energy."
     )
     dim = points.shape[1]
     centre = points.mean(axis=0)
@@ -126,7 +131,7 @@ def _moments(name: str, chains: np.ndarray, points: np.ndarray) -> list[Finding]
 
 def _standardised(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     sizes = np.clip(np.nan_to_num(effective_size(ours), nan=1.0), 1.0, ours.shape[0] * ours.shape[1])
-    # Under one law both variances are estimates of one: the larger, since a small sample of a heavy tail has a small one.
+    # Equal distributions have one variance: take the larger estimate, which is too small in a small heavy-tailed sample.
     widest = np.maximum(spread(ours.reshape(-1, ours.shape[-1])), spread(theirs))
     error = widest * np.sqrt(1 / sizes + 1 / len(theirs))
     change = ours.mean(axis=(0, 1)) - theirs.mean(axis=0)
@@ -134,7 +139,7 @@ def _standardised(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def _modes(name: str, chains: np.ndarray, points: np.ndarray, size: float) -> list[Finding]:
-    # Half the effective size: what is left of the correlation between draws so thinned does not count.
+    # Half the effective size: the correlation that remains between draws thinned this much is negligible.
     wanted = int(min(size / 2, len(points), MAX_POINTS))
     if wanted < MIN_POINTS:
         why = f"{size:.0f} effective draws and {len(points)} rows of data are too few to compare"
@@ -147,7 +152,7 @@ def _modes(name: str, chains: np.ndarray, points: np.ndarray, size: float) -> li
 
 
 def modes(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
-    """By nearest neighbours of independent draws ``(m, d)`` and data ``(n, d)``."""
+    """Compare independent draws ``(m, d)`` with data ``(n, d)`` by nearest neighbours."""
     seen = neighbors(data, draws)
     bound = normal_bound()
     missed, alone = (gamma_bound(each.mean, each.sd) for each in (seen.missed, seen.alone))
@@ -157,7 +162,7 @@ def modes(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
             f"{seen.missed.value:.1%} of {len(data)} data points have no draw among their {NUM_NEIGHBORS} nearest "
             f"neighbours, {seen.missed.mean:.1%} expected",
             f"below {missed:.1%}",
-            "Draws miss part of the data: chains that stay in one mode, or an energy without the other. Start chains in "
+            "The draws miss part of the data: the chains stay in one mode, or the energy lacks a mode. Start chains in "
             "every mode, use kernel='parallel_tempering', or train for longer.",
             is_bad=seen.missed.value > missed,
         ),
@@ -166,24 +171,24 @@ def modes(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
             f"{seen.alone.value:.1%} of {len(draws)} draws have no data point among their {NUM_NEIGHBORS} nearest "
             f"neighbours, {seen.alone.mean:.1%} expected",
             f"below {alone:.1%}",
-            "Draws go where there are no data: the energy is low there, which dsm and nce with near noise do not see. Train "
-            "with chains ('pcd'), or with wider noise.",
+            "There are draws in places without data. The energy is low there, which dsm and nce with noise near the data do "
+            "not detect. Train with chains ('pcd'), or with wider noise.",
             is_bad=seen.alone.value > alone,
         ),
         judge(
             f"{name} neighbours",
-            f"{seen.same.value:.1%} of nearest neighbours are of the same sample, {seen.same.mean:.1%} expected "
+            f"{seen.same.value:.1%} of nearest neighbours are in the same sample, {seen.same.mean:.1%} expected "
             f"({seen.same.z:+.2g} standard deviations)",
             f"below {bound:.2g}",
-            "Draws and data are of different laws, by whatever the other findings say, or by what they do not see.",
+            "Draws and data have different distributions; the other findings may show how.",
             is_bad=seen.same.z > bound,
         ),
         judge(
             f"{name} copies",
-            f"{seen.nearest.value:.1%} of points are nearest to one of the same sample, {seen.nearest.mean:.1%} expected "
-            f"({seen.nearest.z:+.2g} standard deviations)",
+            f"{seen.nearest.value:.1%} of points have their nearest neighbour in the same sample, {seen.nearest.mean:.1%} "
+            f"expected ({seen.nearest.z:+.2g} standard deviations)",
             f"above {-bound:.2g}",
-            "Draws lie on rows of the data: chains that started there have not moved, or the energy learned its rows.",
+            "Draws lie on rows of the data: chains that started there have not moved, or the energy has memorised the rows.",
             is_bad=seen.nearest.z < -bound,
         ),
     ]

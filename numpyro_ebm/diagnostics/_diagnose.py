@@ -1,4 +1,4 @@
-"""`diagnose`: what is wrong with draws or a training, and what to try."""
+"""`diagnose`: check draws or a training for problems, and say what to try."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,37 +20,38 @@ from numpyro_ebm.training import FitResult
 
 
 def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float | None = None, **kwargs: Any) -> Diagnosis:
-    r"""Look at draws, or at a training, for what goes wrong without an error, and say what to try.
+    r"""Check draws, or a training, for problems that raise no error, and say what to try.
 
-    Finite numbers are no proof: kernels reject what is not finite, frozen chains have as many effective draws as ArviZ
-    counts numbers, and chains that all sit in one mode agree. Bounds are such that a healthy run passes any one of them by
-    chance about once in a million times, or those of the literature where these are wider.
+    Finite numbers do not prove that a run is healthy: kernels reject points that are not finite, ArviZ counts every draw of
+    a frozen chain as effective, and chains that all stay in one mode agree. The bounds are such that a healthy run exceeds
+    any one of them by chance about once in a million times, or those of the literature where these are wider.
 
-    Of draws: that they are finite, move, are no copies of one another and do not run away; rank-normalised split R-hat of
-    all coordinates and the log density, below 1.01 or what chance allows at this length (and 1.1); bulk and tail effective
-    sizes; divergences, acceptance, tree depth, E-BFMI, a trend of the energy. With data: the farthest draw; mean and
-    covariance in standard errors; and by the five nearest neighbours among data and draws, modes that the draws miss, places
-    without data that they go to, whether the two mix as samples of one law do, and draws that lie on rows of the data.
+    Draws are checked for values that are not finite, frozen chains, identical chains and chains that move away without
+    limit. Further checks are rank-normalised split R-hat of all coordinates and of the log density, below 1.01 or what
+    chance allows for chains of this length (at most 1.1); bulk and tail effective sizes; divergences, acceptance, tree
+    depth, E-BFMI and a trend of the energy. With data, the checks are the farthest draw; mean and covariance in standard
+    errors; and, by the five nearest neighbours among data and draws, modes that the draws miss, draws in places without
+    data, equality of the two distributions, and draws that lie on rows of the data.
 
-    Of a training: that losses are finite and have settled, the rise of the held-out loss, the conditions of
-    `NegativePhaseHealth`, the energy of data minus that of chains in standard errors, modes that persistent chains miss,
-    and what `training_report` has of the estimator: overlap and accuracy (nce), smoothing (dsm), the score's square against
-    its divergence (sm and its kin).
+    A training is checked for losses that are not finite or still fall, a rise of the held-out loss, the conditions of
+    `NegativePhaseHealth`, the energy of the data minus that of the chains in standard errors, modes that persistent chains
+    miss, and the figures of `training_report` for the estimator: overlap and accuracy (nce), smoothing (dsm), the square of
+    the score against its divergence (sm and its variants).
 
     Args:
         subject: draws, as an MCMC, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)`` or ArviZ data;
-            or the model as `estimate` returned it, with the result of its training and the model's arguments behind it, as
-            `training_report` takes them. A result by itself is judged by its losses and its chains' last update alone.
-        *args: for a model only.
+            or the model as `estimate` returned it, followed by the result of its training and the arguments of the model,
+            as in `training_report`. A result without its model is checked only by its losses and its chains' last update.
+        *args: for a model only: the result and the arguments of the model.
         data: for draws: rows ``(num_rows, *event)``, by variable, or an array where there is one variable. None for the
-            observed data that came with ArviZ data, where they are of the events' shape. Draws in a plate count as
-            draws of one law, each row a chain more.
-        min_ess: for draws: effective draws that there have to be. 100 give a mean to a tenth of a standard deviation;
-            Vehtari et al. ask for 400 where tails and R-hat itself are to be trusted.
-        **kwargs: for a model only: its keyword arguments (``data`` among them).
+            observed data that came with ArviZ data, where they have the events' shape. Draws in a plate count as draws of
+            one distribution, each row as a further chain.
+        min_ess: for draws: the required number of effective draws. 100 give a mean to a tenth of a standard deviation;
+            Vehtari et al. ask for 400 where tails and R-hat itself have to be reliable.
+        **kwargs: for a model only: its keyword arguments (including ``data``).
 
     Returns:
-        `Diagnosis`: ``print`` it; ``is_healthy``, ``warnings``, ``as_dict()``.
+        `Diagnosis`, which can be printed and has ``is_healthy``, ``warnings`` and ``as_dict()``.
 
     Raises:
         EnergyError: (a ValueError) for draws or data that do not fit, and parameters without a value.
@@ -98,7 +99,7 @@ def _draws(recorded: Recorded, data: Any, min_ess: float) -> list[Finding]:
     ]
     found += check_sampler(recorded, is_slow=any(each.name == "ESS" and each.status != "ok" for each in found))
     if not pairs:
-        why = "no data to compare with, and chains that all sit in one mode look converged"
+        why = "there are no data to compare with, and chains that all stay in one mode look converged"
         return [*found, unchecked("modes", why, "Pass the data: diagnose(draws, data=x).")]
     for name, rows in pairs.items():
         found += compare(name, recorded.variables[name], rows)
@@ -106,7 +107,7 @@ def _draws(recorded: Recorded, data: Any, min_ess: float) -> list[Finding]:
 
 
 def _pairs(recorded: Recorded, data: Any) -> dict[str, np.ndarray]:
-    """Data by variable."""
+    """Return the data of each variable."""
     variables = recorded.variables
     if data is None:
         known = {name: recorded.observed[name] for name in variables if name in recorded.observed}
@@ -117,7 +118,7 @@ def _pairs(recorded: Recorded, data: Any) -> dict[str, np.ndarray]:
         data = {next(iter(variables)): data}
     unknown = sorted(set(data) - set(variables))
     if unknown:
-        raise EnergyError(f"Data came of {unknown}, and the draws are of {sorted(variables)}.")
+        raise EnergyError(f"There are data for {unknown}, but the draws have only the variables {sorted(variables)}.")
     pairs = {name: np.asarray(rows) for name, rows in data.items()}
     for name, rows in pairs.items():
         check_fits(name, variables[name], rows)

@@ -1,4 +1,4 @@
-"""Nearest neighbours of two samples: do they mix, and does each go where the other is."""
+"""Comparison of two samples by their nearest neighbours."""
 
 from typing import NamedTuple
 
@@ -7,17 +7,19 @@ import numpy as np
 from numpyro_ebm._core.spreads import or_one, spread
 
 NUM_NEIGHBORS = 5
+"""Neighbours per point, as Naeem et al. (2020) use for coverage."""
 NUM_PERMUTATIONS = 300
+"""Permutations for the standard deviations, which this many give to about 4 %."""
 
 
 class Neighbors(NamedTuple):
-    """Statistics, each with its mean and standard deviation where both samples are of one law.
+    """Statistics of two samples, each with its mean and standard deviation if both have the same distribution.
 
     Attributes:
-        same: fraction of neighbours that are of a point's own sample.
-        nearest: the same of the single nearest neighbour.
-        missed: fraction of data without a draw among their nearest neighbours.
-        alone: fraction of draws without a data point among theirs.
+        same: fraction of neighbours that belong to a point's own sample.
+        nearest: the same fraction for the single nearest neighbour.
+        missed: fraction of data points without a draw among their nearest neighbours.
+        alone: fraction of draws without a data point among their nearest neighbours.
     """
 
     same: "Statistic"
@@ -27,11 +29,11 @@ class Neighbors(NamedTuple):
 
 
 class Statistic(NamedTuple):
-    """A statistic beside its law under the null hypothesis.
+    """A statistic, with its mean and standard deviation under the null hypothesis.
 
     Attributes:
-        value: as observed.
-        mean: expected.
+        value: observed value.
+        mean: expected value.
         sd: standard deviation over permutations of the labels.
     """
 
@@ -41,25 +43,26 @@ class Statistic(NamedTuple):
 
     @property
     def z(self) -> float:
-        """Standard deviations above the mean."""
+        """Number of standard deviations above the mean."""
         return (self.value - self.mean) / self.sd if self.sd > 0 else 0.0
 
 
 def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIGHBORS) -> Neighbors:
     r"""Compare two samples by the k nearest neighbours of each point among all others.
 
-    - ``same`` (Schilling; Henze): expected :math:`\sum_i n_i (n_i - 1) / (N (N - 1))`; more where the laws differ.
-    - ``nearest``: the same for k = 1; less where each sample lies on points of the other.
+    - ``same`` (Schilling; Henze): has mean :math:`\sum_i n_i (n_i - 1) / (N (N - 1))`, and is larger for distributions that
+      differ.
+    - ``nearest``: the same for k = 1; smaller where points of one sample lie on points of the other.
     - ``missed`` (one minus the coverage of Naeem et al.): no draw is nearer to a data point than its k-th nearest data
-      point, which is where all its k nearest neighbours are data, under one law with probability
+      point, so all its k nearest neighbours are data. For equal distributions this has probability
       :math:`\prod_{j=1}^{k} (n - j) / (N - j)`. A mode without draws is missed, wherever it is.
-    - ``alone``: the same of the draws, for places where there are no data.
+    - ``alone``: the same for draws, which finds draws in places without data.
 
-    Means are exact; the standard deviations are those over permutations of the labels, from one fixed seed.
+    The means are exact; the standard deviations come from permutations of the labels with a fixed seed.
 
     Args:
         data: ``(n, d)``.
-        draws: ``(m, d)``, as good as independent.
+        draws: ``(m, d)``, nearly independent.
         num_neighbors: k.
 
     References:

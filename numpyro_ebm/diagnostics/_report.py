@@ -1,4 +1,4 @@
-"""What a diagnosis is: findings, each with what was measured, the bound and what to try."""
+"""`Diagnosis` and `Finding`: what was measured, its bound, and what to try."""
 
 import dataclasses
 import html
@@ -11,14 +11,14 @@ COLOURS = {"ok": "#1a7f37", "warning": "#b42318", "not checked": "#6b7280"}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One check.
+    """Result of one check.
 
     Attributes:
-        name: what was looked at.
-        status: "ok", "warning", or "not checked" where what it takes was not there.
-        measured: what was found.
+        name: name of the check.
+        status: "ok", "warning", or "not checked" where an input of the check is missing.
+        measured: what was measured.
         bound: what it should be.
-        advice: what to try where it is not, or what to pass where it was not checked.
+        advice: what to try after a warning, or what to pass for a check that was not made.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Finding:
     advice: str = ""
 
     def __str__(self) -> str:
-        """A line, and one of advice where there is any."""
+        """Return one line of text, and a second one for the advice."""
         bound = f" ({self.bound})" if self.bound else ""
         line = f"[{MARKS[self.status]}] {self.name}: {self.measured}{bound}"
         return f"{line}\n     {self.advice}" if self.advice else line
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found; ``str`` gives text, notebooks show a table.
+    """Result of `diagnose`: ``str`` gives text, and notebooks show a table.
 
     Attributes:
         findings: one per check.
@@ -46,7 +46,7 @@ class Diagnosis:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether no check gave a warning; what was not checked is no warning."""
+        """Whether no check gave a warning; checks that were not made do not count."""
         return not self.warnings
 
     @property
@@ -55,20 +55,20 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.status == "warning")
 
     def __getitem__(self, name: str) -> Finding:
-        """The finding of this name."""
+        """Return the finding of this name."""
         return {finding.name: finding for finding in self.findings}[name]
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """The same as plain dicts, by name."""
+        """Return the findings as plain dicts, by name."""
         return {finding.name: dataclasses.asdict(finding) for finding in self.findings}
 
     def __str__(self) -> str:
-        """Text, warnings first."""
+        """Return text, with the warnings first."""
         order = sorted(self.findings, key=lambda finding: list(COLOURS).index(finding.status) != 1)
         return "\n".join([self._headline(), *map(str, order)])
 
     def _repr_html_(self) -> str:
-        """A table without anything from outside."""
+        """Return an HTML table without external resources."""
         rows = "".join(
             f"<tr><td style='color:{COLOURS[f.status]};white-space:nowrap'><b>{html.escape(f.status)}</b></td>"
             + "".join(f"<td style='text-align:left'>{html.escape(t)}</td>" for t in (f.name, f.measured, f.bound, f.advice))
@@ -84,10 +84,10 @@ class Diagnosis:
 
 
 def judge(name: str, measured: str, bound: str, advice: str, *, is_bad: Any) -> Finding:
-    """A finding whose advice is there where it is needed."""
+    """Return a warning with its advice where ``is_bad``, otherwise a finding that is ok."""
     return Finding(name, "warning" if is_bad else "ok", measured, bound, advice if is_bad else "")
 
 
 def unchecked(name: str, why: str, advice: str = "") -> Finding:
-    """A finding of what could not be looked at."""
+    """Return a finding of a check that could not be made."""
     return Finding(name, "not checked", why, "", advice)

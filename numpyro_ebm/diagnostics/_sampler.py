@@ -1,4 +1,4 @@
-"""Checks of what the sampler says of itself: divergences, acceptance, tree depth, energies."""
+"""Checks of the sampler's statistics: divergences, acceptance, tree depth, energies."""
 
 from typing import Any
 
@@ -9,19 +9,21 @@ from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.arviz.read import Recorded
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size
+from numpyro_ebm.estimators.parts.health import NONFINITE_RATE
 
 EBFMI = 0.3
+"""Smallest healthy E-BFMI: the threshold of Stan's diagnostics, which comes from experience."""
 SATURATED = 0.01
-NONFINITE = 0.5  # as the health of a negative phase has it
-RUN = "sample(...) has it; of an MCMC ask for extra_fields=('{}',)."
+"""Share of trajectories that may end at the largest tree depth; each costs efficiency and not correctness."""
+RUN = "sample(...) records it; for an MCMC write mcmc.run(..., extra_fields=('{}',))."
 
 
 def check_sampler(recorded: Recorded, *, is_slow: bool) -> list[Finding]:
-    """All that the statistics allow.
+    """Run all checks that the recorded statistics allow.
 
     Args:
         recorded: the draws.
-        is_slow: whether there are too few effective draws; a high acceptance is a fault where there are.
+        is_slow: whether there are too few effective draws; only then is a high acceptance a fault.
     """
     stats, kernel = recorded.stats, recorded.kernel
     findings = [_divergences(stats), _acceptance(stats, kernel, is_slow=is_slow)]
@@ -45,8 +47,8 @@ def _divergences(stats: dict[str, np.ndarray]) -> Finding:
         "divergences",
         f"{count} of {stats['diverging'].size} transitions diverged",
         "none",
-        "Use a smaller step_size or a higher target acceptance and more num_warmup; look for walls and narrow valleys of "
-        "the energy where they are, and declare a support in the place of a wall.",
+        "Use a smaller step_size or a higher target acceptance and more num_warmup. Look for walls and narrow valleys of "
+        "the energy at the divergent draws, and declare a support in the place of a wall.",
         is_bad=count,
     )
 
@@ -56,7 +58,7 @@ def _acceptance(stats: dict[str, np.ndarray], kernel: Any, *, is_slow: bool) -> 
     if rates is None or not np.all(np.isfinite(rates)):
         return unchecked("acceptance", "no acceptance rates came with the draws", RUN.format("accept_prob"))
     if not getattr(kernel, "is_exact", True):
-        return unchecked("acceptance", f"the kernel '{kernel.name}' never rejects: draws carry the bias of its step size")
+        return unchecked("acceptance", f"the kernel '{kernel.name}' never rejects: its draws have a bias from the step size")
     by_chain = rates.reshape(len(rates), -1).mean(axis=1)
     target = getattr(kernel, "target_acceptance", getattr(kernel, "_target_accept_prob", None))
     low = 0.1 if target is None else float(target) / 3
@@ -76,10 +78,10 @@ def _nonfinite(flags: np.ndarray) -> Finding:
     rate = float(np.mean(flags))
     return judge(
         "finite proposals",
-        f"the log density was not finite at {rate:.1%} of the proposals, which kernels reject without a word",
-        f"below {NONFINITE:.0%}",
+        f"the log density was not finite at {rate:.1%} of the proposals, which kernels reject silently",
+        f"below {NONFINITE_RATE:.0%}",
         "Declare the support of the energy in the place of a wall, or look where it overflows.",
-        is_bad=rate > NONFINITE,
+        is_bad=rate > NONFINITE_RATE,
     )
 
 
@@ -95,7 +97,7 @@ def _tree_depth(stats: dict[str, np.ndarray], depth: int) -> Finding:
         "tree depth",
         f"{rate:.1%} of the trajectories ended at the largest depth, {depth}",
         f"below {SATURATED:.0%}",
-        "The step is small for the length of the density: more num_warmup, or coordinates of like scale.",
+        "The step is small for the width of the density: use more num_warmup, or coordinates of similar scale.",
         is_bad=rate > SATURATED,
     )
 
@@ -109,24 +111,24 @@ def _ebfmi(energy: np.ndarray) -> Finding:
         "E-BFMI",
         f"{smallest:.2g} in the worst chain",
         f"at least {EBFMI}",
-        "Momenta do not reach the energies of the tails (Betancourt 2016): heavier tails need other coordinates, or more "
+        "New momenta do not reach the energies of the tails (Betancourt 2016). Heavy tails need other coordinates, or more "
         "draws.",
         is_bad=smallest < EBFMI,
     )
 
 
 def _no_energy() -> Finding:
-    advice = "An MCMC of BlackJAXKernel has them; of NumPyro's own ask for extra_fields=('potential_energy',)."
+    advice = "BlackJAXKernel records them; for NumPyro's kernels write mcmc.run(..., extra_fields=('potential_energy',))."
     return unchecked("energy trend", "no energies came with the draws", advice)
 
 
 def _trend(name: str, values: np.ndarray) -> Finding:
-    """The first half against the last, in standard errors by the effective sizes of both."""
+    """Compare the first half with the last, in standard errors by the effective sizes of both."""
     half = values.shape[1] // 2
     if half < 4:
         return unchecked("energy trend", "fewer than 8 draws per chain")
     if not np.all(np.isfinite(values)):
-        return judge("energy trend", f"{name} is not finite", "finite", "See where the draws are.", is_bad=True)
+        return judge("energy trend", f"{name} is not finite", "finite", "Look at the energy at the draws.", is_bad=True)
     halves = [np.asarray(part, float) for part in (values[:, :half], values[:, -half:])]
     errors = [part.var() / max(float(effective_size(part)), 1.0) for part in halves]
     change = halves[1].mean() - halves[0].mean() if spread(values.ravel()) > 0 else 0.0
@@ -136,6 +138,6 @@ def _trend(name: str, values: np.ndarray) -> Finding:
         "energy trend",
         f"mean {name} changes by {change:.3g} from the first half to the last, {ratio:.2g} standard errors",
         f"below {normal_bound():.2g}",
-        "The chains are still on their way. Use more num_warmup; where the energy falls without limit, give it a base.",
+        "The chains are not stationary. Use more num_warmup; where the energy falls without limit, give it a base.",
         is_bad=ratio > normal_bound(),
     )

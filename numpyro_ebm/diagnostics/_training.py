@@ -1,4 +1,4 @@
-"""Checks of a training: losses, chains of the negative phase, and what reports say of the data."""
+"""Checks of a training: losses, chains of the negative phase, and reported figures of the data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._core.programs import compiled
 from numpyro_ebm._core.spreads import spread
-from numpyro_ebm.diagnostics._data import MIN_POINTS, modes
+from numpyro_ebm.diagnostics._data import MAX_POINTS, MIN_POINTS, modes
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.reports import NothingToReport, SiteReport, site_report, training_report
@@ -24,19 +24,24 @@ from numpyro_ebm.training import FitResult
 from numpyro_ebm.training.overfitting import held_out_rise, runaway
 
 OVERLAP = 0.01
+"""Least overlap of data and noise, at least `EFFECTIVE_ROWS` rows: with less the classifier gives almost no gradient."""
 EFFECTIVE_ROWS = 10
+"""Fewest rows in the overlap of data and noise, since only these give a gradient."""
 SCORE_DEPARTURE = 0.25
+"""Difference of logs beyond sampling error that still counts as the optimum; smaller values ask for longer training."""
 FALLING = 0.02
+"""Share of the whole fall of the loss in the last fifth of the updates; smaller values ask for longer training."""
 MIN_UPDATES = 100
+"""Fewest updates for the check of descent, each of whose batches then has two losses or more."""
 
 
 class Seen:
-    """A site as it was trained, with what the energy says of its rows.
+    """A trained site, with the energies of its rows.
 
     Attributes:
-        estimator: of the site.
-        site: its rows.
-        energies: of the rows that take part, minus the log density in unconstrained space.
+        estimator: the estimator of the site.
+        site: the laid-out rows.
+        energies: minus the log density in unconstrained space, of the rows that take part.
     """
 
     def __init__(self, estimator: AbstractEstimator, site: Site, energies: np.ndarray):
@@ -47,7 +52,7 @@ class Seen:
 
 
 def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, Any]) -> list[Finding]:
-    """Findings of a model and what its training left."""
+    """Check a model with the result of its training."""
     found = check_losses(result, _roles(model))
     try:
         reports = training_report(model, result, *args, **kwargs).sites
@@ -64,17 +69,17 @@ def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, 
 
 
 def check_result(result: Any) -> list[Finding]:
-    """Findings of a result without its model."""
+    """Check a result without its model."""
     found = check_losses(result, set())
     for each in carried(mutable_state(result)):
         if isinstance(each.state, EstimatorState) and each.state.chains is not None:
             report = site_report(each, {})
             found += [_conditions(report), _gap(report, None)]
-    return [*found, unchecked("figures", "those of the data need the model", "Write diagnose(model, result, x).")]
+    return [*found, unchecked("figures", "figures of the data need the model", "Write diagnose(model, result, x).")]
 
 
 def check_losses(result: Any, roles: set[str]) -> list[Finding]:
-    """Findings of the losses, where the result has any."""
+    """Check the losses, where the result has any."""
     if not isinstance(result, FitResult | SVIRunResult):
         return [unchecked("loss", "a state has no losses", "Pass the result of fit or of svi.run.")]
     losses = np.asarray(result.losses, float)
@@ -90,7 +95,7 @@ def check_losses(result: Any, roles: set[str]) -> list[Finding]:
         )
     ]
     if "gradient" in roles or not roles:
-        why = "values of a surrogate that is no objective say nothing" if roles else "the estimator is not known here"
+        why = "the surrogate of a 'gradient' estimator measures no fit" if roles else "the estimator is not known here"
         found.append(unchecked("descent", why, "" if roles else "Write diagnose(model, result, x)."))
     elif not bad.size:
         found += _descent(losses)
@@ -101,8 +106,8 @@ def check_losses(result: Any, roles: set[str]) -> list[Finding]:
                 "held-out loss",
                 rise or "it has not risen well above its best",
                 "no rise",
-                "The energy learned its rows by heart. Stop by fit(..., patience=5), or use more rows, a smaller net, or an "
-                "estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'.",
+                "The energy has memorised its rows. Stop early with fit(..., patience=5), or use more rows, a smaller "
+                "network, or an estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'.",
                 is_bad=rise,
             )
         )
@@ -115,12 +120,12 @@ def _roles(model: estimate) -> set[str]:
 
 
 def _descent(losses: np.ndarray) -> list[Finding]:
-    """Whether losses still fall: the last fifth against the one before, by means of ten batches each."""
+    """Check whether the losses still fall, by means of ten batches each of the last two fifths."""
     if losses.size < MIN_UPDATES:
         return [unchecked("descent", f"fewer than {MIN_UPDATES} updates")]
     fall = runaway(losses)
     if fall:
-        advice = "Pass held-out rows, fit(..., held_out=(x_test,), patience=5), or take 'dsm' or 'regularized_sm'."
+        advice = "Pass held-out rows, fit(..., held_out=(x_test,), patience=5), or use 'dsm' or 'regularized_sm'."
         return [judge("descent", fall, "a loss that settles", advice, is_bad=True)]
     width = losses.size // 50
     batches = losses[losses.size - 20 * width :].reshape(20, width).mean(axis=1)
@@ -132,7 +137,7 @@ def _descent(losses: np.ndarray) -> list[Finding]:
     return [
         judge(
             "descent",
-            f"the last fifth of the updates brought {part:.1%} of the whole fall, {change / max(error, 1e-300):.2g} "
+            f"the last fifth of the updates made {part:.1%} of the whole fall, {change / max(error, 1e-300):.2g} "
             "standard errors",
             f"below {FALLING:.0%}, or {normal_bound():.2g} standard errors",
             "The loss still falls: train for longer, or with a larger learning rate.",
@@ -162,7 +167,9 @@ def _site(report: SiteReport, seen: Seen | None) -> list[Finding]:
         found.append(_smoothing(name, figures))
     if "score_norm" in figures:
         found.append(_score(name, figures, seen))
-    return found or [unchecked(f"{name} figures", f"'{report.estimator}' has figures without a bound: see training_report")]
+    return found or [
+        unchecked(f"{name} figures", f"the figures of '{report.estimator}' have no bounds: see training_report")
+    ]
 
 
 def _conditions(report: SiteReport) -> Finding:
@@ -177,12 +184,12 @@ def _conditions(report: SiteReport) -> Finding:
 
 
 def _gap(report: SiteReport, seen: Seen | None) -> Finding:
-    """Energy of the data minus that of the chains, in standard errors of both batches."""
+    """Check the energy of the data minus that of the chains, in standard errors of both batches."""
     name, gap = f"{report.site} energy gap", report.figures["energy_gap"]
     if not np.isfinite(gap):
-        return unchecked(name, f"the gap is {gap}: no update has been made, or chains are lost")
+        return unchecked(name, f"the gap is {gap}: there was no update, or chains are not finite")
     if seen is None:
-        return unchecked(name, f"{gap:.3g} nats, and its error is not known", "Write diagnose(model, result, x).")
+        return unchecked(name, f"{gap:.3g} nats, with an unknown error", "Write diagnose(model, result, x).")
     error = float(spread(seen.energies) * np.sqrt(2 / len(seen.energies)))
     ratio = abs(gap) / error if error > 0 else 0.0
     return judge(
@@ -203,8 +210,8 @@ def _overlap(name: str, figures: Mapping[str, float], seen: Seen | None) -> list
             f"{name} overlap",
             f"noise and data overlap by {overlap:.2g}",
             f"at least {least:.2g}",
-            "The classifier is saturated and nothing more is learned. Use noise nearer to the data: noise=a distribution "
-            "fitted to them, 'flow_nce', or 'tre' for steps between.",
+            "The classifier is saturated, and nothing more is learned. Use noise nearer to the data: noise=... with a "
+            "distribution fitted to them, 'flow_nce', or 'tre' with intermediate steps.",
             is_bad=not overlap >= least,
         )
     ]
@@ -216,10 +223,10 @@ def _overlap(name: str, figures: Mapping[str, float], seen: Seen | None) -> list
     found.append(
         judge(
             f"{name} accuracy",
-            f"{figures['accuracy']:.3g} of telling data from noise, {expected:.3g} where the energy fits, {ratio:.2g} "
-            "standard errors",
+            f"{figures['accuracy']:.3g} for data against noise, {expected:.3g} for an energy that fits, {ratio:.2g} "
+            "standard errors apart",
             f"below {normal_bound():.2g}",
-            "The energy does not fit the data yet: train for longer, or give the energy more room.",
+            "The energy does not fit the data yet: train for longer, or use a more flexible energy.",
             is_bad=not ratio <= normal_bound(),
         )
     )
@@ -235,34 +242,34 @@ def _smoothing(name: str, figures: Mapping[str, float]) -> Finding:
         f"{low} to {high}",
         "The loss is almost all noise: use a larger sigma, or control_variate=True."
         if smallest < low
-        else "The energy is that of data smoothed beyond their own width: use a smaller sigma.",
+        else "The noise is wider than the data, and the energy is that of the smoothed data: use a smaller sigma.",
         is_bad=not (smallest >= low and largest <= high),
     )
 
 
 def _score(name: str, figures: Mapping[str, float], seen: Seen | None) -> Finding:
-    r"""By parts :math:`E|s|^2 = -E \operatorname{tr} \nabla s`; a Gaussian's standard error stands for that of the ratio."""
+    r"""Check :math:`E|s|^2 = -E \operatorname{tr} \nabla s`, with a Gaussian's standard error for that of the ratio."""
     square, trace = figures["score_norm"] ** 2, figures["trace_per_dim"]
     noise = 0.0 if seen is None else np.sqrt(2 / seen.rows.size)
     bound = SCORE_DEPARTURE + normal_bound() * noise
     departure = abs(np.log(square / -trace)) if square > 0 > trace else np.inf
     return judge(
         f"{name} score",
-        f"square of the score {square:.3g} and minus its divergence {-trace:.3g} per dimension, {departure:.2g} apart in "
-        "logs",
+        f"square of the score {square:.3g} and minus its divergence {-trace:.3g} per dimension, their logs {departure:.2g} "
+        "apart",
         f"below {bound:.2g}; equal at the optimum",
-        "The energy is not at its optimum: train for longer; on held-out rows, it learned those of training by heart.",
+        "The energy is not at its optimum: train for longer. On held-out rows: it has memorised the training rows.",
         is_bad=not departure < bound,
     )
 
 
 def _pool(seen: Seen, pool: Pool) -> list[Finding]:
-    """Where the persistent chains are, beside the data."""
+    """Compare the persistent chains with the data."""
     if seen.site.local is not None:
         return [unchecked(f"{seen.site.name} modes", "each row's chain has a density of its own")]
     kernel: Any = seen.estimator.kernel.bind(seen.site.distribution)  # pyright: ignore[reportAttributeAccessIssue]
     chains = np.asarray(jax.vmap(kernel.lower)(pool.position))
-    chains = chains.reshape(len(chains), -1)[:600]
+    chains = chains.reshape(len(chains), -1)[:MAX_POINTS]
     chains = chains[np.all(np.isfinite(chains), axis=1)]
     size = min(len(chains), len(seen.rows))
     if size < MIN_POINTS:

@@ -1,4 +1,4 @@
-"""`training_report`: what trained an energy and how it went, in words and figures."""
+"""`training_report`: figures and notes on how an energy was trained."""
 
 import dataclasses
 import inspect
@@ -22,10 +22,11 @@ from numpyro_ebm.handlers.energy_sites import energy_sites
 from numpyro_ebm.handlers.results import Result, check_values_given, mutable_state, values_of
 
 MAX_PARAMETERS = 200
+"""Most parameters for standard errors with all of them estimated, which take one derivative of the gradient each."""
 
 
 class NothingToReport(EnergyError):
-    """The state holds no chains, and no arguments came for figures of the data."""
+    """Raised where the state has no chains, and there are no arguments for figures of the data."""
 
 
 FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("conditions", "reported", "mean_moves"))
@@ -33,16 +34,16 @@ FIGURES = tuple(name for name in NegativePhaseHealth._fields if name not in ("co
 
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
-    """What is known of one energy site's training.
+    """Report on the training of one energy site.
 
     Attributes:
-        site: its name.
-        estimator: the estimator's name.
-        figures: of chains those of `NegativePhaseHealth`, the numbers in the estimator's state, such as ``num_updates``, and
-            for chains that are kept the mean and largest ``age``; of other estimators what their ``figures`` give.
-        conditions: of `NegativePhaseHealth`, those that held in the last update, in words.
-        notes: what the estimator's settings mean for the energy that it trains, and conditions that held earlier.
-        held: the names of ``conditions``.
+        site: name of the site.
+        estimator: name of the estimator.
+        figures: for estimators with chains, those of `NegativePhaseHealth` and of the state (`ChainState`), such as
+            ``num_updates`` and, for persistent chains, the mean and largest ``age``; for others those of the estimator.
+        conditions: the conditions of `NegativePhaseHealth` that held in the last update, in words.
+        notes: consequences of the estimator's settings for the energy, and conditions that held earlier.
+        held: names of ``conditions``.
     """
 
     site: str
@@ -53,11 +54,11 @@ class SiteReport:
     held: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """A few lines of text."""
+        """Return a few lines of text."""
         lines = [f"{self.site}: {self.estimator}"]
         lines += [f"  {name:<16} {value:.4g}" for name, value in self.figures.items() if np.isfinite(value)]
         if "acceptance_rate" in self.figures:
-            # No verdict beyond the conditions: diagnose judges the figures, and may find more.
+            # The report judges only the conditions: diagnose judges the figures, and may find more.
             none = f"  chains: none of {', '.join(CONDITIONS)} held in the last update; diagnose judges the figures"
             lines += [f"  ! {text}" for text in self.conditions] or [none]
         return "\n".join(lines + [f"  note: {text}" for text in self.notes])
@@ -65,7 +66,7 @@ class SiteReport:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingReport:
-    """One `SiteReport` per energy site of which something is known; ``str`` gives text.
+    """Result of `training_report`: one `SiteReport` per energy site with figures; ``str`` gives text.
 
     Attributes:
         sites: the reports.
@@ -74,42 +75,42 @@ class TrainingReport:
     sites: tuple[SiteReport, ...]
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """The same as plain dicts, by site."""
+        """Return the reports as plain dicts, by site."""
         return {report.site: dataclasses.asdict(report) for report in self.sites}
 
     def __str__(self) -> str:
-        """Text, a paragraph per site."""
+        """Return text with a paragraph per site."""
         return "\n".join(map(str, self.sites))
 
 
 def training_report(model: estimate, state: Result, *args: Any, **kwargs: Any) -> TrainingReport:
-    """Figures of the chains that gave the last gradient and of the data under the energy, and what the settings imply.
+    """Report figures of the chains of the last update, of the data under the energy, and consequences of the settings.
 
-    Estimators with chains (cd, pcd, replay, mle, ...) left their figures in the state. Others have figures of the rows under
-    the trained energy, for which the model runs once more, on the arguments given here: those of training, or with held-out
-    rows in their place, where both should say the same. A model that subsamples shows one subset.
+    Estimators with chains (cd, pcd, replay, mle, ...) keep their figures in the state. Others have figures of the rows under
+    the trained energy, for which the model runs once more on the given arguments. These are those of training, or held-out
+    rows in their place, and both should give similar figures. A model that subsamples uses one subset.
 
     - sm, ssm, ssm_vr, regularized_sm, hsm, minimum_velocity: ``score_norm`` and ``trace_per_dim``, root mean square of the
       score and mean of its divergence, per dimension.
-    - dsm: ``smoothing_min`` and ``smoothing_max``, noise over the data's standard deviation.
-    - nce and what builds on it: ``accuracy`` of telling data from noise; ``overlap`` of the two, 0 where nothing more can be
-      learned; ``gradient_size``, of the loss in the log ratios; the learned ``log_normalizer`` and ``log_normalizer_se``,
-      its `standard_errors` on these rows: with all parameters estimated where there are at most 200 and they are identified,
-      and of this one energy elsewhere.
+    - dsm: ``smoothing_min`` and ``smoothing_max``, the noise divided by the data's standard deviation.
+    - nce and its variants: ``accuracy`` of the classification of data and noise; ``overlap`` of the two, 0 where nothing
+      more can be learned; ``gradient_size``, of the loss in the log ratios; the learned ``log_normalizer`` and
+      ``log_normalizer_se``, its `standard_errors` on these rows: with all parameters estimated where there are at most 200
+      and they are identified, otherwise that of this energy alone.
     - ksd: ``squared_ksd``, the squared discrepancy of the rows, about 0 where the model fits.
-    - lsd: ``stein``, what the critic finds fault with, and ``stein_error``; ``critic_norm``.
+    - lsd: ``stein``, the discrepancy that the critic finds, and ``stein_error``; ``critic_norm``.
     - adversarial: ``log_normalizer_bound``; with weights also ``log_normalizer``, its ``_se``, and ``ess`` as a fraction.
 
     Args:
         model: the model that was trained, as `estimate` returned it.
         state: the result of `fit` or of ``svi.run``, the state of SVI, or a dict of parameters, of mutable state or of both
-            (``svi.get_params(state) | state.mutable_state``); values of latent sites belong beside the parameters.
+            (``svi.get_params(state) | state.mutable_state``); values of latent sites go with the parameters.
         *args: arguments of the model.
         **kwargs: keyword arguments of the model.
 
     Raises:
-        EnergyError: (a ValueError) where there is nothing to report; for arguments beside a bare state of SVI, which has the
-            parameters in another form; for parameters or latent sites without a value.
+        EnergyError: (a ValueError) where there is nothing to report; for arguments together with a bare state of SVI, which
+            has the parameters in unconstrained form; for parameters or latent sites without a value.
         TypeError: for a model that does not come from `estimate`.
 
     Example:
@@ -139,7 +140,7 @@ def _have_figures(model: estimate) -> bool:
 def _refuse(model: estimate) -> NoReturn:
     chains = "The state holds no chains, which cd, pcd, replay, mle and others have"
     if not _have_figures(model):
-        raise NothingToReport(f"{chains}, and the estimator has no figures of the data, so that there is nothing to report.")
+        raise NothingToReport(f"{chains}, and the estimator has no figures of the data, so there is nothing to report.")
     raise NothingToReport(
         f"{chains}. For figures of the data under the trained energy pass the result and the model's arguments: "
         "training_report(model, result, x)."
@@ -147,7 +148,7 @@ def _refuse(model: estimate) -> NoReturn:
 
 
 def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> list[SiteReport]:
-    """Reports of the sites whose estimators have figures of the data."""
+    """Return reports of the sites whose estimators have figures of the data."""
     notes: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def run(given):
@@ -173,28 +174,33 @@ def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: d
 def _base_notes(site: Site) -> tuple[str, ...]:
     if not isinstance(site.distribution.base, Empirical):
         return ()
-    return (f"the {len(site.distribution.base.rows)} Empirical rows count as a law: their own sampling is in no error.",)
+    return (
+        f"the {len(site.distribution.base.rows)} Empirical rows count as a known distribution: errors omit their sampling.",
+    )
 
 
 def _log_normalizer(
     site: str, model: estimate, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The learned log Z with its standard error, and what is to say of it."""
+    """Return the learned log Z with its standard error, and notes on it."""
     name = f"{site}$log_normalizer"
     if name not in given:
         return {}, ()
     value = {"log_normalizer": float(given[name])}
     num_params = sum(np.size(leaf) for leaf in jax.tree.leaves(given))
-    choices = {None: (), (name,): ("log_normalizer_se is that of this energy, the energy's parameters taken as known.",)}
+    choices = {
+        None: (),
+        (name,): ("log_normalizer_se is that of this energy, with the energy's parameters taken as known.",),
+    }
     refusal = ""
     for names, said in choices.items():
         if names is None and num_params > MAX_PARAMETERS:
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the figures say the same of these rows
+                warnings.simplefilter("ignore")  # the figures show the same for these rows
                 errors = standard_errors(jax.random.key(2), model, given, *args, names=names, **kwargs).errors
-            if name not in errors:  # of another model, and no part of this one
+            if name not in errors:  # belongs to another model
                 return {}, ()
             return value | {"log_normalizer_se": float(errors[name])}, said
         except EnergyError as error:
@@ -203,11 +209,11 @@ def _log_normalizer(
 
 
 def site_report(carried: Carried, estimators: Any) -> SiteReport:
-    """What a state says.
+    """Report on the state of an estimator.
 
     Args:
         carried: the state, with the names of its site and estimator.
-        estimators: the estimator, or a dict of them by site, for their notes; an empty one for none.
+        estimators: the estimator, or a dict of them by site, for their notes; an empty dict for no notes.
     """
     estimator = estimators if isinstance(estimators, AbstractEstimator) else estimators.get(carried.site)
     notes = () if estimator is None else estimator.notes()
@@ -221,7 +227,7 @@ def site_report(carried: Carried, estimators: Any) -> SiteReport:
             held = _names(health.conditions)
             conditions = tuple(f"{name}: {in_words(name, health)}" for name in held)
             earlier = _names(np.asarray(health.reported) & ~np.asarray(health.conditions))
-            notes += (f"held earlier in the training, and no more: {', '.join(earlier)}",) if earlier else ()
+            notes += (f"held earlier in the training, but not in the last update: {', '.join(earlier)}",) if earlier else ()
     return SiteReport(carried.site, carried.estimator, figures, conditions, notes, held)
 
 

@@ -1,4 +1,4 @@
-"""R-hat of functions that the user names, and nested R-hat of many short chains."""
+"""R-hat of functions of the draws, and nested R-hat of many short chains."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,11 +20,11 @@ class FunctionRhat:
     """Convergence of one function of the draws.
 
     Attributes:
-        mean: over all draws.
-        rhat: rank-normalised split R-hat; infinite where each chain is stuck at a value of its own, NaN where not known.
+        mean: mean over all draws.
+        rhat: rank-normalised split R-hat; infinite where each chain is constant at a different value, NaN where unknown.
         ess_bulk: effective sample size for the mean; NaN where nothing moves.
-        ess_tail: for the 5 % and 95 % quantiles.
-        note: what is to say of it, "" for nothing.
+        ess_tail: effective sample size for the 5 % and 95 % quantiles.
+        note: remark on the values, or "".
     """
 
     mean: float
@@ -34,29 +34,29 @@ class FunctionRhat:
     note: str = ""
 
     def __str__(self) -> str:
-        """One line."""
+        """Return one line of text."""
         figures = f"mean {self.mean:.4g}, R-hat {self.rhat:.4g}, ESS bulk {self.ess_bulk:.4g}, tail {self.ess_tail:.4g}"
         return f"{figures} ({self.note})" if self.note else figures
 
 
 def split_rhat(draws: Any, functions: Mapping[str, Callable[[Any], Any]]) -> dict[str, FunctionRhat]:
-    r"""R-hat and effective sample size of functions of the draws, such as the energy or which mode a draw is in.
+    r"""Compute R-hat and effective sample size of functions of the draws, such as the energy or the indicator of a mode.
 
-    Rank-normalised split R-hat (the larger of bulk and tail), as ArviZ has it. Means of coordinates may agree between chains
-    that are in different places; an indicator of a mode, or the energy, may not.
+    R-hat is the rank-normalised split R-hat of ArviZ (the larger of bulk and tail). Chains in different places may agree in
+    the means of their coordinates, and differ in the energy or in the indicator of a mode.
 
     Args:
         draws: an MCMC, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)``, ArviZ data, or the result
             of `fit` with recorded chains.
-        functions: by name, a function of ONE draw with a number or a truth value as its result: of the draw's event where
-            the draws have one variable, of a dict of them elsewhere.
+        functions: by name, functions of ONE draw that return a number or a truth value. The argument is an event where the
+            draws have one variable, and a dict of events by variable otherwise.
 
     Returns:
-        By name, `FunctionRhat`. One that is constant is said to be, and has no R-hat.
+        `FunctionRhat` by name. The note of a constant function says so, and its R-hat is NaN.
 
     Raises:
-        EnergyError: (a ValueError) for functions that do not return a scalar, or draws that are none.
-        TypeError: for something that is no dict of functions.
+        EnergyError: (a ValueError) for functions that do not return a scalar, and for missing or misshapen draws.
+        TypeError: for anything but a dict of functions.
 
     Example:
         ``split_rhat(draws, {"energy": energy, "left": lambda x: x[0] < 0})``
@@ -72,7 +72,7 @@ def split_rhat(draws: Any, functions: Mapping[str, Callable[[Any], Any]]) -> dic
 def nested_rhat(
     draws: Any, num_superchains: int, functions: Mapping[str, Callable[[Any], Any]] | None = None
 ) -> dict[str, np.ndarray]:
-    r"""Nested R-hat, for many chains too short for R-hat: between superchains of chains that share their start.
+    r"""Compute nested R-hat of many chains that are too short for R-hat, grouped in superchains that share their start.
 
     With K superchains of M chains of N draws, means :math:`\bar x^{(mk)}` of chains and :math:`\bar x^{(k)}` of superchains,
 
@@ -80,20 +80,21 @@ def nested_rhat(
         \hat R_\nu = \sqrt{1 + B / W}, \quad B = \operatorname{var}_k \bar x^{(k)}, \quad
         W = \frac{1}{K} \sum_k \Bigl( \operatorname{var}_m \bar x^{(mk)} + \frac{1}{M} \sum_m s^2_{mk} \Bigr)
 
-    with variances over n - 1, the first term of W 0 for M = 1 and the second, the variance within a chain, 0 for N = 1. One
-    draw per chain is enough where chains share starts. For chains at stationarity whose draws are independent B / W is about
-    1 / (M (N + 1)), for N = 1 it is 1 / M; a superchain that remembers its start makes it large.
+    where variances have the denominator n - 1, the first term of W is 0 for M = 1, and the second term, the variance within
+    a chain, is 0 for N = 1. One draw per chain is enough where chains share starts. For stationary chains of independent
+    draws B / W is about 1 / (M (N + 1)), or 1 / M for N = 1; superchains that still depend on their start make it large.
 
     Args:
-        draws: as in `split_rhat`. Chains of one superchain follow one another: the first M chains are the first superchain.
-        num_superchains: K, at least 2; it divides the number of chains.
-        functions: as in `split_rhat`, to be looked at in the place of the variables.
+        draws: as in `split_rhat`. Chains of one superchain are adjacent: the first M chains are the first superchain.
+        num_superchains: K, at least 2, a divisor of the number of chains.
+        functions: as in `split_rhat`, to use in the place of the variables.
 
     Returns:
-        By variable, one R-hat per coordinate; by function, one.
+        One R-hat per coordinate of each variable, or one per function, by name.
 
     Raises:
-        EnergyError: (a ValueError) for a K that does not divide the chains, or M = N = 1, which leaves nothing within.
+        EnergyError: (a ValueError) for K that does not divide the number of chains, and for M = N = 1, which has no variance
+            within superchains.
 
     Example:
         ``nested_rhat(draws, num_superchains=16)["x"]``
@@ -114,8 +115,8 @@ def nested_rhat(
         )
     if size == 1 and num_draws == 1:
         raise EnergyError(
-            "nested_rhat has nothing within a superchain of one chain of one draw. Write a smaller num_superchains, with "
-            "chains that share their starts."
+            "nested_rhat has no variance within a superchain of one chain with one draw. Write a smaller num_superchains, "
+            "with chains that share their starts."
         )
     return {name: _nested(np.asarray(value, float), num_superchains) for name, value in variables.items()}
 
@@ -134,7 +135,7 @@ def _nested(values: np.ndarray, num_superchains: int) -> np.ndarray:
 
 
 def _evaluate(owner: str, variables: Mapping[str, np.ndarray], functions: Any) -> dict[str, np.ndarray]:
-    """Values ``(chains, draws)`` of each function."""
+    """Return the values ``(chains, draws)`` of each function."""
     if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
         raise TypeError(f"{owner} needs functions by name, e.g. {{'left': lambda x: x[0] < 0}}; got {functions!r}.")
     single = next(iter(variables)) if len(variables) == 1 else None
@@ -145,8 +146,8 @@ def _evaluate(owner: str, variables: Mapping[str, np.ndarray], functions: Any) -
         if not hasattr(value, "shape") or value.ndim != 2:
             shape = np.shape(value)[2:] if hasattr(value, "shape") else type(value).__name__
             raise EnergyError(
-                f"{owner}: '{name}' returned {shape} for one draw, and a number is needed. Write it for one draw "
-                f"({'a dict of ' + str(list(variables)) if single is None else repr(single)}), with a scalar as its result."
+                f"{owner}: '{name}' returned {shape} for one draw, and must return a number. Write a function of one draw "
+                f"({'a dict of ' + str(list(variables)) if single is None else repr(single)}) that returns a scalar."
             )
         values[name] = np.asarray(value, float)
     return values

@@ -1,4 +1,4 @@
-"""`standard_errors`: how far the parameters of an estimator may be from where infinitely many rows would put them."""
+"""`standard_errors`: sandwich standard errors of parameters that an objective estimated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,15 +20,16 @@ from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.handlers.results import Result, check_values_given, values_of
 
 COLUMNS_AT_ONCE = 32
+"""Columns of the second derivatives that are computed together; more need more memory."""
 
 
 class StandardErrors(NamedTuple):
-    """What `standard_errors` returns.
+    """Result of `standard_errors`.
 
     Attributes:
-        params: the parameters that the errors are of.
+        params: the parameters.
         errors: their standard errors, in the same form.
-        covariance: of the parameters one after another as ``jax.flatten_util.ravel_pytree(params)`` puts them.
+        covariance: covariance of the parameters, in the order of ``jax.flatten_util.ravel_pytree(params)``.
     """
 
     params: dict[str, PyTree]
@@ -45,37 +46,37 @@ def standard_errors(
     num_draws: int = 1,
     **kwargs: Any,
 ) -> StandardErrors:
-    r"""Sandwich standard errors of the parameters that an "objective" estimator found, log Z among them.
+    r"""Compute sandwich standard errors of the parameters that an "objective" estimator found, including log Z.
 
-    Estimates are minima of a sum of losses of independent rows, so that near the truth their covariance is
+    The estimates minimise a sum of losses of independent rows, so near the truth their covariance is
 
     .. math:: A^{-1} B A^{-1}, \qquad A = \sum_i \nabla^2 \ell_i, \quad B = \sum_i \nabla \ell_i \nabla \ell_i^T
 
     For "nce" this is the theory of Gutmann and Hyvarinen, and the error of ``"<site>$log_normalizer"`` is that of log Z with
-    the energy's parameters estimated beside it. ``A`` has as many columns as there are parameters, each a derivative of the
-    gradient: meant for hundreds of them. A network's are not identified; ``names`` takes the others as known, and
-    ``names=("x$log_normalizer",)`` then gives the error of log Z of this energy.
+    the energy's parameters estimated beside it. ``A`` has one column per parameter, each a derivative of the gradient, so
+    the function is meant for at most hundreds of parameters. Those of a network are not identified: ``names`` selects some
+    and takes the others as known, and ``names=("x$log_normalizer",)`` gives the error of log Z of this energy.
 
-    A loss with random draws has those of ``rng_key``. One draw (of its ``nu`` noise events, directions, ...) per row is the
-    theory's error of an estimate under frozen noise. Training draws afresh at every update, which averages over the draws as
-    its rate decays: ``num_draws`` averages each row's gradient over so many.
+    A loss with random draws uses those of ``rng_key``. One draw (of its ``nu`` noise events, directions, ...) per row gives
+    the theoretical error of an estimate under fixed noise. Training draws again at every update, which averages over the
+    draws as the learning rate decays: ``num_draws`` averages each row's gradient over that many draws.
 
-    Noise counts as a known law. Where it is the rows of an `Empirical` base, what another sample of these would change is
-    not in the errors, which are too small unless there are many more of them than rows.
+    Noise counts as a known distribution. Where it is the rows of an `Empirical` base, the errors leave out the sampling of
+    these rows, and are too small unless there are many more of them than rows of data.
 
     Args:
         rng_key: random key.
         model: the model that was trained, as `estimate` returned it.
-        result: of `fit` or ``svi.run``, or a dict of parameters.
-        *args: arguments of the model, those of training: every row counts.
-        names: parameters that were estimated, or the name of one; None for all of the model's.
-        num_draws: random draws to average each row's loss over.
+        result: the result of `fit` or ``svi.run``, or a dict of parameters.
+        *args: arguments of the model, as in training, with all rows.
+        names: names of the parameters that were estimated, or one name; None for all parameters of the model.
+        num_draws: number of random draws to average each row's loss over.
         **kwargs: keyword arguments of the model.
 
     Raises:
-        EnergyError: (a ValueError) for an estimator whose value is no objective, or whose loss has no rows of its own; for
-            latent sites, subsampling, sites of different shapes or without rows; for unknown names; and where the parameters
-            are at no minimum or not identified (``A`` not positive definite).
+        EnergyError: (a ValueError) for an estimator whose value is not an objective, or whose loss is not a sum over rows;
+            for latent sites, subsampling, sites of different shapes or without rows; for unknown names; and for parameters
+            that are not at a minimum or not identified (``A`` not positive definite).
         TypeError: for a model that does not come from `estimate`.
 
     Example:
@@ -107,7 +108,7 @@ def standard_errors(
     covariance = compiled(partial(_sandwich, losses), flat, keys)
     if not np.all(np.isfinite(covariance)):
         _refuse(chosen)
-    # From unconstrained to constrained parameters, to first order.
+    # Transform from unconstrained to constrained parameters, to first order.
     slopes = jax.jacobian(lambda flat: ravel_pytree(constrain(flat))[0])(flat)
     covariance = np.asarray(slopes @ covariance @ slopes.T)
     errors = ravel_pytree(chosen)[1](jnp.sqrt(jnp.diag(covariance)))
@@ -115,7 +116,7 @@ def standard_errors(
 
 
 def _sandwich(losses: Callable[[Array, PRNGKey], Array], at: Array, keys: PRNGKey) -> Array:
-    """NaN where the second derivatives are not positive definite."""
+    """Return the covariance; NaN where the second derivatives are not positive definite."""
 
     def rows_and_gradient(flat):
         mean = lambda flat: jnp.mean(jax.lax.map(lambda key: losses(flat, key), keys), axis=0)  # noqa: E731
@@ -124,7 +125,7 @@ def _sandwich(losses: Callable[[Array, PRNGKey], Array], at: Array, keys: PRNGKe
 
     push = jax.linearize(rows_and_gradient, at)[1]
     row_slopes, curvature = jax.lax.map(push, jnp.eye(at.size, dtype=at.dtype), batch_size=COLUMNS_AT_ONCE)
-    scale = jnp.sqrt(jnp.abs(jnp.diag(curvature)))  # so that units do not count for the condition
+    scale = jnp.sqrt(jnp.abs(jnp.diag(curvature)))  # so that the condition number does not depend on units
     values, vectors = jnp.linalg.eigh(curvature / jnp.outer(scale, scale))
     is_definite = values[0] > 10 * at.size * jnp.finfo(at.dtype).eps
     half = (vectors / values) @ vectors.T @ (row_slopes / scale[:, None]) / scale[:, None]
@@ -139,13 +140,13 @@ def _trace(model: estimate, values: Mapping[str, Any], rng_key: PRNGKey, args: t
 
 
 def _row_values(trace: Mapping[str, Any]) -> Array:
-    """The log joint of the observed sites, row by row."""
+    """Return the log joint of the observed sites, row by row."""
     rows = [_scaled(site) for site in trace.values() if site["type"] == "sample"]
     if any(site["type"] == "plate" and len(site["value"]) != site["args"][0] for site in trace.values()):
-        raise EnergyError("The model subsamples, and standard errors are those of all rows. Write the plate without it.")
+        raise EnergyError("The model subsamples, and standard errors need all rows. Write the plate without subsample_size.")
     if len({value.shape for value in rows}) != 1 or rows[0].size < 2:
         raise EnergyError(
-            f"Standard errors take the variance between rows, and the observed sites have shapes "
+            f"Standard errors need the variance between rows, and the observed sites have shapes "
             f"{[value.shape for value in rows]}. Put the rows of all of them into one plate."
         )
     return sum(rows[1:], rows[0]).ravel()
@@ -154,15 +155,15 @@ def _row_values(trace: Mapping[str, Any]) -> Array:
 def _scaled(site: Mapping[str, Any]) -> Array:
     if not site["is_observed"]:
         raise EnergyError(
-            f"The site '{site['name']}' is latent: its uncertainty is the guide's or the posterior's. Standard errors are "
-            "of models whose unknowns are all numpyro.param."
+            f"The site '{site['name']}' is latent: its uncertainty is that of the guide or the posterior. Standard errors "
+            "need a model whose unknowns are all numpyro.param."
         )
     log_prob = site["fn"].log_prob(site["value"])
     return log_prob if site["scale"] is None else site["scale"] * log_prob
 
 
 def _constraints(run: Callable[[], Any]) -> dict[str, Any]:
-    """Constraint of each parameter, by a run of the model in which nothing is computed."""
+    """Return the constraint of each parameter, from an abstract run of the model."""
     found: dict[str, Any] = {}
 
     def record():
@@ -176,7 +177,7 @@ def _constraints(run: Callable[[], Any]) -> dict[str, Any]:
 def _parameters(
     values: Mapping[str, Any], known: Mapping[str, Any], names: Sequence[str] | None
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """Values that were estimated, and the transforms from unconstrained ones."""
+    """Return the estimated values, and their transforms from unconstrained space."""
     for name in names or ():
         if name not in known:
             raise EnergyError(f"The model has no parameter '{name}'. {nearest(name, known)}")
@@ -196,10 +197,10 @@ def _checked(model: Any) -> estimate:
     estimators = estimated.estimators
     for each in estimators.values() if isinstance(estimators, dict) else (estimators,):
         if each.role != "objective" or each.couples_rows:
-            why = "only its gradient means something" if each.role == "gradient" else "its loss is of pairs of rows"
+            why = "only its gradient is meaningful" if each.role == "gradient" else "its loss is of pairs of rows"
             raise EnergyError(
-                f"The estimator '{each.name}' has no sandwich of its rows: {why}. Objectives whose loss is a sum over rows "
-                "have one: 'nce', 'sm', 'dsm', ..."
+                f"The estimator '{each.name}' has no sandwich of its rows: {why}. Use an objective whose loss is a sum over "
+                "rows, such as 'nce', 'sm' or 'dsm'."
             )
     return estimated
 
@@ -207,6 +208,6 @@ def _checked(model: Any) -> estimate:
 def _refuse(chosen: Mapping[str, Any]) -> NoReturn:
     raise EnergyError(
         f"The loss has no curvature in some direction of the parameters {list(chosen)}: they are not at a minimum, or not "
-        "identified, as a network's weights are. Train for longer, or name those whose errors are wanted, the others taken "
-        "as known: names=(...)."
+        "identified, like the weights of a network. Train for longer, or write names=(...) with the parameters whose errors "
+        "you need; the others are then taken as known."
     )

@@ -1,4 +1,4 @@
-"""Distributions that declare an energy or a score, and the rows of their sites."""
+"""Distributions that declare an energy or a score, and the layout of their data in rows."""
 
 from numpyro_ebm.distributions.empirical import Empirical as Empirical
 from numpyro_ebm.distributions.energy import EnergyDistribution as EnergyDistribution

@@ -1,6 +1,6 @@
-"""What an array in a traced program depends on, and what stands beside an unnormalised term: a walk over its jaxpr.
+"""Dependencies of arrays in a traced program, and of the weights of its unnormalised terms, read off the jaxpr.
 
-Nothing is computed. Arrays are marked with an identity that compiles to nothing; `flows` reads the marks.
+Nothing is evaluated. `mark` tags arrays with an identity that compiles to nothing; `flows` reads the marks.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -13,21 +13,21 @@ from jax.extend.core import Literal, Primitive
 from jax.interpreters import ad, batching, mlir
 
 SOURCE, EVENT, TERM, BASE = "source", "event", "term", "base"
-"""A value that moves; the event of an energy; its unnormalised log density; the log density that a factor tilts."""
+"""Kinds of marks: a value that inference changes, an energy's event, its log density, a log density tilted by a factor."""
 
 NONE: frozenset[Any] = frozenset()
 
 
 class Flow(NamedTuple):
-    """What is known of one array. Where it holds unnormalised terms, a multiple of each one's log Z is missing in it.
+    """Dependencies of one array. If it contains unnormalised terms, it lacks a multiple of each one's log Z.
 
     Attributes:
         sources: labels of the marked sources that it depends on.
-        outside: the same on the way to a term, where the term's own event does not count.
-        event: `outside` of that event, with the label of its marks: an energy may hold another.
-        has_term: whether an unnormalised term is in it.
-        shifts: sources that the missing log Z's depend on.
-        weights: sources that their multiples depend on.
+        outside: like ``sources``, but inside an energy without those that enter through the energy's own event.
+        event: ``outside`` of that event, as pairs (label of the event, source): energies may be nested.
+        has_term: whether it contains an unnormalised term.
+        shifts: sources on which the missing log Z's depend.
+        weights: sources on which their multiples depend.
     """
 
     sources: frozenset[Any] = NONE
@@ -49,18 +49,18 @@ mlir.register_lowering(mark_p, lambda ctx, x, **_: [x])
 
 
 def mark(tree: Any, kind: str, label: Hashable = "") -> Any:
-    """The same arrays, marked for `flows`.
+    """Return the same arrays, marked for `flows`.
 
     Args:
         tree: a pytree of arrays.
         kind: `SOURCE`, `EVENT`, `TERM` or `BASE`.
-        label: the source as ``Flow`` names it, or what an event and its term share.
+        label: the name of a source in ``Flow``, or the label that an event and its term share.
     """
     return jax.tree.map(lambda leaf: mark_p.bind(jnp.asarray(leaf), kind=kind, label=label), tree)
 
 
 def flows(jaxpr: Any) -> list[Flow]:
-    """The flow into each output of a closed jaxpr."""
+    """Return the `Flow` of each output of a closed jaxpr."""
     return _walk(jaxpr.jaxpr, [CONSTANT] * len(jaxpr.jaxpr.invars))
 
 
@@ -76,7 +76,7 @@ def _walk(jaxpr: Any, inputs: Sequence[Flow]) -> list[Flow]:
 
 
 def _apply(eqn: Any, inputs: list[Flow]) -> list[Flow]:
-    """The flows out of one equation."""
+    """Return the flow of each output of one equation."""
     name, inner = eqn.primitive.name, _inner(eqn)
     if name in _CONTROL:
         return _CONTROL[name](eqn, inputs)
@@ -90,7 +90,7 @@ def _apply(eqn: Any, inputs: list[Flow]) -> list[Flow]:
 
 
 def _inner(eqn: Any) -> Any:
-    """The program that an equation calls (jit, checkpoint, custom derivatives), or None."""
+    """Return the jaxpr that an equation calls (jit, checkpoint, custom derivatives), or None."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = eqn.params.get(key)
         inner = getattr(inner, "jaxpr", inner)
@@ -123,7 +123,7 @@ _LINEAR = frozenset(
     "concatenate slice pad copy copy_p rev reduce_precision stop_gradient real psum sharding_constraint "
     "optimization_barrier name".split()
 )
-"""Operations that take terms over with fixed multiples."""
+"""Operations whose output is linear in terms, with constant coefficients."""
 
 _CONDITIONS = {
     "select_n": slice(0, 1),
@@ -133,7 +133,7 @@ _CONDITIONS = {
     "scatter": slice(1, 2),
     "scatter-add": slice(1, 2),
 }
-"""Operations that choose among their operands, and which operands choose."""
+"""Operations that select among operands, and the operands that determine the selection."""
 
 _PRODUCTS = frozenset({"mul", "div", "dot_general"})
 
@@ -156,7 +156,7 @@ def _weighted(flow: Flow, by: Flow) -> Flow:
 
 
 def _under(condition: Flow, flow: Flow) -> Flow:
-    """A flow that came about under a condition."""
+    """Return the flow of a value that is computed under a condition."""
     return _weighted(_join(flow, condition), condition)
 
 
@@ -169,7 +169,7 @@ def _event(flow: Flow, label: str) -> Flow:
 
 
 def _term(flow: Flow, label: str) -> Flow:
-    # A term inside of the energy is part of it and lacks nothing.
+    # A term inside the energy is part of the energy, so no log Z of its own is missing.
     own = frozenset(source for name, source in flow.event if name == label)
     others = frozenset(pair for pair in flow.event if pair[0] != label)
     return Flow(flow.sources, flow.outside | own, others, has_term=True, shifts=flow.outside)
@@ -184,8 +184,8 @@ _MARKS = {SOURCE: _source, EVENT: _event, TERM: _term, BASE: _base}
 
 def _scan(eqn: Any, inputs: list[Flow]) -> list[Flow]:
     body = eqn.params["jaxpr"].jaxpr
-    # The names of the counts differ between versions of JAX. What is scanned over loses a dimension on the way in, what is
-    # stacked gains one on the way out, and the carry keeps its own.
+    # The parameters that hold these counts differ between JAX versions, so infer them from the dimensions: scanned inputs
+    # lose one inside the body, stacked outputs gain one outside, and the carry keeps its own.
     num_scanned = sum(_ndim(outer) != _ndim(inner) for outer, inner in zip(eqn.invars, body.invars, strict=True))
     num_carry = sum(_ndim(outer) == _ndim(inner) for outer, inner in zip(eqn.outvars, body.outvars, strict=True))
     end = len(inputs) - num_scanned
@@ -215,7 +215,7 @@ def _cond(eqn: Any, inputs: list[Flow]) -> list[Flow]:
 
 
 def _settle(once: Callable[[list[Flow]], list[Flow]], carry: list[Flow]) -> list[Flow]:
-    """The carry of a loop when another turn adds nothing; sets only grow, so that it comes."""
+    """Iterate the flows of a loop's carry to their fixed point; the sets only grow, so the iteration ends."""
     while True:
         grown = [_join(old, new) for old, new in zip(carry, once(carry), strict=True)]
         if grown == carry:

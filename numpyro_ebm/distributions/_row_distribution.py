@@ -1,4 +1,4 @@
-"""Distributions of rows, which ``expand``, plates, ``jax.vmap`` and NumPyro's ``scan`` make more of."""
+"""Distributions over rows, to which ``expand``, plates, ``jax.vmap`` and NumPyro's ``scan`` add more rows."""
 
 import abc
 import copy
@@ -31,14 +31,14 @@ from numpyro_ebm.distributions.shapes import (
 
 
 class RowDistribution(dist.Distribution):
-    """Rows that differ in context and base, inside of more rows that share what these have.
+    """A distribution whose rows may differ in context and base, and may be expanded to more rows that share these.
 
-    ``expand`` and plates add rows that share. ``jax.vmap`` and NumPyro's ``scan`` make a distribution of which all arrays
-    lead with new rows; put together again, it has these in its batch shape. NumPyro's own distributions read their batch
-    shape off their parameters for that; an empty array in the shape of the rows tells it here.
+    ``expand`` and plates add rows that share context and base. ``jax.vmap`` and NumPyro's ``scan`` give all arrays new
+    leading dimensions, which become part of the batch shape when the pytree is rebuilt. NumPyro's own distributions infer
+    their batch shape from their parameters for that; here an empty array with the shape of the rows records it.
 
     Attributes:
-        context: pytree of what each row has, or None; leaves lead with the rows that differ.
+        context: pytree of covariates, one entry per row, or None; leaves lead with the rows that differ.
         base: a NumPyro distribution of the rows, or None.
     """
 
@@ -46,7 +46,7 @@ class RowDistribution(dist.Distribution):
     pytree_aux_fields = ("_own_shape", "_is_told")
 
     def _place(self, context: PyTree, batch_shape: Any) -> None:
-        """Take the context and the rows that differ in it: as told, or those of the plates around."""
+        """Set the context and the shape of the rows that differ in it: as given, or that of the enclosing plates."""
         self._is_told = batch_shape is not None or context is None
         if batch_shape is None:
             context, batch_shape = rows_of_plates(context)
@@ -56,19 +56,19 @@ class RowDistribution(dist.Distribution):
         self._set_own(batch_shape)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """As NumPyro's; under ``jit``, ``vmap`` or ``scan`` what the function closes over there is among the arrays."""
+        """Flatten as NumPyro does; under a JAX transform, with the traced values that the function closes over as arrays."""
         new = self._hoisted() if _is_under_jax_transform() else self
         return super(RowDistribution, new).tree_flatten()
 
     @classmethod
     def tree_unflatten(cls, aux_data: tuple[Any, ...], params: tuple[Any, ...]) -> "RowDistribution":
-        """As NumPyro's; dimensions that all arrays have been given in front are rows."""
+        """Unflatten as NumPyro does; leading dimensions that were added to all arrays become rows."""
         new: Any = super().tree_unflatten(aux_data, params)
         new._take_up_rows()
         return new
 
     def expand(self, batch_shape: Sequence[int]) -> Any:
-        """The same in more rows, which share what it has; in a plate, each row has its entry of a context not yet placed."""
+        """Expand to more rows, which share context and base; a context without ``batch_shape`` takes the plates' rows."""
         batch_shape = tuple(batch_shape)
         new = self if self._is_told or self.batch_shape else self._placed()
         if new is not self:
@@ -82,7 +82,7 @@ class RowDistribution(dist.Distribution):
         return new
 
     def _placed(self) -> "RowDistribution":
-        """With the rows that the plates around give to the context."""
+        """Return a copy whose context has one entry per row of the enclosing plates."""
         context, shape = rows_of_plates(self.context)
         if not shape:
             return self
@@ -93,7 +93,7 @@ class RowDistribution(dist.Distribution):
         return new
 
     def alone(self) -> Any:
-        """Without the rows that `expand` and plates have added: those alone that differ."""
+        """Return the distribution without the rows that `expand` and plates added."""
         if self._own_shape == self.batch_shape:
             return self
         new = copy.copy(self)
@@ -101,11 +101,11 @@ class RowDistribution(dist.Distribution):
         return new
 
     def rows_of_site(self, shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The rows that data of this shape and a site in ``batch_shape`` make, where it is clear which row gets what.
+        """Return the shape of the rows for data of this shape at a site with ``batch_shape``.
 
         Raises:
-            EnergyError: for a column of scalars, and for a context of which it is not said whether rows share it;
-                ValueError where the shapes do not broadcast.
+            EnergyError: for a column of scalars, and for a context that may be shared or have one entry per row.
+            ValueError: if the shapes do not broadcast.
         """
         rows = rows_of_data(shape, batch_shape, self.event_shape)
         if not (self._is_told or self._own_shape or is_shared(self.context)):
@@ -113,7 +113,7 @@ class RowDistribution(dist.Distribution):
         return rows
 
     def _spread_over(self, shape: tuple[int, ...]) -> None:
-        """Stand in the rows of the base as well; what the context has is theirs."""
+        """Broadcast to the rows of the base as well, the context included."""
         if shape != self._own_shape and not self._is_told and not is_shared(self.context):
             check_told(self.context, shape)
         num = len(self._own_shape)
@@ -121,11 +121,11 @@ class RowDistribution(dist.Distribution):
         self._set_own(shape)
 
     def _set_own(self, shape: tuple[int, ...]) -> None:
-        # Empty, and with no more than the rows' dimensions: whatever is done to all arrays alike shows in its shape.
+        # Empty, with only the rows' dimensions: a change of dimensions that applies to all arrays shows in its shape.
         self._own_shape, self._row_marker = shape, np.zeros((*shape, 0), np.float32)
 
     def _take_up_rows(self) -> None:
-        """Bring rows that were added in front, or taken out, into the shapes."""
+        """Update the shapes after leading rows were added to, or removed from, all arrays."""
         marked = getattr(self._row_marker, "shape", None)
         if marked is None or marked[:-1] == self._own_shape:
             return
@@ -137,7 +137,7 @@ class RowDistribution(dist.Distribution):
         if num <= 0 or marked[num:-1] != self._own_shape:
             raise EnergyError(
                 f"{type(self).__name__}: its arrays were reshaped from rows {self._own_shape} of {self.batch_shape} to "
-                f"{marked[:-1]}. Write jax.vmap and scan around the constructor, and mask or expand inside of them."
+                f"{marked[:-1]}. Write jax.vmap and scan around the constructor, and mask or expand inside them."
             )
         missing = len(self.batch_shape) - len(self._own_shape)
         self._batch_shape = marked[:num] + self.batch_shape
@@ -146,17 +146,17 @@ class RowDistribution(dist.Distribution):
             self._stack(num, missing)
 
     def _stack(self, num: int, missing: int) -> None:
-        """Give all that leads with ``num`` new rows its place; the sampler is the same in all of them."""
+        """Align context and base, which have ``num`` new leading rows, with the batch shape; all rows share one sampler."""
         self.context = jax.tree.map(lambda leaf: insert_ones(leaf, num, missing), self.context)
         self.base = None if self.base is None else stack_base(self.base, num, self._own_shape)
         self._sampler_arrays = jax.tree.map(lambda leaf: leaf[(0,) * num], self._sampler_arrays)
 
     @abc.abstractmethod
     def _hoisted(self) -> "RowDistribution":
-        """With the values being traced that its function closes over as arrays of its own."""
+        """Return a copy whose arrays include the traced values that its function closes over."""
 
     def _hoist(self, arrays: list[Any], structure: Structure) -> tuple[list[Any], Structure]:
-        if isinstance(assemble(arrays, structure), Program):  # which closes over nothing
+        if isinstance(assemble(arrays, structure), Program):  # a Program closes over nothing
             return arrays, structure
         event = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(int if self.is_discrete else float))
         num = len(self._own_shape)
@@ -164,7 +164,7 @@ class RowDistribution(dist.Distribution):
         return hoist(arrays, structure, event) if self.context is None else hoist(arrays, structure, event, context)
 
     def _by_row(self, arrays: list[Any], structure: Structure, num: int) -> tuple[list[Any], Structure]:
-        """Arrays of the function that lead with ``num`` new rows, moved to the context: each row has its own."""
+        """Move the function's arrays, which have ``num`` new leading rows, to the context, so that each row has its own."""
         if not arrays:
             return arrays, structure
         missing = len(self._own_shape) - num
@@ -176,4 +176,4 @@ class RowDistribution(dist.Distribution):
 
 @promote_batch_shape.register(RowDistribution)  # pyright: ignore[reportArgumentType, reportCallIssue]
 def _promote(d: RowDistribution) -> RowDistribution:
-    return d  # it has taken up its rows when it was put together
+    return d  # tree_unflatten has already added its rows

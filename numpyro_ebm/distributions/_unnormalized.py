@@ -1,9 +1,9 @@
-"""Whether log Z, which the log density of an energy lacks, is a constant of the model that NumPyro is scoring.
+"""Check that the log Z missing from an energy's log density is constant in the model that NumPyro is scoring.
 
-A log density may lack a constant. With the model's latents and trained parameters as what moves, it lacks one where no
-energy depends on them except by its event, and where what multiplies the energy's log density does not depend on them.
-Both are properties of the program that computes the model's log density: it is traced once more, nothing of it is run,
-and `_flow` reads off what depends on what. A derivative need not be taken for that, so that it holds for every inference.
+A log density may lack a constant. What is missing is constant if no energy depends on the model's latents or trained
+parameters except through its event, and if no weight that multiplies an energy's log density depends on them. Both are
+properties of the program that computes the model's log density: it is traced once more, without being run, and `_flow`
+reads off the dependencies. This takes no derivative, so the check holds for every inference.
 """
 
 import itertools
@@ -30,33 +30,33 @@ WAYS_OUT = (
     "inside the energy, write EnergyDistribution(..., normalized=True)."
 )
 DERIVATIVE = (
-    "The log density of an energy is known up to log Z only, and log Z depends on the parameters: its derivative in "
+    "The log density of an energy is known only up to log Z, and log Z depends on the parameters: its derivative in "
     f"anything but the event is wrong. {WAYS_OUT}"
 )
 
 
 class Moving(NamedTuple):
-    """A value of the model that an inference moves.
+    """A value of the model that inference changes.
 
     Attributes:
         kind: a latent, or a trained parameter.
-        name: of its site.
+        name: the name of its site.
     """
 
     kind: Literal["latent", "parameter"]
     name: str
 
     def __str__(self) -> str:
-        """As messages call it."""
+        """Return the description used in messages."""
         return f"{self.kind} '{self.name}'"
 
 
 _checked: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The handlers that NumPyro has put around a model to score it: it makes a new one each time."""
+"""Handlers that NumPyro put around a model to score it, once checked; NumPyro makes a new one each time."""
 
 
 def log_density(fn: Callable, value: Any, site: str | None) -> Any:
-    """``fn(value)``, an unnormalised log density as a distribution's ``log_prob`` returns it.
+    """Return ``fn(value)``, the unnormalised log density of a distribution, after a check of the model being scored.
 
     Args:
         fn: the log density, a function of the event.
@@ -64,8 +64,7 @@ def log_density(fn: Callable, value: Any, site: str | None) -> Any:
         site: the site that is scored, for messages.
 
     Raises:
-        EnergyError: where the model being scored makes log Z move, and, later, where something else than ``value`` is
-            differentiated.
+        EnergyError: if log Z varies in the model being scored and, later, if anything but ``value`` is differentiated.
     """
     if numpyro_stack.is_unguarded():
         return fn(value)
@@ -73,17 +72,17 @@ def log_density(fn: Callable, value: Any, site: str | None) -> Any:
         if scoring.model not in _checked:
             _checked.add(scoring.model)
             _check(scoring)
-    with numpyro_stack.one_deeper() as depth:  # the same in each trace, so that programs compare
+    with numpyro_stack.one_deeper() as depth:  # the same label in each trace, so that programs compare equal
         values = guard(fn, mark(value, EVENT, depth), f"At site '{site}': {DERIVATIVE}" if site else DERIVATIVE)
         return mark(values, TERM, depth)
 
 
 def _check(scoring: numpyro_stack.Scoring) -> None:
-    """Refuse a model in which a missing log Z moves; warn where its energies are untrained."""
+    """Refuse a model in which a missing log Z varies; warn if its energies are untrained."""
     try:
         found, joint = _flows(scoring)
     except jax.errors.JAXTypeError:
-        return  # The model looks at the values of its latents: no inference of NumPyro's can run it either.
+        return  # The model needs concrete values of its latents: no NumPyro inference can run it either.
     moves = ("latent", "parameter") if numpyro_stack.is_training() else ("latent",)
     for name, flow in found.items():
         own = {Moving("latent", member) for member in joint.get(name, ())}
@@ -95,7 +94,7 @@ def _check(scoring: numpyro_stack.Scoring) -> None:
 
 
 def _flows(scoring: numpyro_stack.Scoring) -> tuple[dict[str, Flow], dict[str, set[str]]]:
-    """The flow into the log density of each site; and, of sites that factors tilt, the sites of their joint event."""
+    """Return the flow of each site's log density and, for sites that factors tilt, the sites of their joint event."""
     names, joint = [], {}
 
     def log_probs():
@@ -110,7 +109,7 @@ def _flows(scoring: numpyro_stack.Scoring) -> tuple[dict[str, Flow], dict[str, s
 
 
 def _run(scoring: numpyro_stack.Scoring, model: Callable) -> dict[str, dict[str, Any]]:
-    """Run a model once more, its moving values marked. Of the handlers around, those that give values see it again."""
+    """Run a model once more with the values that inference changes marked, under the same handlers that set values."""
     stack = list(_PYRO_STACK)
     around = list(itertools.takewhile(lambda handler: handler is not scoring.model, stack))
     _PYRO_STACK.clear()
@@ -126,14 +125,14 @@ def _run(scoring: numpyro_stack.Scoring, model: Callable) -> dict[str, dict[str,
 
 
 def _log_prob(site: dict[str, Any], *, is_tilted: bool) -> Any:
-    """The sum of a site's log density, scaled; a factor's log Z is that of what it tilts as well."""
+    """Return a site's scaled, summed log density; for a tilted site, log Z also depends on its own distribution."""
     value = site["value"]
     log_prob = mark(site["fn"].log_prob(mark(value, EVENT)), BASE) if is_tilted else site["fn"].log_prob(value)
     return jnp.sum(log_prob if site["scale"] is None else site["scale"] * log_prob)
 
 
 def _joint_events(sites: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
-    """By site, the sites of its joint event, where factors name it and some of that event are data."""
+    """Map each site that factors name to the sites of its joint event, for joint events with some observed site."""
     groups: list[set[str]] = []
     for site in sites.values():
         named = _named(site, sites)
@@ -144,7 +143,7 @@ def _joint_events(sites: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
 
 
 def _named(site: dict[str, Any], sites: Container[str]) -> set[str]:
-    """The sites that a factor names, in the scopes that it stands in or outside of them; none of another site."""
+    """Return the sites that a factor names, looked up inside its scopes, then outside; empty for other sites."""
     fn = site["fn"]
     prefix = site["name"].removesuffix(getattr(fn, "name", ""))
     keys = getattr(fn, "sites", ())
@@ -152,7 +151,7 @@ def _named(site: dict[str, Any], sites: Container[str]) -> set[str]:
 
 
 class _moving(substitute):  # noqa: N801
-    """Mark the values that an inference moves; latents without one get one, which nothing is computed from."""
+    """Mark the values that inference changes; latents without one get an unused placeholder."""
 
     def __init__(self, conditioned: Iterable[str]):
         self.conditioned = frozenset(conditioned)
@@ -178,47 +177,47 @@ def _refuse(name: str, sources: list[Moving], words: Callable[[str], str]) -> No
         raise EnergyError(f"At site '{name}': {words('the ' + ' and the '.join(map(str, sources)))}")
     raise EnergyError(
         f"At site '{name}': the guide {guide} was built from the model without its estimator, and log Z of the energy "
-        f"depends on the {' and the '.join(map(str, sources))}. Write {guide}(estimate(model, ...)), of the same estimated "
+        f"depends on the {' and the '.join(map(str, sources))}. Write {guide}(estimate(model, ...)), with the estimated "
         "model that SVI gets."
     )
 
 
 def _shifted(sources: str) -> str:
-    return f"The log density of an energy is known up to log Z only, and log Z depends on {sources}. {WAYS_OUT}"
+    return f"The log density of an energy is known only up to log Z, and log Z depends on {sources}. {WAYS_OUT}"
 
 
 def _tilted(sources: str) -> str:
     return (
-        "A factor tilts this site's own distribution, so that the two together are known up to log Z only, and log Z "
+        "A factor tilts this site's own distribution, so their product is known only up to log Z, and log Z "
         f"depends on {sources}. To train or to infer it, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1). To make it "
-        "part of the joint event that the factor weighs, name it in the factor: energy_factor(name, energy, x=x, t=t)."
+        "part of the joint event, name it in the factor: energy_factor(name, energy, x=x, t=t)."
     )
 
 
 def _weighted(sources: str) -> str:
     return (
-        f"The log density of an energy is known up to log Z only, and here it counts by a weight that depends on {sources}: "
-        "that of a component in a mixture, the gate of a zero inflation, a power. Log Z would have to count by it too. Put "
+        f"The log density of an energy is known only up to log Z, and here it has a weight that depends on {sources}: the "
+        "weight of a mixture component, the gate of a zero inflation, or a power. Log Z would need the same weight. Put "
         "log Z into the energy, E + numpyro_ebm.log_partition(rng_key, distribution).value, and write "
         "EnergyDistribution(..., normalized=True); or keep the weight constant."
     )
 
 
 class _unset(Messenger):  # noqa: N801
-    """Notes the parameters that nothing gives a value to."""
+    """Record the parameters that have no value."""
 
     def __init__(self, fn: Callable):
         self.names: set[str] = set()
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Note a parameter that comes without a value."""
+        """Record a parameter without a value."""
         if msg["type"] == "param" and msg["value"] is None:
             self.names.add(msg["name"])
 
 
 def _warn_untrained(scoring: numpyro_stack.Scoring, found: dict[str, Flow]) -> None:
-    """Say that latent energies have parameters at their initial values."""
+    """Warn if energies at latent sites have parameters at their initial values."""
     sites = {
         name: {each for each in flow.shifts if each.kind == "parameter"}
         for name, flow in found.items()
@@ -234,7 +233,7 @@ def _warn_untrained(scoring: numpyro_stack.Scoring, found: dict[str, Flow]) -> N
         if untrained:
             warnings.warn(
                 f"At site '{name}': the energy's parameters {untrained} have no value, so MCMC samples it with their "
-                "initial ones. Pass those that were trained: MCMC(BlackJAXKernel(model, 'nuts', params=svi_result.params), "
+                "initial values. Pass the trained ones: MCMC(BlackJAXKernel(model, 'nuts', params=svi_result.params), "
                 "...), or NUTS(numpyro.handlers.substitute(model, data=svi_result.params)).",
                 UntrainedParametersWarning,
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""A batched base distribution, taken apart so that each row carries its own."""
+"""Split a batched base distribution into one distribution per row."""
 
 import inspect
 from collections.abc import Callable
@@ -19,27 +19,29 @@ OTHER_FORMS = {
     "correlation": ("weighted_correlation",),
     "component_distributions": ("support",),
 }
-"""Of what a class takes in one of several forms, the form that it keeps."""
+"""For arguments that a class accepts in several forms: the form that it stores, and the forms that it does not."""
 KEPT_AS = {"base_distribution": "base_dist", "mask": "_mask"}
+"""Arguments that a class stores under another name."""
 ELEMENTWISE = transforms.AffineTransform | transforms.PowerTransform
+"""Transforms whose parameters act elementwise, so that each row can have its own; others are refused."""
 
 
 def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callable[[Array, PyTree], Array], PyTree]:
-    """``log_prob`` of one row under its own base, and what each row has of its own.
+    """Return ``log_prob`` of one row under its own base, and the base parameters of each row.
 
-    A distribution is what its class makes of the arguments of its constructor, which NumPyro keeps as attributes of the same
-    names. Those that are arrays are given to each row, distributions among them are taken apart in turn, and the row puts
-    them together again.
+    A distribution is determined by the arguments of its constructor, which NumPyro stores as attributes of the same names.
+    Array arguments are split by row, distributions among the arguments are split recursively, and each row rebuilds its
+    own distribution.
 
     Args:
         base: a normalised distribution whose batch shape broadcasts to ``batch_shape``.
-        batch_shape: the rows.
+        batch_shape: shape of the rows.
 
     Returns:
-        ``log_prob(event, local)`` and ``local`` with leaves ``batch_shape + ...`` (None where the rows share one base).
+        ``log_prob(event, local)``, and ``local`` with leaves ``batch_shape + ...`` (None if the rows share one base).
 
     Raises:
-        EnergyError: where the base has a batch shape and its arguments cannot be given to rows.
+        EnergyError: if the base has a batch shape and its arguments cannot be split by row.
     """
     inner, reinterpreted = strip(base)
     if isinstance(inner, Product):
@@ -65,8 +67,8 @@ def _split_product(product: Product, batch_shape: tuple[int, ...]) -> tuple[Call
 
 
 def _take_apart(whole: Distribution, shape: tuple[int, ...]) -> tuple[PyTree, Callable[[PyTree], Distribution]]:
-    """The arrays of a distribution, broadcast to a batch shape, and what makes a distribution of them again."""
-    while isinstance(whole, ExpandedDistribution):  # broadcast anyway
+    """Return a distribution's arrays, broadcast to a batch shape, and a function that rebuilds it from them."""
+    while isinstance(whole, ExpandedDistribution):  # its arrays are broadcast below
         whole = whole.base_dist
     local, builds, fixed = {}, {}, {}
     for name, value in _arguments(whole).items():
@@ -80,7 +82,7 @@ def _take_apart(whole: Distribution, shape: tuple[int, ...]) -> tuple[PyTree, Ca
         else:
             fixed[name] = value
 
-    # The rows' parameters went through their constraints when the user built the distribution.
+    # The parameters were validated when the user built the distribution.
     if "validate_args" in inspect.signature(type(whole)).parameters:
         fixed["validate_args"] = False
 
@@ -96,10 +98,10 @@ def _take_all_apart(parts: Any, shape: tuple[int, ...]) -> tuple[PyTree, Callabl
 
 
 def _rows_of(whole: Distribution, name: str, value: Any, shape: tuple[int, ...]) -> tuple[PyTree, Callable[[PyTree], Any]]:
-    """Arrays of one argument, each with the rows in front; what is elementwise has the dimensions of one draw."""
+    """Return the arrays of one argument, broadcast to the rows; elementwise ones have the dimensions of one draw."""
     leaves, treedef = jax.tree.flatten(value)
     constraint = whole.arg_constraints.get(name)
-    if constraint is not None:  # a matrix may be declared as its rows
+    if constraint is not None:  # a matrix may have the constraint of its rows
         dims = max(constraint.event_dim, jnp.ndim(value) - len(whole.batch_shape))
     elif all(isinstance(part, ELEMENTWISE) or not jax.tree.leaves(part) for part in _parts(value)):
         dims = len(whole.event_shape)
@@ -111,7 +113,7 @@ def _rows_of(whole: Distribution, name: str, value: Any, shape: tuple[int, ...])
 
 
 def _arguments(whole: Distribution) -> dict[str, Any]:
-    """The constructor's arguments, from the attributes that keep them."""
+    """Return the constructor's arguments, read from the attributes that store them."""
     names = [name for name in inspect.signature(type(whole)).parameters if name != "validate_args"]
     left_out = {other for kept, others in OTHER_FORMS.items() if kept in names for other in others}
     values = {}
@@ -133,7 +135,7 @@ def _parts(value: Any) -> Any:
 
 def _refused(whole: Distribution) -> EnergyError:
     return EnergyError(
-        f"A base {type(whole).__name__} of batch shape {whole.batch_shape} cannot be given row by row. "
+        f"A base {type(whole).__name__} of batch shape {whole.batch_shape} cannot be split row by row. "
         "Write it without a batch shape, or as a parametric distribution such as "
         "numpyro.distributions.Normal(loc, scale).to_event(1)."
     )

@@ -1,4 +1,4 @@
-"""Several events laid end to end in one vector: their support, its transform, their distributions' product."""
+"""Events concatenated in one vector: their support, its transform, and the product of their distributions."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 def cut(vector: Array, shapes: Sequence[Shape]) -> list[Array]:
-    """The blocks of a vector (of a batch of them), each in its own shape."""
+    """Split a vector, or a batch of vectors, into blocks, each in its own shape."""
     sizes = [math.prod(shape) for shape in shapes]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     lead = vector.shape[:-1]
@@ -27,32 +27,32 @@ def cut(vector: Array, shapes: Sequence[Shape]) -> list[Array]:
 
 
 def lay_end_to_end(blocks: Sequence[Array], shapes: Sequence[Shape]) -> Array:
-    """The inverse of `cut`."""
+    """Concatenate blocks to a vector; the inverse of `cut`."""
     flat = [b.reshape((*b.shape[: b.ndim - len(s)], math.prod(s))) for b, s in zip(blocks, shapes, strict=True)]
     return jnp.concatenate(flat, axis=-1)
 
 
 def is_real(constraint: Any) -> bool:
-    """Whether a constraint allows every real number."""
+    """Return whether a constraint allows every real number."""
     while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
         constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
     return type(constraint) is type(constraints.real)
 
 
 def joint_support(names: Sequence[str], supports: Sequence[Any], shapes: Sequence[Shape]) -> Any:
-    """The constraint of events laid end to end."""
+    """Return the constraint of concatenated events."""
     if all(is_real(support) for support in supports):
         return constraints.real_vector
     return Blocks(tuple(names), tuple(supports), tuple(shapes))
 
 
 class Blocks(constraints.Constraint):
-    """Each block of a vector has a constraint of its own.
+    """Constraint of a vector made of blocks, each with its own constraint.
 
     Args:
-        names: what the blocks are called, for messages.
-        parts: the constraint of each.
-        shapes: the shape of each.
+        names: names of the blocks, for messages.
+        parts: the constraint of each block.
+        shapes: the shape of each block.
     """
 
     event_dim = 1
@@ -62,17 +62,17 @@ class Blocks(constraints.Constraint):
 
     @property
     def is_discrete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether any block is."""
+        """Whether any block is discrete."""
         return any(part.is_discrete for part in self.parts)
 
     def __call__(self, x: Any) -> Array:
-        """Whether each block satisfies its constraint; one answer per vector."""
+        """Return, for each vector, whether every block satisfies its constraint."""
         x = jnp.asarray(x)
         checks = [_reduce(jnp.all, part(block), x.ndim - 1) for part, block in self._blocks(x)]
         return jnp.stack(checks).all(axis=0)
 
     def feasible_like(self, prototype: Any) -> Array:
-        """A vector that satisfies every constraint."""
+        """Return a vector that satisfies every constraint."""
         prototype = jnp.asarray(prototype)
         blocks = [
             jnp.broadcast_to(part.feasible_like(block), block.shape).astype(prototype.dtype)
@@ -81,13 +81,13 @@ class Blocks(constraints.Constraint):
         return lay_end_to_end(blocks, self.shapes)
 
     def eq(self, other: object, static: bool = False) -> Any:  # noqa: FBT001, FBT002 (NumPyro's signature)
-        """Whether the other has the same blocks."""
+        """Return whether another constraint has the same blocks."""
         if not isinstance(other, Blocks) or self.shapes != other.shapes:
             return False
         return all(a.eq(b, static=static) for a, b in zip(self.parts, other.parts, strict=True))
 
     def tree_flatten(self) -> Any:
-        """The constraints' own bounds are data."""
+        """Flatten, with the bounds of the constraints as data."""
         return (self.parts,), (("parts",), {"names": self.names, "shapes": self.shapes})
 
     def __repr__(self) -> str:
@@ -98,45 +98,45 @@ class Blocks(constraints.Constraint):
 
 
 class BlocksTransform(Transform):
-    """Takes a vector of the reals to `Blocks`, block by block."""
+    """Transform from real vectors to `Blocks`, block by block."""
 
     def __init__(self, support: Blocks):
         self.support = support
 
     @property
     def domain(self) -> Any:
-        """All vectors."""
+        """All real vectors."""
         return constraints.real_vector
 
     @property
     def codomain(self) -> Any:
-        """The blocks."""
+        """The constraint of the blocks."""
         return self.support
 
     def __call__(self, x: Any) -> Any:
-        """From the reals to the support."""
+        """Map a real vector to the support."""
         blocks = [transform(block) for transform, block in zip(self._parts, cut(x, self._sources), strict=True)]
         return lay_end_to_end(blocks, self.support.shapes)
 
     def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Any:
-        """Sum over the blocks."""
+        """Return the log Jacobian determinant, summed over the blocks."""
         blocks = zip(self._parts, cut(x, self._sources), cut(y, self.support.shapes), strict=True)
         return sum(_reduce(jnp.sum, t.log_abs_det_jacobian(xs, ys), jnp.ndim(x) - 1) for t, xs, ys in blocks)
 
     def forward_shape(self, shape: Shape) -> Shape:
-        """Length of a constrained vector."""
+        """Return the shape of the constrained vector."""
         return (*shape[:-1], sum(math.prod(block) for block in self.support.shapes))
 
     def inverse_shape(self, shape: Shape) -> Shape:
-        """Length of an unconstrained vector."""
+        """Return the shape of the unconstrained vector."""
         return (*shape[:-1], sum(math.prod(block) for block in self._sources))
 
     def eq(self, other: object, static: bool = False) -> Any:  # noqa: FBT001, FBT002 (NumPyro's signature)
-        """Whether the other is of the same blocks."""
+        """Return whether another transform has the same blocks."""
         return isinstance(other, BlocksTransform) and self.support.eq(other.support, static=static)
 
     def tree_flatten(self) -> Any:
-        """Its support is all it holds."""
+        """Flatten, with the support as the only data."""
         return (self.support,), (("support",), {})
 
     def _inverse(self, y: Any) -> Any:
@@ -160,11 +160,11 @@ def _biject_to_blocks(constraint: Blocks) -> BlocksTransform:
 
 
 class Product(dist.Distribution):
-    """Independent events, laid end to end in one vector.
+    """Distribution of independent events, concatenated in one vector.
 
     Args:
-        names: what they are called.
-        parts: their distributions, of batch shapes that broadcast.
+        names: names of the events.
+        parts: distributions of the events, with batch shapes that broadcast.
     """
 
     arg_constraints = {}
@@ -179,11 +179,11 @@ class Product(dist.Distribution):
 
     @property
     def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The events' own supports, end to end."""
+        """The joint support of the events."""
         return joint_support(self.names, [part.support for part in self.parts], self.shapes)
 
     def sample(self, key: PRNGKey | None, sample_shape: Shape = ()) -> Array:
-        """Draw each, and lay the draws end to end."""
+        """Draw each event and concatenate the draws."""
         keys = jax.random.split(key, len(self.parts))  # pyright: ignore[reportArgumentType]
         draws = [
             jnp.asarray(part.expand(self.batch_shape).sample(k, sample_shape), float)
@@ -192,12 +192,12 @@ class Product(dist.Distribution):
         return lay_end_to_end(draws, self.shapes)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
-        """Sum over the events."""
+        """Return the log probability, summed over the events."""
         blocks = zip(self.parts, cut(jnp.asarray(value), self.shapes), strict=True)
         return sum(part.log_prob(block) for part, block in blocks)
 
 
 def _reduce(fold: Any, x: Any, num_batch: int) -> Array:
-    """Fold over all but the first ``num_batch`` dimensions."""
+    """Reduce with ``fold`` over all but the first ``num_batch`` dimensions."""
     x = jnp.asarray(x)
     return fold(x.reshape((*x.shape[:num_batch], -1)), axis=-1)

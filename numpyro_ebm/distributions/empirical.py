@@ -1,4 +1,4 @@
-"""A law of which only rows are known."""
+"""`Empirical`: a base that is known only through its rows."""
 
 from typing import Any, NoReturn
 
@@ -15,18 +15,19 @@ from numpyro_ebm._core.typing import Array, PRNGKey
 
 
 class Empirical(dist.Distribution):
-    r"""Rows as a base measure, for ratios of densities: draws are rows, the density is not known.
+    r"""Rows as a base, for density ratios: draws are rows, and the density is not known.
 
-    An energy over this base is a ratio, :math:`\exp(-E(x)) / Z = p(x) / p_0(x)`, ``p_0`` the law that the rows came from.
-    The contrastive estimators whose noise is the base ("nce", "ranking_nce", "bregman_nce" without ``noise``) need draws of
-    it only, since its density cancels: they tell the data from the rows. Whatever needs the density says so.
+    An energy over this base models a ratio, :math:`\exp(-E(x)) / Z = p(x) / p_0(x)`, where ``p_0`` is the distribution of
+    the rows. The contrastive estimators whose noise is the base ("nce", "ranking_nce", "bregman_nce" without ``noise``)
+    classify the data against the rows; they need only draws, since the density cancels. Everything else that needs the
+    density raises.
 
     Args:
-        rows: ``(num_rows, *event_shape)``.
+        rows: array of shape ``(num_rows, *event_shape)``.
         support: the constraint of one element, or of one event.
 
     Raises:
-        EnergyError: for no rows, and for rows that are not finite or not inside the support.
+        EnergyError: if there are no rows, or rows that are not finite or not inside the support.
 
     Example:
         ::
@@ -34,7 +35,7 @@ class Empirical(dist.Distribution):
             ratio = EnergyDistribution(net, (11,), base=Empirical(white))
             with numpyro.plate("rows", len(red)):
                 numpyro.sample("x", ratio, obs=red)
-            # Under estimate(model, "nce"), -net(x) - log Z becomes the log of red's density over white's.
+            # Under estimate(model, "nce"), -net(x) - log Z becomes the log ratio of red's density to white's.
 
     References:
         Gutmann and Hyvarinen, Noise-contrastive estimation of unnormalized statistical models (2012); Sugiyama, Suzuki and
@@ -59,11 +60,11 @@ class Empirical(dist.Distribution):
         return self._support  # pyright: ignore[reportReturnType]
 
     def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Rows, with replacement.
+        """Draw rows with replacement.
 
         Args:
             key: random key.
-            sample_shape: how many.
+            sample_shape: shape of independent draws.
 
         Raises:
             EnergyError: without a key.
@@ -73,19 +74,19 @@ class Empirical(dist.Distribution):
         return self.rows[jax.random.randint(key, sample_shape, 0, len(self.rows))]
 
     def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
-        """Refuse.
+        """Raise, because the density is not known.
 
         Raises:
             EnergyError: always.
         """
         raise EnergyError(
-            "The density of Empirical rows is not known. It cancels in 'nce', 'ranking_nce' and 'bregman_nce' where the "
-            "rows are the base and, without noise=..., the noise: estimate(model, 'nce'). For values fit a density to them."
+            "The density of Empirical rows is not known. It cancels in 'nce', 'ranking_nce' and 'bregman_nce' without "
+            "noise=..., where the rows are base and noise: estimate(model, 'nce'). For values, fit a density to the rows."
         )
 
 
 def _check_inside(rows: Array, support: Any) -> None:
-    """Refuse concrete rows that could be no noise: draws outside the support do not count, which would move log Z."""
+    """Refuse concrete rows that cannot be noise: draws outside the support are not counted, which would bias log Z."""
     if not is_concrete(rows):
         return
     with eager(rows):
@@ -97,6 +98,6 @@ def _check_inside(rows: Array, support: Any) -> None:
     if bad.size:
         row = int(bad[0])
         raise EnergyError(
-            f"Row {row} of Empirical is {rows[row]} ({bad.size} such rows): it has to be finite, inside the support "
+            f"Row {row} of Empirical is {rows[row]} ({bad.size} such rows): it must be finite, inside the support "
             f"{support} and off its boundary. Leave such rows out, or write Empirical(rows, support)."
         )

@@ -23,31 +23,30 @@ from numpyro_ebm.kernels.names import resolve_kernel
 class EnergyDistribution(EventDistribution):
     r"""An energy-based model at a ``numpyro.sample`` site: ``p(x) = base(x) exp(-E(x)) / Z``.
 
-    ``log_prob`` is ``log base(x) - E(x)``, without log Z. A model in which NumPyro infers or trains what log Z depends on,
-    or in which the energy counts by a weight that does (a component of a mixture, a power), raises under every inference,
-    and so does a derivative in anything but ``x``: train with `estimate`.
+    ``log_prob`` is ``log base(x) - E(x)``, without log Z. If NumPyro infers or trains a value on which log Z depends, or on
+    which a weight of the energy depends (that of a mixture component, a power), every inference raises. A derivative in
+    anything but ``x`` raises too. Train with `estimate`.
 
     Args:
         energy: ``energy(event)``, or ``energy(event, context)`` when there is a context. Maps ONE event of shape
             ``event_shape`` to a scalar (shape ``()`` or ``(1,)``); lower is more likely. A closure, a
             ``functools.partial`` (as ``flax_module`` and ``nnx_module`` return), an equinox module or a function.
         event_shape: shape of one event.
-        context: pytree whose leaves lead with ``batch_shape``: covariates, one per row, handed to the energy.
-            Inside plates their leaves lead with the plates' sizes, and scalars are repeated.
-        batch_shape: shape of the rows that differ in context or base; a plate broadcasts it. Left out, it is that of the
-            plates around where there is a context with more than scalars, also where its first dimension has the plate's
-            size by chance; ``batch_shape=()`` says that all rows share the context.
-        support: constraint of one event. Chains run in unconstrained space with the Jacobian and draws come back
-            constrained.
+        context: covariates of each row, passed to the energy: a pytree whose leaves lead with ``batch_shape``.
+            Inside plates the leaves lead with the plates' sizes, and scalars are repeated.
+        batch_shape: shape of the rows that differ in context or base; a plate broadcasts it. By default it is that of the
+            enclosing plates if the context has leaves that are not scalars, even if a leaf has the plate's size only by
+            chance; write ``batch_shape=()`` if all rows share the context.
+        support: constraint of one event. Chains run in unconstrained space, with the Jacobian; draws are constrained.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
-        sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; `ChainSampler` by default, with
-            NUTS, or `Gibbs` where the support is discrete. Draws are those of MCMC and so approximate.
-        normalized: True where Z does not depend on any parameter; switches the guard off. In a mixture it has to be 1.
+        sampler: ``sampler(rng_key, distribution, sample_shape)``, called by ``sample``; by default a `ChainSampler` with
+            NUTS, or with `Gibbs` if the support is discrete. Such MCMC draws are approximate.
+        normalized: True if Z does not depend on any parameter; disables the checks of log Z. In a mixture Z must be 1.
 
     Raises:
-        EnergyError: (a ValueError) for a base of another event shape or of a narrower support, for a context that does
-            not lead with ``batch_shape`` or the plates, for an energy of another shape than a scalar (at its first use).
-        TypeError: where the energy is not callable.
+        EnergyError: (a ValueError) for a base with another event shape or support, for a context that does not lead with
+            ``batch_shape`` or the plates, for an energy that does not return a scalar (at its first use).
+        TypeError: if the energy is not callable.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,7 +94,7 @@ class EnergyDistribution(EventDistribution):
 
     @property
     def energy(self) -> EnergyFn:
-        """The energy as it was given."""
+        """The energy as passed to the constructor."""
         return assemble(self._energy_arrays, self._energy_structure)
 
     @property
@@ -109,19 +108,19 @@ class EnergyDistribution(EventDistribution):
 
     @in_own_modes
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
-        """``log base(x) - E(x)`` per row: the log density without log Z.
+        """Return ``log base(x) - E(x)`` per row: the log density without log Z.
 
         Args:
             value: events, ``sample_shape + batch_shape + event_shape``.
-            intermediates: not used.
+            intermediates: unused.
 
         Raises:
-            EnergyError: where a derivative in anything but ``value`` is taken, and for events of another shape.
+            EnergyError: for a derivative in anything but ``value``, and for events of another shape.
         """
         site = site_being_scored()
         with at_site(site):
             value = self.as_events(value)
-            if site is not None and not is_part_of_site(self):  # a mixture lays columns against its components
+            if site is not None and not is_part_of_site(self):  # a mixture broadcasts columns against its components
                 self.rows_of_site(value.shape, self.batch_shape)
             shape = self._broadcast(value)
             rows = self.rows(value, shape)
@@ -133,46 +132,46 @@ class EnergyDistribution(EventDistribution):
         return values.reshape(shape)
 
     def evaluate_energy(self, event: Array, context: PyTree = None) -> Array:
-        """The energy of one event as a scalar.
+        """Return the energy of one event as a scalar.
 
         Raises:
-            EnergyError: for a result of another shape than ``()`` or ``(1,)``.
+            EnergyError: if the result does not have shape ``()`` or ``(1,)``.
         """
         result = self._call(self.energy, event, context)
         if result.shape not in ((), (1,)):
             raise EnergyError(
-                f"The energy returned shape {result.shape} for one event of shape {self.event_shape}; it has to return a "
+                f"The energy returned shape {result.shape} for one event of shape {self.event_shape}; it must return a "
                 "scalar, shape (). The library vectorises it over rows: write it for one event, e.g. "
                 "energy = lambda x: 0.5 * jnp.sum(x**2)."
             )
         return result.reshape(())
 
     def log_density(self, event: Array, local: PyTree = None) -> Array:
-        """``log base - E`` of one event, given what its row has of its own; unguarded."""
+        """Return ``log base - E`` of one event, given its row's context and base parameters; unguarded."""
         value = self._tilted(event, local)
         if self._is_real:
             return value
         return jnp.where(jnp.all(self.support(event)), value, -jnp.inf)
 
     def log_ratio_to_base(self, event: Array, local: PyTree = None) -> Array:
-        """``-E`` of one event, given what its row has of its own."""
+        """Return ``-E`` of one event, given its row's context."""
         return -self.evaluate_energy(event, None if local is None else local[0])
 
     def unconstrained_log_density(self, position: Array, local: PyTree = None) -> Array:
-        """`log_density` at an unconstrained position, with the log Jacobian of the transform."""
+        """Return `log_density` at an unconstrained position, with the log Jacobian of the transform."""
         if self._is_real:
             return self.log_density(position, local)
-        # Inside the transform's range by construction; rounding to the wall must not read as -inf.
+        # Inside the support by construction; an event rounded to the boundary must not give -inf.
         return self._tilted(self.constrain(position), local) + self.log_jacobian(position)
 
     def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
-        """Gradient of `unconstrained_log_density` in the position."""
+        """Return the gradient of `unconstrained_log_density` in the position."""
         if self.is_discrete:
             raise EnergyError(f"A score is a gradient; the support {self.support} is discrete. Write kernel='gibbs'.")
         return jax.grad(self.unconstrained_log_density)(position, local)
 
     def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
-        """`unconstrained_log_density`, for every kernel that can move on the support."""
+        """Return `unconstrained_log_density`, the target of every kernel that works on the support."""
         resolve_kernel(kernel, is_discrete=self.is_discrete)
         return self.unconstrained_log_density
 

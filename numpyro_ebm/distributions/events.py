@@ -1,4 +1,4 @@
-"""What an energy and a score have in common: events in rows, their support, and how chains see them."""
+"""Shared by energies and scores: events laid out in rows, their support, and their unconstrained space."""
 
 import copy
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 
     Attributes:
         value: ``(num_rows, *event_shape)``.
-        local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``.
+        local: context and base parameters of each row, leaves ``(num_rows, ...)``; None without any.
     """
 
     value: Array
@@ -36,13 +36,13 @@ class Rows(NamedTuple):
 
 
 class EventDistribution(RowDistribution):
-    """An unnormalised distribution of events laid out in rows, each with a context and a base of its own.
+    """An unnormalised distribution of events laid out in rows, each with its own context and base.
 
-    The two kinds of it give ``unconstrained_score(position, local)``, the gradient of one row's log density in unconstrained
-    space (Jacobian included), and ``target(kernel)``, the log density under which a kernel moves.
+    Subclasses define ``unconstrained_score(position, local)``, the gradient of one row's log density in unconstrained space
+    (Jacobian included), and ``target(kernel)``, the log density that a kernel targets.
 
     Attributes:
-        has_energy: whether its log density is known up to a constant, or the gradient of it only.
+        has_energy: whether the log density is known up to a constant; if not, only its gradient is known.
     """
 
     arg_constraints = {}
@@ -72,13 +72,13 @@ class EventDistribution(RowDistribution):
         super().__init__(self._own_shape, event_shape, validate_args=validate_args)
 
     def closed(self, dtype: Any = None, *, order: int = 1) -> Any:
-        """The same with its energy or score traced: compiled programs of it are kept by what it computes.
+        """Return a copy with the energy or score traced, so that compiled programs are cached by what it computes.
 
-        Its sampler stays behind: draws are taken outside of such programs.
+        The copy has no sampler: draws are taken outside such programs.
 
         Args:
-            dtype: of the events that come; None for that of positions.
-            order: how many derivatives in the event are taken, see `trace`.
+            dtype: dtype of the events; None for that of positions.
+            order: number of derivatives taken in the event, see `trace`.
         """
         event = jnp.zeros(self.event_shape, (int if self.is_discrete else float) if dtype is None else dtype)
         new, function = copy.copy(self), self._function
@@ -101,11 +101,11 @@ class EventDistribution(RowDistribution):
         raise NotImplementedError
 
     def _with_function(self, function: Callable[..., Array]) -> Any:
-        """The same with another energy or score."""
+        """Return a copy with another energy or score."""
         raise NotImplementedError
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As of any object, once it is known that pickle finds its functions.
+        """Reduce like any object, after a check that pickle finds its functions.
 
         Raises:
             TypeError: for a lambda or a local function, with what to write.
@@ -116,7 +116,7 @@ class EventDistribution(RowDistribution):
 
     @property
     def sampler(self) -> Callable[..., Array]:
-        """What ``sample`` calls."""
+        """The function that ``sample`` calls."""
         return assemble(self._sampler_arrays, self._sampler_structure)
 
     @property
@@ -131,7 +131,7 @@ class EventDistribution(RowDistribution):
 
     @in_own_modes
     def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draw by the sampler; approximate, as MCMC is.
+        """Draw with the sampler; MCMC draws are approximate.
 
         Args:
             key: random key.
@@ -151,22 +151,22 @@ class EventDistribution(RowDistribution):
         return self.sampler(key, self, tuple(sample_shape))
 
     def constrain(self, position: Array) -> Array:
-        """From unconstrained space to the support, one event; a discrete event is its own position."""
+        """Map an unconstrained position to one event; a discrete event is its own position."""
         return position if self.is_discrete else self._transform(position)
 
     def unconstrain(self, event: Array) -> Array:
-        """From the support to unconstrained space, one event; a discrete one becomes an array of whole numbers."""
+        """Map one event to its unconstrained position; a discrete event becomes an integer array."""
         return jnp.asarray(event, int) if self.is_discrete else self._transform.inv(event)
 
     def is_inside(self, event: Array) -> Array:
-        """Whether one event has a place in unconstrained space: not on the wall of the support.
+        """Return whether one event has a finite unconstrained position, so is not on the boundary of the support.
 
-        Compiled, ``log(exp(z))`` is ``z``, however far below the smallest number: the support has to be asked as well.
+        Compiled, ``log(exp(z))`` becomes ``z`` even where ``exp(z)`` underflows, so the support is checked as well.
         """
         return jnp.all(jnp.isfinite(self.unconstrain(event))) & jnp.all(self.support(event))
 
     def rows(self, value: Array, batch_shape: tuple[int, ...]) -> Rows:
-        """Events broadcast to ``batch_shape`` and laid out one per row, with each row's context and base."""
+        """Broadcast events to ``batch_shape`` and lay them out one per row, with each row's context and base parameters."""
         flat = jnp.broadcast_to(value, batch_shape + self.event_shape).reshape((-1, *self.event_shape))
         base_parameters = None if self.base is None else split_rows(self.base, self._own_shape)[1]
         own = (self.context, base_parameters)
@@ -177,9 +177,9 @@ class EventDistribution(RowDistribution):
 
     @property
     def reference(self) -> dist.Distribution:
-        """The base, or without one a standard normal in unconstrained space, and the uniform law on a discrete support.
+        """The base; without one, a standard normal in unconstrained space, or uniform on a discrete support.
 
-        Where chains start, and the noise of NCE, unless told otherwise.
+        By default chains start from it, and NCE takes its noise from it.
         """
         if self.base is not None:
             return self.base
@@ -190,7 +190,7 @@ class EventDistribution(RowDistribution):
         return normal if self._is_real else dist.TransformedDistribution(normal, self._transform)
 
     def unconstrained_log_reference(self, position: Array, local: PyTree = None) -> Array:
-        """Log density of `reference` at an unconstrained position, Jacobian included, under its row's own base."""
+        """Return the log density of `reference` at an unconstrained position, Jacobian included, under the row's base."""
         if self.base is not None:
             base_parameters = None if local is None else local[1]
             return self._log_base(self.constrain(position), base_parameters) + self.log_jacobian(position)
@@ -199,7 +199,7 @@ class EventDistribution(RowDistribution):
         return jnp.sum(dist.Normal(0.0, 1.0).log_prob(position))
 
     def reference_sample(self, rng_key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draws of `reference`, of shape ``sample_shape + batch_shape + event_shape``."""
+        """Draw from `reference`, with shape ``sample_shape + batch_shape + event_shape``."""
         return self.as_events(self.reference.expand(self.batch_shape).sample(rng_key, sample_shape))
 
     @property
@@ -207,14 +207,14 @@ class EventDistribution(RowDistribution):
         """The values that one element of a finite discrete support takes, in increasing order.
 
         Raises:
-            EnergyError: for a support without two bounds.
+            EnergyError: for a support without two finite bounds.
         """
         values = discrete_values(self.support)
         if values is None:
             raise EnergyError(
                 f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
                 "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "
-                "with an end that no value comes near."
+                "with a bound far above all values."
             )
         return values
 
@@ -231,10 +231,10 @@ class EventDistribution(RowDistribution):
         return self.event_shape if self.is_discrete else tuple(self._transform.inverse_shape(self.event_shape))
 
     def as_events(self, value: Any) -> Array:
-        """Values as an array of the float type in use (discrete ones as integers), their shape checked.
+        """Return values as an array of the default float type (discrete ones as integers), and check their shape.
 
         Raises:
-            EnergyError: where the trailing shape is not ``event_shape`` or the leading one does not broadcast.
+            EnergyError: if the trailing shape is not ``event_shape`` or the leading shape does not broadcast.
             TypeError: for complex or non-numeric values.
         """
         value = jnp.asarray(as_arrays(type(self).__name__, value))
@@ -245,7 +245,7 @@ class EventDistribution(RowDistribution):
         return value
 
     def _broadcast(self, value: Array) -> tuple[int, ...]:
-        """The rows' shape of a value."""
+        """Return the shape of a value's rows."""
         cut = value.ndim - len(self.event_shape)
         problem = cut < 0 or value.shape[cut:] != self.event_shape
         if not problem:
@@ -260,17 +260,17 @@ class EventDistribution(RowDistribution):
         )
 
     def _log_base(self, event: Array, parameters: PyTree) -> Any:
-        """Log density of one event under its row's base; 0 without one."""
+        """Return the log density of one event under its row's base; 0 without a base."""
         return 0.0 if self.base is None else split_rows(self.base, self._own_shape)[0](event, parameters)
 
     def log_jacobian(self, position: Array) -> Array:
-        """Log volume that the transform gives to one unconstrained position; 0 on the real line."""
+        """Return the log Jacobian determinant of the transform at one unconstrained position; 0 on the real line."""
         if self._is_real or self.is_discrete:
             return jnp.zeros((), float)
         return jnp.sum(self._transform.log_abs_det_jacobian(position, self.constrain(position)))
 
     def _call(self, function: Any, event: Array, context: PyTree) -> Array:
-        """The user's function of one event, and of its row's context where there is one."""
+        """Call the user's function on one event and, if there is a context, its row's context."""
         own = () if self.context is None else (jax.tree.map(lambda leaf: widen(leaf, booleans=False), context),)
         with in_users_modes():
             return jnp.asarray(function(event, *own))
@@ -296,7 +296,7 @@ def _event_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int, ...], support: Any) -> tuple[int, ...]:
-    """The batch shape with the base's own, once the base is known to fit."""
+    """Check that the base fits, and return the batch shape broadcast with the base's."""
     if not isinstance(base, dist.Distribution):
         raise TypeError(f"base needs a numpyro distribution; got {type(base).__name__}.")
     if base.event_shape != event_shape:
@@ -316,4 +316,4 @@ def _flat_rows(leaf: Array, ndim: int) -> Array:
 
 
 def _no_sampler(rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
-    raise TypeError("A distribution inside a program has no sampler.")
+    raise TypeError("A distribution inside a traced program has no sampler.")

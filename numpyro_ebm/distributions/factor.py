@@ -1,4 +1,4 @@
-"""`energy_factor`: an energy that multiplies the density of the sites it names."""
+"""`energy_factor`: a factor ``exp(-energy)`` on the density of the sites that it names."""
 
 from typing import Any
 
@@ -23,15 +23,15 @@ from numpyro_ebm.distributions.shapes import all_arrays, insert_ones, widen
 class EnergyFactor(dist.Distribution):
     """The distribution behind an `energy_factor` site: its log probability is minus the energy of each row.
 
-    Lazy: nothing is evaluated until ``log_prob``, so that `estimate` can take the energy without it.
+    The energy is evaluated only in ``log_prob``, so that `estimate` can use it without evaluating it.
 
     Args:
         name: the factor's site.
-        energy: ``energy(**row_values)`` to a scalar.
-        values: by name, arrays that lead with ``batch_shape`` (or scalars).
-        sites: which of the names are sample sites: the values that may be differentiated.
-        batch_shape: the shape of the plates around.
-        mask: rows that take part, or None for all.
+        energy: ``energy(**row_values)``, returns a scalar.
+        values: arrays that lead with ``batch_shape``, or scalars, by name.
+        sites: names that are sample sites; their values may be differentiated.
+        batch_shape: shape of the enclosing plates.
+        row_mask: rows that take part, or None for all.
     """
 
     arg_constraints = {}
@@ -55,7 +55,7 @@ class EnergyFactor(dist.Distribution):
 
     @classmethod
     def tree_unflatten(cls, aux_data: tuple[Any, ...], params: tuple[Any, ...]) -> "EnergyFactor":
-        """As NumPyro's; dimensions that ``vmap`` or ``scan`` gave to all arrays in front are rows."""
+        """Unflatten as NumPyro does; leading dimensions that ``vmap`` or ``scan`` added to all arrays become rows."""
         new: Any = super().tree_unflatten(aux_data, params)
         shape = getattr(new.row_marker, "shape", (0,))[:-1]
         num = len(shape) - len(new.batch_shape)
@@ -67,17 +67,17 @@ class EnergyFactor(dist.Distribution):
         return new
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """The empty value of a factor."""
+        """Return the empty value of a factor."""
         return jnp.zeros(sample_shape + self.batch_shape + self.event_shape)
 
     def mask(self, mask: Any) -> "EnergyFactor":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A factor in which only the rows of the mask take part."""
+        """Return a factor in which only the rows of the mask take part."""
         mask = jnp.broadcast_to(mask, self.batch_shape) & (True if self.row_mask is None else self.row_mask)
         return EnergyFactor(self.name, self.energy, self.values, self.sites, self.batch_shape, mask)
 
     @in_own_modes
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
-        """Minus the energy of each row; a derivative in anything but the named sites raises."""
+        """Return minus the energy of each row; a derivative in anything but the named sites raises."""
         rows = flatten_rows(self.values, self.batch_shape)
         if self.row_mask is not None:
             keep = self.row_mask.reshape(-1)
@@ -94,47 +94,47 @@ class EnergyFactor(dist.Distribution):
         return result.reshape(self.batch_shape)
 
     def evaluate_energy(self, row: dict[str, Array]) -> Array:
-        """The energy of one row as a scalar.
+        """Return the energy of one row as a scalar.
 
         Raises:
-            EnergyError: for a result of another shape than ``()`` or ``(1,)``.
+            EnergyError: if the result does not have shape ``()`` or ``(1,)``.
         """
-        # In the order written: a pytree sorts its names, and `**values` in a loop over sites may lean on the order.
+        # In the user's order: pytrees sort their keys, and an energy that loops over `**values` may rely on the order.
         typed = {name: widen(row[name], booleans=name in self.sites) for name in self.order}
         with in_users_modes():
             result = jnp.asarray(self.energy(**typed))
         if result.shape not in ((), (1,)):
             shapes = {name: jnp.shape(value) for name, value in row.items()}
             raise EnergyError(
-                f"The energy returned shape {result.shape} for one row of shapes {shapes}; it has to return a scalar, "
-                "shape (). Write it for one row: the plates around energy_factor say what a row is."
+                f"The energy returned shape {result.shape} for one row of shapes {shapes}; it must return a scalar, "
+                "shape (). Write it for one row: the plates around energy_factor define a row."
             )
         return result.reshape(())
 
 
 def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
-    r"""Multiply the joint density by ``exp(-energy(**values))``, one factor per row of the plates around.
+    r"""Multiply the joint density by ``exp(-energy(**values))``, one factor per row of the enclosing plates.
 
     Inside ``numpyro.plate`` the energy is vectorised over rows: each value leads with the plates' shape (scalars are
-    shared) and the energy sees one row. Outside any plate it sees the values whole. Values whose name is that of a
-    sample site above belong to the event; the others are covariates.
+    shared) and the energy gets one row. Outside any plate it gets the whole values. Values named like an earlier sample
+    site belong to the event; the others are covariates.
 
-    ``potential_energy``, NUTS and `BlackJAXKernel` see a potential, for fixed parameters: where the energy depends on
-    latents or trained parameters that it does not name, every inference raises, as for `EnergyDistribution`, and where
-    some of the named sites are data, so do latents in the sites' own distributions. Under `estimate` the sites that
-    factors name are an EBM: their own distributions are the base (``ImproperUniform`` for Lebesgue measure), the energy
-    is the sum of the factors. Sites that factors connect, directly or through others, are one joint event, called by
-    their names joined by commas ("x,y"); they stand in the same plates, and rows masked at one of them take no part.
+    ``potential_energy``, NUTS and `BlackJAXKernel` see a potential, for fixed parameters. As for `EnergyDistribution`,
+    every inference raises if the energy depends on latents or trained parameters that the factor does not name, or, where
+    some of the named sites are data, if the sites' own distributions depend on latents. Under `estimate` the sites that
+    factors name form an EBM: their own distributions are the base (``ImproperUniform`` for Lebesgue measure), and the
+    energy is the sum of the factors. Sites that factors connect, directly or through others, form one joint event, named
+    by the site names joined by commas ("x,y"); they must be in the same plates, and a row masked at one is masked for all.
 
     Args:
         name: name of the factor.
-        energy: ``energy(**row)`` to a scalar; lower is more likely.
-        **values: what the energy takes, by name, in this order.
+        energy: ``energy(**row)``, returns a scalar; lower is more likely.
+        **values: the arguments of the energy, by name, in this order.
 
     Raises:
         EnergyError: (a ValueError) without values, for a value that does not lead with the plates' shape, and for an
             energy that does not return a scalar.
-        TypeError: where the energy is not callable.
+        TypeError: if the energy is not callable.
 
     Example:
         >>> def model(x):
@@ -153,7 +153,7 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
             "numpyro.factor."
         )
     if not values:
-        raise EnergyError(f"energy_factor('{name}') names no value. Write energy_factor('{name}', energy, x=x).")
+        raise EnergyError(f"energy_factor('{name}') got no values. Write energy_factor('{name}', energy, x=x).")
     batch_shape = plates_shape()
     arrays = {key: _lead(name, key, _as_array(value), batch_shape) for key, value in values.items()}
     factor = EnergyFactor(name, energy, arrays, frozenset(filter(_is_sampled, values)), batch_shape)
@@ -161,7 +161,7 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
 
 
 def flatten_rows(values: dict[str, Array], batch_shape: tuple[int, ...]) -> dict[str, Array]:
-    """Values laid out one row per entry of ``batch_shape``; scalars are repeated."""
+    """Lay out values, one row per entry of ``batch_shape``; scalars are repeated."""
     rows = {}
     for name, value in values.items():
         event = value.shape[len(batch_shape) :]
@@ -170,7 +170,7 @@ def flatten_rows(values: dict[str, Array], batch_shape: tuple[int, ...]) -> dict
 
 
 def _as_array(value: Any) -> Any:
-    # Arrays stay the objects they are: estimate compares a site's value with the factor's by identity.
+    # Return arrays unchanged: `estimate` compares a site's value with the factor's by identity.
     if isinstance(value, np.ndarray | jax.Array):
         return value
     with eager(value):
@@ -191,14 +191,14 @@ def _lead(factor: str, name: str, value: Any, batch_shape: tuple[int, ...]) -> A
     if len(lead) == len(batch_shape) and all(n in (1, size) for n, size in zip(lead, batch_shape, strict=True)):
         return value
     raise EnergyError(
-        f"energy_factor('{factor}') stands in plates of shape {batch_shape}; its value {name} has shape {value.shape} and "
+        f"energy_factor('{factor}') is in plates of shape {batch_shape}, but its value {name} has shape {value.shape} and "
         f"does not lead with them. Subsample it with numpyro.subsample({name}, event_dim=...), or close over it in the "
         "energy if all rows share it."
     )
 
 
 def _is_sampled(name: str) -> bool:
-    """Whether any trace around has a sample site of this name so far, in the scopes around the factor or outside."""
+    """Return whether an enclosing trace already has a sample site of this name, in the factor's scopes or outside them."""
     for i, handler in enumerate(_PYRO_STACK):
         if isinstance(handler, numpyro.handlers.trace):
             sites = (handler.trace.get(prefix + name) for prefix in {scope_prefix(_PYRO_STACK[i + 1 :]), ""})
@@ -209,4 +209,4 @@ def _is_sampled(name: str) -> bool:
 
 @promote_batch_shape.register(EnergyFactor)  # pyright: ignore[reportArgumentType, reportCallIssue]
 def _promote(d: EnergyFactor) -> EnergyFactor:
-    return d  # it has taken up its rows when it was put together
+    return d  # tree_unflatten has already added its rows

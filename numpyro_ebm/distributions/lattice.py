@@ -1,4 +1,4 @@
-"""Data on a lattice, where a density on the real line is degenerate."""
+"""Warning about data on a lattice, where a density on the real line is degenerate."""
 
 import warnings
 
@@ -9,16 +9,18 @@ from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.blocks import is_real
 
 FEWEST_ROWS, MOST_ROWS = 20, 5000
+"""Rows needed for a warning, since fewer may repeat by chance; rows inspected at most, to bound the time of the check."""
 REPEATS = 2
+"""Rows per whole number of the range that count as repeats: higher misses wide lattices, lower warns of sparse counts."""
 BOOLEAN = "Write support=numpyro.distributions.constraints.boolean in the EnergyDistribution"
 UNITS = {(0, 1): BOOLEAN, (-1, 1): f"{BOOLEAN}, (x + 1) / 2 for the data, and s = 2 * x - 1 in the energy"}
 
 
 def warn_of_lattice(name: str, value: Array, mask: Array | None, support: object) -> None:
-    """Warn of real coordinates whose rows are whole numbers that repeat: the density there is without limit.
+    """Warn if real coordinates hold whole numbers that repeat, on which a fitted density grows without bound.
 
     Warns:
-        UserWarning: naming the values, and the support that they have; at once, for values that are known.
+        UserWarning: with the values and the support that fits them; only for concrete values.
     """
     if len(value) < FEWEST_ROWS or not is_real(support) or not is_concrete(value, mask):
         return
@@ -37,11 +39,11 @@ def warn_of_lattice(name: str, value: Array, mask: Array | None, support: object
     else:
         what = f"are whole numbers from {ends[0]} to {ends[1]}, which repeat"
         fix = (
-            "Spread them evenly, x + jax.random.uniform(rng_key, x.shape), or take a method that smooths ('dsm' with sigma "
+            "Add uniform noise, x + jax.random.uniform(rng_key, x.shape), or use a method that smooths ('dsm' with sigma "
             f"of half a unit or more); constraints.integer_interval({ends[0]}, {ends[1]}) is the support of such numbers."
         )
     warnings.warn(
-        f"At site '{name}': {where} {what}, and the support is the real line. A density there is fitted best by spikes on "
-        f"these points, without limit. {fix}",
+        f"At site '{name}': {where} {what}, and the support is the real line. The best fit of a density there is a spike "
+        f"of unbounded height at each of these points. {fix}",
         stacklevel=2,
     )

@@ -1,4 +1,4 @@
-"""From a site's message to a `Site`: unwrapped, laid out one event per row, and checked."""
+"""Turn a site's message into a `Site`: unwrap its distribution, lay out one event per row, and check the values."""
 
 import math
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from numpyro_ebm.distributions.shapes import check_mesh
 from numpyro_ebm.distributions.site import Site
 
 ON_THE_END = (
-    "Move such values inside (rounded or censored ones by a random part of their rounding); or, where the density is finite "
-    "there, write estimate(model, 'generalized_sm'), which takes them. A share of rows exactly there has no density: model "
-    "by a Bernoulli site whether a row is there, and by the energy the other rows."
+    "Move such values inside (rounded or censored ones by a random fraction of the rounding); or, if the density is finite "
+    "there, write estimate(model, 'generalized_sm'), which accepts them. If rows lie there with positive probability, they "
+    "have no density: model whether a row is there with a Bernoulli site, and the other rows with the energy."
 )
 
 
 class Unwrapped(NamedTuple):
-    """An energy or a score under expand, mask and to_event."""
+    """An energy or a score taken out of expand, mask and to_event."""
 
     distribution: EventDistribution
     batch_shape: tuple[int, ...]
@@ -33,14 +33,14 @@ class Unwrapped(NamedTuple):
 
 
 class Plate(NamedTuple):
-    """Rows of the whole that a plate holds: their indices, and how many there are in all."""
+    """Indices of the rows that a plate holds, and the number of rows of the whole plate."""
 
     indices: Array
     size: int
 
 
 def unwrap(fn: Any) -> Unwrapped | None:
-    """The energy or score inside expand, mask and to_event, or None where there is none."""
+    """Return the energy or score inside expand, mask and to_event, or None if there is none."""
     batch_shape, event_dims, masks = tuple(fn.batch_shape), 0, []
     inner = fn
     while not isinstance(inner, EventDistribution):
@@ -55,7 +55,7 @@ def unwrap(fn: Any) -> Unwrapped | None:
     mask = None
     for own, dims_outside in masks:
         own = jnp.asarray(own)
-        # A mask outside to_event speaks of whole rows: give it the inner dimensions it lacks.
+        # A mask outside to_event applies to whole rows: add the inner dimensions that it lacks.
         inside = event_dims - dims_outside
         own = jnp.broadcast_to(own.reshape(own.shape + (1,) * (inside if own.ndim else 0)), batch_shape)
         mask = own if mask is None else mask & own
@@ -63,7 +63,7 @@ def unwrap(fn: Any) -> Unwrapped | None:
 
 
 def check_holds_no_energy(fn: Any) -> None:
-    """Refuse a distribution with an unnormalised energy inside: a mixture, a zero inflation, a transformed distribution.
+    """Refuse a distribution that contains an unnormalised energy: a mixture, a zero inflation, a transformed distribution.
 
     Raises:
         EnergyError: with what to write.
@@ -71,8 +71,8 @@ def check_holds_no_energy(fn: Any) -> None:
     for inner in _distributions_in(fn):
         if isinstance(inner, EventDistribution) and not getattr(inner, "normalized", False):
             raise EnergyError(
-                f"The {type(fn).__name__} holds an {type(inner).__name__} whose log Z is not known, and estimate takes "
-                "energies at sites of their own only. Write the whole density as one energy, such as E(x) = "
+                f"The {type(fn).__name__} holds an {type(inner).__name__} whose log Z is not known, and estimate accepts "
+                "energies only at sites of their own. Write the whole density as one energy, such as E(x) = "
                 "-logsumexp of the components; or put log Z into this one, E + "
                 "numpyro_ebm.log_partition(rng_key, distribution).value, and write EnergyDistribution(..., normalized=True)."
             )
@@ -80,7 +80,7 @@ def check_holds_no_energy(fn: Any) -> None:
 
 
 def _distributions_in(fn: Any) -> list[Any]:
-    """The distributions that one is made of."""
+    """Return the distributions that are attributes of a distribution."""
     parts = [part for value in vars(fn).values() for part in (value if isinstance(value, list | tuple) else [value])]
     return [part for part in parts if isinstance(part, Distribution)]
 
@@ -88,9 +88,9 @@ def _distributions_in(fn: Any) -> list[Any]:
 def lay_out(
     name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate], *, may_touch_ends: bool = False
 ) -> Site:
-    """The site's data, one event per row, checked as far as they are concrete; plates by their dimension.
+    """Lay out a site's data, one event per row, and check concrete values; ``plates`` are keyed by dimension.
 
-    Values on the boundary of the support, which have no place in unconstrained space, are refused unless they may be there.
+    Values on the boundary of the support have no unconstrained position; they are refused unless ``may_touch_ends``.
     """
     distribution = unwrapped.distribution
     with eager(value):
@@ -108,8 +108,8 @@ def lay_out(
         ) from None
     if 0 in batch_shape:
         raise EnergyError(
-            f"Data of shape {events.shape} hold no rows, so there is nothing to estimate from. Look at the filter that they "
-            "come from, or leave the site out where there are none."
+            f"Data of shape {events.shape} hold no rows, so there is nothing to estimate from. Check the filter that they "
+            "come from, or leave the site out if there are none."
         )
     local = distribution.rows(events, batch_shape).local
     with eager(events, unwrapped.mask):
@@ -124,14 +124,14 @@ def lay_out(
 
 
 def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int, Plate]) -> tuple[Array | None, int]:
-    """Which row of the whole data set each row is, flat over all dimensions of the batch, and how many there are.
+    """Return each row's index in the whole data set, flat over all batch dimensions, and the size of the data set.
 
-    A dimension without a plate, or under ``to_event``, is whole. None and 0 where int32 cannot count the rows.
+    A dimension without a plate, or under ``to_event``, counts as whole. Return None and 0 if int32 cannot count the rows.
     """
     whole = [Plate(jnp.arange(size), size) for size in batch_shape]
     for dim, plate in plates.items():
         position = len(batch_shape) - event_dims + dim
-        if batch_shape[position] == len(plate.indices):  # else a plate of one row that broadcasts
+        if batch_shape[position] == len(plate.indices):  # otherwise a plate of one row that broadcasts
             whole[position] = plate
     num_total = math.prod(plate.size for plate in whole)
     if num_total > jnp.iinfo(jnp.int32).max:
@@ -143,7 +143,7 @@ def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int
 
 
 def _harmless(value: Array, local: PyTree, mask: Array | None, distribution: EventDistribution) -> tuple[Array, PyTree]:
-    """Masked rows replaced by those that take part, in turn: what is in them can reach no gradient and starts no chain."""
+    """Replace masked rows by those that take part, in turn, so that their values reach no gradient and start no chain."""
     if mask is None:
         return value, local
     if distribution.is_discrete:
@@ -153,18 +153,18 @@ def _harmless(value: Array, local: PyTree, mask: Array | None, distribution: Eve
     any_ = jnp.any(mask)
     ours = jnp.nonzero(mask, size=len(mask), fill_value=0)[0]
     source = jnp.where(mask, jnp.arange(len(mask)), ours[(jnp.cumsum(~mask) - 1) % jnp.maximum(jnp.sum(mask), 1)])
-    # Where no row takes part, a missing covariate must be no more harmful than a missing value.
+    # If no row takes part, NaN in the covariates must be replaced as the values are.
     local = jax.tree.map(lambda leaf: jnp.where(any_, leaf[source], jnp.nan_to_num(leaf[source])), local)
     return jnp.where(any_, value[source], feasible), local
 
 
 def _check_values(site: Site, *, may_touch_ends: bool) -> None:
-    """Refuse concrete rows that are not numbers or lie outside the support or on its boundary."""
+    """Refuse concrete rows that are not finite, or lie outside the support or on its boundary."""
     if not is_concrete(site.value, site.mask):
         return
     support = site.distribution.support
     inside = jax.vmap(lambda event: jnp.all(support(event)))(site.value)
-    checks = [(inside, f"lies outside the support {support}", "Write the support that the data have.")]
+    checks = [(inside, f"lies outside the support {support}", "Write the support of the data.")]
     if not site.distribution.is_discrete:
         finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
         off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends

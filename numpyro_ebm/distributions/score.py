@@ -1,4 +1,4 @@
-"""`ScoreDistribution`: a distribution of which only the score is modelled."""
+"""`ScoreDistribution`: a distribution that is given only by its score."""
 
 import copy
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 
 NO_DENSITY = (
-    "A ScoreDistribution models the gradient of a log density and has no log density: a vector field need not be the "
-    "gradient of anything, and its integral is not known. Train it with estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or "
+    "A ScoreDistribution models the gradient of a log density and has no log density: a vector field need not be a "
+    "gradient, and its integral is not known. Train it with estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or "
     "'sm', and sample it with Langevin; for values declare an EnergyDistribution."
 )
 
@@ -26,28 +26,27 @@ NO_DENSITY = (
 class ScoreDistribution(EventDistribution):
     r"""A score model at a ``numpyro.sample`` site: ``grad log p(x) = grad log base(x) + score(x)``, without an energy.
 
-    Trained by the estimators that need only the score ("sm", with the trace of its Jacobian, "ssm", "ssm_vr", "dsm",
+    It is trained by the estimators that need only the score ("sm", with the trace of its Jacobian, "ssm", "ssm_vr", "dsm",
     "multiscale_dsm", "lsd") and sampled by unadjusted Langevin, which needs no density. On a support other than the real
-    line both work in unconstrained space: the score is pulled back through the transform, the gradient of its log Jacobian
-    added.
+    line both work in unconstrained space: the score is pulled back through the transform, and the gradient of the log
+    Jacobian is added.
 
     Args:
         score: ``score(event)``, or ``score(event, context)`` when there is a context. Maps ONE event of shape
-            ``event_shape`` to the gradient of its log density, of the same shape. Uphill: ``lambda x: -x`` for a standard
-            normal.
+            ``event_shape`` to the gradient of its log density, of the same shape: ``lambda x: -x`` for a standard normal.
         event_shape: shape of one event.
-        context: pytree whose leaves lead with ``batch_shape``: covariates, one per row, handed to the score.
-        batch_shape: shape of the rows that differ in context or base; left out, see `EnergyDistribution`.
+        context: covariates of each row, passed to the score: a pytree whose leaves lead with ``batch_shape``.
+        batch_shape: shape of the rows that differ in context or base; for the default see `EnergyDistribution`.
         support: constraint of one event.
-        base: a normalised distribution whose score is added; None for none.
-        sampler: ``sampler(rng_key, distribution, sample_shape)``, what ``sample`` calls; by default 1000 steps of
+        base: a normalised distribution whose score is added, or None.
+        sampler: ``sampler(rng_key, distribution, sample_shape)``, called by ``sample``; by default 1000 steps of
             ``langevin`` (step size 0.01), which suit a density of unit scale. For a score conditioned on the noise level:
             `AnnealedLangevin`, `ReverseSDE`, `ProbabilityFlow`.
 
     Raises:
-        EnergyError: (a ValueError) from ``log_prob``; for a base or a context that does not fit, a score of another shape
-            than the event's (at its first use), and a kernel that needs a density.
-        TypeError: where the score is not callable.
+        EnergyError: (a ValueError) from ``log_prob``; for a base or a context that does not fit, a score without the shape
+            of the event (at its first use), and a kernel that needs a density.
+        TypeError: if the score is not callable.
 
     Example:
         >>> import jax
@@ -97,7 +96,7 @@ class ScoreDistribution(EventDistribution):
 
     @property
     def score(self) -> Callable[..., Array]:
-        """The score as it was given."""
+        """The score as passed to the constructor."""
         return assemble(self._score_arrays, self._score_structure)
 
     @property
@@ -110,7 +109,7 @@ class ScoreDistribution(EventDistribution):
         return new
 
     def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
-        """There is none.
+        """Raise, because a score has no log density.
 
         Raises:
             EnergyError: always, with the reason.
@@ -119,7 +118,7 @@ class ScoreDistribution(EventDistribution):
             raise EnergyError(NO_DENSITY)
 
     def unconstrained_log_density(self, position: Array, local: PyTree = None) -> NoReturn:
-        """There is none.
+        """Raise, because a score has no log density.
 
         Raises:
             EnergyError: always, with the reason.
@@ -127,17 +126,17 @@ class ScoreDistribution(EventDistribution):
         raise EnergyError(NO_DENSITY)
 
     def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
-        """The score of one row at an unconstrained position, that of the transform's Jacobian included."""
+        """Return the score of one row at an unconstrained position, the gradient of the log Jacobian included."""
         if self._is_real:
             return self._total_score(position, local)
         event, pull_back = jax.vjp(self.constrain, position)
         return pull_back(self._total_score(event, local))[0] + jax.grad(self.log_jacobian)(position)
 
     def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
-        """What stands for the log density under a kernel that uses the gradient alone: 0, with the score for a gradient.
+        """Return a stand-in for the log density, for kernels that use only its gradient: 0, with the score as gradient.
 
         Raises:
-            EnergyError: for a kernel that uses values.
+            EnergyError: for a kernel that needs values of the log density.
         """
         if kernel.needs_density:
             raise EnergyError(f"The kernel '{kernel.name}' needs values of the log density. {NO_DENSITY}")
@@ -158,7 +157,7 @@ class ScoreDistribution(EventDistribution):
         result = self._call(self.score, event, context)
         if result.shape != self.event_shape:
             raise EnergyError(
-                f"The score returned shape {result.shape} for one event of shape {self.event_shape}; it has to return the "
+                f"The score returned shape {result.shape} for one event of shape {self.event_shape}; it must return the "
                 "event's shape. The library vectorises it over rows: write it for one event, e.g. score = lambda x: -x."
             )
         return result if self.base is None else result + jax.grad(self._log_base)(event, base_parameters)

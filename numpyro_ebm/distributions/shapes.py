@@ -1,4 +1,4 @@
-"""Shapes of rows: what plates give to a context, how data meet the rows, and rows that ``vmap`` or ``scan`` make."""
+"""Shapes of rows: of contexts in plates, of data against a batch shape, and those that ``vmap`` or ``scan`` add."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 def as_shape(name: str, shape: Any) -> Shape:
-    """A tuple of sizes.
+    """Return a shape as a tuple of sizes.
 
     Raises:
         EnergyError: for anything else.
@@ -30,28 +30,28 @@ def as_shape(name: str, shape: Any) -> Shape:
 
 
 def is_shared(context: PyTree) -> bool:
-    """Whether a context is made of scalars alone, which mean the same to every row."""
+    """Return whether all leaves of a context are scalars, which all rows share."""
     return all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(context))
 
 
 def check_context(context: PyTree, batch_shape: Shape) -> None:
-    """Refuse a context that does not lead with its rows.
+    """Refuse a context whose leaves do not lead with ``batch_shape``.
 
     Raises:
-        EnergyError: with the shape that came.
+        EnergyError: with the shape of the leaf.
     """
     for leaf in jax.tree.leaves(context):
         if jnp.shape(leaf)[: len(batch_shape)] != batch_shape:
             raise EnergyError(
-                f"Each leaf of context leads with batch_shape={batch_shape}; got a leaf of shape {jnp.shape(leaf)}. "
+                f"Each leaf of context must lead with batch_shape={batch_shape}; got a leaf of shape {jnp.shape(leaf)}. "
                 f"Write context=context, batch_shape={jnp.shape(leaf)[:1]} in the distribution."
             )
 
 
 def rows_of_plates(context: PyTree) -> tuple[PyTree, Shape]:
-    """A context as the plates around have it, one entry per row, and the rows' shape; scalars are repeated.
+    """Return a context with one entry per row of the enclosing plates, and the rows' shape; scalars are repeated.
 
-    Outside of plates, and where it is made of scalars alone, it is shared by all rows: the shape is ().
+    Outside plates, or if all leaves are scalars, all rows share the context and the shape is ().
 
     Raises:
         EnergyError: for a leaf that does not lead with the plates.
@@ -64,9 +64,9 @@ def rows_of_plates(context: PyTree) -> tuple[PyTree, Shape]:
         own = jnp.shape(leaf)
         if own and not (len(own) >= len(rows) and all(n in (1, size) for n, size in zip(own, rows, strict=False))):
             raise EnergyError(
-                f"The context has a leaf of shape {own}, and the plates around are of shape {rows}: it is not clear which "
-                f"row gets what. For one entry per row, each leaf leads with {rows}: subsample it with "
-                "numpyro.subsample(context, event_dim=...), or say which rows it has, e.g. "
+                f"The context has a leaf of shape {own} inside plates of shape {rows}, so it is not clear which entry "
+                f"belongs to which row. For one entry per row, each leaf must lead with {rows}: subsample it with "
+                "numpyro.subsample(context, event_dim=...), or give the shape of its rows, e.g. "
                 f"EnergyDistribution(..., context=context, batch_shape={own[:1]}). For a context that all rows share write "
                 "batch_shape=()."
             )
@@ -76,7 +76,7 @@ def rows_of_plates(context: PyTree) -> tuple[PyTree, Shape]:
 
 
 def check_told(context: PyTree, lead: Shape) -> None:
-    """Refuse a context without ``batch_shape`` that may be one entry per row of the data or one for all rows.
+    """Refuse a context without ``batch_shape`` that may have one entry per row of the data or be shared by all rows.
 
     Raises:
         EnergyError: with both ways to write it.
@@ -86,16 +86,17 @@ def check_told(context: PyTree, lead: Shape) -> None:
         if own and lead and own[0] == lead[-1] != 1:
             raise EnergyError(
                 f"The context has a leaf of shape {own}, the data have {lead[-1]} rows, and no plate says whether each row "
-                f"has its own entry. Write EnergyDistribution(..., context=context, batch_shape=({own[0]},)) if it has, or "
+                f"has its own entry. Write EnergyDistribution(..., context=context, batch_shape=({own[0]},)) if it does, or "
                 "batch_shape=() if all rows share the context."
             )
 
 
 def rows_of_data(shape: Shape, batch_shape: Shape, event_shape: Shape) -> Shape:
-    """The rows that a site's data and its distribution make together.
+    """Return the shape of a site's rows: that of its data, broadcast with its distribution's batch shape.
 
     Raises:
-        EnergyError: where a column would be paired with all rows; ValueError where they do not broadcast.
+        EnergyError: if a column would be broadcast against all rows.
+        ValueError: if the shapes do not broadcast.
     """
     lead = shape[: len(shape) - len(event_shape)]
     rows = jnp.broadcast_shapes(lead, batch_shape)
@@ -104,8 +105,8 @@ def rows_of_data(shape: Shape, batch_shape: Shape, event_shape: Shape) -> Shape:
         if is_column or rows != lead:
             wanted = lead[:-1] + event_shape
             raise EnergyError(
-                f"Data of shape {shape} are a column, and the event has shape {event_shape}: against rows of shape "
-                f"{batch_shape or lead[:-1]} each value would count once per row. The data need shape {wanted}: write "
+                f"Data of shape {shape} are a column, and the event has shape {event_shape}: broadcast to rows of shape "
+                f"{batch_shape or lead[:-1]}, each value would count once per row. The data need shape {wanted}: write "
                 f"x[:, 0] for x; or, for events that are vectors of one element, event_shape={(1, *event_shape)} in the "
                 "distribution."
             )
@@ -113,7 +114,7 @@ def rows_of_data(shape: Shape, batch_shape: Shape, event_shape: Shape) -> Shape:
 
 
 def check_mesh(value: Array) -> None:
-    """Refuse data that are split over a mesh with axes of the explicit kind.
+    """Refuse data that are sharded over a mesh with explicit axes.
 
     Raises:
         EnergyError: with the mesh to write.
@@ -122,17 +123,17 @@ def check_mesh(value: Array) -> None:
     mesh = sharding.mesh
     if AxisType.Explicit in mesh.axis_types and any(each is not None for each in sharding.spec):
         raise EnergyError(
-            f"The data are split over a mesh with axes of the explicit kind ({sharding.spec}), where every gather and "
-            "reshape has to be told how its result is split; estimators leave that to the compiler. Write jax.make_mesh("
+            f"The data are sharded over a mesh with explicit axes ({sharding.spec}), which require a sharding for the "
+            "result of every gather and reshape; estimators leave that to the compiler. Write jax.make_mesh("
             f"{tuple(mesh.axis_sizes)}, {tuple(mesh.axis_names)}, axis_types=(jax.sharding.AxisType.Auto,) * "
             f"{len(mesh.axis_names)})."
         )
 
 
 def widen(value: Any, *, booleans: bool = True) -> Any:
-    """Narrow integers (and booleans) as the integer type in use: in their own an energy would wrap round.
+    """Return narrow integers (and booleans) as the default integer type, in which an energy does not overflow.
 
-    A keyed or floating value is returned as it is.
+    Random keys and floating-point values are returned unchanged.
     """
     dtype = jnp.result_type(value)
     is_narrow = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4
@@ -140,29 +141,29 @@ def widen(value: Any, *, booleans: bool = True) -> Any:
 
 
 def insert_ones(leaf: Any, position: int, number: int) -> Array:
-    """A leaf with dimensions of size 1 from a position on."""
+    """Insert ``number`` dimensions of size 1 at a position of a leaf's shape."""
     leaf = jnp.asarray(leaf)
     return jnp.reshape(leaf, leaf.shape[:position] + (1,) * number + leaf.shape[position:]) if number else leaf
 
 
 def repeat(leaf: Any, own_ndim: int, batch_shape: Shape) -> Array:
-    """A leaf that leads with rows of its own, broadcast to those of ``batch_shape``."""
+    """Broadcast the rows of a leaf, its first ``own_ndim`` dimensions, to ``batch_shape``."""
     event = jnp.shape(leaf)[own_ndim:]
     return jnp.broadcast_to(insert_ones(leaf, 0, len(batch_shape) - own_ndim), batch_shape + event)
 
 
 def all_arrays(tree: PyTree) -> bool:
-    """Whether every leaf holds values: pytrees are also rebuilt around shapes and placeholders."""
+    """Return whether every leaf holds values; JAX also rebuilds pytrees around shapes and placeholders."""
     return all(isinstance(leaf, np.ndarray | jax.Array | Tracer | float | int) for leaf in jax.tree.leaves(tree))
 
 
 def stack_base(base: Distribution, num: int, shape: Shape) -> Distribution:
-    """A base whose arrays ``vmap`` or ``scan`` have given ``num`` leading dimensions, with these in its batch shape.
+    """Return a base whose arrays have ``num`` leading dimensions from ``vmap`` or ``scan`` with these in its batch shape.
 
     Args:
-        base: a NumPyro distribution, its own batch shape that of one step.
-        num: leading dimensions, those of ``shape``.
-        shape: the batch shape that it stands in.
+        base: a NumPyro distribution, with the batch shape of one step.
+        num: number of new leading dimensions, the first of ``shape``.
+        shape: the batch shape to which the result broadcasts.
 
     Raises:
         EnergyError: for a distribution that NumPyro cannot promote.
@@ -181,7 +182,7 @@ def stack_base(base: Distribution, num: int, shape: Shape) -> Distribution:
     promoted = promote_batch_shape(jax.tree.map(lambda leaf: insert_ones(leaf, num, missing), base))
     if promoted.batch_shape != wanted:
         raise EnergyError(
-            f"A base {type(base).__name__} cannot be stacked by scan or vmap. Write it without parameters of the step, or "
-            "as a parametric distribution such as numpyro.distributions.Normal(loc, scale).to_event(1)."
+            f"A base {type(base).__name__} cannot be stacked by scan or vmap. Write it without parameters that change "
+            "with the step, or as a parametric distribution such as numpyro.distributions.Normal(loc, scale).to_event(1)."
         )
     return promoted

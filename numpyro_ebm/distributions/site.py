@@ -14,7 +14,7 @@ from numpyro_ebm._core.spreads import spread
 from numpyro_ebm._core.typing import Array, PyTree
 
 ROWS_AT_ONCE = 4096
-"""Bounds the memory of a network's layers over all rows; below it one call is as fast as several."""
+"""Rows of one call: bounds the memory of a network's layers over all rows; below it one call is as fast as several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Site:
     Attributes:
         name: the site's name.
         distribution: an `EnergyDistribution` (or `ScoreDistribution`), with its support and base.
-        batch_shape: the rows' shape before they were laid out flat.
+        batch_shape: shape of the rows before they were flattened.
         value: ``(num_rows, *event_shape)``, constrained; masked rows hold a harmless value.
-        local: what each row has of its own (context, base parameters), leaves ``(num_rows, ...)``, or None.
+        local: context and base parameters of each row, leaves ``(num_rows, ...)``, or None.
         mask: ``(num_rows,)``, rows that take part, or None for all.
-        index: ``(num_rows,)`` int32, which row of the whole data set each row is: a subsampled plate's indices, nested
-            plates laid out flat in the order of the batch shape. None where there are more than int32 counts.
-        num_total: rows of the whole data set, so that ``index < num_total``; 0 where ``index`` is None.
+        index: ``(num_rows,)`` int32, each row's index in the whole data set: a subsampled plate's indices, with nested
+            plates flattened in the order of the batch shape. None if int32 cannot count the rows.
+        num_total: number of rows in the whole data set, so that ``index < num_total``; 0 if ``index`` is None.
     """
 
     name: str
@@ -61,29 +61,29 @@ class Site:
 
     @property
     def rows_differ(self) -> bool:
-        """Whether each row has a density of its own, by its context or base."""
+        """Whether each row has its own density, through its context or base."""
         return self.local is not None and math.prod(self.distribution.batch_shape) > 1
 
     def over_rows(self, fn: Callable[[Array, PyTree], PyTree]) -> PyTree:
-        """``fn(event, local)`` of every row, a few thousand rows at once to bound the memory."""
+        """Evaluate ``fn(event, local)`` for every row, a few thousand rows at once to bound the memory."""
         rows = (self.value, self.local)
         if self.num_rows <= ROWS_AT_ONCE:
             return jax.vmap(fn)(*rows)
         return jax.lax.map(lambda row: fn(*row), rows, batch_size=ROWS_AT_ONCE)
 
     def over_draws(self, fn: Callable[[Array, PyTree], Array], draws: Array) -> Array:
-        """``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.
+        """Evaluate ``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.
 
-        Laid out flat: with two batch dimensions the products of a network run at half their speed on CPU.
+        The draws are flattened: with two batch dimensions the products of a network run at half their speed on CPU.
         """
         local = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(draws)), self.local)
         values = jax.vmap(fn)(draws.reshape(-1, *draws.shape[2:]), local)
         return values.reshape(*draws.shape[:2], *values.shape[1:])
 
     def log_density(self, position: Array, local: PyTree = None) -> Array:
-        """Unnormalised log density of one row in unconstrained space, Jacobian included."""
+        """Return the unnormalised log density of one row in unconstrained space, Jacobian included."""
         return self.distribution.unconstrained_log_density(position, local)
 
     def score(self, position: Array, local: PyTree = None) -> Array:
-        """Gradient of `log_density` in the position."""
+        """Return the gradient of `log_density` in the position."""
         return self.distribution.unconstrained_score(position, local)

@@ -1,4 +1,4 @@
-"""The support of an energy: a constraint of one event, as structure; which others stand for the same set."""
+"""Supports of energies: static constraints of one event, and whether two constraints describe the same set."""
 
 from typing import Any, NamedTuple
 
@@ -13,19 +13,19 @@ from numpyro_ebm._core.known import Frozen, freeze_tree, known
 from numpyro_ebm.distributions.blocks import Blocks, is_real
 
 SAME_BOUND = 1e-6
-"""What a bound may be off, of its size: a transform in float32 returns its ends rounded."""
+"""Relative difference allowed between equal bounds: a transform in float32 returns rounded ends."""
 
 
 SPHERE = (
     "Write the event as angles: on the circle support=numpyro.distributions.constraints.circular with u = (cos a, sin a) in "
     "the energy; on the sphere support=constraints.interval(jnp.zeros(2), jnp.array([jnp.pi, 2 * jnp.pi])) of polar angle "
-    "and azimuth, with - jnp.log(jnp.sin(polar)) in the energy for the area."
+    "and azimuth, with - jnp.log(jnp.sin(polar)) in the energy for the area element."
 )
-REGISTER = "Write another, or give {name} a transform: numpyro.distributions.biject_to.register(type(support))(...)."
+REGISTER = "Write another support, or give {name} a transform: numpyro.distributions.biject_to.register(type(support))(...)."
 
 
 def event_support(support: Any, event_shape: tuple[int, ...]) -> Frozen:
-    """The constraint of a whole event, from that of its elements, as structure: known under jit too."""
+    """Return the constraint of a whole event, given that of its elements, as static structure known under jit."""
     extra = len(event_shape) - support.event_dim
     if extra < 0:
         raise EnergyError(
@@ -38,14 +38,14 @@ def event_support(support: Any, event_shape: tuple[int, ...]) -> Frozen:
     if frozen is None:
         raise EnergyError(
             f"A bound of the support {name_of(support)} is not known when the model is traced: it is trained, sampled or an "
-            "argument. log Z depends on it, which no estimator sees. Write numbers, made outside of the model, such as "
+            "argument. log Z depends on it, which no estimator accounts for. Write numbers, made outside the model, such as "
             "support=numpyro.distributions.constraints.interval(0.0, 2.0)."
         )
     return frozen
 
 
 def _check_transform(support: Any) -> None:
-    """Refuse a continuous support that no chain or score can work on."""
+    """Refuse a continuous support without a transform, on which no chain or score can work."""
     if support.is_discrete:
         return
     try:
@@ -54,27 +54,27 @@ def _check_transform(support: Any) -> None:
         name = name_of(support)
         instead = SPHERE if name == "Sphere" else REGISTER.format(name=name)
         raise EnergyError(
-            f"The support {name} has no transform from the real line (numpyro.distributions.biject_to), in which chains run "
-            f"and scores are taken. {instead}"
+            f"The support {name} has no transform from the real line (numpyro.distributions.biject_to), which chains and "
+            f"scores need. {instead}"
         ) from None
 
 
 def check_one_support(support: Any, event_shape: tuple[int, ...]) -> None:
-    """Refuse bounds that differ from row to row.
+    """Refuse bounds that differ between rows.
 
     Raises:
-        EnergyError: with their shape.
+        EnergyError: with the shape of the bounds.
     """
     for bound in jax.tree.leaves(support):
         if jnp.ndim(bound) > len(event_shape):
             raise EnergyError(
                 f"The support {support} has bounds of shape {jnp.shape(bound)} for events of shape {event_shape}: all rows "
-                "share one support. Write bounds of one event, and move the rest into the energy."
+                "must share one support. Write bounds of one event, and move the rest into the energy."
             )
 
 
 def check_same_support(role: str, distribution: dist.Distribution, support: Any) -> None:
-    """Refuse a distribution that lives on another support than the energy's.
+    """Refuse a distribution whose support is not that of the energy.
 
     Raises:
         EnergyError: naming both supports.
@@ -94,7 +94,7 @@ def check_same_support(role: str, distribution: dist.Distribution, support: Any)
 
 
 def discrete_values(support: Any) -> np.ndarray | None:
-    """The values that one element of a discrete support takes, in increasing order; None where it has no two bounds."""
+    """Return the values of one element of a discrete support, in increasing order; None without two finite bounds."""
     region = region_of(support)
     if region.kind != "integers" or any(bound is None for bound in region.bounds):
         return None
@@ -105,31 +105,31 @@ def discrete_values(support: Any) -> np.ndarray | None:
 
 
 def elementary(constraint: Any) -> Any:
-    """The constraint of one element."""
+    """Return the constraint of one element."""
     while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
         constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
     return constraint
 
 
 class Region(NamedTuple):
-    """The set that a constraint stands for.
+    """The set that a constraint describes.
 
     Attributes:
-        kind: "interval" (open or closed alike), "integers", or the constraint's type and what else is structure of it.
-        bounds: the lower and the upper ones, or the constraint's other numbers; None where one is not known.
+        kind: "interval" (open or closed), "integers", or the constraint's type and the rest of its static structure.
+        bounds: the lower and upper bound, or the constraint's other numbers; None for each that is not known.
     """
 
     kind: Any
     bounds: tuple[Any, ...]
 
     def is_that_of(self, other: "Region") -> bool:
-        """Whether it is the same, but for float32's rounding of bounds; in every row and element where bounds differ."""
+        """Return whether another region is the same in every row and element, up to float32 rounding of bounds."""
         pairs = zip(self.bounds, other.bounds, strict=False)
         return self.kind == other.kind and len(self.bounds) == len(other.bounds) and all(_equal(a, b) for a, b in pairs)
 
 
 def region_of(constraint: Any) -> Region:
-    """The set that the constraint of an event or of its elements stands for."""
+    """Return the set that the constraint of an event or of its elements describes."""
     constraint = elementary(constraint)
     if isinstance(constraint, Blocks):
         parts = [region_of(part) for part in constraint.parts]
@@ -153,5 +153,5 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def name_of(constraint: Any) -> str:
-    """What a constraint is called, without its bounds."""
+    """Return the name of a constraint, without its bounds."""
     return type(elementary(constraint)).__name__.removeprefix("_")

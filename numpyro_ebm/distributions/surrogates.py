@@ -11,7 +11,7 @@ from numpyro_ebm._core.typing import Array, PRNGKey
 
 
 class Surrogate(dist.Distribution):
-    """Stands at a site for an estimator: its log probability is the surrogate, whatever the value."""
+    """Distribution whose log probability is an estimator's surrogate, whatever the value."""
 
     arg_constraints = {}
     pytree_data_fields = ("log_factor", "_support")
@@ -21,15 +21,15 @@ class Surrogate(dist.Distribution):
         super().__init__(jnp.shape(log_factor), event_shape)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
-        """The surrogate."""
+        """Return the surrogate of each row."""
         return self.log_factor
 
 
 class FrozenEnergy(dist.Distribution):
-    """An energy as a latent site sees it: unnormalised log density, its parameters cut off from differentiation.
+    """An energy at a latent site: its unnormalised log density, with no gradient in its parameters.
 
     Args:
-        distribution: an `EnergyDistribution`, under expand, mask and to_event or not.
+        distribution: an `EnergyDistribution`, possibly under expand, mask and to_event.
     """
 
     arg_constraints = {}
@@ -41,7 +41,7 @@ class FrozenEnergy(dist.Distribution):
 
     @property
     def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The energy's."""
+        """The support of the energy."""
         return self.distribution.support
 
     @property
@@ -50,11 +50,11 @@ class FrozenEnergy(dist.Distribution):
         return False
 
     def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Any:
-        """Draw as the energy does."""
+        """Draw from the energy."""
         return self.distribution.sample(key, sample_shape)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
-        """``log base - E``; its gradient is in the value alone."""
+        """Return ``log base - E``, with a gradient in the value alone."""
         value = jnp.asarray(value)
         with unguarded():
             return freeze(lambda v: self.distribution.log_prob(v), value)(value)

@@ -1,4 +1,4 @@
-"""Estimators: one method, one file."""
+"""The estimators, one module each."""
 
 from numpyro_ebm.distributions.site import Site as Site
 from numpyro_ebm.estimators._base import AbstractEstimator as AbstractEstimator

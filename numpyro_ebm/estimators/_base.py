@@ -1,4 +1,4 @@
-"""What every estimator is: settings in a frozen dataclass, a surrogate per row, state in and state out."""
+"""The interface of every estimator: settings in a frozen dataclass, a surrogate per row, state in and state out."""
 
 import abc
 from typing import Any, ClassVar, Literal
@@ -12,20 +12,19 @@ FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(m
 
 
 class AbstractEstimator(abc.ABC):
-    """A way to train an energy without its log Z.
+    """A method that trains an energy without computing its log Z.
 
     Attributes:
-        name: what `estimate` calls it.
-        role: "objective" where the surrogate is a function to maximise, "gradient" where only its gradient means
-            something.
+        name: the name that `estimate` takes.
+        role: "objective" where the surrogate is a function to maximise, "gradient" where only its gradient is meaningful.
         is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior);
-            where that depends on the event, `draws_noise` says so.
+            where that depends on the event, `draws_noise` decides.
         is_persistent: whether state is carried from one update to the next.
-        couples_rows: whether a row's value depends on the events of other rows by more than scales fitted to the batch.
-        needs_energy: whether values of the energy are asked for; without, the gradient of a `ScoreDistribution` will do.
-        persists_chains: whether chains continue from one update to the next and none begins anew, so that their ends are
+        couples_rows: whether a row's value depends on the events of other rows, beyond scales fitted to the batch.
+        needs_energy: whether the estimator evaluates the energy; if not, a `ScoreDistribution` is enough.
+        persists_chains: whether chains continue from one update to the next and none restarts, so that their ends are
             draws of the model as far as they have converged.
-        takes_ends: whether rows may lie on the boundary of the support, where unconstrained space has no place for them.
+        takes_ends: whether rows may lie on the boundary of the support, which unconstrained space does not contain.
     """
 
     name: ClassVar[str]
@@ -39,26 +38,26 @@ class AbstractEstimator(abc.ABC):
 
     @abc.abstractmethod
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
-        """One value per row that stands for its log likelihood (to be maximised), and the new state.
+        """Return one value per row that stands in for its log likelihood (to be maximised), and the new state.
 
         Args:
             rng_key: random key (None only for deterministic estimators).
             site: the rows.
-            state: what `init` or the last update left; None where nothing persists.
+            state: what `init` or the last update returned; None for an estimator without state.
 
         Returns:
-            Values ``(num_rows,)`` and the state.
+            Values ``(num_rows,)`` and the new state.
         """
 
     def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
-        """State before the first update: a pytree of arrays, or None."""
+        """Return the state before the first update: a pytree of arrays, or None."""
         return None
 
     def check(self, site: Site) -> None:
-        """Refuse what this estimator cannot do.
+        """Check that this estimator can train the site.
 
         Raises:
-            EnergyError: naming what is wrong and what to write.
+            EnergyError: if it cannot, with what is wrong and what to write.
         """
         if site.distribution.is_discrete:
             raise EnergyError(
@@ -68,36 +67,36 @@ class AbstractEstimator(abc.ABC):
         warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
-                f"The estimator '{self.name}' needs values of an energy, and a {type(site.distribution).__name__} has only "
+                f"The estimator '{self.name}' needs values of an energy, but a {type(site.distribution).__name__} has only "
                 "their gradient. Write estimate(model, 'dsm', sigma=0.1) or estimate(model, 'ssm_vr'), or declare an "
                 "EnergyDistribution."
             )
 
     def draws_noise(self, distribution: Any) -> bool:
-        """Whether the surrogate uses randomness for events of this distribution."""
+        """Return whether the surrogate uses randomness for events of this distribution."""
         return not self.is_deterministic
 
     def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
-        """Figures of the rows under the energy as it is, for `training_report`; scalars by name.
+        """Return figures of the rows under the current energy for `training_report`, as scalars by name.
 
         Args:
             rng_key: random key.
-            site: the rows, the energy's parameters being those that were trained.
+            site: the rows, with the energy at its trained parameters.
         """
         return {}
 
     def notes(self) -> tuple[str, ...]:
-        """What the settings mean for the energy that is trained, for reports: penalties, biases."""
+        """Return notes for reports on how the settings change the energy that is learned: penalties, biases."""
         return ()
 
     def refuse_local(self, site: Site, reason: str) -> None:
-        """Refuse rows with a context (or a base) of their own.
+        """Raise where rows have a context or a base of their own.
 
         Raises:
-            EnergyError: with the reason.
+            EnergyError: for such rows, with the reason.
         """
         if site.local is not None:
             raise EnergyError(
-                f"The estimator '{self.name}' cannot train an energy with a context or a base of each row's own: {reason} "
-                "Write estimate(model, 'cd') or estimate(model, 'dsm', sigma=0.1)."
+                f"The estimator '{self.name}' cannot train an energy whose rows have a context or a base of their own: "
+                f"{reason} Write estimate(model, 'cd') or estimate(model, 'dsm', sigma=0.1)."
             )

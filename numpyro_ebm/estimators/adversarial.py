@@ -1,4 +1,4 @@
-"""Adversarial maximum likelihood: log Z by a sampler that is trained to find it."""
+"""Adversarial maximum likelihood: a trained sampler bounds log Z."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,16 +23,17 @@ from numpyro_ebm.estimators.parts.generator import Generator, context_of
 
 Entropy = Literal["exact", "nearest_neighbor", "bound"]
 DRAWS = 8
+"""Proposal draws per row in `figures`; more draws lower the standard error of log Z at proportional cost."""
 
 
 class Bound(NamedTuple):
-    r"""What one draw of each row says of log Z.
+    r"""Estimates of log Z from one draw per row.
 
     Attributes:
-        log_density: of the draw, unnormalised.
-        entropy: what the draw says of the proposal's entropy; with "exact" and "bound", the exponential of both is an
-            unbiased weight of Z.
-        is_inside: which draws count: one rounded to the wall of the support has no density there.
+        log_density: unnormalised log density of the draw.
+        entropy: the draw's estimate of the proposal's entropy; for "exact" and "bound", ``exp(log_density + entropy)`` is
+            an unbiased estimate of Z.
+        is_inside: which draws count: a draw rounded to the boundary of the support has no density there.
     """
 
     log_density: Array
@@ -42,45 +43,45 @@ class Bound(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialMaximumLikelihood(AbstractEstimator):
-    r"""Maximum likelihood with log Z by its variational dual: a sampler looks for it, the energy takes it away.
+    r"""Maximum likelihood with log Z from its variational dual, which a sampler learns to maximise.
 
     For any normalised ``q`` of entropy ``H``, and ``log p~ = log base - E``,
 
     .. math:: \log Z = \max_q E_q[\log\tilde p(y)] + H(q)
 
-    attained by the model itself. ``proposal`` is ``q``: it ascends the right-hand side through its own draws
-    (reparameterisation), and the energy ascends ``log p~(x) - log p~(y)``. One SVI trains both, the gradient of the
-    proposal's parameters being reversed; `alternate` gives it an optimiser and a pace of its own. No chains. The value of a
-    row is its log density (in unconstrained space) less the bound on log Z, which overstates its log likelihood by
-    ``KL(q || p)``: it is no objective. As far as the proposal lags behind, or cannot follow (a mode that it leaves out costs
-    it little), the energy is wrong where it is missing.
+    attained where ``q`` is the model itself. ``proposal`` is ``q``: it ascends the right-hand side through its own draws
+    (reparameterisation), and the energy ascends ``log p~(x) - log p~(y)``. One SVI trains both, with the gradient of the
+    proposal's parameters reversed; `alternate` gives the proposal its own optimiser and number of steps. There are no
+    chains. The value of a row is its log density (in unconstrained space) minus the bound on log Z. It overstates the log
+    likelihood by ``KL(q || p)``, so it is not an objective. Where the proposal has too little mass, because it lags behind
+    or cannot follow the energy (leaving out a mode costs it little), the energy is wrong.
 
-    The entropy of the proposal is
+    The entropy of the proposal is estimated by
 
     - "exact": ``-log q(y)``, for a proposal without latents (a flow, a Gaussian). Its derivative passes through the draw
-      only, so that it has no variance where ``q`` is the model.
-    - "nearest_neighbor": Kozachenko and Leonenko's over the batch's draws (groups of at most 256, both ends
-      differentiated), for any proposal. It smooths over the distance to the neighbour: consistent in large groups and few
-      dimensions, too rough an estimate in many. Rows with a context of their own have no neighbours.
-    - "bound": ``H >= E[-log q(z) - log q(y | z) + log r(z | y)]`` with ``inference`` for ``r``, learned alongside by the
-      same ascent; tight where ``r`` is the posterior of the latents ``z``, and never above the entropy elsewhere.
+      only, so that the gradient has no variance where ``q`` is the model.
+    - "nearest_neighbor": the estimate of Kozachenko and Leonenko over the batch's draws (groups of at most 256, both points
+      of a pair differentiated), for any proposal. It smooths over the distance to the neighbour: it is consistent in large
+      groups and few dimensions, and too rough in many. Rows with a context of their own have no neighbours.
+    - "bound": ``H >= E[-log q(z) - log q(y | z) + log r(z | y)]`` with ``inference`` as ``r``, learned alongside by the
+      same ascent. It is tight where ``r`` is the posterior of the latents ``z``, and at most the entropy elsewhere.
 
     Args:
-        proposal: NumPyro model of one event, ``proposal()``, or ``proposal(context)`` where rows have a context: it samples
+        proposal: NumPyro model of one event, ``proposal()``, or ``proposal(context)`` where rows have a context. It samples
             the site of the energy's name, in its support, and before it any latents that ``entropy`` allows, all from
-            distributions with ``has_rsample``. Its parameters are ``numpyro.param`` sites, named unlike the model's.
+            distributions with ``has_rsample``. Its ``numpyro.param`` sites have other names than the model's.
         entropy: "exact", "nearest_neighbor" or "bound".
         inference: for "bound", a NumPyro model ``inference(event)`` (or ``inference(event, context)``) that samples the
-            proposal's latents, by the same names.
-        num_neighbors: for "nearest_neighbor", which neighbour's distance; None for the nearest in three dimensions and more
-            and the square root of the group's size below.
+            proposal's latents under the same names.
+        num_neighbors: for "nearest_neighbor", the index of the neighbour whose distance counts; None for the nearest in
+            three dimensions and more, and the square root of the group's size in fewer.
 
     Raises:
-        EnergyError: without a proposal; for one that does not sample the site, gives it another shape or support, draws what
-            cannot be differentiated, or has latents where "exact" has no density; for an unknown entropy or options of
-            another one; for an inference model of other latents; with "nearest_neighbor" for rows with a context or a base
-            of their own and for a batch of one row.
-        TypeError: for a proposal or inference model that cannot be called.
+        EnergyError: for no proposal, or one that does not sample the site, gives it another shape or support, has draws
+            that cannot be differentiated, or has latents under "exact"; for an unknown entropy or options of another one;
+            for an inference model of other latents; under "nearest_neighbor", for rows with a context or a base of their
+            own and for a batch of one row.
+        TypeError: for a proposal or inference model that is not callable.
 
     Example:
         ::
@@ -117,8 +118,9 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
             raise EnergyError(f"Unknown entropy '{self.entropy}'. {nearest(str(self.entropy), get_args(Entropy))}")
         if (self.inference is not None) != (self.entropy == "bound"):
             raise EnergyError(
-                f"entropy='bound' goes with an inference model of the proposal's latents; got entropy='{self.entropy}' and "
-                f"inference={'one' if self.inference else None}. Write entropy='bound', inference=encoder."
+                f"entropy='bound', and no other, needs an inference model of the proposal's latents; got "
+                f"entropy='{self.entropy}' and inference={'one' if self.inference else None}. Write entropy='bound', "
+                "inference=encoder."
             )
         if self.num_neighbors is not None:
             check_count(owner, "num_neighbors", self.num_neighbors)
@@ -128,30 +130,30 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
                 )
 
     def check(self, site: Site) -> None:
-        """Refuse rows without neighbours."""
+        """Raise where "nearest_neighbor" has rows of different densities, or one row."""
         super().check(site)
         if self.entropy != "nearest_neighbor":
             return
-        self.refuse_local(site, "the entropy is that of the draws of all rows together, which have to share one proposal.")
+        self.refuse_local(site, "the entropy is estimated from the draws of all rows, which have to share one proposal.")
         if site.num_rows < 2:
             raise EnergyError(
                 f"entropy='nearest_neighbor' measures the distances between the draws of a batch, and this batch has "
-                f"{site.num_rows} row. Write a larger one, or entropy='exact' or 'bound'."
+                f"{site.num_rows} row. Write a larger batch, or entropy='exact' or 'bound'."
             )
 
     def surrogate(self, rng_key, site: Site, state):
-        """Log density of each row, less what a draw of the proposal says of log Z; the proposal's derivatives reversed."""
+        """Return the log density of each row minus the estimate of log Z, with the proposal's derivatives reversed."""
         players = self._players(rng_key, site)
         bound = self._bound(rng_key, site, *players)
         log_density = jax.vmap(site.log_density)(site.position, site.local)
         return log_density - jnp.where(bound.is_inside, bound.log_density + bound.entropy, 0.0), state
 
     def figures(self, rng_key, site: Site) -> dict[str, Array]:
-        """``log_normalizer_bound`` and, where all rows share one Z and weights are known, figures of these.
+        """Return ``log_normalizer_bound`` and, where all rows share one Z and weights are known, estimates of log Z.
 
-        The weights ``p~ / q`` of eight draws a row ("bound": with ``r``) give ``log_normalizer``, log Z as their log mean,
-        its standard error ``log_normalizer_se`` (delta method), and ``ess``, their effective sample size as a fraction: 1
-        where the proposal is the model. All three see only what the proposal sees.
+        The weights ``p~ / q`` of eight draws per row (under "bound", with ``r``) give ``log_normalizer``, which is log Z as
+        the log of their mean, its standard error ``log_normalizer_se`` (delta method), and ``ess``, their effective sample
+        size as a fraction, 1 where the proposal is the model. All three miss regions that the proposal does not reach.
         """
         players = self._players(rng_key, site)
         keys = jax.random.split(jax.random.fold_in(rng_key, 2), DRAWS)
@@ -168,7 +170,7 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
         return {**figures, "log_normalizer": log_mean, "log_normalizer_se": error, "ess": ess}
 
     def _players(self, rng_key: PRNGKey, site: Site) -> tuple[Generator, "Inference | None"]:
-        """The proposal and the inference model, with their parameters as they are."""
+        """Return the proposal and the inference model with their current parameters."""
         key_proposal, key_inference = jax.random.split(jax.random.fold_in(rng_key, 1))
         declared = numpyro_stack.declared_params()
         proposal = Generator.of(self.proposal, site, key_proposal, is_differentiated=True)
@@ -177,7 +179,7 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
         latents = {name: draw[0] for name, draw in draws.items() if name != site.name}
         if self.entropy == "exact" and latents:
             raise EnergyError(
-                f"The proposal has latents {sorted(latents)}, so its density of '{site.name}' alone is not known. Write "
+                f"The proposal has latents {sorted(latents)}, so its density of '{site.name}' alone is unknown. Write "
                 "entropy='nearest_neighbor', or entropy='bound' with an inference model of these latents; or a proposal "
                 f"that samples '{site.name}' and nothing else."
             )
@@ -199,7 +201,7 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
             entropy = neighbor_entropies(positions.reshape(site.num_rows, -1), is_inside, self.num_neighbors)
         else:
             context, draws = context_of(site), {**draws, site.name: events}
-            # The parameters' own part of the derivative is zero on average, and noise: the draws carry it all.
+            # The derivative with the draws held fixed has mean zero and only adds noise, so it is left out.
             log_q = jax.vmap(proposal.frozen().log_density)(draws, context)
             entropy = -log_q - jax.vmap(site.distribution.log_jacobian)(positions)
             if inference is not None:
@@ -210,17 +212,17 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """A NumPyro model of the proposal's latents given an event, and its parameters."""
+    """A NumPyro model of the proposal's latents given an event, with its parameters."""
 
     model: Callable[..., Any]
     params: dict[str, PyTree]
 
     @classmethod
     def of(cls, model: Callable[..., Any], site: Site, rng_key: PRNGKey, latents: dict[str, Array]) -> "Inference":
-        """The model with its parameters' values, which the handlers around get to see.
+        """Build the model with its parameters' values, which the surrounding handlers see.
 
         Raises:
-            EnergyError: where it samples other sites than these latents, or gives them other shapes.
+            EnergyError: where the model samples other sites than these latents, or gives them other shapes.
         """
         first = jax.tree.map(lambda leaf: leaf[0], (site.value, *context_of(site)))
         only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
@@ -230,16 +232,16 @@ class Inference:
         wanted = {name: jnp.shape(value) for name, value in latents.items()}
         if shapes != wanted:
             raise EnergyError(
-                f"The inference model samples {shapes}, and the proposal's latents are {wanted} (names and shapes). Write "
-                "the same sites in it, given the event."
+                f"The inference model samples {shapes}, but the proposal's latents are {wanted} (names and shapes). Write "
+                "the same sites in the inference model."
             )
         return cls(model, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"})
 
     def adversary(self) -> "Inference":
-        """The same, its parameters' derivatives times -1."""
+        """Return the same model with the derivatives of its parameters times -1."""
         return Inference(self.model, reverse_gradient(self.params))
 
     def log_density(self, latents: dict[str, Array], inputs: tuple[PyTree, ...]) -> Array:
-        """Of one row's latents, given its event (and context)."""
+        """Return the log density of one row's latents, given its event (and context)."""
         with handlers.block():
             return jnp.asarray(log_density(handlers.substitute(self.model, data=self.params), inputs, {}, latents)[0])

@@ -18,31 +18,31 @@ from numpyro_ebm.estimators.parts.noise import Noise
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
-    r"""NCE whose noise is a mixture of a fixed law and a sampler trained against the energy (Bose et al.).
+    r"""NCE whose noise mixes a fixed distribution and a sampler trained against the energy (Bose et al.).
 
     .. math:: p_n(y) = w \, p_0(y) + (1 - w) \, q(y)
 
-    in the loss of "nce". The energy and ``c`` minimise it, the parameters of ``q`` maximise it ("flow_nce" is ``w = 0``):
-    the sampler finds negatives that the fixed law would rarely draw, and the fixed law keeps the noise positive wherever the
-    data are, whatever becomes of the sampler. Each draw comes from one of the two at random, and its density is that of the
-    mixture, so that at any ``q`` the minimum is at the data's density. The paper adds two losses of two classifiers in the
-    place of the mixture's density, since its samplers are discrete, and trains them by a score-function gradient; here the
-    draws are differentiated. The value means nothing as an objective.
+    is the noise in the loss of "nce". The energy and ``c`` minimise the loss, and the parameters of ``q`` maximise it
+    ("flow_nce" is ``w = 0``). The sampler finds negatives that the fixed distribution would rarely draw, and the fixed
+    distribution keeps the noise density positive wherever the data are, whatever the sampler does. Each draw comes from one
+    of the two at random, and its density is that of the mixture, so that for any ``q`` the minimum is at the data's density.
+    The paper, whose samplers are discrete, adds the losses of two classifiers instead of using the mixture's density, and
+    uses a score-function gradient; here the draws are differentiated. The value is not an objective.
 
     Args:
         nu: noise draws per row.
-        noise: the fixed law ``p_0``, as for "nce"; where it is a NumPyro model, it is fitted to the data.
+        noise: the fixed distribution ``p_0``, as for "nce"; a NumPyro model is fitted to the data.
         log_normalizer: as for "nce".
         proposal: the sampler ``q``, a NumPyro model as the ``noise`` of "flow_nce".
-        weight: ``w``, above 0 and below 1.
+        weight: ``w``, the share of the fixed distribution, above 0 and below 1.
 
     Raises:
-        EnergyError: without a proposal, for one that "flow_nce" refuses as noise, for a weight that is none, for a base of
+        EnergyError: for no proposal, for one that "flow_nce" refuses as noise, for a weight outside (0, 1), for a base of
             `Empirical` rows, and for what "nce" refuses.
-        TypeError: for a proposal that cannot be called.
+        TypeError: for a proposal that is not callable.
 
     Warns:
-        UserWarning: where the loss no longer feels the energy, see "nce".
+        UserWarning: where the loss has lost its gradient in the energy, see "nce".
 
     Example:
         ``estimate(model, "adversarial_nce", noise="gaussian", proposal=flow)``
@@ -62,15 +62,15 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
         if is_concrete(self.weight) and not (np.ndim(self.weight) == 0 and 0 < self.weight < 1):
             raise EnergyError(
                 f"{type(self).__name__} needs a weight of the fixed noise above 0 and below 1; got {self.weight!r}. Write "
-                "weight=0.5; for the sampler alone, estimate(model, 'flow_nce', noise=flow)."
+                "weight=0.5, or estimate(model, 'flow_nce', noise=flow) for the sampler alone."
             )
 
     def _is_relative(self, site: Site) -> bool:
-        """Never: what is unknown of a part of a mixture does not cancel."""
+        """Return False: in a mixture the unknown density of one part does not cancel."""
         return False
 
     def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
-        """The mixture, and what fits its first part where that is a model."""
+        """Return the mixture, and the term that fits its fixed part where that is a NumPyro model."""
         fixed, learning = super().resolve(rng_key, site)
         learned = adversary(self.proposal, rng_key, site, "proposal")
 

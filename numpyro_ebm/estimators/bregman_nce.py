@@ -1,4 +1,4 @@
-"""Noise contrastive estimation under other Bregman divergences."""
+"""Noise contrastive estimation with other Bregman divergences."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Divergence = Literal["logistic", "squared", "exponential", "importance"]
 
 
 class _Losses(NamedTuple):
-    """Of a datum and of a noise draw, as functions of the log odds ``G``."""
+    """Losses of a data row and of a noise draw, as functions of the log odds ``G``."""
 
     data: Callable[[Array], Array]
     noise: Callable[[Array], Array]
@@ -31,16 +31,16 @@ LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
-    r"""NCE with a Bregman divergence between ratios of densities in the place of the logistic loss (Gutmann and Hirayama).
+    r"""NCE with a Bregman divergence between density ratios in place of the logistic loss (Gutmann and Hirayama).
 
     With ``r(x) = p(x) / (nu p_n(x))``, ``log p = log base - E - c`` and a convex ``f``, the loss of a row is
 
     .. math:: -f'(r(x)) + \sum_{j=1}^{\nu} \big( r(y_j) f'(r(y_j)) - f(r(y_j)) \big), \qquad y_j \sim p_n
 
-    whose minimum is at the data's density for every ``f``, where its expectation is finite:
+    For every ``f`` its minimum is at the data's density, provided that its expectation is finite:
 
     ============== ======================== ===================== ===========================
-    divergence     f(r)                     a datum costs         a noise draw costs
+    divergence     f(r)                     loss of a data row    loss of a noise draw
     ============== ======================== ===================== ===========================
     "logistic"     r log r - (1+r) log(1+r) log(1 + 1/r)          log(1 + r); this is "nce"
     "squared"      r^2 / 2                  -r                    r^2 / 2
@@ -49,14 +49,15 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
     ============== ======================== ===================== ===========================
 
     "importance" is maximum likelihood with Z by importance sampling from the noise. Only "logistic" has bounded derivatives
-    in ``log r``: the others need noise with tails as heavy as the model's at every step of the training ("exponential": at
-    both the data and the noise), and overflow from starts that are far off. "exponential" keeps a gradient where noise and
-    data lie far apart, too large rather than too small: give the optimiser its direction only
-    (``optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate))``). That does not replace noise near the data: from
-    N(0, 1) to a mean of 16, it comes to 6.6 in 50 000 steps and "logistic" to 3.6 (benchmarks/flat_landscape.py).
+    in ``log r``. The others need noise with tails as heavy as the model's at every step of training ("exponential": at both
+    the data and the noise), and overflow from distant starts. "exponential" keeps a gradient where noise and data are far
+    apart, but one that is too large rather than too small, so use only its direction
+    (``optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate))``). That does not replace noise near the data: with
+    noise N(0, 1) and data of mean 16, the learned mean reaches 6.6 in 50 000 such steps, and 3.6 under "logistic"
+    (benchmarks/flat_landscape.py).
 
     Args:
-        nu: this, ``noise`` and ``log_normalizer`` are those of "nce".
+        nu: as for "nce", like ``noise`` and ``log_normalizer``.
         divergence: "logistic", "squared", "exponential" or "importance".
 
     Raises:
@@ -86,9 +87,9 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
             )
 
     def data_loss(self, log_odds: Array) -> Array:
-        """What a datum costs at log odds ``log r``."""
+        """Return the loss of a data row at log odds ``log r``."""
         return LOSSES[self.divergence].data(log_odds)
 
     def noise_loss(self, log_odds: Array) -> Array:
-        """What a noise draw costs at log odds ``log r``."""
+        """Return the loss of a noise draw at log odds ``log r``."""
         return LOSSES[self.divergence].noise(log_odds)

@@ -24,9 +24,9 @@ class CooperativeState(NamedTuple):
     """State of `CooperativeLearning`.
 
     Attributes:
-        chains: the negative phase.
-        latent_acceptance_rate: of the latents' chains in the last update.
-        latent_averaging: BlackJAX's dual averaging of their step size.
+        chains: state of the negative phase.
+        latent_acceptance_rate: acceptance rate of the latents' chains in the last update.
+        latent_averaging: BlackJAX's dual averaging state of their step size.
     """
 
     chains: ChainState
@@ -34,38 +34,37 @@ class CooperativeState(NamedTuple):
     latent_averaging: Any
 
     def figures(self) -> dict[str, Any]:
-        """Numbers for reports."""
+        """Return numbers for reports."""
         return {**self.chains.figures(), "latent_acceptance_rate": self.latent_acceptance_rate}
 
 
 @dataclasses.dataclass(frozen=True)
 class CooperativeLearning(ChainEstimator):
-    r"""Cooperative learning (Xie et al.): a generator starts the chains, and learns from where they end.
+    r"""Cooperative learning (Xie et al.): a generator starts the chains and learns from their ends.
 
     ``proposal`` is a NumPyro model ``q`` of one event. At each update it draws latents ``z`` and an event ``x0`` for each
     row; a chain of ``num_steps`` transitions takes ``x0`` to ``x'``, and one of ``num_latent_steps`` takes ``z`` to ``z'``
-    under ``q(z | x')``. The energy's gradient is ``-grad E(x) + grad E(x')``, and the generator's that of ``log q(x', z')``:
-    it comes to propose what the chains found (MCMC teaching), so that short chains are enough. No gradient flows through the
-    chains. One SVI trains both, the generator's parameters being ``numpyro.param`` sites of the proposal. The value means
-    nothing as an objective.
+    under ``q(z | x')``. The energy's gradient is ``-grad E(x) + grad E(x')``, and the generator's is that of
+    ``log q(x', z')``: the generator learns to propose what the chains found (MCMC teaching), so that short chains are
+    enough. No gradient flows through the chains. One SVI trains both; the generator's parameters are ``numpyro.param`` sites
+    of the proposal. The value is not an objective.
 
-    State, in the mutable site ``"<site>$cooperative"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`), and for
-    the latents' chains ``latent_acceptance_rate`` and ``latent_averaging``.
+    State, in the mutable site ``"<site>$cooperative"``: `CooperativeState`.
 
     Args:
         num_steps: transitions per chain and update.
-        kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
-            those of `ContrastiveDivergence`.
-        proposal: NumPyro model of one event, ``proposal()``, or ``proposal(context)`` where rows have a context: it samples
+        kernel: a name or a kernel; training starts from its step size.
+        adapt_step_size: as for `ContrastiveDivergence`, like ``step_size_schedule``, ``temperature``, ``energy_l2``,
+            ``on_unhealthy`` and ``scale``.
+        proposal: NumPyro model of one event, ``proposal()``, or ``proposal(context)`` where rows have a context. It samples
             the site of the energy's name, in its support, and any latents before it, on the real line.
         num_latent_steps: transitions of the latents' chains per update.
-        latent_kernel: the latents' kernel, one that rejects; its step size adapts.
+        latent_kernel: the latents' kernel, which has to reject; its step size adapts.
 
     Raises:
-        EnergyError: without a proposal, for one that does not sample the site, gives it another shape or has latents that
-            are not real, and for what every estimator with chains refuses.
-        TypeError: for a proposal that cannot be called.
+        EnergyError: for no proposal, or one that does not sample the site, gives it another shape or has latents that are
+            not real; and for what every estimator with chains refuses.
+        TypeError: for a proposal that is not callable.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
@@ -102,16 +101,16 @@ class CooperativeLearning(ChainEstimator):
         object.__setattr__(self, "latent_kernel", resolve_kernel(self.latent_kernel))
         if self.latent_kernel.target_acceptance is None:
             raise EnergyError(
-                f"The latents' chains need a kernel whose step size adapts; '{self.latent_kernel.name}' has none that does. "
+                f"The latents' chains need a kernel whose step size adapts; that of '{self.latent_kernel.name}' does not. "
                 "Write latent_kernel='mala'."
             )
 
     def init(self, rng_key, site: Site):
-        """The latents' chains have a step size of their own."""
+        """Return the state of the negative phase, with a step size for the latents' chains."""
         return CooperativeState(super().init(rng_key, site), jnp.zeros((), float), averaging_of(self.latent_kernel))
 
     def surrogate(self, rng_key, site: Site, state):
-        """Energy gap of each row, and the generator's log density at its negative."""
+        """Return the energy gap of each row plus the generator's log density at its negative."""
         key_draws, key_chains, key_latents = jax.random.split(rng_key, 3)
         kernel = self.tuned(site, state.chains)
         generator = Generator.of(self.proposal, site, key_draws)
@@ -124,16 +123,16 @@ class CooperativeLearning(ChainEstimator):
         return values + jax.vmap(generator.log_density)(draws, context_of(site)), state
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
-        """At draws of the proposal."""
+        """Start chains at draws of the proposal."""
         return self._start(Generator.of(self.proposal, site, rng_key).draw(rng_key, site), site, kernel)
 
     def fresh(self, rng_key, site: Site, num_chains):
-        """Draws of the proposal."""
+        """Return draws of the proposal."""
         draws = Generator.of(self.proposal, site, rng_key).draw(rng_key, site)
         return jax.vmap(site.distribution.unconstrain)(draws[site.name]), site.local
 
     def _infer(self, rng_key, site: Site, state, generator: "Generator", draws: dict[str, Array]):
-        """Move the latents towards ``q(z | x')``, from those that the event was drawn with."""
+        """Move the latents towards ``q(z | x')``, starting from those that the event was drawn with."""
         latents = {name: value for name, value in draws.items() if name != site.name}
         if not latents:
             return draws, state

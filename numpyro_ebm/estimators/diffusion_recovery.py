@@ -23,14 +23,14 @@ WRITE = "Write estimate(model, 'diffusion_recovery', sigmas=geometric_sigmas(10.
 
 
 class Pair(NamedTuple):
-    """Each row at its level and, with more noise, at the next.
+    """Each row at its noise level and, with more noise, at the next level.
 
     Attributes:
-        near: at the level, ``(num_rows, ...)``.
-        noisier: at the next.
+        near: rows at their level, ``(num_rows, ...)``.
+        noisier: rows at the next level.
         gap: standard deviation of the noise between the two, ``(num_rows, 1, ...)``.
-        unit: what lengths of the row's chain are measured in, ``(num_rows, ...)``.
-        local: what each row's density at its level has of its own.
+        unit: unit of length of each row's chain, ``(num_rows, ...)``.
+        local: context and base of each row's density at its level.
     """
 
     near: Array
@@ -44,64 +44,67 @@ class Pair(NamedTuple):
 class DiffusionRecoveryLikelihood(ChainEstimator):
     r"""Diffusion recovery likelihood (Gao et al.): maximum likelihood of each noise level given the next, by short chains.
 
-    For a model conditioned on the noise level. Each row draws a level ``k`` of the ladder ``sigma_1 < ... < sigma_K`` afresh
-    at each update (stratified over the rows, as for "multiscale_dsm"), and noise for it and for the step to the next:
+    The model is conditioned on the noise level. At each update, each row draws a level ``k`` of the ladder
+    ``sigma_1 < ... < sigma_K`` (stratified over the rows, as for "multiscale_dsm"), and noise for this level and for the
+    step to the next:
 
     .. math:: x_k = x + \sigma_k e, \quad x_{k+1} = x_k + \delta_k e', \quad \delta_k^2 = \sigma_{k+1}^2 - \sigma_k^2
 
-    What is maximised is the likelihood of recovering the one from the other,
+    The estimator maximises the likelihood of recovering ``x_k`` from ``x_{k+1}``,
 
     .. math:: p(x_k | x_{k+1}) \propto p_k(x_k) \exp\Big(-\frac{|x_{k+1} - x_k|^2}{2 \delta_k^2}\Big)
 
-    which is consistent for ``p_k``, the density of the data plus noise of ``sigma_k``. It is far easier to sample than
-    ``p_k``: a bump around ``x_{k+1}``, where one chain per row begins. The gradient of the surrogate of a row is
-    ``grad log p_k(x_k) - grad log p_k(x_k')``, with ``x_k'`` the chain's end, through which no gradient flows; the quadratic
-    has no parameters. All in unconstrained space, Jacobian included; the value means nothing as an objective.
+    which is consistent for ``p_k``, the density of the data plus noise of standard deviation ``sigma_k``. The conditional is
+    far easier to sample than ``p_k``: it is concentrated around ``x_{k+1}``, where one chain per row starts. The gradient of
+    the surrogate of a row is ``grad log p_k(x_k) - grad log p_k(x_k')``, where ``x_k'`` is the chain's end, through which no
+    gradient flows; the quadratic term has no parameters. Everything is in unconstrained space, Jacobian included. The value
+    is not an objective.
 
-    The chains of level ``k`` measure lengths, per dimension, in the deviation that ``p(x_k | x_{k+1})`` would have for
-    Gaussian data of the batch's variance ``v``: one step size then serves all levels.
+    The unit of length of the chains at level ``k`` is, per dimension, the standard deviation that ``p(x_k | x_{k+1})`` would
+    have for Gaussian data of the batch's variance ``v``, so that one step size serves all levels:
 
     .. math:: \tau_k^2 = \big( \delta_k^{-2} + (\sigma_k^2 + v)^{-1} \big)^{-1}
 
-    Within modes narrower than that the density may be steeper by ``(sigma_{k+1} / sigma_k)^2`` at most: where neighbours of
-    the ladder are far apart, the steepest levels may stand still while the others move. Ratios up to 2 are safe.
+    Within modes narrower than ``tau_k`` the density may be steeper by a factor of at most ``(sigma_{k+1} / sigma_k)^2``.
+    Where neighbouring levels are far apart, chains at the steepest levels may not move while the others do. Ratios up to 2
+    are safe.
 
-    The largest level too is recovered from a larger one, the ladder's last ratio going on:
-    ``sigma_{K+1} = sigma_K^2 / sigma_{K-1}``. Neither that one nor the data without noise has a density of its own; the
-    model at ``sigma_1`` stands for the data, and carries that much noise.
+    The largest level is recovered from one more level, ``sigma_{K+1} = sigma_K^2 / sigma_{K-1}``, which continues the
+    ladder's last ratio. The model has no density at that level or for the data without noise; its density at ``sigma_1``
+    stands for the data and includes that much noise.
 
-    Where modes lie apart, the recovery at a small level does not know their weights, since little noise comes between them;
-    at large levels they are joined, and `AnnealedLangevin` brings the weights down the ladder. Two modes at -2 and 2, of
-    deviation .5, the left one with .21 of the data: an energy with a weight of its own at each of 8 levels from 4 to .2 came
-    to .30 at the smallest level and .21 at the larger ones after 1000 updates, and annealed chains drew .22 (as they do from
-    the true densities).
+    Where modes are far apart, the recovery at a small level does not determine their weights, because its noise does not
+    connect them. Large levels connect them, and `AnnealedLangevin` carries the weights down the ladder. For example, take
+    two modes at -2 and 2 of standard deviation .5, with .21 of the data in the left one. An energy with a separate weight at
+    each of 8 levels from 4 to .2 learned .30 at the smallest level and .21 at the larger ones after 1000 updates, and
+    annealed chains drew .22 (as they do from the true densities).
 
-    State, in the mutable site ``"<site>$diffusion_recovery"``: ``health`` (lengths in units of ``tau_k``), ``num_updates``
-    and ``averaging`` (see `pcd`).
+    State, in the mutable site ``"<site>$diffusion_recovery"``: `ChainState` without a ``pool``, with the lengths of its
+    ``health`` in units of ``tau_k``.
 
     Args:
-        num_steps: transitions per row and update, from ``x_{k+1}``; too few leave the negatives too near to it.
-        kernel: a name or a kernel, whose step size, in units of ``tau_k``, the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
-            those of `ContrastiveDivergence`.
-        sigmas: the ladder, two or more different positive levels in any order, in data units (in unconstrained units where
-            the support is not the real line); see `geometric_sigmas`. The closer they are, the shorter the chains may be.
+        num_steps: transitions per row and update, from ``x_{k+1}``; too few leave the negatives too close to it.
+        kernel: a name or a kernel; training starts from its step size, in units of ``tau_k``.
+        adapt_step_size: as for `ContrastiveDivergence`, like ``step_size_schedule``, ``temperature``, ``energy_l2``,
+            ``on_unhealthy`` and ``scale``.
+        sigmas: the ladder, two or more distinct positive levels in any order, in data units (in unconstrained units where
+            the support is not the real line); see `geometric_sigmas`. The closer the levels, the shorter the chains may be.
 
     Raises:
-        EnergyError: without levels, for fewer than two, levels that are not positive or not different, and a model whose
-            context has no noise level; and as `ContrastiveDivergence`.
+        EnergyError: for fewer than two levels, levels that are not positive or not distinct, a model whose context has no
+            noise level, and as for `ContrastiveDivergence`.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
-        UserWarning: where the largest level is below the data's standard deviation (the modes are not joined); checked where
-            the data are concrete, as in ``svi.init``.
+        UserWarning: where the largest level is below the data's standard deviation (it does not connect modes); checked
+            where the data are concrete, as in ``svi.init``.
 
     Example:
         ``estimate(model, "diffusion_recovery", sigmas=geometric_sigmas(10.0, 0.1, 8), num_steps=20)``
 
     References:
-        Gao, Song, Poole, Wu and Kingma, Learning energy-based models by diffusion recovery likelihood (2021); there noise
-        also shrinks the data, the ladder starts at the data and the last level is trained without recovery.
+        Gao, Song, Poole, Wu and Kingma, Learning energy-based models by diffusion recovery likelihood (2021). In the
+        paper noise also shrinks the data, the ladder starts at the data and the last level is trained without recovery.
     """
 
     name = "diffusion_recovery"
@@ -116,30 +119,31 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
         check_sigmas(owner, self.sigmas)
         if np.size(self.sigmas) < 2 or (is_concrete(self.sigmas) and len(np.unique(self.sigmas)) < np.size(self.sigmas)):
             raise EnergyError(
-                f"{owner} recovers each level from the next and needs two or more that differ; got {self.sigmas!r}. {WRITE}"
+                f"{owner} recovers each level from the next and needs two or more distinct levels; got {self.sigmas!r}. "
+                f"{WRITE}"
             )
 
     def check(self, site: Site) -> None:
-        """Refuse a model without a noise level; warn of levels that do not reach from mode to mode."""
+        """Raise for a model without a noise level, and warn where the largest level is too small to connect modes."""
         super().check(site)
         check_level(f"The estimator '{self.name}'", site.distribution)
         if site.num_rows > 1 and is_concrete(site.value, site.mask, self.sigmas):
             warn_of_scale(site, np.max(np.asarray(self.sigmas)))
 
     def notes(self):
-        """Short chains keep near to where they began."""
-        return (*super().notes(), "chains begin at the noisier copy of each row: too few steps leave the energy too wide")
+        """Add that short chains stay near their starts."""
+        return (*super().notes(), "chains start at the noisier copy of each row: too few steps leave the energy too wide")
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
-        """At the noisier copies."""
+        """Start chains at the noisier copies, the origin of the recovery's coordinates."""
         return Start(jax.vmap(kernel.lift)(jnp.zeros_like(site.position)), site.local)
 
     def fresh(self, rng_key, site: Site, num_chains):
-        """There again."""
+        """Return the noisier copies."""
         return jnp.zeros_like(site.position), site.local
 
     def surrogate(self, rng_key, site: Site, state):
-        """Log density of each row at its level minus that of what its chain recovered."""
+        """Return the log density of each row at its level minus that of the row that its chain recovered."""
         key_pair, key_start, key_chains = jax.random.split(rng_key, 3)
         pair = self.pair(key_pair, site)
         recovery = recovery_of(site, pair)
@@ -151,7 +155,7 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
         return ours - self._penalised(site, negatives, pair.local, -1.0), state
 
     def pair(self, rng_key, site: Site) -> Pair:
-        """A level for each row, and the row there and at the next."""
+        """Draw a level for each row, and return the row at this level and at the next."""
         key_level, key_near, key_noisier = jax.random.split(rng_key, 3)
         position = site.position
         ladder = jnp.sort(jnp.ravel(jnp.asarray(self.sigmas, position.dtype)))
@@ -165,7 +169,7 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
 
 
 def recovery_of(site: Site, pair: Pair) -> Site:
-    """The rows as what is to be recovered: from the noisier copy, in their units, under their conditional density."""
+    """Return the site of the rows to recover: relative to the noisier copy, in units of `Pair.unit`, given that copy."""
     shape = site.position.shape[1:]
 
     def energy(event, own):

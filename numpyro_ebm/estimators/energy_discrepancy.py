@@ -19,34 +19,34 @@ from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
 
 @dataclasses.dataclass(frozen=True)
 class EnergyDiscrepancy(AbstractEstimator):
-    r"""Energy discrepancy (Schroeder et al.): each row against draws around a noisy copy of it; no log Z, no score.
+    r"""Energy discrepancy (Schroeder et al.): compare each row with draws around a noisy copy of it; no log Z, no score.
 
-    With noises ``xi, xi_1, ..., xi_M ~ N(0, I)`` drawn afresh at each update (unconstrained space, Jacobian included), the
-    loss of a row is
+    With noises ``xi, xi_1, ..., xi_M ~ N(0, I)`` fresh at each update (unconstrained space, Jacobian included), the loss of
+    a row is
 
     .. math:: \log\Big(\frac{w}{M} + \frac1M \sum_{m=1}^{M} e^{E(x) - E(x + \sqrt t\, \xi + \sqrt t\, \xi_m)}\Big)
 
-    where ``-E`` stands for the log density, base included. For ``w = 0`` and many negatives it is the paper's discrepancy:
-    ``log p(x)`` lost to the density smoothed by ``N(0, t)``, at the row smoothed alike.
+    where ``-E`` is the log density, base included. For ``w = 0`` and many negatives it is the discrepancy of the paper,
+    ``log p_t(x + sqrt(t) xi) - log p(x)``, where ``p_t`` is ``p`` smoothed by ``N(0, t)``.
 
     **w = 1 is consistent** for every ``t`` and every ``M``. Given the noisy copy ``c = x + sqrt(t) xi``, the row is a draw
-    of ``p(x) N(c; x, t)`` and each negative one of ``N(c, t)``, so that the loss is that of picking the row among ``1 + M``
-    candidates by their ratios ``p(x)``: "ranking_nce" whose noise lies around each row, and for ``M = 1`` half the loss of
-    "conditional_nce" with ``kappa = 1`` and ``sd = sqrt(2 t)``. Elsewhere finite ``M`` leaves a bias. As ``t`` vanishes the
-    loss is, but for a constant and in expectation,
+    from ``p(x) N(c; x, t)`` and each negative one from ``N(c, t)``, so that the loss is that of picking the row among
+    ``1 + M`` candidates by their ratios ``p(x)``. This is "ranking_nce" with noise around each row, and for ``M = 1`` half
+    the loss of "conditional_nce" with ``kappa = 1`` and ``sd = sqrt(2 t)``. For other ``w``, finite ``M`` leaves a bias. As
+    ``t`` goes to 0 the expected loss is, up to a constant,
 
     .. math:: t\, q \Big( \operatorname{tr} \nabla s + \big(1 - \tfrac{q}{2} (1 + \tfrac1M)\big) |s|^2 \Big),
         \qquad q = \frac{M}{M + w}
 
-    with ``s`` the score. For ``w = 1`` that is ``t M / (M + 1)`` times the loss of "sm"; on a Gaussian the optimal precision
-    is ``(M + w) / (M + 2 w - 1)`` of that of the data: ``M / (M - 1)`` of it for ``w = 0``, and half for a large ``w``. As
-    ``t`` and ``M`` grow the negatives cover the space, and the estimate tends to maximum likelihood by importance sampling;
-    ``t`` much larger than the modes needs an ``M`` to match.
+    with ``s`` the score. For ``w = 1`` that is ``t M / (M + 1)`` times the loss of "sm". On a Gaussian the optimal precision
+    is ``(M + w) / (M + 2 w - 1)`` times that of the data: ``M / (M - 1)`` times for ``w = 0``, and half for a large ``w``.
+    As ``t`` and ``M`` grow, the negatives cover the space and the estimate tends to maximum likelihood by importance
+    sampling; a ``t`` much larger than the modes needs a correspondingly large ``M``.
 
     Efficiency for the precision of a Gaussian in one dimension with 16 negatives, ``w = 1`` and the draws frozen, at
     ``sqrt(t)`` of 0.1, 0.5, 1, 2 and 4 standard deviations of the data (benchmarks/efficiency.py): 0.02, 0.32, 0.66, 0.84
     and 0.80 for one draw of ``xi``, and 0.74, 0.80, 0.88, 0.93 and 0.89 for a pair of draws ``+-`` (and their negatives
-    mirrored), which takes out a term of the size of ``sqrt(t)`` that averages to zero.
+    mirrored), which cancels a term of order ``sqrt(t)`` and mean zero.
 
     Args:
         noise_scale: ``sqrt(t)``, the standard deviation of each of the two noises, in data units (in unconstrained units
@@ -55,14 +55,14 @@ class EnergyDiscrepancy(AbstractEstimator):
         num_negatives: ``M``, negatives around each noisy copy.
         num_draws: noisy copies ``xi`` per row, in mirrored pairs; with an odd number the last has no partner. The loss takes
             ``1 + num_draws * num_negatives`` energies per row.
-        w_stable: ``w``, not negative.
+        w_stable: ``w``, 0 or more.
 
     Raises:
         EnergyError: for counts below 1, a noise_scale that is not positive or does not fit the event, a negative w_stable,
-            and ``w_stable=0`` with one negative, whose loss is linear in the energy and has no least value.
+            or ``w_stable=0`` with one negative, where the loss is linear in the energy and has no minimum.
 
     Warns:
-        UserWarning: where all negatives lie outside the density, so that the loss no longer feels the energy.
+        UserWarning: where all negatives lie outside the density, so that the loss has lost its gradient in the energy.
 
     Example:
         ``estimate(model, "energy_discrepancy", noise_scale=1.0, num_negatives=16)``
@@ -89,23 +89,23 @@ class EnergyDiscrepancy(AbstractEstimator):
             raise EnergyError(f"{owner} needs one number w_stable >= 0; got {self.w_stable!r}. Write w_stable=1.0.")
         if self.w_stable == 0 and self.num_negatives == 1:
             raise EnergyError(
-                f"{owner} with w_stable=0 and one negative has the loss E(x) - E(y), which has no least value. Write "
+                f"{owner} with w_stable=0 and one negative has the loss E(x) - E(y), which has no minimum. Write "
                 "w_stable=1.0, or num_negatives=16."
             )
 
     def notes(self):
-        """The bias of another ``w`` than 1."""
+        """Return a note on the bias of a ``w`` other than 1."""
         if self.w_stable == 1:
             return ()
-        return (f"w_stable={self.w_stable} with {self.num_negatives} negatives is biased; at w_stable=1 it is consistent",)
+        return (f"w_stable={self.w_stable} with {self.num_negatives} negatives is biased; w_stable=1 is consistent",)
 
     def check(self, site: Site) -> None:
-        """Refuse noise that does not fit the event."""
+        """Raise where ``noise_scale`` does not fit the event."""
         super().check(site)
         check_scale(site, "noise_scale", self.noise_scale)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss, per row."""
         shape = site.position.shape
         key_copies, key_negatives = jax.random.split(rng_key)
         half = -(-self.num_draws // 2)

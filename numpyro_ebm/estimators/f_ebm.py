@@ -1,4 +1,4 @@
-"""Energies trained by f-divergences other than Kullback and Leibler's."""
+"""f-EBM: training of energies by f-divergences."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Divergence = Literal["kl", "reverse_kl", "jensen_shannon", "squared_hellinger", 
 
 
 class Sides(NamedTuple):
-    r"""A divergence as functions of the log ratio ``T = log p_data / p``: ``f'(e^T)`` and ``e^T f'(e^T) - f(e^T)``."""
+    r"""A divergence as two functions of the log ratio ``T = log p_data / p``: ``f'(e^T)`` and ``e^T f'(e^T) - f(e^T)``."""
 
     at_data: Callable[[Array], Array]
     at_model: Callable[[Array], Array]
@@ -37,53 +37,53 @@ DIVERGENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class FDivergence(PoolEstimator):
-    r"""f-EBM (Yu et al.): the energy descends an f-divergence from the data, by chains and a critic of the log ratio.
+    r"""f-EBM (Yu et al.): minimise an f-divergence from the data, with chains and a critic that learns the log ratio.
 
     With ``H`` the critic, ``T = H + E`` and ``f*`` the conjugate of ``f``,
 
     .. math:: D_f(p_{data} \| p) = E_p\Bigl[f\Bigl(\frac{p_{data}}{p}\Bigr)\Bigr]
         = \max_H E_{data}[f'(e^T)] - E_p[f^*(f'(e^T))]
 
-    attained where ``T`` is the log ratio, ``H = log p_data + log Z``. The critic ascends, the energy descends; the model's
-    samples move with it, which adds a covariance to its gradient, and with ``g = f*(f'(e^T))``
+    attained where ``T`` is the log ratio, ``H = log p_data + log Z``. The critic ascends the bound and the energy descends
+    it. The model's samples move with the energy, which adds a covariance to its gradient; with ``g = f*(f'(e^T))`` it is
 
     .. math:: E_{data}[\partial_\theta f'(e^T)] - E_p[\partial_\theta g] + \operatorname{Cov}_p(\partial_\theta E, g)
 
-    A base and the Jacobian of a support count to ``-E``. The mean of ``E`` over the chains is taken off the derivative of
-    ``E`` in ``T``: for the best critic that changes nothing, and a constant in the energy moves nothing for any critic.
+    where ``-E`` includes a base and the Jacobian of a support. In the derivative of ``T``, that of ``E`` is taken minus its
+    mean over the chains: this changes nothing for the best critic, and a constant in the energy has no effect for any.
 
-    - "kl": maximum likelihood. Its gradient is that of "pcd" whatever the critic is, so write "pcd".
+    - "kl": maximum likelihood. Its gradient is that of "pcd" for any critic, so write "pcd".
     - "reverse_kl": ``E_p[log p / p_data]``, which leaves modes out rather than covering what lies between them.
-    - "jensen_shannon" (twice it: the divergence of GANs) and "squared_hellinger" lie between the two and are tame; the
+    - "jensen_shannon" (twice that divergence, as in GANs) and "squared_hellinger" lie between the two and are stable. The
       others take exponentials of the log ratio, "kl" and "pearson" at the samples, "reverse_kl" and "neyman" at the data,
-      and a critic that is wrong there by a few nats throws the energy off.
+      so that a critic that is wrong there by a few nats misleads the energy.
     - "pearson": ``E_p[(p_data / p - 1)^2]``; "neyman": ``E_data[(p / p_data - 1)^2]``.
 
-    Where the model can be right all have one optimum; elsewhere they choose differently. The critic has to be near its best:
-    `alternate` gives it more steps. Chains are those of "pcd", and the gradient is exact as far as they have converged. The
-    value is the bound on the divergence for the critic as it is, and no objective.
+    Where the model can match the data, all have the same optimum; elsewhere their optima differ. The critic has to be near
+    its optimum: `alternate` gives it more steps. Chains are those of "pcd", and the gradient is exact as far as they have
+    converged. The value is the bound on the divergence for the current critic, not an objective.
 
-    State, in the mutable site ``"<site>$f_ebm"``: that of `pcd`.
+    State, in the mutable site ``"<site>$f_ebm"``: `ChainState` with a ``pool``.
 
     Args:
         num_steps: transitions per update.
-        kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``on_unhealthy`` and ``scale`` are those of
-            `ContrastiveDivergence`.
-        energy_l2: 0; a penalty on energies belongs to the likelihood.
+        kernel: a name or a kernel; training starts from its step size.
+        adapt_step_size: as for `ContrastiveDivergence`, like ``step_size_schedule``, ``temperature``, ``on_unhealthy`` and
+            ``scale``.
+        energy_l2: has to be 0; the penalty belongs to the likelihood.
         start: what the chains start from: "data" (rows of the first batch), "base" (the energy's base, or a standard
             normal in unconstrained space), or a NumPyro distribution of one event.
-        divergence: one of those above.
-        critic: NumPyro model ``critic()`` that returns a function of one event in unconstrained space with a number for a
-            value; its parameters are ``numpyro.param`` sites, named unlike the model's. None for a network of two hidden
-            layers of 64 SiLU units, in the site ``"<site>$critic"``.
-        num_chains: chains, independent of the batch size; None for as many as the first batch has rows.
+        divergence: one of the names above.
+        critic: NumPyro model ``critic()`` that returns a function from one event in unconstrained space to a number; its
+            ``numpyro.param`` sites have other names than the model's. None for a network of two hidden layers of 64 SiLU
+            units, in the site ``"<site>$critic"``.
+        num_chains: number of chains, independent of the batch size; None for as many as the first batch has rows.
 
     Raises:
         EnergyError: for counts below 1, an unknown divergence, kernel or policy, fewer than two chains or rows (one has no
             covariance), rows with a context or a base of their own, a critic that returns another shape, samples or keeps
             state, more than one particle or an ELBO without mutable state.
-        TypeError: for a critic that is no model or does not return a function.
+        TypeError: for a critic that is not a model or does not return a function.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
@@ -118,21 +118,21 @@ class FDivergence(PoolEstimator):
             raise EnergyError(f"{owner} has no penalty on energies; got energy_l2={self.energy_l2!r}. Leave it out.")
 
     def check(self, site: Site) -> None:
-        """Refuse rows of different densities, and a row that is alone."""
+        """Raise for rows of different densities, and for a batch of one row."""
         super().check(site)
-        self.refuse_local(site, "the covariance is that of chains that share one density.")
+        self.refuse_local(site, "the covariance needs chains that share one density.")
         if site.num_rows < 2:
             raise EnergyError(
-                f"The estimator '{self.name}' takes a covariance over as many chains as a batch has rows, and this batch "
-                f"has {site.num_rows}. Write a larger batch."
+                f"The estimator '{self.name}' needs two rows or more for a covariance over as many chains; this batch has "
+                f"{site.num_rows}. Write a larger batch."
             )
 
     def size(self, site: Site) -> int:
-        """As given, or one per row."""
+        """Return ``num_chains``, or one chain per row."""
         return self.num_chains or site.num_rows
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus each row's part of the bound on the divergence; the critic's derivatives reversed."""
+        """Return minus each row's part of the bound on the divergence, with the critic's derivatives reversed."""
         key_start, key_chains, key_critic = jax.random.split(rng_key, 3)
         critic = Critic.of(self.critic, site, key_critic, ())
         kernel = self.tuned(site, state)
@@ -141,12 +141,12 @@ class FDivergence(PoolEstimator):
         return -self.bound(site, negatives, critic.adversary().function()), state
 
     def bound(self, site: Site, negatives: Array, critic: Callable[[Array], Array]) -> Array:
-        """The bound on the divergence, per row.
+        """Return the bound on the divergence, per row.
 
         Args:
             site: the rows.
             negatives: samples of the model in unconstrained space.
-            critic: of one position.
+            critic: function of one position.
         """
         f = DIVERGENCES[self.divergence]
         positions = jnp.concatenate([site.position, negatives])
@@ -154,7 +154,7 @@ class FDivergence(PoolEstimator):
         mean = jnp.mean(log_density[site.num_rows :])
         log_ratio = jax.vmap(critic)(positions) - log_density + (mean - jax.lax.stop_gradient(mean))
         at_data, at_model = f.at_data(log_ratio[: site.num_rows]), f.at_model(log_ratio[site.num_rows :])
-        # How the expectation moves with the law of its samples: zero, with that for a derivative.
+        # Its value is zero; its derivative is that of the expectation through the distribution of its samples.
         weights = jax.lax.stop_gradient(at_model - jnp.mean(at_model))
         law = jnp.mean(weights * (log_density - jax.lax.stop_gradient(log_density))[site.num_rows :])
         return at_data - jnp.mean(at_model) - law

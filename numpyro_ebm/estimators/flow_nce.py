@@ -22,18 +22,17 @@ from numpyro_ebm.estimators.parts.noise import Noise, noise_of_model
 class FlowContrastiveEstimation(NoiseContrastiveEstimation):
     r"""NCE whose noise is a normalising flow trained against the energy (Gao et al.).
 
-    The loss of "nce", which the energy and ``c`` minimise and the parameters of the noise ``q`` maximise, through the draws
+    The energy and ``c`` minimise the loss of "nce", and the parameters of the noise ``q`` maximise it, through the draws
     ``y = g(z)`` (reparameterisation) and through ``log q``:
 
     .. math:: \min_{E, c} \max_{q} \; -\log \sigma(G(x)) - \sum_{j=1}^{\nu} \log \sigma(-G(y_j)), \quad
         G = \log p - \log q - \log \nu
 
-    The noise comes as close to the data as the flow can, which keeps the classification hard: for it, the game is least
-    Jensen-Shannon divergence where nu is 1. At a fixed ``q`` the energy's minimum is at the data's density, whatever ``q``.
-    One SVI trains both, the flow's ``numpyro.param`` sites with their gradient reversed; `alternate` gives them an optimiser
-    of their own. The value means nothing as an objective. A flow that starts far from the data saturates the classifier:
-    train it first by maximum likelihood along with the energy, ``estimate(model, "nce", noise=flow)``, and go on from these
-    parameters.
+    The noise comes as close to the data as the flow can, which keeps the classification hard: for nu = 1, the flow minimises
+    the Jensen-Shannon divergence. For any fixed ``q``, the energy's minimum is at the data's density. One SVI trains both,
+    with the gradient of the flow's ``numpyro.param`` sites reversed; `alternate` gives them their own optimiser. The value
+    is not an objective. A flow that starts far from the data saturates the classifier: train it first by maximum likelihood
+    along with the energy, ``estimate(model, "nce", noise=flow)``, and continue from these parameters.
 
     Args:
         nu: noise draws per row.
@@ -43,12 +42,12 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
         log_normalizer: as for "nce".
 
     Raises:
-        EnergyError: without a flow, for one that does not sample the site, gives it another shape or support, has latents or
-            draws without a gradient; and for what "nce" refuses.
-        TypeError: for a flow that cannot be called.
+        EnergyError: for no flow, or one that does not sample the site, gives it another shape or support, or has latents
+            or draws without a gradient; and for what "nce" refuses.
+        TypeError: for a flow that is not callable.
 
     Warns:
-        UserWarning: where the loss no longer feels the energy, see "nce".
+        UserWarning: where the loss has lost its gradient in the energy, see "nce".
 
     Example:
         ::
@@ -72,12 +71,12 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
         check_is_model(type(self).__name__, "noise", self.noise, self.name)
 
     def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
-        """The flow, its gradients reversed; nothing else trains it."""
+        """Return the flow with its gradients reversed, and zeros, since no other term trains it."""
         return adversary(self.noise, rng_key, site, "noise"), jnp.zeros(site.num_rows, site.value.dtype)
 
 
 def adversary(model: Callable[..., Any], rng_key: PRNGKey, site: Site, role: str) -> Noise:
-    """The noise of a NumPyro model that ascends where the energy descends."""
+    """Return the noise of a NumPyro model whose parameters ascend where the energy descends."""
     declared = numpyro_stack.declared_params()
     key = jax.random.fold_in(rng_key, 1)
     generator = Generator.of(model, site, key, role, latents=False, is_differentiated=True)
@@ -86,14 +85,16 @@ def adversary(model: Callable[..., Any], rng_key: PRNGKey, site: Site, role: str
 
 
 def check_is_model(owner: str, option: str, model: Any, name: str) -> None:
-    """Refuse what is no NumPyro model.
+    """Check that an option is a NumPyro model.
 
     Raises:
-        EnergyError: where there is none.
-        TypeError: where it cannot be called.
+        EnergyError: where it is None.
+        TypeError: where it is not callable, or is a distribution.
     """
     if model is None:
-        raise EnergyError(f"{owner} needs a {option}. Write estimate(model, '{name}', {option}=flow), flow a NumPyro model.")
+        raise EnergyError(
+            f"{owner} needs a {option}. Write estimate(model, '{name}', {option}=flow) with a NumPyro model flow."
+        )
     if not callable(model) or isinstance(model, dist.Distribution):
         raise TypeError(
             f"{option} needs a NumPyro model of one event, whose numpyro.param sites are trained; got "

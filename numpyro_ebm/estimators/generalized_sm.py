@@ -21,47 +21,49 @@ from numpyro_ebm.estimators.parts.second_order import check_bends, over_rows
 
 Weight = Literal["square", "distance", "capped"] | Callable[[Array], Array]
 NAMES = ("square", "distance", "capped")
-# Where a weight is tried: shares of an interval, distances from the end of a half line.
 SHARES, STEPS = np.linspace(0.02, 0.98, 25), np.geomspace(0.01, 100, 25)
+"""Where a weight is checked: shares of an interval, distances from the end of a half line."""
 NEGLIGIBLE = 1e-5
+"""Share of a weight's largest value that counts as 0: a larger one allows a boundary term, a smaller one no rounding."""
 NEAREST = 1e-5
+"""Share of its mean distance that a row keeps from an end: less is nearer to the limit of the loss, but loses digits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneralizedScoreMatching(AbstractEstimator):
     r"""Score matching in the original coordinates of a bounded support (Hyvarinen; Yu, Drton and Shojaie).
 
-    Loss of a row, with ``s = grad log p`` in the constrained event and a weight ``h_i`` of each coordinate:
+    The loss of a row, with ``s = grad log p`` in the constrained event and a weight ``h_i`` for each coordinate, is
 
     .. math:: \sum_i \tfrac12 h_i(x_i) s_i(x)^2 + h_i(x_i)\, \partial_i s_i(x) + h_i'(x_i)\, s_i(x)
 
-    It is half the weighted squared distance of the scores, ``sum_i h_i (s_i - grad_i log p_data)^2``, but for a constant and
-    for a boundary term ``h_i s_i p_data``, which vanishes where ``h_i`` does: at the finite ends of the support. A real
-    coordinate has weight 1, so that on the real line this is "sm"; "square" on the half line ``x > 0`` is Hyvarinen's loss
-    for non-negative data. At infinite ends the density has to fall off, as for "sm". Costs ``d`` forward derivatives of the
-    score per row.
+    Up to a constant and a boundary term ``h_i s_i p_data``, it is half the weighted squared distance of the scores,
+    ``sum_i h_i (s_i - grad_i log p_data)^2``. The boundary term vanishes where ``h_i`` does: at the finite ends of the
+    support. A real coordinate has weight 1, so that on the real line this is "sm"; "square" on the half line ``x > 0`` is
+    Hyvarinen's loss for non-negative data. At infinite ends the density has to fall off, as for "sm". The loss takes ``d``
+    forward derivatives of the score per row.
 
-    A row may lie on an end: it counts by the limit of its loss there, taken a hundred thousandth of the coordinate's mean
-    distance to its end away from it.
+    A row may lie on an end of the support. Its loss is then the limit at that end, evaluated at a distance of 1e-5 of the
+    coordinate's mean distance to its end.
 
-    "sm" itself trains a bounded density in unconstrained coordinates, to which the logistic or the exponential function
-    takes an interval or a half line: that is this loss under the weight ``(x - a)^2 (b - x)^2 / (b - a)^2`` or ``(x - a)^2``
-    and a term free of parameters. So "square" has the optimum of "sm" where all intervals are of one length; the other
-    weights differ.
+    "sm" itself trains a bounded density in unconstrained coordinates, which the logistic or the exponential function maps to
+    an interval or a half line. Up to a term without parameters, that is this loss under the weight
+    ``(x - a)^2 (b - x)^2 / (b - a)^2`` or ``(x - a)^2``. Hence "square" has the optimum of "sm" where all intervals have the
+    same length; the other weights have other optima.
 
     Args:
         weight: "square", the product of the squared distances to the finite ends: ``(x - a)^2 (b - x)^2`` on an interval,
-            ``(x - a)^2`` on a half line; "distance", the distance to the nearest end; "capped", the lesser of that and
+            ``(x - a)^2`` on a half line; "distance", the distance to the nearest end; "capped", the smaller of that and
             ``cap``; or a function ``h(x)`` of one bounded coordinate, not negative and 0 at each finite end.
         cap: the distance beyond which the weight of "capped" is constant, in data units.
 
     Raises:
-        EnergyError: for an unknown weight, a cap that is missing or out of place; and at the first use for a support that is
-            no product of lines, half lines and intervals, for a function that is negative, not scalar or does not vanish at
-            an end, and for one where no coordinate is bounded.
+        EnergyError: for an unknown weight, or a cap that is missing for "capped" or given for another; at the first use, for
+            a support that is not a product of lines, half lines and intervals, for a function that is negative, not scalar
+            or not 0 at an end, and for a function where no coordinate is bounded.
 
     Warns:
-        UserWarning: for an energy that is linear piece by piece (ReLU), whose second derivatives are zero.
+        UserWarning: for a piecewise linear energy (ReLU), whose second derivatives are zero.
 
     Example:
         ``estimate(model, "generalized_sm", weight="capped", cap=1.0)``
@@ -88,13 +90,13 @@ class GeneralizedScoreMatching(AbstractEstimator):
             )
         if (self.cap is not None) != (self.weight == "capped"):
             raise EnergyError(
-                f"The weight 'capped' has a cap and the others have none; got weight={self.weight!r}, cap={self.cap!r}. "
+                f"The weight 'capped' needs a cap and the others take none; got weight={self.weight!r}, cap={self.cap!r}. "
                 "Write estimate(model, 'generalized_sm', weight='capped', cap=1.0)."
             )
         check_positive("GeneralizedScoreMatching", "cap", self.cap, scalar=True)
 
     def check(self, site: Site) -> None:
-        """Refuse supports that are no intervals, and a function that is no weight on them."""
+        """Raise for a support that is not made of intervals, and for a function that is not a weight on them."""
         super().check(site)
         check_bends(_off_ends(site, ends := self._ends(site)), self.name)
         if callable(self.weight) and is_concrete(ends):
@@ -104,12 +106,12 @@ class GeneralizedScoreMatching(AbstractEstimator):
                 check_weight(self.weight, low, high)
             if not intervals:
                 raise EnergyError(
-                    f"The weight is a function of a bounded coordinate, and the support {site.distribution.support} has "
+                    f"The weight is a function of a bounded coordinate, but the support {site.distribution.support} has "
                     "none. Write estimate(model, 'sm')."
                 )
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss, per row."""
         ends = self._ends(site)
         site = _off_ends(site, ends)
 
@@ -117,7 +119,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
             flat, unravel = ravel_pytree(event)
             log_density = lambda v: site.distribution.log_density(unravel(v), local)  # noqa: E731
             score, push = jax.linearize(jax.grad(log_density), flat)
-            # Each weight depends on its own coordinate alone: one tangent gives all their slopes.
+            # Each weight depends only on its own coordinate, so one tangent gives all slopes.
             weights, slopes = jax.jvp(lambda e: self._weights(e, ends), (event,), (jnp.ones_like(event),))
             curvature = over_coordinates(push, flat, lambda i, column: column[i])
             return jnp.sum(weights.ravel() * (0.5 * score**2 + curvature) + slopes.ravel() * score)
@@ -136,17 +138,17 @@ class GeneralizedScoreMatching(AbstractEstimator):
             lesser = nearest_end if self.cap is None else jnp.minimum(nearest_end, self.cap)
             return jnp.where(ends.is_bounded, lesser, 1.0)
         bounded, flat = jnp.ravel(ends.is_bounded), jnp.ravel(event)
-        # An unbounded coordinate may lie where the function is not defined: it is shown a bounded one instead.
+        # The function may be undefined at an unbounded coordinate, so it is evaluated at a bounded one instead.
         shown = jnp.where(bounded, flat, flat[jnp.argmax(bounded)])
         weight: Any = self.weight
         return jnp.where(bounded, jax.vmap(weight)(shown), 1.0).reshape(event.shape)
 
 
 def _off_ends(site: Site, ends: Ends) -> Site:
-    """Values at an end moved off it by a hundred thousandth of the coordinate's own length.
+    """Move values at an end of the support off it by 1e-5 of the coordinate's own length.
 
-    The loss has a limit at the end where its parts may have none: of a density like ``x^(a - 1)`` the score is infinite at
-    0, and its product with a weight that vanishes there is not.
+    The loss has a limit at the end even where its terms have none: for a density like ``x^(a - 1)`` the score is infinite
+    at 0, but its product with a weight that vanishes there is not.
     """
     value = site.value
     lengths = jnp.minimum(ends.high - ends.low, jnp.mean(distance(value, ends), axis=0))
@@ -158,10 +160,10 @@ def _off_ends(site: Site, ends: Ends) -> Site:
 
 
 def check_weight(weight: Callable[[Array], Array], low: float, high: float) -> None:
-    """Refuse a function that is no weight on an interval.
+    """Check that a function is a weight on an interval.
 
     Raises:
-        EnergyError: where it is not scalar, is negative or not finite inside, or does not vanish at a finite end.
+        EnergyError: where it is not scalar, is negative or not finite inside, or is not 0 at a finite end.
     """
     shape = jax.eval_shape(weight, jax.ShapeDtypeStruct((), float)).shape
     if shape != ():
@@ -177,7 +179,7 @@ def check_weight(weight: Callable[[Array], Array], low: float, high: float) -> N
     if not (np.all(np.isfinite(values)) and size > 0 and np.min(values) >= -NEGLIGIBLE * size):
         raise EnergyError(
             f"The weight is not finite and positive inside ({low:g}, {high:g}): it lies between {np.min(values):.3g} and "
-            f"{np.max(values):.3g} there. Write weight='square', or a function that is 0 at the ends alone."
+            f"{np.max(values):.3g} there. Write weight='square', or a function that is 0 only at the ends."
         )
     for end, value in zip(ends, at_ends, strict=True):
         if not abs(value) <= NEGLIGIBLE * size:

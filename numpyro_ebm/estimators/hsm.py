@@ -16,35 +16,36 @@ from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, over
 
 @dataclasses.dataclass(frozen=True)
 class HigherOrderScoreMatching(SecondOrderEstimator):
-    r"""Score matching beside a local proper scoring rule of order four (Parry, Dawid and Lauritzen).
+    r"""Score matching plus a local proper scoring rule of order four (Parry, Dawid and Lauritzen).
 
-    With the score ``s`` of the density ``q`` (unconstrained space) and ``u = (Laplacian q) / q``, which is free of log Z:
+    With the score ``s`` of the density ``q`` (unconstrained space) and ``u = (Laplacian q) / q``, which does not contain
+    log Z, the loss of a row is
 
     .. math:: w_1 \big(\tfrac12 |s|^2 + \operatorname{tr} \nabla s\big) + w_2 \big(\tfrac12 u^2 - \Delta u\big),
         \qquad u = \operatorname{tr} \nabla s + |s|^2
 
-    The second rule is proper as score matching is: two integrations by parts turn ``E_p[Delta u]`` into ``E_p[u u_p]``, and
-    what is left is ``E_p[(u - u_p)^2] / 2`` and a constant, zero only where ``Delta q / q = Delta p / p``. It weighs the
-    curvature of the density, not only its slope, and asks for data tails that are light enough for these integrals.
+    The second rule is proper like score matching: two integrations by parts turn ``E_p[Delta u]`` into ``E_p[u u_p]``, which
+    leaves a constant and ``E_p[(u - u_p)^2] / 2``, zero only where ``Delta q / q = Delta p / p``. It depends on the
+    curvature of the density, not only on its slope, and needs data with tails light enough for these integrals.
 
-    Fourth derivatives of the energy: ``d^2`` directional third derivatives of the score per row, at most 64 at a time, so
-    that no row of ``d x d`` numbers is built; meant for a dozen dimensions, not for images. Its terms cancel: in float32 the
-    loss of tens of thousands of rows carries rounding of the size of its own spread, so take float64 for exact optima.
+    It takes fourth derivatives of the energy: ``d^2`` directional third derivatives of the score per row, at most 64 at a
+    time, so that no ``d x d`` array per row is built. It is meant for a dozen dimensions, not for images. Its terms cancel:
+    in float32, rounding in the loss of tens of thousands of rows is as large as its spread, so use float64 for exact optima.
 
     Args:
-        weights: ``(w1, w2)``, of "sm" and of the rule of order four; not negative, not both 0.
+        weights: ``(w1, w2)``, the weights of "sm" and of the rule of order four; not negative, not both 0.
 
     Raises:
         EnergyError: for weights that are not two finite numbers, are negative or both 0.
 
     Warns:
-        UserWarning: for an energy that is linear piece by piece (ReLU), whose second derivatives are zero.
+        UserWarning: for a piecewise linear energy (ReLU), whose second derivatives are zero.
 
     Example:
         ``estimate(model, "hsm", weights=(1.0, 0.1))``
 
     References:
-        Parry, Dawid and Lauritzen, Proper local scoring rules (2012); Hyvarinen (2005) for the first.
+        Parry, Dawid and Lauritzen, Proper local scoring rules (2012); Hyvarinen (2005) for the first rule.
     """
 
     name = "hsm"
@@ -60,10 +61,10 @@ class HigherOrderScoreMatching(SecondOrderEstimator):
                 "HigherOrderScoreMatching needs two weights >= 0, not both 0: that of score matching and that of the rule "
                 f"of order four; got weights={weights!r}. Write estimate(model, 'hsm', weights=(1.0, 1.0))."
             )
-        object.__setattr__(self, "weights", (float(weights[0]), float(weights[1])))  # a list has no hash
+        object.__setattr__(self, "weights", (float(weights[0]), float(weights[1])))  # a list is not hashable
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss, per row."""
         first, second = self.weights
 
         def row_loss(position, local):

@@ -24,39 +24,39 @@ from numpyro_ebm.kernels.names import resolve_kernel
 class ImprovedContrastiveDivergence(ContrastiveDivergence):
     r"""Improved contrastive divergence (Du et al.): CD with the gradient that flows through its chains.
 
-    With ``q`` the law of the chains' ends ``x'`` (data moved by ``num_steps`` transitions), CD descends
-    ``KL(data || p) - KL(q || p)``, whose gradient has, beside that of "cd", a part through ``q``:
+    With ``q`` the distribution of the chains' ends ``x'`` (data moved by ``num_steps`` transitions), CD descends
+    ``KL(data || p) - KL(q || p)``. The gradient of this objective is that of "cd" plus a part through ``q``:
 
     .. math:: -\frac{\partial q}{\partial\theta} \frac{\partial KL(q \| p)}{\partial q}
         = -\partial_\theta \bigl( E_{\bar\theta}(x'(\theta)) - H[q_\theta] \bigr)
 
-    The energy has its parameters cut (``E`` of a base and a Jacobian included); ``x'`` keeps the derivative of its last
-    ``num_grad_steps`` transitions and none of those before. The entropy is the nearest-neighbour estimate of Kozachenko and
-    Leonenko, ``d`` times the mean log distance from each end to its ``num_neighbors``-th nearest other end of the batch and
-    a constant, both ends differentiated; an end at distance 0 adds nothing. Larger batches are split into groups of
-    at most 256 rows with an estimate each.
+    The parameters of ``E`` (which includes a base and a Jacobian) are held constant here, and ``x'`` keeps only the
+    derivative of its last ``num_grad_steps`` transitions. The entropy is the nearest-neighbour estimate of Kozachenko and
+    Leonenko: up to a constant, ``d`` times the mean log distance from each end to its ``num_neighbors``-th nearest other
+    end in the batch. The gradient passes through both ends, and an end at distance 0 adds nothing. Larger batches are split
+    into groups of at most 256 rows, each with its own estimate.
 
-    The sign: the surrogate *ascends* ``KL(q || p)`` through the chains, as that objective does, which on a Gaussian takes
-    off part of CD's bias (step small against the scale). The paper adds the term to its loss, the other way about, with the
-    neighbours in a replay buffer and the entropy's ``d`` and weights set by hand; that way the bias of CD grows.
+    The surrogate *ascends* ``KL(q || p)`` through the chains, as that objective does. On a Gaussian this removes part of
+    CD's bias (for steps small against the scale). The paper adds the term to its loss with the opposite sign, which
+    increases the bias of CD; it takes the neighbours from a replay buffer and sets the entropy's ``d`` and weights by hand.
 
-    Each differentiated step costs a second derivative of the energy and holds it in memory. State, in the mutable site
-    ``"<site>$improved_cd"``: ``health`` (of the ``num_grad_steps`` last transitions) and ``num_updates`` (see `pcd`).
+    Each differentiated step costs a second derivative of the energy and keeps it in memory. State, in the mutable site
+    ``"<site>$improved_cd"``: `ChainState`, whose ``health`` covers the last ``num_grad_steps`` transitions.
 
     Args:
         num_steps: transitions per row and update.
-        kernel: "langevin", or another kernel that never rejects ("mclmc"): a rejection cannot be differentiated. None for
-            ``Langevin()`` with ``scale="data"``, whose step of 0.01 is in squared scales of each dimension.
-        step_size_schedule: this, ``adapt_step_size``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
-            those of `ContrastiveDivergence`.
-        num_grad_steps: how many of the transitions, the last ones, are differentiated.
+        kernel: "langevin", or another kernel that never rejects ("mclmc"), since a rejection cannot be differentiated. None
+            for ``Langevin()`` with ``scale="data"``, whose step of 0.01 is in squared scales of each dimension.
+        step_size_schedule: see `ContrastiveDivergence`, as for ``adapt_step_size``, ``temperature``, ``energy_l2``,
+            ``on_unhealthy`` and ``scale``.
+        num_grad_steps: number of transitions that are differentiated, the last ones of the chain.
         weight: coefficient of the part through ``q``: 1 for the gradient of the objective, 0 for "cd".
-        num_neighbors: which neighbour's distance. None for the nearest in three dimensions and more, and the square root of
-            the group's size below, where the nearest one's gradient has no finite variance.
+        num_neighbors: rank of the neighbour whose distance is taken. None for the nearest in three or more dimensions, and
+            for the square root of the group's size in fewer, where the nearest one's gradient has no finite variance.
 
     Raises:
         EnergyError: for counts below 1, more differentiated steps than steps, a negative weight, a kernel that rejects, rows
-            with a context or a base of their own, a batch of one row; and as `ContrastiveDivergence`.
+            with a context or a base of their own, or a batch of one row; and where `ContrastiveDivergence` raises.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
@@ -92,8 +92,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             check_count(owner, "num_neighbors", self.num_neighbors)
         if is_concrete(self.weight) and not (np.isfinite(self.weight) and self.weight >= 0):
             raise EnergyError(
-                f"{owner} needs weight >= 0; got {self.weight!r}. A negative one turns the gradient away from that of the "
-                "likelihood. Write weight=1.0."
+                f"{owner} needs weight >= 0; got {self.weight!r}. A negative weight moves the gradient away from that of "
+                "the likelihood. Write weight=1.0."
             )
         if kernel.is_exact or "swap_rate" in kernel.statistics:
             raise EnergyError(
@@ -102,9 +102,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             )
 
     def check(self, site: Site) -> None:
-        """Refuse rows of different densities (one chain each has no entropy), and a row without neighbours."""
+        """Refuse rows with densities of their own (a single chain has no entropy), and a batch of one row."""
         super().check(site)
-        self.refuse_local(site, "the entropy is that of the chains of all rows together, which have to share one density.")
+        self.refuse_local(site, "the entropy is that of the chains of all rows together, which must share one density.")
         if site.num_rows < 2:
             raise EnergyError(
                 f"The estimator '{self.name}' measures the distances between the chains of a batch, and this batch has "
@@ -112,34 +112,34 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             )
 
     def negative_phase(self, rng_key, site: Site, state, kernel, start):
-        """As for "cd", but the ends carry the derivative of the last steps."""
+        """Run the chains of "cd", whose ends carry the derivative of the last steps here."""
         key_first, key_last = jax.random.split(rng_key)
         first, last = self._parts()
         if first is not None:
             start = start._replace(position=first._moved(key_first, site, state, kernel, start.position, is_cut=True))
         phase = last.run_chains(key_last, site, state, kernel, start)
-        # The same steps by the same key. Lost chains step from their rows: a zero times NaN would be NaN.
+        # The same steps with the same key. Lost chains step from their rows, since zero times NaN would be NaN.
         safe = self.replaced(key_last, site, kernel, start.position, phase.lost)
         moved = last._moved(key_last, site, state, kernel, jax.lax.stop_gradient(safe), is_cut=False)
         ended = jax.tree.map(lambda end, way: end + (way - jax.lax.stop_gradient(way)), phase.ended, moved)
         return phase._replace(ended=ended)
 
     def contrast(self, site: Site, negatives, local, *, paired):
-        """That of "cd", plus each row's part of ``KL(q || p)`` through its negative."""
+        """Return the contrast of "cd" plus each row's part of ``KL(q || p)`` through its negative."""
         values = super().contrast(site, jax.lax.stop_gradient(negatives), local, paired=paired)
         takes_part = jnp.isfinite(negatives).reshape(site.num_rows, -1).all(axis=1)
         if site.mask is not None:
             takes_part &= site.mask
         ends = jnp.where(over(takes_part, negatives), negatives, site.position)
         energy = -jax.vmap(freeze(site.log_density, ends[0]))(ends)
-        # Of the ends in units of each dimension's spread: the entropy differs by a constant, the neighbours are true ones.
+        # In units of each dimension's spread every dimension counts in the distances; the entropy changes by a constant.
         units = (ends / or_one(site.spread)[None]).reshape(site.num_rows, -1)
         entropies = neighbor_entropies(units, takes_part, self.num_neighbors)
         divergence = jnp.where(takes_part, energy - entropies, 0.0)
         return values + self.weight * divergence
 
     def _parts(self) -> tuple[Any, Any]:
-        """The estimator of the detached steps, or None, and that of the differentiated ones."""
+        """Return the estimator of the detached steps (or None) and that of the differentiated steps."""
         num_first, temperature = self.num_steps - self.num_grad_steps, self.temperature
         later = (lambda i: temperature(i + num_first)) if callable(temperature) else temperature
         last = dataclasses.replace(self, num_steps=self.num_grad_steps, temperature=later)

@@ -21,12 +21,15 @@ from numpyro_ebm.estimators.parts.moves import check_scale
 Kernel = Literal["imq", "rbf"]
 Statistic = Literal["u", "v"]
 BETA = -0.5
+"""Default exponent of "imq", the middle of the range (-1, 0); the kernel is then one reciprocal square root."""
 PAIRS_AT_ONCE = 2**22
+"""Kernel values held in memory at once: 16 MiB per array in float32, at the price of a loop over more rows."""
 ROWS_OF_MEDIAN = 256
+"""Rows in the median distance: more give a steadier bandwidth, at a cost that grows with their square."""
 
 
 class Radial(NamedTuple):
-    """A kernel as a function of the squared distance, and its first two derivatives."""
+    """Kernel as a function of the squared distance, with its first two derivatives."""
 
     value: Array
     first: Array
@@ -35,46 +38,47 @@ class Radial(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class KernelSteinDiscrepancy(AbstractEstimator):
-    r"""Kernel Stein discrepancy: the largest mean over the data of a Stein operator's image; no log Z, no second derivative.
+    r"""Kernel Stein discrepancy between model and data, without log Z and without second derivatives.
 
-    For functions ``f`` of the kernel's space, ``E[s . f + div f]`` is 0 under the model (``s = grad log p``, unconstrained
-    space, Jacobian included). Its largest square over the unit ball, under the data, is the mean over pairs of rows of
+    Under the model, ``E[s . f + div f]`` is 0 for every function ``f`` of the kernel's space (``s = grad log p``,
+    unconstrained space, Jacobian included). Under the data, its largest square over the unit ball of that space is the mean
+    over pairs of rows of
 
     .. math:: u(x, x') = s^T s' k + s^T \nabla_{x'} k + s'^T \nabla_x k + \operatorname{tr} \nabla_x \nabla_{x'} k
 
     The surrogate of row ``i`` is minus the mean of ``u(x_i, x_j)`` over the other rows that take part, so that the sum over
-    ``n`` rows is ``-n`` times the squared discrepancy. One score per row, and ``n^2`` values of the kernel by products of
-    matrices, a few million at once. Free of randomness: NUTS may target it (a generalised posterior, which wants a
-    ``numpyro.handlers.scale`` of its own, since the discrepancy has not the units of a log likelihood).
+    ``n`` rows is ``-n`` times the squared discrepancy. It costs one score per row and ``n^2`` values of the kernel, computed
+    by matrix products a few million at a time. It uses no randomness, so NUTS may target it (a generalised posterior, which
+    needs a ``numpyro.handlers.scale`` of its own, since the discrepancy does not have the units of a log likelihood).
 
-    The discrepancy is quadratic in the score, and a row far from all others has little part in it: the estimate is robust
-    where "sm" is not. With statistic "v" it is never negative and cannot run away as "sm" does. Like "sm" it hardly sees the
-    weights of modes that lie apart. With ``r = |x_i - x_j|^2 / l^2`` and ``k = phi(r)`` it is least on a Gaussian of mean 0
-    at the precision
+    The discrepancy is quadratic in the score, and a row far from all others contributes little to it, so that the estimate
+    is robust where "sm" is not. With statistic "v" it is never negative and cannot diverge as "sm" can. Like "sm" it hardly
+    depends on the weights of modes that lie apart. With ``r = |x_i - x_j|^2 / l^2`` and ``k = phi(r)``, the Gaussian of mean
+    0 that minimises it has the precision
 
     .. math:: t = -\sum_{i, j} r\, \phi'(r) \Big/ \sum_{i, j} x_i^T x_j\, \phi(r)
 
-    whose efficiency in one dimension, under "imq" and with 1000 rows, is 0.50, 0.71 and 0.55 at bandwidths of 0.1, 0.95 (the
-    median distance) and 5 standard deviations of the data (benchmarks/efficiency.py): narrow kernels compare neighbours
-    only, and under wide ones the square of the rows' mean is in the way, which fades with their number. In many dimensions
-    all pairs are about as far apart, and kernels tell less.
+    The efficiency of this estimate in one dimension, with "imq" and 1000 rows, is 0.50, 0.71 and 0.55 at bandwidths of 0.1,
+    0.95 (the median distance) and 5 standard deviations of the data (benchmarks/efficiency.py). Narrow kernels compare only
+    neighbours; wide ones suffer from the square of the rows' mean, less so with more rows. In many dimensions all pairs are
+    about equally far apart, and kernels distinguish less.
 
     Args:
-        kernel: "imq", ``(1 + |x - x'|^2 / l^2)^beta``, under which a small discrepancy means convergence (Gorham and
-            Mackey), or "rbf", ``exp(-|x - x'|^2 / (2 l^2))``, under which it need not in three dimensions and more.
-        bandwidth: ``l``, in data units (in unconstrained units where the support is not the real line), one number, or one
-            for each dimension of unconstrained space: distances are then those of ``x / l``, and the score is ``l s``. The
-            value is that of ``x / l`` over the square of the bandwidths' geometric mean, which for one number is the
-            formula above. None for the batch's standard deviation of each dimension times the median distance of its rows
-            in these units (of 256 of them, evenly spaced, where there are more; 1 where that is 0), so that the estimate
+        kernel: "imq", ``(1 + |x - x'|^2 / l^2)^beta``, for which a small discrepancy implies convergence (Gorham and
+            Mackey), or "rbf", ``exp(-|x - x'|^2 / (2 l^2))``, for which it need not in three or more dimensions.
+        bandwidth: ``l``, in data units (in unconstrained units where the support is not the real line): one number, or one
+            for each dimension of unconstrained space. In the latter case distances are those of ``x / l``, and the score is
+            ``l s``. The value is that of ``x / l`` over the square of the bandwidths' geometric mean, which for one number
+            is the formula above. None for the batch's standard deviation of each dimension times the median distance of its
+            rows in these units (1 where that is 0; from 256 evenly spaced rows where there are more), so that the estimate
             does not depend on the units of a column.
         beta: exponent of "imq", between -1 and 0; None for -0.5.
         statistic: "u", over pairs of different rows: unbiased, so that minibatches descend the discrepancy of all data; or
-            "v", over all pairs, each row with itself included: never negative.
+            "v", over all pairs, including each row with itself: never negative.
 
     Raises:
         EnergyError: for unknown names, a bandwidth that is not positive or does not fit the event, a beta outside (-1, 0) or
-            beside "rbf", rows with a context or a base of their own, and one row under "u".
+            combined with "rbf", rows with a context or a base of their own, and a single row under "u".
 
     Example:
         ``estimate(model, "ksd", bandwidth=1.0)``
@@ -108,7 +112,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
             )
 
     def check(self, site: Site) -> None:
-        """Refuse rows of different densities, and a row without another."""
+        """Refuse rows with densities of their own, and a single row under "u"."""
         super().check(site)
         check_scale(site, "bandwidth", self.bandwidth)
         if site.rows_differ:
@@ -124,30 +128,30 @@ class KernelSteinDiscrepancy(AbstractEstimator):
             )
 
     def figures(self, rng_key, site: Site) -> dict[str, Array]:
-        """The squared discrepancy of the rows, ``squared_ksd``."""
+        """Return the squared discrepancy of the rows, ``squared_ksd``."""
         return {"squared_ksd": -mean_over_rows(self.surrogate(rng_key, site, None)[0], site.mask)}
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the mean of the Stein kernel of each row and its partners."""
+        """Return minus the mean of the Stein kernel between each row and its partners."""
         mean = lambda values, partners: jnp.sum(values) / jnp.maximum(jnp.sum(partners), 1)  # noqa: E731
         return -self.over_partners(site, mean), state
 
     def over_partners(self, site: Site, reduce: Callable[[Array, Array], Array]) -> Array:
-        """``reduce(values, partners)`` of each row, a few million pairs at once.
+        """Compute ``reduce(values, partners)`` for each row, a few million pairs at a time.
 
         Args:
             site: the rows.
-            reduce: a linear function of a row's Stein kernel ``(num_rows,)`` with all rows, 0 for those that are no partners
-                of it; ``partners`` ``(num_rows,)`` says which are: with statistic "u" the row itself is none.
+            reduce: a linear function of a row's Stein kernel with all rows, ``(num_rows,)``, which is 0 for rows that are
+                not its partners; ``partners``, ``(num_rows,)``, marks the partners, without the row itself under "u".
 
         Returns:
-            What ``reduce`` returns, led by the rows.
+            The values of ``reduce``, with the rows on the leading axis.
         """
         num = site.num_rows
         takes_part = jnp.ones(num, bool) if site.mask is None else site.mask
         x = jax.lax.stop_gradient(site.position.reshape(num, -1))
         length = self._lengths(site, x, takes_part)
-        # In units of the bandwidth; near the origin, where squares of distances lose least.
+        # In units of the bandwidth, and centred, where squared distances lose the fewest digits.
         x = (x - jnp.mean(x, axis=0)) / length
         s = length * jax.vmap(site.score)(site.position, site.local).reshape(num, -1)
 
@@ -162,7 +166,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         return values / jnp.exp(2 * jnp.mean(jnp.log(length)))
 
     def _stein_kernel(self, x: Array, s: Array, xs: Array, ss: Array) -> Array:
-        """``u`` of one row, of position ``x`` and score ``s``, with all rows, in units of the bandwidth."""
+        """Compute ``u`` between one row (position ``x``, score ``s``) and all rows, in units of the bandwidth."""
         squares = jnp.maximum(jnp.sum(x**2) + jnp.sum(xs**2, axis=1) - 2 * xs @ x, 0.0)
         k = self._radial(squares)
         across = ss @ x - jnp.sum(ss * xs, axis=1) - jnp.sum(s * x) + xs @ s  # (s' - s) . (x - x')
@@ -178,7 +182,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         return Radial(value, first, (beta - 1) * first / (1 + squares))
 
     def _lengths(self, site: Site, x: Array, takes_part: Array) -> Array:
-        """The bandwidth of each dimension."""
+        """Return the bandwidth of each dimension."""
         if self.bandwidth is not None:
             lengths = jnp.asarray(self.bandwidth, x.dtype)
             return jnp.broadcast_to(lengths, site.position.shape[1:]).reshape(-1)
@@ -187,10 +191,10 @@ class KernelSteinDiscrepancy(AbstractEstimator):
 
 
 def median_distance(x: Array, takes_part: Array) -> Array:
-    """Median over pairs of different rows that take part; 1 where it is 0 or there is none.
+    """Return the median distance over pairs of different rows that take part; 1 where it is 0 or there is no pair.
 
     Args:
-        x: ``(num_rows, d)``. Of more than 256 rows that take part as many are taken, evenly spaced.
+        x: ``(num_rows, d)``. Where more than 256 rows take part, 256 evenly spaced ones are used.
         takes_part: ``(num_rows,)``.
     """
     num, count = len(x), jnp.sum(takes_part)
@@ -200,7 +204,7 @@ def median_distance(x: Array, takes_part: Array) -> Array:
         steps = jnp.arange(ROWS_OF_MEDIAN)
         places = order[jnp.where(count <= ROWS_OF_MEDIAN, steps, steps * count // ROWS_OF_MEDIAN)]
     chosen, is_in = x[places], takes_part[places]
-    chosen = chosen - chosen[:1]  # exactly 0 where all are the same, which the mean's rounding would make a distance
+    chosen = chosen - chosen[:1]  # exactly 0 for identical rows, which the rounding of the mean would set apart
     chosen = chosen - jnp.mean(chosen, axis=0)
     squares = jnp.sum(chosen**2, axis=1)
     distances = jnp.sqrt(jnp.maximum(squares[:, None] + squares - 2 * chosen @ chosen.T, 0.0))

@@ -1,4 +1,4 @@
-"""The learned Stein discrepancy."""
+"""Learned Stein discrepancy."""
 
 import dataclasses
 import math
@@ -23,45 +23,46 @@ Penalty = Literal["l2", "spectral"]
 
 @dataclasses.dataclass(frozen=True)
 class LearnedSteinDiscrepancy(AbstractEstimator):
-    r"""The learned Stein discrepancy (Grathwohl et al.): a critic shows where the score is wrong, the energy mends it.
+    r"""Learned Stein discrepancy (Grathwohl et al.): a critic finds where the score is wrong, and the energy corrects it.
 
-    For a critic ``f`` with values in the space of the events, and ``s`` the energy's score (unconstrained space, Jacobian
+    For a critic ``f`` with values in the space of the events and the energy's score ``s`` (unconstrained space, Jacobian
     included), the critic ascends and the energy descends
 
     .. math:: E_{data}\bigl[ s(x)^T f(x) + \operatorname{tr} \nabla f(x) \bigr] - \lambda\, E_{data} |f(x)|^2
 
-    The first expectation is :math:`E[(s - s_{data})^T f]` (Stein's identity): zero for every critic where the model is
-    right. With ``penalty="l2"`` the best critic is :math:`(s - s_{data}) / 2\lambda`, and the value of the game the Fisher
-    divergence over :math:`4\lambda`: with ``penalty_weight=0.5`` that of score matching, which "sm" descends in closed form.
-    What is gained is that the score is never differentiated in ``x``: |x| can be learned, whose second derivative "sm" does
-    not see. With ``penalty="spectral"`` there is no such term; every matrix of the critic is divided by its largest singular
-    value where that is above 1, and vectors and numbers (biases) by their length: a critic of dense layers and 1-Lipschitz
-    activations is then Lipschitz, and bounded at 0. Train it by plain gradient ascent (``optax.sgd``): the steps of Adam
-    let its arrays grow, and it follows the energy ever more slowly.
+    The first expectation equals :math:`E[(s - s_{data})^T f]` (Stein's identity), which is zero for every critic where the
+    model is right. With ``penalty="l2"`` the best critic is :math:`(s - s_{data}) / 2\lambda`, and the value of the game is
+    the Fisher divergence over :math:`4\lambda`. With ``penalty_weight=0.5`` this is the loss of score matching, which "sm"
+    descends in closed form. Here the score is never differentiated in ``x``, so that an energy like |x| can be learned,
+    whose second derivative "sm" does not see. ``penalty="spectral"`` has no such term; instead, every matrix of the critic
+    is divided by its largest singular value where that is above 1, and vectors and scalars (biases) by their length. A
+    critic of dense layers and 1-Lipschitz activations is then Lipschitz, and bounded at 0. Train it by plain gradient ascent
+    (``optax.sgd``): the steps of Adam let its arrays grow, so that it follows the energy ever more slowly.
 
-    The score's derivative in the parameters is taken at the rows. Where a kink of the energy *moves* with the parameters
+    The score's derivative in the parameters is evaluated at the rows. Where a kink of the energy *moves* with the parameters
     (a mixing matrix inside a Laplace density, the weights of a ReLU network), the derivative of the expectation has a part
-    at the kink that no row shows, and the gradient is wrong without it: rotations of a Laplace ICA drift away.
+    at the kink that no row contributes. The gradient is wrong without it: rotations of a Laplace ICA drift away.
 
     The critic's parameters are ``numpyro.param`` sites beside the model's own. Their gradient is reversed, so that one SVI
     trains both players; `alternate` gives the critic more steps and an optimiser of its own. The value is that of the
-    game for the critic as it is, and no objective. The built-in critic expects data of about unit scale. With critics
-    that fit the rows one by one the energy overfits as by score matching.
+    game at the current critic, and not an objective. The built-in critic expects data of about unit scale. Where the critic
+    can fit single rows, the energy overfits as under score matching.
 
     Args:
         critic: NumPyro model ``critic()`` that returns a function of one event in unconstrained space (and of its row's
-            context where rows have one), with values of the same shape; its parameters are ``numpyro.param`` sites, named
-            unlike the model's. None for a network of two hidden layers of 64 SiLU units, in the site ``"<site>$critic"``.
+            context where rows have one), with values of the same shape. Its parameters are ``numpyro.param`` sites, whose
+            names differ from the model's. None for a network of two hidden layers of 64 SiLU units, in the site
+            ``"<site>$critic"``.
         num_projections: Hutchinson probes per row for the trace; None for the exact trace, which costs one derivative of the
             critic per dimension.
-        projection: law of the probes, "rademacher", "gaussian" or "sphere".
-        penalty: "l2" or "spectral", what keeps the critic bounded.
+        projection: distribution of the probes, "rademacher", "gaussian" or "sphere".
+        penalty: how the critic is kept bounded, "l2" or "spectral".
         penalty_weight: ``lambda`` of "l2".
 
     Raises:
         EnergyError: for a count below 1, an unknown option, a weight that is not positive, a critic that returns another
             shape, samples or keeps state, and under "spectral" for parameters of more than two dimensions.
-        TypeError: for a critic that is no model or does not return a function.
+        TypeError: for a critic that is not callable or does not return a function.
 
     Example:
         ::
@@ -95,15 +96,15 @@ class LearnedSteinDiscrepancy(AbstractEstimator):
         check_positive(owner, "penalty_weight", self.penalty_weight, scalar=True)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the Stein term and the penalty, per row; the critic's derivatives reversed."""
+        """Return minus the Stein term, plus the penalty, per row; the critic's derivatives are reversed."""
         stein, square = self._terms(rng_key, site, self._critic(rng_key, site).adversary())
         return -(stein - self.penalty_weight * square if self.penalty == "l2" else stein), state
 
     def figures(self, rng_key, site: Site) -> dict[str, Array]:
-        r"""``stein`` and its standard error, and ``critic_norm``.
+        r"""Return ``stein``, its standard error ``stein_error``, and ``critic_norm``.
 
-        ``stein`` is :math:`E[s^T f + \operatorname{tr} \nabla f] / d` for the critic as trained, 0 for a model that it finds
-        no fault with; on rows that the critic was not trained on, a test of the model. ``critic_norm`` is
+        ``stein`` is :math:`E[s^T f + \operatorname{tr} \nabla f] / d` for the trained critic, and 0 for a model in which it
+        finds no error. On rows that the critic was not trained on, it is a test of the model. ``critic_norm`` is
         :math:`\sqrt{E|f|^2 / d}`.
         """
         size = max(site.position[0].size, 1)
@@ -118,7 +119,7 @@ class LearnedSteinDiscrepancy(AbstractEstimator):
         return Critic.of(self.critic, site, jax.random.fold_in(rng_key, 1), site.position.shape[1:])
 
     def _terms(self, rng_key: PRNGKey, site: Site, critic: Critic) -> tuple[Array, Array]:
-        """``s f + tr grad f`` and ``|f|^2`` of each row."""
+        """Return ``s f + tr grad f`` and ``|f|^2`` of each row."""
         critic = critic.bounded() if self.penalty == "spectral" else critic
         function, context = critic.function(), context_of(site)
         score = jax.vmap(site.score)(site.position, site.local)
@@ -132,7 +133,7 @@ class LearnedSteinDiscrepancy(AbstractEstimator):
 
 
 def _trace(push: Callable[[Array], Array], positions: Array) -> Array:
-    """The exact trace of each row's Jacobian, coordinate by coordinate."""
+    """Return the exact trace of each row's Jacobian, computed coordinate by coordinate."""
     size = math.prod(positions.shape[1:])
 
     def add(total, i):

@@ -20,48 +20,52 @@ from numpyro_ebm.estimators.parts.binary import check_binary
 Update = Literal["parallel", "sequential"]
 
 UNITS_AT_ONCE = 64
+"""Columns of the Hessian computed at once: more are faster and take more memory."""
 CURVATURE = 1e-4
-"""The second derivative along one unit that counts as none, relative to the largest one (at least ``FLAT``)."""
+"""Largest relative second derivative along one unit that counts as 0: room for float32 rounding, little for curvature."""
 FLAT = 1e-2
+"""Smallest second derivative that `CURVATURE` is relative to: below it, rounding is not taken for curvature."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanFieldContrastiveDivergence(AbstractEstimator):
     r"""Mean-field contrastive divergence (Welling and Hinton): Boltzmann machines without sampling.
 
-    For binary events, 0 or 1, and an energy that is multilinear in its units (of degree one in each, such as
-    ``-b @ x - x @ W @ x / 2`` with a diagonal of zeros). From each data row ``x`` means ``m`` in [0, 1] go through
+    It takes binary events, 0 or 1, and an energy that is multilinear in its units (of degree one in each, such as
+    ``-b @ x - x @ W @ x / 2`` with a diagonal of zeros). Means ``m`` in [0, 1] start at each data row ``x`` and go through
     ``num_steps`` mean-field updates, of all units at once or one after the other, with damping ``alpha``:
 
     .. math:: m_i \leftarrow \alpha m_i + (1 - \alpha)\, \sigma(-\partial E / \partial m_i)
 
-    The gradient of the surrogate of a row is ``-grad E(x) + grad E(m)``, the means cut off from differentiation. Units
-    independent given their means have no correlations, so that by itself this misses the couplings' own effect on them at
-    first order: couplings are driven far too high. `linear_response` adds what is missing (Kappen and Rodriguez):
+    The gradient of the surrogate of a row is ``-grad E(x) + grad E(m)``, and none flows through the means. Units that are
+    independent given their means have no correlations. This term alone therefore misses the first-order effect of the
+    couplings on the correlations, and drives the couplings far too high. `linear_response` adds the missing term (Kappen
+    and Rodriguez):
 
     .. math:: \tfrac12 \sum_{i \ne j} \chi_{ij} \frac{\partial^2 E}{\partial m_i \partial m_j}, \quad
         \chi = \bigl(\operatorname{diag}(m (1 - m))^{-1} + \nabla^2 E(m)\bigr)^{-1}
 
-    the covariances ``chi``, cut off as well, being how the means answer to a change of the biases. It is exact for small
-    couplings, and no noise and no chain that has to mix is in it; strong couplings are underrated. As with "cd", modes away
-    from the data are not seen. The value is an energy gap and means nothing as an objective.
+    where the covariances ``chi``, through which no gradient flows either, are the response of the means to a change of the
+    biases. The correction is exact for small couplings, has no noise and needs no chain to mix; it underestimates strong
+    couplings. As with "cd", modes away from the data are not seen. The value is an energy gap and means nothing as an
+    objective.
 
-    A trained ``W`` has to be kept off its diagonal inside the energy: ``W = W * (1 - jnp.eye(d))``. Energies that are not
-    multilinear where the training starts are refused; what they become later is not looked at.
+    Keep a trained ``W`` off its diagonal inside the energy: ``W = W * (1 - jnp.eye(d))``. Energies that are not multilinear
+    at the start of training are refused; later parameters are not checked.
 
     Args:
         num_steps: updates of each unit.
-        damping: share of the old mean that an update keeps, in [0, 1): without it, parallel updates of strongly
+        damping: share of the old mean that an update keeps, in [0, 1). Without damping, parallel updates of strongly
             coupled units oscillate.
-        update: "parallel" (one gradient per update), or "sequential" (one per unit, each seeing those before it).
-        linear_response: whether the negatives have the correlations of linear response (kept within [-1, 1]): ``d`` second
-            derivatives and the inverse of a matrix ``(d, d)`` per row. False for plain mean field, whose couplings train
-            only as far as the means of different rows stay apart.
+        update: "parallel" (one gradient per update), or "sequential" (one per unit, each after the units before it).
+        linear_response: whether the negatives have the correlations of linear response (kept within [-1, 1]), at the cost of
+            ``d`` second derivatives and the inverse of a matrix ``(d, d)`` per row. False for plain mean field, whose
+            couplings train only as far as the means of different rows stay apart.
 
     Raises:
-        EnergyError: for fewer than one step, a damping outside [0, 1), an unknown order; for another support than
-            binary, a base, values other than 0 and 1, an energy that is not multilinear in its units at the first rows
-            (looked at where data and parameters are concrete, as in ``svi.init``).
+        EnergyError: for fewer than one step, a damping outside [0, 1), an unknown update, a support that is not binary, a
+            base, values other than 0 and 1, and an energy that is not multilinear in its units at the first row (checked
+            where data and parameters are concrete, as in ``svi.init``).
 
     Example:
         ``estimate(model, "mean_field_cd", num_steps=10)`` with
@@ -89,15 +93,15 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
             raise EnergyError(f"Unknown update={self.update!r}. {nearest(str(self.update), get_args(Update))}")
 
     def notes(self):
-        """Mean field is an approximation, and starts at the data."""
+        """Note that mean field is an approximation and starts at the data."""
         order = "second" if self.linear_response else "first"
         return (
             f"the negative phase is mean field: its correlations are wrong from the {order} order of the couplings on",
-            "the means begin at the data: modes away from them are not seen, and the weights of far modes are not learned",
+            "the means start at the data: modes away from them are not seen, and the weights of far modes are not learned",
         )
 
     def check(self, site: Site) -> None:
-        """Refuse what is no Boltzmann machine on 0/1 units."""
+        """Refuse events that are not 0/1 units, a base, and an energy that is not multilinear."""
         check_binary(site, self.name)
         if site.distribution.base is not None:
             raise EnergyError(
@@ -108,7 +112,7 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
         _check_multilinear(site)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the energy of each row, plus that of its means."""
+        """Return minus the energy of each row, plus that of its means."""
         energy = _energy(site)
         means = jax.lax.stop_gradient(self.means(site))
         expected = _expected_energy if self.linear_response else (lambda energy, means: energy(means))
@@ -116,7 +120,7 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
         return theirs - jax.vmap(energy)(site.value.astype(float), site.local), state
 
     def means(self, site: Site) -> Array:
-        """The mean-field means of each row after the updates, ``(num_rows, *event_shape)``; no gradient flows."""
+        """Return each row's means after the updates, ``(num_rows, *event_shape)``; no gradient flows through them."""
         start, local = jax.lax.stop_gradient((site.value.astype(float), site.local))
         first = jax.tree.map(lambda leaf: leaf[0], (start, local))
         slope = jax.grad(freeze(_energy(site), *first))
@@ -144,7 +148,7 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
 
 
 def _energy(site: Site):
-    """The energy of one event, fractions between 0 and 1 included; the density itself is 0 there."""
+    """Return the energy function of one event, defined also between 0 and 1, where the density itself is 0."""
 
     def energy(event, local):
         return jnp.asarray(site.distribution.evaluate_energy(event, None if local is None else local[0]), event.dtype)
@@ -153,7 +157,7 @@ def _energy(site: Site):
 
 
 def _check_multilinear(site: Site) -> None:
-    """Refuse an energy that curves along one unit, at the first row and half way to the centre of the cube."""
+    """Refuse an energy with curvature along one unit, at the first row or half way to the centre of the cube."""
     if not (is_concrete(site.value, site.local) and site.num_rows):
         return
     energy = _energy(site)
@@ -169,20 +173,20 @@ def _check_multilinear(site: Site) -> None:
 
 
 def _largest_curvature(energy, event: Array) -> Array:
-    """The largest second derivative along one unit, relative to the largest of all (at least ``FLAT``)."""
+    """Return the largest second derivative along one unit, relative to the largest of all (at least ``FLAT``)."""
     hessian = jnp.abs(_hessian(energy, event))
     return jnp.max(jnp.diag(hessian)) / jnp.maximum(jnp.max(hessian), FLAT)
 
 
 def _hessian(energy, event: Array) -> Array:
-    """Second derivatives of one event's energy, ``(d, d)``."""
+    """Return the second derivatives of one event's energy, ``(d, d)``."""
     flat, unravel = ravel_pytree(event)
     _, push = jax.linearize(jax.grad(lambda v: energy(unravel(v))), flat)
     return jax.lax.map(push, jnp.eye(flat.size, dtype=flat.dtype), batch_size=UNITS_AT_ONCE)
 
 
 def _expected_energy(energy, means: Array) -> Array:
-    """The energy at the means, and half the sum over pairs of its second derivatives times the pairs' covariances."""
+    """Return the energy at the means plus half the sum over pairs of its second derivatives times their covariances."""
     hessian = _hessian(energy, means)
     scale = jnp.sqrt(means * (1 - means)).ravel()
     size = scale.size

@@ -22,19 +22,19 @@ from numpyro_ebm.estimators.parts.figures import score_figures
 from numpyro_ebm.estimators.parts.projections import Projection, check_projection, directions
 
 SHARE = 0.01
-"""The step where none is given, in variances of the data."""
+"""Default step, in variances of the data: half a percent of bias, by the fixed point in the class docstring."""
 WIDEST = 0.5
-"""The step, in variances of the data, from which on a Gaussian is too narrow for any precision to balance it."""
+"""From this step on, in variances of the data, a Gaussian has no fixed point (formula in the class docstring)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MinimumVelocity(AbstractEstimator):
-    r"""Minimum velocity learning (Movellan; Wang et al.): how fast the data leave when the model's diffusion starts on them.
+    r"""Minimum velocity learning (Movellan; Wang et al.): the rate at which the model's diffusion carries the data away.
 
-    The diffusion ``dX = (D s + div D) dt + sqrt(2 D) dW``, with ``s = grad log p`` and a diagonal ``D(x)``, leaves ``p`` as
-    it is (unconstrained space, Jacobian included). The velocity at which it carries the data away is least for the model
-    that the data come from. One Euler step under the parameters as they are, which no gradient passes, with ``z`` a random
-    direction taken both ways, ``E[z z^T] = I``:
+    The diffusion ``dX = (D s + div D) dt + sqrt(2 D) dW``, with ``s = grad log p`` and a diagonal ``D(x)``, leaves ``p``
+    invariant (unconstrained space, Jacobian included). The velocity at which it carries the data away is least for the model
+    that generated them. Each update takes one Euler step under the current parameters, through which no gradient flows. It
+    takes a random direction ``z``, with ``E[z z^T] = I``, in both signs:
 
     .. math:: y_\pm = x + h (D s_{\bar\theta} + \operatorname{div} D) \pm \sqrt{2 h D}\, z
 
@@ -44,38 +44,38 @@ class MinimumVelocity(AbstractEstimator):
     .. math:: \tfrac12 s^T D s + \operatorname{div}(D s)
 
     which for ``D = 1`` is "sm", and otherwise diffusion score matching; direction by direction it is that of "ssm_vr". The
-    value means nothing as an objective. One step of contrastive divergence divided by its size has this gradient and noise
-    of the size ``1 / sqrt(h)``, which Wang et al. take out by the control variate ``sqrt(2 h D) z . s(x)``; of the two ways
-    of a direction it cancels, at no gradient of the score.
+    value means nothing as an objective. One step of contrastive divergence, divided by its size, has this gradient plus
+    noise of the size ``1 / sqrt(h)``. Wang et al. remove the noise by the control variate ``sqrt(2 h D) z . s(x)``; here it
+    cancels between the two signs of a direction, without a gradient of the score.
 
-    So no second derivative of the energy is taken, and the parameters are differentiated through values of the energy
-    alone: one gradient in x (cut off), and ``1 + 2 M`` energies per row. Beside "sm" and "ssm_vr" it saves memory; beside
-    "fd_ssm" it needs no square of a slope, so that ``M`` directions give an exact ``s^T D s``.
+    No second derivative of the energy is taken, and the parameters are differentiated only through values of the energy.
+    The cost is one gradient in x, through which no gradient flows, and ``1 + 2 M`` energies per row. This takes less memory
+    than "sm" and "ssm_vr". Unlike "fd_ssm" it squares no slope, so that ``M`` directions give an exact ``s^T D s``.
 
     A step of finite size is that of unadjusted Langevin: on a Gaussian of variance ``v`` the fixed point is the precision
 
     .. math:: \theta = \tfrac1h \big(1 - \sqrt{1 - 2 h / v}\big) \approx \tfrac1v \big(1 + \tfrac{h}{2v}\big)
 
-    (``D = 1``), and there is none from ``h = v / 2`` on, where the energy runs away. The default, a hundredth of the
-    variance, has half a percent of bias. In float32 the differences of energies ``l`` carry rounding of ``6e-8 l / h``, so
-    that one step for columns of very different scales would hear nothing of the widest: without settings each dimension
-    diffuses at the rate of its own variance.
+    (``D = 1``). From ``h = v / 2`` on there is no fixed point, and the energy diverges. The default, a hundredth of the
+    variance, has half a percent of bias. In float32 the differences of energies ``l`` have a rounding error of
+    ``6e-8 l / h``, which with one step for columns of very different scales would hide the signal of the widest. By default
+    each dimension therefore diffuses at the rate of its own variance.
 
     Args:
         step_size: ``h``, in squared data units over those of ``D``; None for 0.01 of the batch's variance over the batch's
             mean of ``D``, in the dimension where that is least.
-        diffusion: ``D``: None for 1 where a step_size is given, and otherwise for the batch's variance of each dimension
-            over their geometric mean, by which the estimate does not depend on the units of a column; one number or one for
-            each dimension of unconstrained space; or a function of the event that returns either, not negative. On a
+        diffusion: ``D``: one number, one for each dimension of unconstrained space, or a function of the event that returns
+            either, not negative. None for 1 where a step_size is given, and otherwise for the batch's variance of each
+            dimension over their geometric mean, so that the estimate does not depend on the units of a column. On a
             constrained support it is the diffusion in unconstrained space: on the positive line, where the position is
             ``log x``, a weight ``h(x)`` of "generalized_sm" is ``D(x) = h(x) / x^2``.
-        num_projections: directions per row, each taken both ways.
-        projection: their law, "rademacher", "gaussian" (as in the paper; the weak Euler step needs no more than the second
+        num_projections: directions per row, each taken in both signs.
+        projection: their distribution, "rademacher", "gaussian" (as in the paper; the weak Euler step needs only the second
             moment) or "sphere".
 
     Raises:
-        EnergyError: for a step that is not positive, fewer than one direction, an unknown law, and a diffusion that is
-            negative, not finite or does not fit the event.
+        EnergyError: for a step that is not positive, fewer than one direction, an unknown projection, and a diffusion that
+            is negative, not finite or does not fit the event.
 
     Warns:
         UserWarning: for a step of half the data's variance or more in some dimension; checked where the data are concrete,
@@ -106,8 +106,8 @@ class MinimumVelocity(AbstractEstimator):
             check_positive(owner, "diffusion", self.diffusion)
 
     def notes(self):
-        """The step's bias."""
-        return ("one Euler step of finite size: the energy carries a bias of its order, too much precision",)
+        """Note the bias of the step."""
+        return ("one Euler step of finite size: the energy is biased towards too much precision, by the order of the step",)
 
     def check(self, site: Site) -> None:
         """Refuse a diffusion that does not fit; warn of a step that is too long."""
@@ -121,11 +121,11 @@ class MinimumVelocity(AbstractEstimator):
             self._check_rates(site, np.asarray(rates))
 
     def figures(self, rng_key, site: Site) -> dict[str, Array]:
-        """Size of the score and of its divergence."""
+        """Return the size of the score and of its divergence."""
         return score_figures(rng_key, site)
 
     def surrogate(self, rng_key, site: Site, state):
-        """What each row's log density loses over the step, per unit of time."""
+        """Return the decrease of each row's log density over the step, per unit of time."""
         rates, drift = jax.vmap(lambda z: self._rate_and_divergence(site, z))(site.position)
         example = jax.tree.map(lambda leaf: leaf[0], (site.position, site.local))
         score = jax.vmap(freeze(site.score, *example))(site.position, site.local)
@@ -137,7 +137,7 @@ class MinimumVelocity(AbstractEstimator):
         return (values[0] - jnp.mean(values[1:], axis=0)) / step, state
 
     def _step(self, site: Site, rates: Array) -> Array:
-        """The step's size: one number."""
+        """Return the step size, one number."""
         dtype = site.position.dtype
         if self.step_size is not None:
             return jnp.asarray(self.step_size, dtype)
@@ -145,14 +145,14 @@ class MinimumVelocity(AbstractEstimator):
         return jax.lax.stop_gradient(SHARE * jnp.where(jnp.isfinite(least), least, 1.0)).astype(dtype)
 
     def _rate(self, site: Site, position: Array) -> Array:
-        """``D`` at one position, one number for each dimension."""
+        """Return ``D`` at one position, one number for each dimension."""
         given = self.diffusion(site.distribution.constrain(position)) if callable(self.diffusion) else self.diffusion
         if given is None:
             given = 1.0 if self.step_size is not None else _relative_variances(site)
         return jnp.broadcast_to(jnp.asarray(given, position.dtype), position.shape)
 
     def _rate_and_divergence(self, site: Site, position: Array) -> tuple[Array, Array]:
-        """``D`` and its divergence, the derivative of each dimension's along itself."""
+        """Return ``D`` and its divergence, the derivative of each dimension's entry along that dimension."""
         if not callable(self.diffusion):
             return self._rate(site, position), jnp.zeros_like(position)
         flat, unravel = ravel_pytree(position)
@@ -174,8 +174,8 @@ class MinimumVelocity(AbstractEstimator):
         if bad.size or not rates.any():
             row = int(bad[0]) if bad.size else 0
             raise EnergyError(
-                f"The diffusion at row {row} of the data is {rates[row]}: it has to be finite, not negative and not 0 "
-                "everywhere. Write diffusion=lambda x: jnp.exp(-x), say."
+                f"The diffusion at row {row} of the data is {rates[row]}: it must be finite, not negative and not 0 "
+                "everywhere. Write e.g. diffusion=lambda x: jnp.exp(-x)."
             )
         if self.step_size is None or site.num_rows < 2:
             return
@@ -184,20 +184,20 @@ class MinimumVelocity(AbstractEstimator):
         if share >= WIDEST:
             warnings.warn(
                 f"At site '{site.name}': step_size is {share:.3g} of the data's variance (over the diffusion) in some "
-                f"dimension; from {WIDEST} on the step leads away from any Gaussian, however narrow, and the energy runs "
-                "away. Write a smaller step_size, or none.",
+                f"dimension; from {WIDEST} on the step has no fixed point on a Gaussian, and the energy diverges. Write a "
+                "smaller step_size, or none.",
                 stacklevel=2,
             )
 
 
 def _relative_variances(site: Site) -> Array:
-    """Variances of the rows that take part, over their geometric mean, per dimension."""
+    """Return the variances of the rows that take part over their geometric mean, per dimension."""
     log_variances = 2 * jnp.log(or_one(site.spread))
     return jnp.exp(log_variances - jnp.mean(log_variances))
 
 
 def _variances(site: Site, rates: Array) -> Array:
-    """Variances of the rows that take part, over the mean diffusion, per dimension; infinite where nothing moves."""
+    """Return the variances of the rows that take part over the mean diffusion, per dimension; infinite where that is 0."""
     mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (rates.ndim - 1))
     mean = jnp.mean(rates, axis=0, where=mask)
     return jnp.where(mean > 0, or_one(site.spread) ** 2 / jnp.where(mean > 0, mean, 1.0), jnp.inf)

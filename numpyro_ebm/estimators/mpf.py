@@ -16,42 +16,45 @@ from numpyro_ebm.estimators.parts.moves import check_scale, in_pairs, loss_of_mo
 from numpyro_ebm.estimators.parts.projections import directions
 
 STEEPEST = 40.0
-"""The log ratio beyond which the exponential goes on as its tangent."""
+"""Log ratio beyond which the exponential continues as its tangent; this changes the loss by less than ``e^-20``."""
 FLIPS_AT_ONCE = 64
+"""Flips of every row evaluated at once: more are faster and take more memory."""
 DEFAULT_DRAWS = 2
+"""Default ``num_draws``: the smallest number in which each move has its opposite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MinimumProbabilityFlow(AbstractEstimator):
-    r"""Minimum probability flow (Sohl-Dickstein et al.): the rate at which probability leaves the data; no log Z.
+    r"""Minimum probability flow (Sohl-Dickstein et al.): the rate at which probability leaves the data, without log Z.
 
-    States are joined into a graph, over which probability flows at the rate ``sqrt(p(y) / p(x))`` from ``x`` to ``y``, under
-    which ``p`` stays as it is. What flows out of the data at first is least where the data are the model's.
+    States form a graph, over which probability flows at the rate ``sqrt(p(y) / p(x))`` from ``x`` to ``y``; this flow leaves
+    ``p`` invariant. The initial flow out of the data is least where the model is the distribution of the data.
 
     **Continuous events.** The neighbours of a row are reached by moves ``v_j ~ N(0, sd^2)`` (unconstrained space, Jacobian
-    included), drawn afresh at each update in pairs ``+v, -v``; the last of an odd number has no partner. Loss of a row:
+    included), which each update draws in pairs ``+v, -v``; the last of an odd number has no partner. The loss of a row is
 
     .. math:: \frac1M \sum_{j=1}^{M} \sqrt{p(x + v_j) / p(x)}
 
-    Consistent for every ``sd``: a pair of states adds ``p sqrt(q' / q) + p' sqrt(q / q') >= 2 sqrt(p p')`` to its mean, with
-    equality where the model's ratio ``q' / q`` is that of the data. As ``sd`` vanishes it is ``1 + sd^2 / 4`` times the
-    loss of "sm", in expectation, at no derivative in x: ``1 + M`` energies per row. The efficiency for the precision of a
-    Gaussian in one dimension, ``sd`` half the data's and the draws frozen, is 0.09, 0.37 and 0.73 at 1, 2 and 10 draws
-    (benchmarks/efficiency.py); with longer moves rows in the tails weigh more and more, exponentially in the log ratio,
-    where the loss of "conditional_nce" is linear. Below ``sd`` of about 0.01 standard deviations of the data the
-    differences of energies drown in float32.
+    The estimator is consistent for every ``sd``: a pair of states adds ``p sqrt(q' / q) + p' sqrt(q / q') >= 2 sqrt(p p')``
+    to the mean loss, with equality where the model's ratio ``q' / q`` is that of the data. As ``sd`` vanishes the loss is
+    ``1 + sd^2 / 4`` times that of "sm", in expectation, without a derivative in x. It costs ``1 + M`` energies per row. The
+    efficiency for the precision of a Gaussian in one dimension, with ``sd`` half the data's and the draws held fixed, is
+    0.09, 0.37 and 0.73 at 1, 2 and 10 draws (benchmarks/efficiency.py). With longer moves, rows in the tails weigh more and
+    more, exponentially in the log ratio, where the loss of "conditional_nce" is linear. Below an ``sd`` of about 0.01
+    standard deviations of the data, float32 no longer resolves the differences of energies.
 
-    **Binary events**, 0 or 1 (``support=constraints.boolean``). The neighbours are the ``d`` events with one unit flipped:
+    **Binary events**, 0 or 1 (``support=constraints.boolean``). The neighbours are the ``d`` events with one unit flipped,
+    and the loss of a row is
 
     .. math:: \sum_{i=1}^{d} \sqrt{p(\mathrm{flip}_i\, x) / p(x)}
 
-    exactly, with no randomness, so that NUTS may target it. ``1 + d`` energies per row, and any energy will do: the free
-    energy of an RBM as well. For one unit the optimum is the log odds of the data, as that of maximum likelihood is. On
-    Boltzmann machines of five units with couplings of N(0, 1) the efficiency is about 0.97.
+    It is exact and uses no randomness, so NUTS may target it. It costs ``1 + d`` energies per row, and any energy will do,
+    including the free energy of an RBM. For one unit the optimum is the log odds of the data, as under maximum likelihood.
+    On Boltzmann machines of five units with couplings of N(0, 1) the efficiency is about 0.97.
 
-    Where ``p(y) > e^40 p(x)`` the square root goes on as its tangent in the log ratio, since it would overflow: training
-    that begins far from the data stays finite. A row as unlikely as that has no part in the optimum: the loss differs by
-    less than ``e^-20`` there.
+    Where ``p(y) > e^40 p(x)`` the square root, which would overflow, continues as its tangent in the log ratio, so that
+    training that starts far from the data stays finite. A row this unlikely has no part in the optimum, and the loss
+    differs by less than ``e^-20`` there.
 
     Args:
         sd: standard deviation of the moves in data units (in unconstrained units where the support is not the real line), a
@@ -60,11 +63,11 @@ class MinimumProbabilityFlow(AbstractEstimator):
         num_draws: moves per row; None for 2. Not for binary events.
 
     Raises:
-        EnergyError: for num_draws that is not a whole number above 0, an sd that is not positive or does not fit the event;
-            for a discrete support other than binary, values other than 0 and 1, and sd or num_draws beside binary events.
+        EnergyError: for num_draws that is not a whole number above 0, an sd that is not positive or does not fit the event,
+            a discrete support other than binary, values other than 0 and 1, and sd or num_draws with binary events.
 
     Warns:
-        UserWarning: where the moves are so long that the loss no longer feels the energy.
+        UserWarning: where the moves are so long that the loss no longer depends on the energy.
 
     Example:
         ``estimate(model, "mpf", sd=0.3, num_draws=4)``, or ``estimate(model, "mpf")`` with
@@ -85,11 +88,11 @@ class MinimumProbabilityFlow(AbstractEstimator):
             check_count(type(self).__name__, "num_draws", self.num_draws)
 
     def draws_noise(self, distribution: Any) -> bool:
-        """The flips of binary events are all taken."""
+        """Whether the events are continuous; for binary events every flip is taken."""
         return not distribution.is_discrete
 
     def check(self, site: Site) -> None:
-        """Refuse moves that do not fit the event, and any beside flips."""
+        """Refuse moves that do not fit the event, and options for moves with binary events."""
         if not site.distribution.is_discrete:
             super().check(site)
             check_scale(site, "sd", self.sd)
@@ -98,12 +101,12 @@ class MinimumProbabilityFlow(AbstractEstimator):
         given = [name for name in ("sd", "num_draws") if getattr(self, name) is not None]
         if given:
             raise EnergyError(
-                f"Binary events are compared with each of their single flips: there is no move to draw, so {given} has no "
-                "place. Write estimate(model, 'mpf')."
+                f"Binary events are compared with each of their single flips: there is no move to draw, so {given} does not "
+                "apply. Write estimate(model, 'mpf')."
             )
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         if site.distribution.is_discrete:
             return -_flow_of_flips(site), state
         num = DEFAULT_DRAWS if self.num_draws is None else self.num_draws
@@ -112,13 +115,13 @@ class MinimumProbabilityFlow(AbstractEstimator):
 
 
 def flow(rise: Array) -> Array:
-    """``exp(rise / 2)``, on its tangent beyond `STEEPEST`."""
+    """Return ``exp(rise / 2)``, continued by its tangent beyond `STEEPEST`."""
     beyond = jnp.maximum(rise - STEEPEST, 0.0)
     return jnp.exp(jnp.minimum(rise, STEEPEST) / 2) * (1 + beyond / 2)
 
 
 def _flow_of_flips(site: Site) -> Array:
-    """The flow of each row to all its single flips."""
+    """Return the flow from each row to all its single flips."""
     units = site.value.astype(float).reshape(site.num_rows, -1)
     log_density = jax.vmap(
         lambda flat, local: site.distribution.log_density(flat.reshape(site.distribution.event_shape), local)
@@ -131,5 +134,5 @@ def _flow_of_flips(site: Site) -> Array:
     flips = jnp.arange(units.shape[1])
     if flips.size <= FLIPS_AT_ONCE:
         return jnp.sum(jax.vmap(to_flip)(flips), axis=0)
-    # What they leave for the gradient is computed again instead of kept.
+    # The gradient recomputes the intermediate values instead of storing them.
     return jnp.sum(jax.lax.map(jax.checkpoint(to_flip), flips, batch_size=FLIPS_AT_ONCE), axis=0)

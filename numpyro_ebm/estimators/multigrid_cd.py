@@ -21,18 +21,18 @@ class MultigridState(NamedTuple):
     """State of `MultigridContrastiveDivergence`.
 
     Attributes:
-        grids: that of each grid, from coarse to fine.
+        grids: state of each grid, from coarse to fine.
     """
 
     grids: tuple[ChainState, ...]
 
     @property
     def chains(self) -> ChainState:
-        """That of the finest grid."""
+        """State of the finest grid."""
         return self.grids[-1]
 
     def figures(self) -> dict[str, Any]:
-        """Numbers for reports, of the finest grid."""
+        """Return the numbers of the finest grid for reports."""
         return self.chains.figures()
 
 
@@ -41,38 +41,37 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
     r"""Multigrid contrastive divergence (Gao et al.): chains on images, from coarse grids to fine ones.
 
     A row of event shape ``(H, W)`` or ``(H, W, C)`` is averaged over blocks of ``f x f`` pixels for each factor ``f``. On
-    the coarsest grid a chain of ``num_steps`` transitions begins at the averaged row; on each finer grid it begins at the
-    end of the chain on the one before, every pixel repeated over its block. Each grid has its contrast, and the surrogate of
-    a row is their sum:
+    the coarsest grid a chain of ``num_steps`` transitions starts at the averaged row. On each finer grid it starts at the
+    end of the chain on the grid before, with every pixel repeated over its block. The surrogate of a row is the sum of the
+    contrasts of all grids:
 
     .. math:: \sum_f \bigl( -E_f(x_f) + E_f(x_f') \bigr)
 
-    with no gradient through the ends ``x_f'``. The coarse grids move mass between modes that are far apart on the fine one,
-    which a chain from the row would not leave. Each grid is trained as "cd" is, with its bias; the ends of the coarse chains
-    are smoother than the data, so the fine ones need steps to add what is missing.
+    with no gradient through the ends ``x_f'``. The coarse grids move mass between modes that are far apart on the fine
+    grid, where a chain from the row would not leave its mode. Each grid has the bias of "cd". The ends of the coarse chains
+    are smoother than the data, so the fine chains need steps to add the missing detail.
 
     With ``shared=True`` there is one energy (and base): the density of a coarse grid is that of its events with every pixel
-    repeated, ``E_f(y) = E(repeat(y))``. The parameters then serve all grids at once, and fit the finest alone only as far as
-    one set of them can do both. With ``shared=False`` each grid has its own energy, as in the paper: the energy is called
-    with events of each grid's shape and takes its parameters by it.
+    repeated, ``E_f(y) = E(repeat(y))``. The parameters then serve all grids at once, and fit the finest one only as far as
+    one set of parameters can do both. With ``shared=False`` each grid has its own energy, as in the paper: the energy is
+    called with events of each grid's shape and chooses its parameters by that shape.
 
-    State, in the mutable site ``"<site>$multigrid_cd"``: ``health``, ``num_updates`` and ``averaging`` (see `pcd`) of the
-    finest grid, and under ``coarse`` a tuple of the same for the others, coarsest first. Step sizes adapt grid by grid; a
-    message about the health of a coarse grid names it, ``x[2x2]``.
+    State, in the mutable site ``"<site>$multigrid_cd"``: `MultigridState`. Step sizes adapt on each grid separately.
+    Messages about the health of a coarse grid name it, as in ``x[2x2]``.
 
     Args:
         num_steps: transitions per grid, row and update.
         kernel: a name or a kernel, whose step size the training starts from on every grid.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
-            those of `ContrastiveDivergence`, on every grid.
+        adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
+            ``on_unhealthy`` and ``scale``; all apply to every grid.
         factors: side of the blocks, coarse to fine, each a multiple of the next and the last one 1; ``(1,)`` is "cd". The
             paper's grids 1, 4, 16, 64 of images of 64 pixels are ``(64, 16, 4, 1)``.
         shared: whether one energy serves all grids.
 
     Raises:
-        EnergyError: for other factors; for a support other than the real line, an event that is no image or whose sides the
-            first factor does not divide, a base beside ``shared=False``, ``energy_l2`` beside a base; and as
-            `ContrastiveDivergence`.
+        EnergyError: for other factors, a support other than the real line, an event that is not an image or whose sides the
+            first factor does not divide, a base with ``shared=False``, ``energy_l2`` with a base; and where
+            `ContrastiveDivergence` raises.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
@@ -103,12 +102,12 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
         object.__setattr__(self, "factors", tuple(int(f) for f in factors))
 
     def check(self, site: Site) -> None:
-        """Refuse what is no image, and what a coarse grid cannot have."""
+        """Refuse events that are not images, and options that a coarse grid cannot have."""
         super().check(site)
         shape, distribution = site.distribution.event_shape, site.distribution
         if not distribution._is_real:
             raise EnergyError(
-                f"The estimator '{self.name}' averages pixels, which have to be real numbers; the support is "
+                f"The estimator '{self.name}' averages pixels, which must be real numbers; the support is "
                 f"{distribution.support}. Transform the data (e.g. by a logit) and leave out support."
             )
         if len(shape) not in (2, 3) or 0 in shape or any(side % self.factors[0] for side in shape[:2]):
@@ -120,8 +119,8 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
             return
         if not self.shared:
             raise EnergyError(
-                f"With shared=False each grid has a density of its own, and the base {type(distribution.base).__name__} is "
-                "one of the finest only. Write what it does into the energy of each grid, e.g. 0.5 * jnp.sum(y**2), and "
+                f"With shared=False each grid has a density of its own, and the base {type(distribution.base).__name__} "
+                "applies to the finest only. Write its density into the energy of each grid, e.g. 0.5 * jnp.sum(y**2), and "
                 "leave out base."
             )
         if not (is_concrete(self.energy_l2) and self.energy_l2 == 0):
@@ -131,17 +130,17 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
             )
 
     def notes(self):
-        """What one energy for all grids means."""
+        """Note what one energy for all grids is fitted to."""
         one = f"one energy is fitted to the averages over blocks of {self.factors[:-1]} pixels as well as to the data"
         return (*super().notes(), *((one,) if self.shared and len(self.factors) > 1 else ()))
 
     def init(self, rng_key, site: Site):
-        """Health, counters and step size of each grid."""
+        """Return the initial state of each grid."""
         own = [super(MultigridContrastiveDivergence, self).init(rng_key, grid) for grid in self.grids(site)]
         return MultigridState(tuple(own))
 
     def surrogate(self, rng_key, site: Site, state: MultigridState):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The sum over grids of each row's contrast."""
+        """Return the sum over grids of each row's contrast."""
         keys = jax.random.split(rng_key, len(self.factors)) if len(self.factors) > 1 else [rng_key]
         values, negatives, states = jnp.zeros(()), None, []
         for key, grid, own in zip(keys, self.grids(site), state.grids, strict=True):
@@ -154,7 +153,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
         return values, MultigridState(tuple(states))
 
     def grids(self, site: Site) -> list[Site]:
-        """The site on each grid, coarse to fine; the last one is the site itself."""
+        """Return the site on each grid, coarse to fine; the last one is the site itself."""
         return [self._coarse(site, factor) for factor in self.factors[:-1]] + [site]
 
     def _coarse(self, site: Site, factor: int) -> Site:
@@ -163,7 +162,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
         settings: dict[str, Any] = {"context": full.context, "batch_shape": full.batch_shape}
         energy = full.energy
         if self.shared:
-            # The row's context and its base's parameters together are the context of the coarse density.
+            # The context of the coarse density is the row's context together with the parameters of its base.
             settings = {} if local is None else {"context": local, "batch_shape": (site.num_rows,)}
             local = None if local is None else (local, None)
 
@@ -176,13 +175,13 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
 
 
 def average(images: Array, factor: int) -> Array:
-    """Means over blocks of ``factor x factor`` pixels: ``(rows, H, W, ...)`` to ``(rows, H / factor, W / factor, ...)``."""
+    """Average ``(rows, H, W, ...)`` over blocks of pixels, to ``(rows, H / factor, W / factor, ...)``."""
     rows, height, width, *channels = images.shape
     blocks = images.reshape(rows, height // factor, factor, width // factor, factor, *channels)
     return jnp.mean(blocks, axis=(2, 4))
 
 
 def repeat_to(images: Array, shape: tuple[int, ...]) -> Array:
-    """Every pixel repeated over its block, up to ``shape``: what `average` takes back."""
+    """Repeat every pixel over its block, up to ``shape``; `average` is the inverse."""
     factor = shape[1] // images.shape[1]
     return jnp.repeat(jnp.repeat(images, factor, axis=1), factor, axis=2)

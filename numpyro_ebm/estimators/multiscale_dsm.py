@@ -19,20 +19,21 @@ from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_process, chec
 
 @dataclasses.dataclass(frozen=True)
 class MultiscaleDenoisingScoreMatching(AbstractEstimator):
-    r"""Denoising score matching of a model conditioned on the noise level, at all levels together.
+    r"""Denoising score matching of a model conditioned on the noise level, over all levels at once.
 
-    Each row draws a level afresh at each update (uniformly from the ladder, or a time uniformly from the process's range),
-    and with ``e ~ N(0, I)`` its loss is that of "dsm" at this level times ``sigma^2``, which puts all levels on one scale:
+    At each update each row draws a level (uniformly from the ladder, or at a time drawn uniformly from the process's range).
+    With ``e ~ N(0, I)``, its loss is that of "dsm" at this level times ``sigma^2``, which puts all levels on one scale:
 
     .. math:: \tfrac{\sigma^2}{2} | s(\alpha x + \sigma e, \sigma) + e / \sigma |^2
 
-    One score per row. Levels are stratified over the rows (row ``i`` takes the quantile ``(perm_i + u) / n``): each row's is
-    uniform still, and the loss of a batch varies less. Where the modes of the data lie apart, a score learned at one small
-    level does not know their weights, since little noise comes between them; at large levels they are joined, and a sampler
-    that comes down the ladder (`AnnealedLangevin`, `ReverseSDE`, `ProbabilityFlow`) brings the weights along.
+    It costs one score per row. Levels are stratified over the rows (row ``i`` takes the quantile ``(perm_i + u) / n``), so
+    that each row's level is still uniform while the loss of a batch varies less. Where the modes of the data lie apart, a
+    score learned at one small level does not know their weights, since little noise falls between them. Large levels join
+    the modes, and a sampler that goes down the ladder (`AnnealedLangevin`, `ReverseSDE`, `ProbabilityFlow`) keeps the
+    weights.
 
     The model takes the level through its context: ``context=jnp.asarray(sigma_min)`` (one scalar per row), or a dict with an
-    entry "sigma" beside covariates. The estimator replaces it row by row; everywhere else the declared level holds.
+    entry "sigma" beside covariates. The estimator replaces it row by row; everywhere else the declared level applies.
 
     On a support other than the real line the noise is added in unconstrained space, where large levels reach far: on the
     positive line the event at a position of 100 is ``e^100``, more than float32 holds. There a `VP` process, whose positions
@@ -41,7 +42,7 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
     Args:
         sigmas: the ladder, positive noise levels in any order, in data units (in unconstrained units where the support is
             not the real line); see `geometric_sigmas`.
-        process: a continuum of levels instead, `VE` or `VP`.
+        process: `VE` or `VP`, for a continuum of levels instead of a ladder.
 
     Raises:
         EnergyError: for neither or both of ``sigmas`` and ``process``, levels that are not positive, and a model whose
@@ -80,7 +81,7 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
             check_sigmas(type(self).__name__, self.sigmas)
 
     def check(self, site: Site) -> None:
-        """Refuse a model without a noise level; warn of levels that do not reach from mode to mode."""
+        """Refuse a model without a noise level; warn of levels too small to join the modes."""
         super().check(site)
         check_level(f"The estimator '{self.name}'", site.distribution)
         if site.num_rows > 1 and is_concrete(site.value, site.mask, self.sigmas, self.process):
@@ -88,7 +89,7 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
                 warn_of_scale(site, self._largest_level())
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         key_level, key_noise = jax.random.split(rng_key)
         alpha, sigma = self.levels(stratified(key_level, site.num_rows))
         noise = jax.random.normal(key_noise, site.position.shape, site.position.dtype)
@@ -100,7 +101,7 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
         return -0.5 * jnp.sum(squares.reshape(site.num_rows, -1), axis=1), state
 
     def levels(self, quantile: Any) -> tuple[Array, Array]:
-        """``(alpha, sigma)`` of the level at each quantile, in [0, 1), of the law that levels are drawn from."""
+        """Return ``(alpha, sigma)`` at each quantile, in [0, 1), of the distribution that levels are drawn from."""
         quantile = jnp.asarray(quantile, float)
         if self.process is not None:
             t = self.process.t_min + (1 - self.process.t_min) * quantile
@@ -109,7 +110,7 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
         return jnp.ones_like(quantile), ladder[rungs_at(quantile, ladder.size)]
 
     def _largest_level(self) -> Any:
-        """In units of the data."""
+        """Return the largest level in units of the data."""
         if self.process is None:
             return np.max(np.asarray(self.sigmas))
         return self.process.sigma(1.0) / self.process.alpha(1.0)

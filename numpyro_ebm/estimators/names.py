@@ -1,4 +1,4 @@
-"""The table of estimators: a new one adds its line here."""
+"""The registry of estimators; a new estimator adds its class here."""
 
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.estimators._base import AbstractEstimator
@@ -83,7 +83,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
 
 
 def available_estimators() -> tuple[str, ...]:
-    """The names that `estimate` takes, sorted.
+    """Return the names that `estimate` takes, sorted.
 
     Example:
         ``available_estimators()`` gives ``('adversarial', 'adversarial_nce', 'bregman_nce', 'cd', 'conditional_nce',

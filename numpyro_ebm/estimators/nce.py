@@ -15,42 +15,43 @@ from numpyro_ebm.estimators.parts.saturation import slope, warn_where_saturated
 
 @dataclasses.dataclass(frozen=True)
 class NoiseContrastiveEstimation(NoiseEstimator):
-    r"""Noise contrastive estimation (Gutmann and Hyvarinen): tell data from noise; log Z is learned as a parameter.
+    r"""Noise contrastive estimation (Gutmann and Hyvarinen): classify data against noise, with log Z as a parameter.
 
     With ``G(x) = log p(x) - log p_n(x) - log nu`` and ``log p = log base - E - c``, the loss of a row is
 
     .. math:: -\log \sigma(G(x)) - \sum_{j=1}^{\nu} \log \sigma(-G(y_j)), \qquad y_j \sim p_n
 
-    with noise drawn afresh at each update. ``c`` is the ``numpyro.param`` named ``"<site>$log_normalizer"``; it starts where
-    the first batch is not told from its noise, and converges to log Z. ``1 + nu`` energies per row, no derivative of the
-    energy in x. With noise equal to the data the efficiency is ``nu / (1 + nu)``; noise far from the data learns nothing.
+    with new noise draws at each update. ``c`` is the ``numpyro.param`` named ``"<site>$log_normalizer"``; it starts at the
+    value at which the classifier cannot tell the first batch from its noise, and converges to log Z. The loss costs
+    ``1 + nu`` energies per row and takes no derivative of the energy in x. With noise equal to the data the efficiency is
+    ``nu / (1 + nu)``; with noise far from the data nothing is learned.
 
     Each row may have noise of its own: any ``p_n`` that does not depend on the row's event will do. Where rows have a
-    context (or a base) of their own, log Z is a function of it, and one number stands for it only where it is the same in
-    every context. ``log_normalizer`` says what is meant; "ranking_nce" needs none.
+    context (or a base) of their own, log Z is a function of it, and one number can replace it only where it is the same in
+    every context. Choose with ``log_normalizer``; "ranking_nce" needs no log Z.
 
     Args:
         nu: noise draws per row.
-        noise: what data are told from. A normalised NumPyro distribution of the energy's event shape and support, one law
-            for all rows or, with a batch shape, one for each. "gaussian" or "mixture": fitted to each batch in unconstrained
-            space, every row's to the half of the batch that the row is not in; the first by mean and covariance (shrunk
-            towards the diagonal), the second as up to 64 Gaussian kernels of Silverman's width around rows, for data in
-            several modes and few dimensions. A NumPyro model ``noise()`` or ``noise(context)`` that samples the site's name
-            for one event and nothing else: its ``numpyro.param`` sites are fitted to the data by maximum likelihood along
-            the way. None for the energy's own base, or a standard normal in unconstrained space where it has none. The noise
-            counts as fixed in the loss: no gradient of it passes through the noise.
+        noise: the distribution that data are compared with. A normalised NumPyro distribution of the energy's event shape
+            and support, one for all rows or, with a batch shape, one for each. "gaussian" or "mixture", fitted to each batch
+            in unconstrained space, each row's to the half of the batch that the row is not in: "gaussian" by mean and
+            covariance (shrunk towards the diagonal), "mixture" by up to 64 Gaussian kernels of Silverman's width around
+            rows, for data in several modes and few dimensions. A NumPyro model ``noise()`` or ``noise(context)`` that
+            samples the site's name for one event and nothing else: its ``numpyro.param`` sites are fitted to the data by
+            maximum likelihood during training. None for the energy's own base, or a standard normal in unconstrained space
+            where it has none. No gradient of the loss flows through the noise.
         log_normalizer: "learned", one number ``c``; "fixed", ``c = 0``, for an energy with a term that can become log Z
             (self-normalised); None for "learned" where log Z is one number, and an error where it is not.
 
     Raises:
-        EnergyError: for nu that is not a whole number above 0; for noise of another event shape or support, or of a batch
-            shape that is not the rows'; for noise of density zero at a datum (the row is named); for rows with a context or
-            a base of their own without a choice of ``log_normalizer``.
-        TypeError: for noise that is none of these.
+        EnergyError: for nu that is not a whole number above 0; noise of another event shape or support, or of a batch
+            shape that is not the rows'; noise of density zero at a row (which the message names); and rows with a context
+            or a base of their own without a choice of ``log_normalizer``.
+        TypeError: for noise of another type.
 
     Warns:
-        UserWarning: where the noise does not overlap the data, checked where the data are concrete, as in ``svi.init``; and
-            in training, where the loss no longer feels the energy (mean derivative in G below 1e-6).
+        UserWarning: where the noise does not overlap the data (checked where the data are concrete, as in ``svi.init``), and
+            in training, where the loss no longer depends on the energy (mean derivative in G below 1e-6).
 
     Example:
         ``estimate(model, "nce", nu=5, noise="gaussian")``
@@ -68,7 +69,7 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         check_normalizer(type(self).__name__, self.log_normalizer)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the classification loss, per row."""
+        """Return minus the classification loss of each row."""
         ratios = self.log_ratios(rng_key, site)
         log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])
         at_data, at_noise = (r - log_normalizer - jnp.log(self.nu) for r in (ratios.data, ratios.noise))
@@ -79,13 +80,13 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         return ratios.learning - loss, state
 
     def figures(self, rng_key, site: Site) -> dict[str, Array]:
-        r"""How well data and noise are told apart, both taken as equally frequent.
+        r"""Return how well the classifier separates data from noise, both weighted equally.
 
-        With ``r = p / p_n`` the ``accuracy`` is that of guessing data where ``r > 1``, half over the rows and half over
-        noise: 1/2 where nothing is told apart. The ``overlap`` is the mean of ``2 min(P, 1 - P)`` with ``P = r / (1 + r)``,
-        which estimates :math:`\int \min(p, p_n)`: 1 for noise like the data, 0 where the classifier is saturated and nothing
-        more is learned. Where the energy fits, ``accuracy = 1 - overlap / 2``. ``gradient_size`` is the mean size of the
-        loss's derivative in the log ratios of a row, which below 1e-6 is warned of in training.
+        With ``r = p / p_n``, ``accuracy`` is that of guessing data where ``r > 1``, half over the rows and half over
+        noise: 1/2 where the two cannot be separated. ``overlap`` is the mean of ``2 min(P, 1 - P)`` with
+        ``P = r / (1 + r)``, which estimates :math:`\int \min(p, p_n)`: 1 for noise like the data, 0 where the classifier is
+        saturated and nothing more is learned. Where the energy fits, ``accuracy = 1 - overlap / 2``. ``gradient_size`` is
+        the mean size of the loss's derivative in the log ratios of a row; training warns below 1e-6.
         """
         ratios = self.log_ratios(rng_key, site)
         log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])
@@ -103,15 +104,15 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         }
 
     def data_loss(self, log_odds: Array) -> Array:
-        """What a datum costs at log odds ``G``."""
+        """Return the loss of a row at log odds ``G``."""
         return jax.nn.softplus(-log_odds)
 
     def noise_loss(self, log_odds: Array) -> Array:
-        """What a noise draw costs at log odds ``G``."""
+        """Return the loss of a noise draw at log odds ``G``."""
         return jax.nn.softplus(log_odds)
 
     def _slopes(self, at_data: Array, at_noise: Array, is_inside: Array) -> Array:
-        """Size of each row's derivatives in the log odds."""
+        """Return the size of each row's derivatives in the log odds."""
         return slope(self.data_loss, at_data) + self._over_noise(slope(self.noise_loss, at_noise), is_inside)
 
     def _over_noise(self, values: Array, is_inside: Array) -> Array:

@@ -14,36 +14,34 @@ from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
 
 @dataclasses.dataclass(frozen=True)
 class PersistentContrastiveDivergence(PoolEstimator):
-    r"""Persistent contrastive divergence (Tieleman): chains that go on from one update to the next.
+    r"""Persistent contrastive divergence (Tieleman): chains that continue from one update to the next.
 
-    Each update takes as many slots as there are rows (all of them where there are fewer chains), a run of them from a random
-    one on, scores those chains anew, moves them by ``num_steps`` transitions and writes them back where they were. The
-    surrogate of a row is its log density minus the mean over the chains moved. No chain is ever lost or begun anew.
+    Each update takes a run of slots from a random position on, as many as there are rows (or all, where there are fewer
+    chains). It evaluates those chains under the current energy, moves them by ``num_steps`` transitions and writes them back
+    to their slots. The surrogate of a row is its log density minus the mean over the chains moved. No chain is ever lost or
+    restarted.
 
     Rows with a context or a base of their own have one chain each, which belongs to its row of the whole data set and is
     moved when the row is in the batch. Where the step size adapts, each of these chains has its own, since their densities
-    may differ in width; chains of one density share it, because a step that follows where its chain is, in a wide mode or a
-    narrow one, would shift the weights of the modes.
+    may differ in width. Chains of one density share a step size: one that depended on whether its chain is in a wide or a
+    narrow mode would shift the weights of the modes.
 
-    State, in the mutable site ``"<site>$pcd"``: ``position`` ``(num_chains, ...)`` in unconstrained space, ``age``
-    (transitions of each chain; -1 for a row's chain that has not begun), ``health`` (`NegativePhaseHealth` of the last
-    update), ``num_updates``, ``spread`` (running mean and variance of the data), and where they adapt ``averaging`` of the
-    step size, ``log_scale`` of the dimensions and ``log_factor`` ``(num_chains,)`` of the chains' own step sizes. SVI
-    carries it; it pickles.
+    State, in the mutable site ``"<site>$pcd"``: `ChainState`, with the chains in its `Pool`. SVI carries it, and it can be
+    pickled.
 
     Args:
         num_steps: transitions per update.
         kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
-            those of `ContrastiveDivergence`.
-        start: what the chains start from: "data" (rows of the first batch), "base" (the energy's base, or a standard
-            normal in unconstrained space), or a NumPyro distribution of one event.
-        num_chains: chains, independent of the batch size; None for as many as the first batch has rows. Rows with a
-            context or base of their own take None.
+        adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
+            ``on_unhealthy`` and ``scale``.
+        start: where the chains start: "data" (rows of the first batch), "base" (the energy's base, or a standard normal in
+            unconstrained space), or a NumPyro distribution of one event.
+        num_chains: number of chains, independent of the batch size; None for as many as the first batch has rows, and for
+            rows with a context or a base of their own.
 
     Raises:
-        EnergyError: for counts below 1, an unknown kernel or policy, ``num_chains`` beside rows of different densities, more
-            than one particle or an ELBO without mutable state.
+        EnergyError: for counts below 1, an unknown kernel or policy, ``num_chains`` with rows that have densities of their
+            own, more than one particle, or an ELBO without mutable state.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
@@ -64,21 +62,21 @@ class PersistentContrastiveDivergence(PoolEstimator):
             check_count("PersistentContrastiveDivergence", "num_chains", self.num_chains)
 
     def check(self, site: Site) -> None:
-        """Refuse a number of chains where each row needs its own."""
+        """Refuse a number of chains where each row has its own chain."""
         super().check(site)
         if site.local is not None and self.num_chains is not None:
             raise EnergyError(
                 f"Rows with a context or a base of their own have one persistent chain each, so "
-                f"num_chains={self.num_chains} has no place. Write estimate(model, 'pcd'), or 'replay' for chains that keep "
-                "the context they began with."
+                f"num_chains={self.num_chains} does not apply. Write estimate(model, 'pcd'), or 'replay' for chains that "
+                "keep the context they started with."
             )
 
     def size(self, site: Site) -> int:
-        """As given, or one per row."""
+        """Return the number of chains: ``num_chains``, or one per row."""
         return site.num_total if site.local is not None else self.num_chains or site.num_rows
 
     def init(self, rng_key, site: Site):
-        """Chains at draws of ``start``; those of rows begin when the row is first seen."""
+        """Return chains at draws of ``start``; a chain that belongs to a row starts when the row is first in a batch."""
         state = super().init(rng_key, site)
         if site.local is not None:
             pool = pool_of(state)
@@ -86,7 +84,7 @@ class PersistentContrastiveDivergence(PoolEstimator):
         return state
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
-        """Chains drawn from the pool, or those of the rows."""
+        """Start from chains drawn from the pool, or from those of the rows."""
         if site.local is None:
             return super().begin(rng_key, site, state, kernel)
         slots = jnp.arange(site.num_rows) if site.index is None else site.index

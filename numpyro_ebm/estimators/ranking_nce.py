@@ -12,24 +12,25 @@ from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
 
 @dataclasses.dataclass(frozen=True)
 class RankingNoiseContrastiveEstimation(NoiseEstimator):
-    r"""Ranking NCE (Ma and Collins; the form of InfoNCE): which of ``1 + nu`` events is the datum; log Z is not needed.
+    r"""Ranking NCE (Ma and Collins; the form of InfoNCE): find the data row among ``1 + nu`` events, without log Z.
 
     With ``w(x) = p~(x) / p_n(x)`` for the unnormalised density ``p~``, the loss of a row is
 
     .. math:: -\log \frac{w(x)}{w(x) + \sum_{j=1}^{\nu} w(y_j)}, \qquad y_j \sim p_n
 
-    with noise drawn afresh at each update. A constant in the energy cancels, and with a context so does log Z of each row's
-    own: nothing is learned beside the energy. As ``nu`` grows this is maximum likelihood with log Z by importance sampling;
-    with noise equal to the data the efficiency is ``nu / (1 + nu)``, as for "nce". ``1 + nu`` energies per row.
+    with new noise draws at each update. A constant in the energy cancels, and so does each row's own log Z where rows have a
+    context: nothing is learned besides the energy. As ``nu`` grows this becomes maximum likelihood with log Z by importance
+    sampling. With noise equal to the data the efficiency is ``nu / (1 + nu)``, as for "nce". It costs ``1 + nu`` energies
+    per row.
 
     Args:
         nu: noise draws per row.
-        noise: as for "nce": a distribution (one law, or one for each row), "gaussian", "mixture", a NumPyro model, or None
-            for the energy's own base (a standard normal in unconstrained space where it has none).
+        noise: as for "nce": a distribution (one for all rows, or one for each), "gaussian", "mixture", a NumPyro model, or
+            None for the energy's own base (a standard normal in unconstrained space where it has none).
 
     Raises:
         EnergyError: for nu that is not a whole number above 0, and for noise that does not fit, see "nce".
-        TypeError: for noise that is none of these.
+        TypeError: for noise of another type.
 
     Warns:
         UserWarning: where the noise does not overlap the data, see "nce".
@@ -45,7 +46,7 @@ class RankingNoiseContrastiveEstimation(NoiseEstimator):
     name = "ranking_nce"
 
     def surrogate(self, rng_key, site: Site, state):
-        """Log probability that the datum is picked, per row."""
+        """Return the log probability that the data row is picked, for each row."""
         ratios = self.log_ratios(rng_key, site)
         noise = jnp.where(ratios.is_inside, ratios.noise, -jnp.inf)
         log_pick = jax.nn.log_softmax(jnp.concatenate([ratios.data[None], noise]), axis=0)[0]

@@ -20,28 +20,29 @@ Curvature = Literal["full", "diagonal"]
 class RegularizedScoreMatching(SecondOrderEstimator):
     r"""Score matching with a penalty on curvature (Kingma and LeCun): the loss under small noise, without the noise.
 
-    Loss of a row with score ``s`` and its Jacobian ``J = grad s`` (unconstrained space):
+    The loss of a row with score ``s`` and its Jacobian ``J = grad s`` (unconstrained space) is
 
     .. math:: \tfrac12 |s|^2 + \operatorname{tr} J + \tfrac12 \sigma^2 R,
         \qquad R = |J|_F^2 \text{ ("full")} \quad\text{or}\quad \sum_i J_{ii}^2 \text{ ("diagonal")}
 
     The score matching loss ``L`` at ``x + sigma e`` with ``e ~ N(0, I)`` is ``L + sigma^2 / 2 Laplacian L`` on average, up
     to ``O(sigma^4)``, and ``Laplacian L = |J|_F^2 + s . Laplacian s + Laplacian tr J``. By parts, the expectation of the
-    last two terms under ``p`` is that of ``(s - grad log p) . Laplacian s``, which vanishes at the optimum: ``|J|_F^2``
-    stays. So it stands for "dsm" with little noise, and is deterministic; exact where ``Laplacian s = 0``, on a Gaussian of
-    covariance ``S``, where the optimum of the full form is the precision ``(S + sigma^2 I)^{-1}``. The paper drops the
-    off-diagonal curvature too ("diagonal"). Costs ``d`` forward derivatives of the score per row, like "sm", whose loss has
-    no lower bound; this one is at least ``-d / (2 sigma^2)``.
+    last two terms under ``p`` is that of ``(s - grad log p) . Laplacian s``, which vanishes at the optimum, so that only
+    ``|J|_F^2`` remains. The loss therefore approximates "dsm" with little noise, without randomness. It is exact where
+    ``Laplacian s = 0``, on a Gaussian of covariance ``S``; there the optimum of the full form is the precision
+    ``(S + sigma^2 I)^{-1}``. The paper also drops the off-diagonal curvature ("diagonal"). The cost is ``d`` forward
+    derivatives of the score per row, as for "sm". The loss of "sm" has no lower bound; this one is at least
+    ``-d / (2 sigma^2)``.
 
     Args:
         sigma: noise scale in data units (in unconstrained units where the support is not the real line); required.
-        curvature: which second derivatives are penalised, "full" or "diagonal".
+        curvature: second derivatives that are penalised, "full" or "diagonal".
 
     Raises:
         EnergyError: for sigma missing or not a positive number, and for an unknown curvature.
 
     Warns:
-        UserWarning: for an energy that is linear piece by piece (ReLU), whose second derivatives are zero.
+        UserWarning: for a piecewise linear energy (ReLU), whose second derivatives are zero.
 
     Example:
         ``estimate(model, "regularized_sm", sigma=0.1)``
@@ -58,15 +59,15 @@ class RegularizedScoreMatching(SecondOrderEstimator):
     def __post_init__(self):
         if self.sigma is None:
             raise EnergyError(
-                "RegularizedScoreMatching needs sigma. Write estimate(model, 'regularized_sm', sigma=0.1), or "
-                "estimate(model, 'sm') for none."
+                "RegularizedScoreMatching needs sigma. Write estimate(model, 'regularized_sm', sigma=0.1), or, for no "
+                "penalty, estimate(model, 'sm')."
             )
         check_positive("RegularizedScoreMatching", "sigma", self.sigma, scalar=True)
         if self.curvature not in get_args(Curvature):
             raise EnergyError(f"Unknown curvature '{self.curvature}'. {nearest(str(self.curvature), get_args(Curvature))}")
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         penalty = 0.5 * jnp.asarray(self.sigma, site.position.dtype) ** 2
 
         def read(i, column):

@@ -15,38 +15,36 @@ from numpyro_ebm.estimators.parts.pool import PoolEstimator
 
 @dataclasses.dataclass(frozen=True)
 class Replay(PoolEstimator):
-    r"""Maximum likelihood with a replay buffer (Du and Mordatch): old chains go on, a few begin anew at each update.
+    r"""Maximum likelihood with a replay buffer (Du and Mordatch): chains continue, and a few restart at each update.
 
-    Each update takes as many chains from the buffer as there are rows (all of them where it is smaller), a run of slots from
-    a random one on, lets each begin anew with probability ``reinit_prob``, moves them by ``num_steps`` transitions and
-    writes them back. The surrogate of a row is its log density minus the mean over the chains moved. With
-    ``reinit_prob=0`` it is "pcd".
+    Each update takes a run of slots of the buffer from a random position on, as many as there are rows (or all, where the
+    buffer is smaller). Each of these chains restarts with probability ``reinit_prob``; all are moved by ``num_steps``
+    transitions and written back. The surrogate of a row is its log density minus the mean over the chains moved. With
+    ``reinit_prob=0`` this is "pcd".
 
-    A chain keeps the context (and the base) of the row it began with, and is scored under it until it begins anew with
-    another row's. What is kept is a value: for contexts that are themselves trained (the output of an encoder, a base with
-    parameters) write "cd", "mle" or "pcd", which read them afresh.
+    A chain keeps the context (and the base) of the row it started with, and is evaluated under it until it restarts with
+    another row's. The buffer stores their values: for contexts that are themselves trained (the output of an encoder, a base
+    with parameters) write "cd", "mle" or "pcd", which read them at each update.
 
-    Chains that begin anew and that ``num_steps`` transitions do not take to the model bias the gradient, and the bias can
-    feed on itself (the condition "gap" of `NegativePhaseHealth`), above all where the scale differs from row to row: take
-    more steps, or ``start="data"``.
+    Chains that restart and do not reach the model in ``num_steps`` transitions bias the gradient. The bias can reinforce
+    itself (the condition "gap" of `NegativePhaseHealth`), above all where the scale differs from row to row: take more
+    steps, or ``start="data"``.
 
-    State, in the mutable site ``"<site>$replay"``: ``position`` ``(buffer_size, ...)`` in unconstrained space, ``age``
-    (transitions of each chain since it began), ``local`` (contexts), ``health`` (`NegativePhaseHealth`), ``num_updates``,
-    and ``averaging`` where the step size adapts.
+    State, in the mutable site ``"<site>$replay"``: `ChainState`, with the chains and their contexts in its `Pool`.
 
     Args:
         num_steps: transitions per update.
         kernel: a name or a kernel, whose step size the training starts from.
-        adapt_step_size: this, ``step_size_schedule``, ``temperature``, ``energy_l2``, ``on_unhealthy`` and ``scale`` are
-            those of `ContrastiveDivergence`.
-        start: what chains begin with: "base" (the energy's base, or a standard normal in unconstrained space), "data"
-            (rows of the batch), or a NumPyro distribution of one event.
-        buffer_size: chains kept.
-        reinit_prob: probability that a chain begins anew when it is drawn.
+        adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
+            ``on_unhealthy`` and ``scale``.
+        start: where chains start: "base" (the energy's base, or a standard normal in unconstrained space), "data" (rows of
+            the batch), or a NumPyro distribution of one event.
+        buffer_size: number of chains kept.
+        reinit_prob: probability that a chain restarts when it is drawn.
 
     Raises:
-        EnergyError: for counts below 1, a probability outside [0, 1], an unknown kernel or policy, more than one particle or
-            an ELBO without mutable state.
+        EnergyError: for counts below 1, a probability outside [0, 1], an unknown kernel or policy, more than one particle,
+            or an ELBO without mutable state.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
@@ -72,9 +70,9 @@ class Replay(PoolEstimator):
             raise EnergyError(f"Replay needs 0 <= reinit_prob <= 1; got {self.reinit_prob!r}. Write reinit_prob=0.05.")
 
     def size(self, site: Site) -> int:
-        """As given."""
+        """Return the number of chains, ``buffer_size``."""
         return self.buffer_size
 
     def begins_anew(self, rng_key, num_chains):
-        """Each by itself."""
+        """Draw which chains restart, each independently."""
         return jax.random.bernoulli(rng_key, self.reinit_prob, (num_chains,))

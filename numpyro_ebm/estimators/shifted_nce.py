@@ -11,16 +11,18 @@ from numpyro_ebm.estimators.parts.projections import Projection, check_projectio
 
 @dataclasses.dataclass(frozen=True)
 class ShiftedNoiseContrastiveEstimation(AbstractEstimator):
-    r"""NCE whose noise is the model shifted, ``p_n(x) = p(x - v)``: between "nce" and sliced score matching.
+    r"""NCE whose noise is the shifted model, ``p_n(x) = p(x - v)``: between "nce" and sliced score matching.
 
-    Draws of the noise are taken to be the data shifted, ``y = x + v``, as they are at the optimum. In unconstrained space
-    (Jacobian included), with ``v = length * u`` and ``E[u u^T] = I``, the loss of a row is that of telling data from noise,
+    The shifted data, ``y = x + v``, replace draws of the noise, which they are at the optimum. In unconstrained space
+    (Jacobian included), with ``v = length * u`` and ``E[u u^T] = I``, the loss of a row is that of a classifier of data
+    against noise,
 
     .. math:: \log\Big(1 + \frac{p(x - v)}{p(x)}\Big) + \log\Big(1 + \frac{p(x + v)}{p(x)}\Big)
 
-    averaged over directions drawn afresh at each update; log Z cancels, that of each context as well. As the length vanishes
-    it is ``2 log 2 + length^2 / 2`` times the loss of "ssm" with the same directions, at no derivative in x: ``1 + 2 M``
-    energies per row for ``M`` directions. With Gaussian directions it is "conditional_nce" with ``kappa = 2 M`` draws.
+    averaged over directions that each update draws anew. Log Z cancels, also that of each context. As the length vanishes,
+    the loss is ``2 log 2 + length^2 / 2`` times that of "ssm" with the same directions, without a derivative in x. It costs
+    ``1 + 2 M`` energies per row for ``M`` directions. With Gaussian directions it is "conditional_nce" with ``kappa = 2 M``
+    draws.
 
     Args:
         length: size of the shift per dimension in data units (in unconstrained units where the support is not the real
@@ -29,10 +31,10 @@ class ShiftedNoiseContrastiveEstimation(AbstractEstimator):
         projection: "rademacher", "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
 
     Raises:
-        EnergyError: for a length that is not positive, fewer than one direction or an unknown law.
+        EnergyError: for a length that is not positive, fewer than one direction or an unknown projection.
 
     Warns:
-        UserWarning: where the shifts are so long that the loss no longer feels the energy.
+        UserWarning: where the shifts are so long that the loss no longer depends on the energy.
 
     Example:
         ``estimate(model, "shifted_nce", length=0.1, num_projections=2)``
@@ -54,6 +56,6 @@ class ShiftedNoiseContrastiveEstimation(AbstractEstimator):
         check_projection(self.projection)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         shifts = self.length * directions(rng_key, self.projection, self.num_projections, site.position)
         return -loss_of_moves(site, in_pairs(shifts, 2 * self.num_projections)), state

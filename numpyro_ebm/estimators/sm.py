@@ -24,30 +24,30 @@ Trace = Literal["auto", "forward", "columns"]
 class ScoreMatching(SecondOrderEstimator):
     r"""Score matching (Hyvarinen) with the exact trace, or with random probes of it.
 
-    Loss of a row ``x`` with score ``s = -grad E`` (unconstrained space, Jacobian included):
+    The loss of a row ``x`` with score ``s = -grad E`` (unconstrained space, Jacobian included) is
 
     .. math:: \tfrac12 |s(x)|^2 + \operatorname{tr} \nabla s(x)
 
-    The surrogate is minus the loss. Free of log Z and, with the exact trace, of randomness; on a Gaussian it is maximum
-    likelihood. Rows of large events are taken a few at a time, and again for the gradient, so that their Hessians never
-    stand in memory together. Unbounded below for a flexible energy on finite data: stop early on held-out rows.
+    The surrogate is minus the loss. It needs no log Z and, with the exact trace, no randomness; on a Gaussian it is maximum
+    likelihood. Rows of large events are evaluated a few at a time, and again for the gradient, so that their Hessians are
+    never in memory together. The loss is unbounded below for a flexible energy on finite data: stop early on held-out rows.
 
     Args:
-        num_probes: Hutchinson probes per row, whose mean stands for the trace; None for the exact one. The loss is then that
-            of "ssm_vr", at one derivative of the score per probe.
-        projection: law of the probes, "rademacher", "gaussian" or "sphere".
-        trace: how the exact trace is found: "forward" is the forward Laplacian, one pass through the energy (the package
-            folx); "columns" takes the d columns of the score's Jacobian, 64 at a time; "auto" the first where folx has
-            rules for all of the energy's operations and, in more than 64 dimensions, it takes no more arithmetic (it does
-            for an energy whose coordinates hardly meet, such as a sum over them); the second elsewhere and for a
-            `ScoreDistribution`.
+        num_probes: Hutchinson probes per row, whose mean replaces the trace; None for the exact trace. With probes the loss
+            is that of "ssm_vr", at one derivative of the score per probe.
+        projection: distribution of the probes, "rademacher", "gaussian" or "sphere".
+        trace: how the exact trace is computed. "forward" is the forward Laplacian, one pass through the energy (the package
+            folx); "columns" computes the d columns of the score's Jacobian, 64 at a time. "auto" is "forward" where folx has
+            rules for all of the energy's operations and, in more than 64 dimensions, where it takes no more arithmetic (as
+            for an energy whose coordinates hardly interact, such as a sum over them). Elsewhere, and for a
+            `ScoreDistribution`, "auto" is "columns".
 
     Raises:
-        EnergyError: for an option that is none of these, and for ``trace="forward"`` where it cannot be.
+        EnergyError: for an unknown option, and for ``trace="forward"`` where folx cannot compute it.
 
     Warns:
-        UserWarning: under "auto", where the energy has an operation without a rule in folx; and for an energy that is linear
-            piece by piece (ReLU), whose trace is zero almost everywhere.
+        UserWarning: under "auto", where the energy has an operation without a rule in folx; and for a piecewise linear
+            energy (ReLU), whose trace is zero almost everywhere.
 
     Example:
         ``estimate(model, "sm")``
@@ -64,7 +64,7 @@ class ScoreMatching(SecondOrderEstimator):
 
     @property
     def is_deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether no probes are drawn."""
+        """Whether the trace is exact, without probes."""
         return self.num_probes is None
 
     def __post_init__(self):
@@ -75,14 +75,14 @@ class ScoreMatching(SecondOrderEstimator):
             raise EnergyError(f"Unknown trace '{self.trace}'. {nearest(str(self.trace), get_args(Trace))}")
 
     def check(self, site: Site) -> None:
-        """Refuse a trace that cannot be; warn of an energy without curvature."""
+        """Refuse a forward Laplacian that folx cannot compute; warn of an energy without curvature."""
         super().check(site)
         missing = _missing(site) if self.num_probes is None and self.trace == "forward" else ()
         if missing:
             raise EnergyError(f"The forward Laplacian (folx) has no rule for {list(missing)}. Write trace='columns'.")
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         if self.num_probes is not None:
             return -probed_loss(rng_key, site, self.projection, self.num_probes), state
         forward = self.trace == "forward" or (self.trace == "auto" and _is_forward(site))
@@ -108,12 +108,12 @@ def _columns(site: Site):
 
 
 def _is_forward(site: Site) -> bool:
-    """Whether the forward Laplacian can be taken, and is no dearer."""
+    """Whether folx can compute the forward Laplacian, and it is no more expensive than the columns."""
     missing = _missing(site)
     if missing and site.distribution.has_energy:
         warnings.warn(
             f"At site '{site.name}': the forward Laplacian (folx) has no rule for {list(missing)}, so the trace is taken "
-            "column by column, which is slower. Write estimate(model, 'sm', trace='columns') to have it so.",
+            "column by column, which is slower. Write estimate(model, 'sm', trace='columns') to choose this.",
             stacklevel=2,
         )
     return not missing and _is_cheap(site)
@@ -127,7 +127,7 @@ def _is_cheap(site: Site) -> bool:
 
 
 def _missing(site: Site) -> tuple[str, ...]:
-    """What in a site's energy the forward Laplacian cannot do."""
+    """Return the operations of a site's energy that the forward Laplacian has no rule for."""
     if not site.distribution.has_energy:
         return ("a score without an energy",)
     position, local = jax.tree.map(lambda leaf: leaf[0], (site.position, site.local))

@@ -15,23 +15,23 @@ from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator
 class SlicedScoreMatching(SecondOrderEstimator):
     r"""Sliced score matching (Song et al.): the trace by random directions instead of all coordinates.
 
-    Loss of a row, averaged over directions ``v`` with ``E[v v^T] = I``, drawn afresh at each update:
+    The loss of a row, averaged over directions ``v`` with ``E[v v^T] = I`` that each update draws anew, is
 
     .. math:: \tfrac12 (v^T s(x))^2 + v^T \nabla s(x) v
 
-    One forward derivative of the score per direction and row. On a Gaussian of scalar precision in ``d`` dimensions, ``M``
-    Rademacher directions have ``1 / (1 + (d - 1) / M)`` of the efficiency of maximum likelihood; "ssm_vr", whose first term
-    is exact, costs the same and is nearly always better.
+    It costs one forward derivative of the score per direction and row. On a Gaussian of scalar precision in ``d``
+    dimensions, ``M`` Rademacher directions have ``1 / (1 + (d - 1) / M)`` of the efficiency of maximum likelihood. "ssm_vr",
+    whose first term is exact, costs the same and is nearly always better.
 
     Args:
         num_projections: directions per row.
         projection: "rademacher", "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
 
     Raises:
-        EnergyError: for fewer than one direction or an unknown law.
+        EnergyError: for fewer than one direction or an unknown projection.
 
     Warns:
-        UserWarning: for an energy that is linear piece by piece (ReLU), whose second derivatives are zero.
+        UserWarning: for a piecewise linear energy (ReLU), whose second derivatives are zero.
 
     Example:
         ``estimate(model, "ssm", num_projections=4)``
@@ -49,7 +49,7 @@ class SlicedScoreMatching(SecondOrderEstimator):
         check_projection(self.projection)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         projections = directions(rng_key, self.projection, self.num_projections, site.position)
         score, curvatures = score_and_curvatures(site, projections)
         along = jax.vmap(lambda v: inner(v, score))(projections)

@@ -10,14 +10,14 @@ from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, prob
 
 @dataclasses.dataclass(frozen=True)
 class VarianceReducedSlicedScoreMatching(SecondOrderEstimator):
-    r"""Sliced score matching with reduced variance (Song et al.): random directions for the trace alone.
+    r"""Sliced score matching with reduced variance (Song et al.): random directions for the trace only.
 
-    Loss of a row, averaged over directions ``v`` with ``E[v v^T] = I``, drawn afresh at each update:
+    The loss of a row, averaged over directions ``v`` with ``E[v v^T] = I`` that each update draws anew, is
 
     .. math:: \tfrac12 |s(x)|^2 + v^T \nabla s(x) v
 
-    One forward derivative of the score per direction and row. With Rademacher directions it is maximum likelihood on an
-    isotropic Gaussian; for a full precision matrix ``M`` of them have an efficiency of 1 on the diagonal and
+    It costs one forward derivative of the score per direction and row. With Rademacher directions it is maximum likelihood
+    on an isotropic Gaussian; for a full precision matrix, ``M`` of them have an efficiency of 1 on the diagonal and
     ``1 / (1 + 1/M)`` off it.
 
     Args:
@@ -25,10 +25,10 @@ class VarianceReducedSlicedScoreMatching(SecondOrderEstimator):
         projection: "rademacher", "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
 
     Raises:
-        EnergyError: for fewer than one direction or an unknown law.
+        EnergyError: for fewer than one direction or an unknown projection.
 
     Warns:
-        UserWarning: for an energy that is linear piece by piece (ReLU), whose second derivatives are zero.
+        UserWarning: for a piecewise linear energy (ReLU), whose second derivatives are zero.
 
     Example:
         ``estimate(model, "ssm_vr", num_projections=4)``
@@ -46,5 +46,5 @@ class VarianceReducedSlicedScoreMatching(SecondOrderEstimator):
         check_projection(self.projection)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         return -probed_loss(rng_key, site, self.projection, self.num_projections), state

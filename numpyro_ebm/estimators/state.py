@@ -12,12 +12,12 @@ class Pool(NamedTuple):
     """Chains that continue from one update to the next.
 
     Attributes:
-        position: ``(size, ...)``, in unconstrained space, as the kernel moves them.
-        age: ``(size,)``, transitions since each chain last began; -1 for the chain of a row that was in no batch yet.
-        local: the context and base that each chain began with, leaves ``(size, ...)``; None where all share one density, and
-            where each chain belongs to a row of the data set.
-        log_factor: ``(size,)``, logs of the chains' own step size factors (`numpyro_ebm.kernels.chains.Pace`); None where
-            they share one step size.
+        position: ``(size, ...)``, positions in unconstrained space, in the form that the kernel moves.
+        age: ``(size,)``, transitions since each chain last started; -1 for the chain of a row that no batch has held yet.
+        local: context and base that each chain started with, leaves ``(size, ...)``; None where all chains share one
+            density, or each belongs to a row of the data set.
+        log_factor: ``(size,)``, log of each chain's own step size factor (`numpyro_ebm.kernels.chains.Pace`); None where
+            the chains share one step size.
     """
 
     position: PyTree
@@ -31,11 +31,11 @@ class ChainState(NamedTuple):
 
     Attributes:
         health: figures and conditions of the last update.
-        num_updates: updates so far.
+        num_updates: number of updates so far.
         spread: running mean and variance of the data.
-        averaging: BlackJAX's dual averaging of the step size; None where it does not adapt.
-        log_scale: log of the scale of each dimension; None where scales do not adapt.
-        pool: persistent chains; None where every update starts chains of its own.
+        averaging: BlackJAX's dual averaging state of the step size; None where the step size does not adapt.
+        log_scale: log of each dimension's scale; None where the scales do not adapt.
+        pool: persistent chains; None where every update starts new chains.
     """
 
     health: NegativePhaseHealth
@@ -47,11 +47,11 @@ class ChainState(NamedTuple):
 
     @property
     def chains(self) -> "ChainState":
-        """Itself."""
+        """The state itself, as in every `EstimatorState` with a negative phase."""
         return self
 
     def figures(self) -> dict[str, Any]:
-        """Numbers for reports, without those of ``health``."""
+        """Return numbers for reports, without those of ``health``."""
         figures = {"num_updates": self.num_updates}
         if self.pool is not None:
             figures |= {"age_mean": self.pool.age.mean(), "age_max": self.pool.age.max()}
@@ -60,20 +60,20 @@ class ChainState(NamedTuple):
 
 @runtime_checkable
 class EstimatorState(Protocol):
-    """State with figures for reports: a NamedTuple of arrays."""
+    """State that has figures for reports: a NamedTuple of arrays."""
 
     @property
     def chains(self) -> ChainState | None:
-        """The negative phase; None for an estimator without one."""
+        """State of the negative phase; None for an estimator without one."""
         ...
 
     def figures(self) -> dict[str, Any]:
-        """Numbers for reports by name, without those of ``chains.health``."""
+        """Return numbers for reports by name, without those of ``chains.health``."""
         ...
 
 
 class Carried(NamedTuple):
-    """One estimator's state among the mutable state of SVI."""
+    """State of one estimator, from the mutable state of SVI."""
 
     site: str
     estimator: str
@@ -81,23 +81,23 @@ class Carried(NamedTuple):
 
 
 def state_site(site: str, estimator: str) -> str:
-    """Name of the mutable site that holds an estimator's state."""
+    """Return the name of the mutable site that holds an estimator's state."""
     return f"{site}${estimator}"
 
 
 def holds_state(name: str, value: Any) -> bool:
-    """Whether a mutable site holds the state of an estimator."""
+    """Return whether a mutable site holds the state of an estimator."""
     return "$" in name and isinstance(value, Mapping) and set(value) == {"state"}
 
 
 def carried(mutable_state: Mapping[str, Any] | None) -> list[Carried]:
-    """The estimators' states among the mutable state of SVI."""
+    """Return the states of all estimators in the mutable state of SVI."""
     found = [(name, value) for name, value in (mutable_state or {}).items() if holds_state(name, value)]
     return [Carried(*_parts(name), value["state"]) for name, value in found]
 
 
 def chain_states(mutable_state: Mapping[str, Any] | None) -> dict[str, ChainState]:
-    """The negative phases among the mutable state of SVI, by energy site."""
+    """Return the states of all negative phases in the mutable state of SVI, by energy site."""
     found = {each.site: each.state.chains for each in carried(mutable_state) if isinstance(each.state, EstimatorState)}
     return {site: chains for site, chains in found.items() if chains is not None}
 

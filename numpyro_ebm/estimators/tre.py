@@ -1,4 +1,4 @@
-"""Telescoping density-ratio estimation over noise levels."""
+"""Telescoping density ratio estimation over noise levels."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,33 +20,33 @@ from numpyro_ebm.sampling.noise import check_sigmas
 
 @dataclasses.dataclass(frozen=True)
 class TelescopingRatioEstimation(AbstractEstimator):
-    r"""Telescoping ratio estimation (Rhodes et al.): bridges from the data to noise, each crossed by telling its ends apart.
+    r"""Telescoping ratio estimation (Rhodes et al.): a chain of bridges from the data to noise, with a classifier for each.
 
-    For data that are far from any noise, which "nce" tells apart without learning. Waymarks are the rows plus noise of
-    growing levels, ``x_k = x + sigma_k e`` for ``k = 1..K`` (one ``e`` per row for all of them, drawn afresh at each
-    update), and at last ``x_{K+1}``, a draw of a Gaussian ``q`` fitted to the ``x_K`` of the other half of the batch. A
-    model conditioned on the noise level gives the density at each, ``log p_k = log base - E(., sigma_k) - c_k``, and
-    ``p_{K+1} = q``; with ``G_k = log p_k - log p_{k+1}`` the loss of a row is the sum of the bridges' logistic losses
+    It is for data that are far from any noise, where the classifier of "nce" saturates. Waymarks are the rows plus noise of
+    growing levels, ``x_k = x + sigma_k e`` for ``k = 1..K`` (one ``e`` per row for all levels, drawn anew at each update).
+    The last waymark ``x_{K+1}`` is a draw of a Gaussian ``q`` fitted to the ``x_K`` of the other half of the batch. A model
+    conditioned on the noise level gives the density at each waymark, ``log p_k = log base - E(., sigma_k) - c_k``, and
+    ``p_{K+1} = q``. With ``G_k = log p_k - log p_{k+1}``, the loss of a row is the sum of the bridges' logistic losses
 
     .. math:: \sum_{k=1}^{K} -\log \sigma(G_k(x_k)) - \log \sigma(-G_k(x_{k+1}))
 
-    Here the ratio of a bridge is a difference of two energies of one model, where the paper has a network head per bridge:
-    the model at ``sigma_1`` is a normalised density of the data plus that much noise, with no product of ratios to form. All
-    in unconstrained space, Jacobian included; about ``3 K`` energies per row.
+    The log ratio of a bridge is a difference of two energies of one model, where the paper has a network head per bridge.
+    The model at ``sigma_1`` is therefore a normalised density of the data plus that much noise, with no product of ratios to
+    form. All is in unconstrained space, Jacobian included; the cost is about ``3 K`` energies per row.
 
     The ``numpyro.param`` ``"<site>$log_normalizer"``, of shape ``(K,)``, converges to log Z at the levels, smallest first.
 
     Args:
-        sigmas: the ladder, positive noise levels in any order, as for "multiscale_dsm"; neighbours have to overlap.
+        sigmas: the ladder, positive noise levels in any order, as for "multiscale_dsm"; neighbouring levels must overlap.
         log_normalizer: as for "nce": "learned", "fixed", or None for "learned" and an error where rows have covariates or a
             base of their own.
 
     Raises:
-        EnergyError: without levels, for levels that are not positive or a model whose context has no noise level, for a
-            batch of one row, and for rows with covariates or a base of their own without a choice of ``log_normalizer``.
+        EnergyError: for missing levels, levels that are not positive, a model whose context has no noise level, a batch of
+            one row, and rows with covariates or a base of their own without a choice of ``log_normalizer``.
 
     Warns:
-        UserWarning: where some bridge teaches nothing, since its ends do not overlap.
+        UserWarning: where nothing is learned from a bridge, since its ends do not overlap.
 
     Example:
         ``estimate(model, "tre", sigmas=geometric_sigmas(10.0, 0.01, 12))``
@@ -74,7 +74,7 @@ class TelescopingRatioEstimation(AbstractEstimator):
         check_level(f"The estimator '{self.name}'", site.distribution)
 
     def surrogate(self, rng_key, site: Site, state):
-        """Minus the loss, per row."""
+        """Return minus the loss of each row."""
         key_noise, key_end = jax.random.split(rng_key)
         sigmas = jnp.sort(jnp.ravel(jnp.asarray(self.sigmas, site.position.dtype)))
         noise = jax.random.normal(key_noise, site.position.shape, site.position.dtype)
@@ -85,7 +85,7 @@ class TelescopingRatioEstimation(AbstractEstimator):
         def log_density(sigma, positions):
             return jax.vmap(lambda z, local: site.log_density(z, at_level(local, sigma)))(positions, site.local)
 
-        # At each waymark the densities of its own level, of the one before and of the one after.
+        # Each waymark needs the densities of its own level, of the level before and of the level after.
         points = jnp.concatenate([waymarks, waymarks[1:], last, waymarks[:-1]])
         values = jax.vmap(log_density)(jnp.concatenate([sigmas, sigmas, sigmas[1:]]), points)
         own, before, after = jnp.split(values, [len(sigmas), 2 * len(sigmas)])
@@ -98,14 +98,14 @@ class TelescopingRatioEstimation(AbstractEstimator):
         return -jnp.sum(jax.nn.softplus(-near) + jax.nn.softplus(far), axis=0), state
 
     def _choice(self, site: Site) -> LogNormalizer | None:
-        """A level of each row's own is replaced, and does not make log Z a function of the row."""
+        """Return the choice of normaliser; a row's own level does not make log Z differ, since it is replaced."""
         context, base_parameters = site.local
         only_level = not isinstance(context, Mapping) or set(context) == {ENTRY}
         return "learned" if self.log_normalizer is None and only_level and base_parameters is None else self.log_normalizer
 
 
 def _to_the_end(ratios: Array) -> Array:
-    """The product of the ratios from each level on."""
+    """Sum the log ratios from each level to the last."""
     return jnp.cumsum(ratios[::-1], axis=0)[::-1]
 
 

@@ -25,8 +25,8 @@ class UnbiasedState(NamedTuple):
 
     Attributes:
         meeting_time: transitions until a pair met, averaged over the pairs.
-        max_meeting_time: the longest of them.
-        acceptance_rate: of the chains.
+        max_meeting_time: the longest meeting time.
+        acceptance_rate: mean acceptance probability of the chains.
         num_updates: updates so far.
     """
 
@@ -37,11 +37,11 @@ class UnbiasedState(NamedTuple):
 
     @property
     def chains(self) -> None:
-        """None: the pairs have no health of their own."""
+        """None, since pairs of chains have no health."""
         return
 
     def figures(self) -> dict[str, Any]:
-        """All of them."""
+        """Return all attributes by name."""
         return self._asdict()
 
 
@@ -49,37 +49,36 @@ class UnbiasedState(NamedTuple):
 class UnbiasedMaximumLikelihood(AbstractEstimator):
     r"""Unbiased maximum likelihood by coupled chains (Jacob et al.; Qiu et al.'s unbiased contrastive divergence).
 
-    Pairs of chains with lag one run until they meet; with :math:`\tau` their meeting time, k = ``burn_in``,
+    Pairs of chains with lag one run until they meet. With :math:`\tau` their meeting time, k = ``burn_in``,
     m = ``num_steps`` and h the derivative of the log density in the parameters,
 
     .. math::
         H_{k:m} = \frac{1}{m-k+1} \sum_{t=k}^{m} h(X_t)
             + \sum_{t=k+1}^{\tau-1} \min\left(1, \frac{t-k}{m-k+1}\right) (h(X_t) - h(Y_{t-1}))
 
-    has the expectation of h under the model exactly, wherever the chains start and however short they are: the gradient
-    is that of the log likelihood in expectation. Bias has become variance: as a rule, k well above typical meeting times
-    and m several times k cost little more variance than a long chain. Memory does not grow with the length. The value is
-    an energy gap and means nothing as an objective.
+    has exactly the expectation of h under the model, wherever the chains start and however short they are. The expected
+    gradient is therefore that of the log likelihood, and variance takes the place of bias. As a rule, with k well above
+    typical meeting times and m several times k, the variance is little more than that of a long chain. Memory does not grow
+    with the length. The value is an energy gap and means nothing as an objective.
 
-    State, in the mutable site ``"<site>$unbiased"``: ``meeting_time`` and ``max_meeting_time`` over the pairs and
-    ``acceptance_rate``, each of the last update, and ``num_updates``.
+    State, in the mutable site ``"<site>$unbiased"``: `UnbiasedState`.
 
     Args:
         kernel: "mala" or "hmc", or `MALA` or `HMC` with its settings. HMC is followed by one MALA step of half its
             ``step_size`` squared, by which the chains meet (see `coupling.coupled_step`).
-        coupling: of the proposals, "reflection" or "maximal" (see `coupling.couple_noise`).
+        coupling: coupling of the proposals, "reflection" or "maximal" (see `coupling.couple_noise`).
         burn_in: k, transitions before the time average.
         num_steps: m, the last transition of the time average; chains run longer only where they have not met.
-        max_num_steps: transitions by which every pair has to have met.
+        max_num_steps: number of transitions within which every pair must meet.
         num_chains: pairs of chains, independent of the batch size; None for as many as there are rows.
-        start: what both chains of a pair start from: "base" (the energy's base, or a standard normal in unconstrained
-            space), "data" (rows of the batch), or a NumPyro distribution of one event, drawn from twice.
+        start: where both chains of a pair start: "base" (the energy's base, or a standard normal in unconstrained space),
+            "data" (rows of the batch), or a NumPyro distribution of one event, which is drawn from twice.
 
     Raises:
-        EnergyError: for settings that are not ``burn_in <= num_steps <= max_num_steps``, a kernel or coupling that is not
-            there, a start of another event shape or support, ``num_chains`` beside rows with a context or base of their
-            own (each has its own pair), and for pairs that have not met after ``max_num_steps``, since to cut them off
-            would be a bias. Inside ``jit`` JAX hands that one on as ``jax.errors.JaxRuntimeError``.
+        EnergyError: for settings that are not ``burn_in <= num_steps <= max_num_steps``, an unknown kernel or coupling, a
+            start of another event shape or support, ``num_chains`` with rows that have a context or a base of their own
+            (each has its own pair), and pairs that have not met after ``max_num_steps``, since stopping them there would
+            bias the gradient. Inside ``jit``, JAX raises the last one as ``jax.errors.JaxRuntimeError``.
 
     Example:
         ``estimate(model, "unbiased", kernel=ebm.MALA(step_size=0.2), burn_in=20, num_steps=100)``
@@ -116,7 +115,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         check_coupling(self.kernel, self.coupling)
 
     def check(self, site: Site) -> None:
-        """Refuse a start of another event, and a number of chains where each row has its own."""
+        """Refuse a start that does not fit the event, and a number of pairs where each row has its own pair."""
         super().check(site)
         check_start(self.start, site)
         if site.local is not None and self.num_chains is not None:
@@ -126,12 +125,12 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             )
 
     def init(self, rng_key, site: Site):
-        """Nothing has met yet."""
+        """Return zeros, before any pair has met."""
         zero = jnp.zeros((), float)
         return UnbiasedState(zero, jnp.zeros((), jnp.int32), zero, jnp.zeros((), jnp.int32))
 
     def surrogate(self, rng_key, site: Site, state):
-        """Log density of each row minus a term whose gradient is the unbiased negative phase."""
+        """Return the log density of each row minus a term whose gradient is the unbiased negative phase."""
         key_start, key_chains = jax.random.split(rng_key)
         starts = jax.lax.stop_gradient(self._starts(key_start, site))
         negative_phase = _shared if site.local is None else _row_by_row
@@ -146,7 +145,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             acceptance_rate=meeting.acceptance_rate,
             num_updates=state.num_updates + 1,
         )
-        # As a factor, NaN spoils the gradient as well.
+        # As a factor, NaN makes the gradient NaN as well.
         return values * jnp.where(jnp.all(is_met), 1.0, jnp.nan).astype(values.dtype), state
 
     def simulate(
@@ -158,7 +157,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         add: Callable,
         gradient: PyTree,
     ) -> tuple[Array, PyTree, Meeting]:
-        """Run the pairs: the unbiased log density of each, a total that ``add`` gathers, and how they met."""
+        """Run the pairs, and return the unbiased log density of each, the total that ``add`` sums, and how they met."""
 
         def add_both(total, pairs, weights):
             values, gradient = total
@@ -171,9 +170,9 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         return *total, meeting
 
     def _starts(self, rng_key, site: Site) -> Array:
-        """``(num_pairs, 2, ...)``: X_0 and Y_0 of each pair, independent and of one law."""
+        """Draw X_0 and Y_0 of each pair, ``(num_pairs, 2, ...)``, independent and identically distributed."""
         keys = jax.random.split(rng_key)
-        if self.num_chains is None:  # given its row, the law of a start is a point or the row's own base
+        if self.num_chains is None:  # given its row, a start is a fixed point or a draw of the row's own base
             return jnp.stack([draw_rows(self.start, key, site)[0] for key in keys], axis=1)
         return jnp.stack([draw_start(self.start, key, site, self.num_chains)[0] for key in keys], axis=1)
 
@@ -191,14 +190,14 @@ def _complain(name: str, num_pairs: int, max_num_steps: int, _: Any, figures: An
     num_unmet, rate = figures
     raise UnhealthyChainsError(
         f"At site '{name}': {int(num_unmet)} of {num_pairs} pairs of chains had not met after max_num_steps={max_num_steps} "
-        f"transitions (acceptance {float(rate):.2f}), and cut off there they would be biased. Write a larger max_num_steps, "
-        "a step_size nearer to its optimum (acceptance about 0.6), or a start nearer to the model, e.g. start='data': where "
-        "the gradient is large beside 1 / step_size, a chain rejects for long."
+        f"transitions (acceptance {float(rate):.2f}), and stopping them there would bias the gradient. Write a larger "
+        "max_num_steps, a step_size nearer to its optimum (acceptance about 0.6), or a start nearer to the model, e.g. "
+        "start='data': where the gradient is large compared with 1 / step_size, a chain rejects for a long time."
     )
 
 
 def _shared(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:
-    """One density for all rows: the mean over pairs, as a form linear in what the density depends on."""
+    """Return the mean over pairs for one density of all rows, as a linear form in the density's parameters."""
     density, constants = jax.closure_convert(lambda x: site.log_density(x), starts[0, 0])
     frozen = jax.lax.stop_gradient(constants)
 
@@ -220,7 +219,7 @@ def _shared(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: A
 
 
 def _row_by_row(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:
-    """A density for each row: what weight each has in the end is known on the way back only, which runs the chains again."""
+    """Return one value per row. The rows' weights are known only in the backward pass, so the chains run again there."""
     floats, others, join = _split(site.local)
     density, constants = jax.closure_convert(
         site.log_density, *jax.tree.map(lambda leaf: leaf[0], (starts[:, 0], site.local))
@@ -265,7 +264,7 @@ def _plus(total: PyTree, new: PyTree) -> PyTree:
 
 
 def _split(tree: PyTree) -> tuple[list[Array], list[Array], Callable[[list[Array], list[Array]], PyTree]]:
-    """The leaves that can be differentiated, the others, and what joins them again."""
+    """Return the leaves that can be differentiated, the others, and a function that joins them again."""
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     is_float = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
     floats = [leaf for leaf, own in zip(leaves, is_float, strict=True) if own]

@@ -1,4 +1,4 @@
-"""How much less than independent draws those of chains are worth, and signs that follow their autocorrelation."""
+"""Effective number of draws of chains, and random signs that follow their autocorrelation."""
 
 import warnings
 from typing import NamedTuple
@@ -11,17 +11,20 @@ from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.typing import Array, PRNGKey
 
 FEWEST = 8
+"""Draws per chain below which they count as independent, because so few do not show their autocorrelation."""
 CAPTURED = 0.8
+"""Share of the autocorrelation time that the signs follow; 1 would need signs that never change. A test checks the level."""
 LARGE_TIME = 2.0
+"""Autocorrelation time above which to warn: the draws are worth less than half as many independent ones."""
 
 
 class Dependence(NamedTuple):
     """Autocorrelation of draws.
 
     Attributes:
-        time: integrated autocorrelation time: that many draws are worth one; 1 for independent ones.
-        persistence: correlation of consecutive signs, 0 for independent draws (`signs`).
-        captured: how much of ``time`` signs of that persistence see of an autocorrelation that decays geometrically.
+        time: integrated autocorrelation time, the number of draws that are worth one independent draw; 1 if independent.
+        persistence: correlation of consecutive signs (`signs`), 0 for independent draws.
+        captured: share of ``time`` that signs of that persistence follow, for an autocorrelation that decays geometrically.
     """
 
     time: Array
@@ -30,7 +33,7 @@ class Dependence(NamedTuple):
 
 
 def with_squares(chains: Array, keep: Array | None = None) -> Array:
-    """Coordinates ``(num_chains, num, d)`` less their means beside their squares less theirs; 0 for what takes no part."""
+    """Return centred coordinates ``(num_chains, num, d)`` beside their centred squares; 0 for draws that take no part."""
     takes_part = None if keep is None else keep[..., None]
     centred = chains - jnp.mean(chains, axis=(0, 1), where=takes_part)
     squares = centred**2 - jnp.mean(centred**2, axis=(0, 1), where=takes_part)
@@ -39,23 +42,23 @@ def with_squares(chains: Array, keep: Array | None = None) -> Array:
 
 
 def effective_size(figures: Array) -> Array:
-    """Smallest effective sample size of figures ``(num_chains, num, k)``.
+    """Return the smallest effective sample size of figures ``(num_chains, num, k)``.
 
-    One that is always the same tells nothing; infinite where all are.
+    Constant figures do not count; the result is infinite if all figures are constant.
     """
     moves = jnp.any(figures != figures[:1, :1], axis=(0, 1))
     return jnp.min(jnp.where(moves, jnp.atleast_1d(effective_sample_size(figures)), jnp.inf))
 
 
 def dependence(chains: Array, keep: Array | None = None) -> Dependence:
-    """The autocorrelation of draws, by the coordinate or square of one that has most of it.
+    """Estimate the autocorrelation of draws, by the coordinate or squared coordinate that is most correlated.
 
-    Where no correlation of consecutive draws is beyond what independent ones show by chance they count as independent: an
-    autocorrelation time is a sum over many lags and of much noise.
+    Draws count as independent unless consecutive draws are more correlated than independent draws are by chance, because
+    an autocorrelation time sums over many lags and accumulates their noise.
 
     Args:
         chains: ``(num_chains, num, d)``.
-        keep: ``(num_chains, num)``, draws that take part; those of a chain close ranks. None for all.
+        keep: ``(num_chains, num)``, the draws that take part, which count as consecutive; None for all.
     """
     num_chains, num = chains.shape[:2]
     if num < FEWEST:
@@ -70,14 +73,14 @@ def dependence(chains: Array, keep: Array | None = None) -> Dependence:
     time = num_chains * num / effective_size(figures)
     time = jnp.where(jnp.isfinite(time) & (jnp.max(consecutive) > chance), jnp.maximum(time, 1.0), 1.0)
     seen = CAPTURED * time
-    # Of an autocorrelation r^k, signs of persistence p see (r p)^k: the p under which the sum over k is `seen`.
+    # Signs of persistence p follow (r p)^k of an autocorrelation r^k; p is such that the sum over k is `seen`.
     is_seen = seen > 1
     persistence = jnp.where(is_seen, (seen - 1) / (seen + 1) * (time + 1) / jnp.where(is_seen, time - 1, 1.0), 0.0)
     return Dependence(time, persistence, jnp.where(is_seen, CAPTURED, 1 / time))
 
 
 def signs(rng_key: PRNGKey, persistence: Array, num_chains: int, num: int, num_series: int) -> Array:
-    """Series of signs of mean 0 and autocorrelation ``persistence ** lag`` along each chain, ``(num_chains * num, ...)``."""
+    """Draw signs of mean 0 and autocorrelation ``persistence ** lag`` along each chain, ``(num_chains * num, ...)``."""
     chance = jnp.where(jnp.arange(num) == 0, 0.5, (1 - persistence) / 2)
     flips = jax.random.uniform(rng_key, (num_chains, num, num_series)) < chance[:, None]
     turned = jnp.cumsum(flips, axis=1, dtype=jnp.int32) % 2
@@ -85,10 +88,10 @@ def signs(rng_key: PRNGKey, persistence: Array, num_chains: int, num: int, num_s
 
 
 def warn_where_dependent(owner: str, draws: Array) -> None:
-    """Warn of draws ``(num, d)`` whose order shows that they are those of a chain.
+    """Warn if the order of draws ``(num, d)`` shows that they come from a chain.
 
     Warns:
-        UserWarning: where they are known and worth less than half of independent ones.
+        UserWarning: for concrete draws that are worth less than half as many independent ones.
     """
     if not is_concrete(draws):
         return
@@ -96,8 +99,8 @@ def warn_where_dependent(owner: str, draws: Array) -> None:
     if time > LARGE_TIME:
         warnings.warn(
             f"{owner}: consecutive draws are correlated, {len(draws)} of them are worth {len(draws) / time:.0f}, and the "
-            "p-value is that of independent ones: a true model is rejected too often. Thin them, or write "
-            "evaluate(..., draws=...) with draws of shape (chains, num, *event), which does so.",
+            "p-value assumes independent draws, so a true model is rejected too often. Thin the draws, or write "
+            "evaluate(..., draws=...) with draws of shape (chains, num, *event), which thins them.",
             stacklevel=3,
         )
 

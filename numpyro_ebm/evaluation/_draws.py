@@ -1,4 +1,4 @@
-"""Draws of the models that are compared, thinned to independent ones."""
+"""Draws of the compared models, thinned to their effective number."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,16 +17,18 @@ from numpyro_ebm.sampling import sample
 
 NUM_CHAINS = 4
 LARGE_RHAT = 1.05
+"""R-hat above which a note says that the chains disagree; it lies between the strict 1.01 and the older 1.1."""
 FEW_DRAWS = 20
+"""Fewest effective draws for mmd and c2st: tests on fewer have little power, a higher limit leaves more blanks."""
 
 
 class ModelDraws(NamedTuple):
     """Draws of one model.
 
     Attributes:
-        all: ``(num_chains, num, *event_shape)`` of chains, ``(num, *event_shape)`` where they are independent.
-        independent: ``(num, *event_shape)``, as many of them as chains are worth.
-        notes: what is to be said of them.
+        all: ``(num_chains, num, *event_shape)`` for chains, ``(num, *event_shape)`` for independent draws.
+        independent: ``(num, *event_shape)``, chains being thinned to their effective number of draws.
+        notes: remarks for the table.
     """
 
     all: Array
@@ -35,15 +37,15 @@ class ModelDraws(NamedTuple):
 
     @property
     def are_few(self) -> bool:
-        """Whether chains are worth too few draws for a test."""
+        """Whether the chains have too few effective draws for a test."""
         return self.all is not self.independent and len(self.independent) < FEW_DRAWS
 
 
 def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normalized: bool) -> ModelDraws:
-    """Draws of the density under which a site's rows are.
+    """Draw from the density that a site's rows have under the model.
 
-    Of a normalised distribution, of rows with a context each (one draw a row), and of a distribution with a sampler of its
-    own, independent ones by its ``sample``; else of chains.
+    A normalised distribution, rows with a context each (one draw per row) and a distribution with its own sampler give
+    independent draws by ``sample``; any other distribution gives draws of chains.
     """
     distribution = site.distribution
     if site.rows_differ:
@@ -60,10 +62,10 @@ def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normal
 
 
 def given(draws: Any, site: Site, num_draws: int | None = None) -> ModelDraws:
-    """Draws as they came, independent where they are not laid out by chains.
+    """Take given draws as independent, or thin them where they are laid out by chains.
 
     Raises:
-        EnergyError: for draws that are no events of the site.
+        EnergyError: for draws that do not have the event shape of the site.
     """
     draws, event_shape = jnp.asarray(draws), site.distribution.event_shape
     lead = draws.ndim - len(event_shape)
@@ -85,23 +87,25 @@ def _thinned(chains: Array, num_draws: int) -> ModelDraws:
     independent = chains[:, places].reshape(-1, *chains.shape[2:])
     notes = []
     if len(independent) < FEW_DRAWS:
-        notes.append(f"its chains are worth {worth:.0f} draws, too few for mmd and c2st. Sample for longer, or pass draws=")
+        notes.append(
+            f"its chains have {worth:.0f} effective draws, too few for mmd and c2st. Sample for longer, or pass draws="
+        )
     elif len(independent) < num_draws / 2:
-        notes.append(f"its chains are worth {worth:.0f} draws, so that mmd and c2st compare {len(independent)} only")
+        notes.append(f"its chains have {worth:.0f} effective draws, so mmd and c2st compare only {len(independent)}")
     if not worst_rhat < LARGE_RHAT:
-        notes.append(f"its chains disagree (R-hat {worst_rhat:.2f}): the draws may not be the model's")
+        notes.append(f"its chains disagree (R-hat {worst_rhat:.2f}): they may not be draws of the model")
     return ModelDraws(chains, independent, tuple(notes))
 
 
 @jax.jit
 def _mixing(chains: Array) -> tuple[Array, Array]:
-    """Smallest effective sample size of coordinates and of their squares, and largest R-hat."""
+    """Return the smallest effective sample size of the coordinates and their squares, and the largest R-hat."""
     both = with_squares(chains)
     moves = jnp.any(both != both[:1, :1], axis=(0, 1))
     return effective_size(both), jnp.max(jnp.where(moves, jnp.atleast_1d(rhat(both)), 1.0))
 
 
 def _is_chain_sampler(distribution: Any) -> bool:
-    """Whether draws are those of chains anyway, so that a few long ones will do."""
+    """Whether ``sample`` would run chains anyway, so that a few long chains suffice."""
     sampler = distribution.sampler
     return distribution.has_energy and isinstance(sampler, ChainSampler) and sampler.start is None

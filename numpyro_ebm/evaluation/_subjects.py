@@ -1,4 +1,4 @@
-"""What a measure is given: rows under an energy, a score, a normalised distribution or a model."""
+"""Inputs of the measures: rows under an energy, a score, a normalised distribution or a model."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from numpyro_ebm.handlers.sites import as_energy, data_site
 
 
 def rows_under(owner: str, subject: Any, rows: Any, site: str | None = None) -> Site:
-    """The rows, laid out and checked, under one of the things that measures compare.
+    """Lay out and check rows under one of the things that measures compare.
 
     Args:
-        owner: the function that asks, for its messages.
+        owner: name of the calling function, for messages.
         subject: an energy, a score, a normalised NumPyro distribution, or ``(model, params)``.
-        rows: held-out rows; what ``model(rows)`` takes.
-        site: which energy site of a model with several.
+        rows: held-out rows; the argument of ``model(rows)``.
+        site: name of the energy site, for a model with several.
     """
     if isinstance(subject, dist.Distribution):
         return data_site(owner, as_energy(subject) if unwrap(subject) is None else subject, None, (rows,), {})
@@ -35,10 +35,10 @@ def rows_under(owner: str, subject: Any, rows: Any, site: str | None = None) -> 
 
 
 def check_continuous(owner: str, site: Site) -> None:
-    """Refuse events that have no derivatives.
+    """Check that the events are continuous, so that they have derivatives.
 
     Raises:
-        EnergyError: naming the support.
+        EnergyError: for a discrete support, which the message names.
     """
     if site.distribution.is_discrete:
         raise EnergyError(
@@ -47,17 +47,17 @@ def check_continuous(owner: str, site: Site) -> None:
 
 
 def as_vectors(name: str, events: Any) -> Array:
-    """Events ``(num, ...)`` as finite vectors ``(num, d)``.
+    """Return events ``(num, ...)`` as finite vectors ``(num, d)``.
 
     Raises:
-        EnergyError: for fewer than two, and for those that are not finite.
-        TypeError: for what is no array of real numbers.
+        EnergyError: for fewer than two events, and for events that are not finite.
+        TypeError: for anything but an array of real numbers.
     """
     events = jnp.asarray(as_arrays(name, events))
     if not jnp.isrealobj(events):
-        raise TypeError(f"{name} are real numbers; got dtype {events.dtype}.")
+        raise TypeError(f"{name} must be real numbers; got dtype {events.dtype}.")
     if events.ndim == 0 or len(events) < 2:
-        raise EnergyError(f"{name} need shape (number, ...) with at least two; got {events.shape}.")
+        raise EnergyError(f"{name} need shape (num, ...) with at least two events; got {events.shape}.")
     vectors = events.reshape(len(events), -1).astype(float)
     if is_concrete(vectors):
         bad = np.flatnonzero(~np.isfinite(np.asarray(vectors)).all(axis=1))
@@ -67,12 +67,12 @@ def as_vectors(name: str, events: Any) -> Array:
 
 
 def check_same_events(draws: Array, rows: Array) -> None:
-    """Refuse draws of other events than the rows.
+    """Check that draws and rows have events of the same size.
 
     Raises:
-        EnergyError: with both shapes.
+        EnergyError: with both sizes.
     """
     if draws.shape[1:] != rows.shape[1:]:
         raise EnergyError(
-            f"draws have {draws.shape[1]} numbers an event, rows {rows.shape[1]}: both need one shape of event."
+            f"draws have {draws.shape[1]} numbers per event, rows have {rows.shape[1]}: both need events of the same shape."
         )

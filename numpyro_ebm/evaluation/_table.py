@@ -1,4 +1,4 @@
-"""`Evaluation`: figures of models on held-out rows, as a table."""
+"""`Evaluation`: a table of the models' figures on held-out rows."""
 
 import dataclasses
 import html
@@ -15,12 +15,12 @@ BLANK = "-"
 
 
 class Column(NamedTuple):
-    """How a measure is shown.
+    """Display of one measure.
 
     Attributes:
-        legend: what it is and which direction is better.
-        cell: its result in a cell.
-        figures: its result as numbers by name.
+        legend: what the measure is, and which direction is better.
+        cell: function from the measure's result to the text of a cell.
+        figures: function from the measure's result to numbers by name.
     """
 
     legend: str
@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 
 def _with_error(value: float, error: float) -> str:
-    """Value and error, both to two digits of the error."""
+    """Format a value and its error, both to two digits of the error."""
     if not (math.isfinite(value) and math.isfinite(error) and error > 1e-6):
         return f"{value:.6g} +- {error:.1g}"
     decimals = max(0, 1 - math.floor(math.log10(error)))
@@ -41,7 +41,7 @@ def _with_p(value: float, error: float, p_value: float) -> str:
 
 
 def _numbers(*names: str) -> Callable[[Any], dict[str, Any]]:
-    """Attributes as plain numbers and lists, by name."""
+    """Return a function that reads these attributes of a result as plain numbers and lists, by name."""
     return lambda result: {name: _plain(getattr(result, name)) for name in names}
 
 
@@ -51,32 +51,33 @@ def _plain(value: Any) -> Any:
 
 COLUMNS = {
     "log_likelihood": Column(
-        "nats per row, the error of log Z included; higher is better",
+        "nats per row, with an error that includes that of log Z; higher is better",
         lambda r: _with_error(r.mean, r.standard_error) + ("" if r.is_reliable else " (see note)"),
         _numbers("mean", "standard_error", "bits_per_dim", "bits_per_dim_error", "interval", "bound", "ess"),
     ),
     "sm": Column(
-        "exact score matching loss per row; lower is better, only differences between models mean something",
+        "exact score matching loss per row; lower is better, and only differences between models are meaningful",
         lambda r: _with_error(r.mean, r.standard_error),
         _numbers("mean", "standard_error"),
     ),
     "ksd": Column(
-        "squared kernel Stein discrepancy, 0 where the model is true; lower is better, a small p speaks against the model",
+        "squared kernel Stein discrepancy, 0 for a true model; lower is better, a small p is evidence against the model",
         lambda r: _with_p(*r[:3]),
         _numbers("statistic", "standard_error", "p_value"),
     ),
     "mmd": Column(
-        "squared discrepancy of draws and rows, 0 where the laws are equal; lower is better, a small p speaks against it",
+        "squared maximum mean discrepancy of draws and rows, 0 for a true model; lower is better, a small p is evidence "
+        "against the model",
         lambda r: _with_p(*r[:3]),
         _numbers("statistic", "standard_error", "p_value", "bandwidth"),
     ),
     "c2st": Column(
-        "accuracy of a classifier that tells draws from rows; 0.5 is best, a small p speaks against the model",
+        "accuracy of a classifier that separates draws from rows; 0.5 is best, a small p is evidence against the model",
         lambda r: _with_p(r.accuracy, r.standard_error, r.p_value),
         _numbers("accuracy", "standard_error", "auc", "p_value", "num_events"),
     ),
     "modes": Column(
-        "total variation distance of the modes' weights (by chance about), modes without a draw; lower is better",
+        "total variation distance of the modes' weights (about its value by chance), modes without a draw; lower is better",
         lambda r: f"{r.total_variation:.3f} ({r.by_chance:.3f}), {r.num_missed} missed",
         _numbers("total_variation", "by_chance", "num_missed", "draws", "draws_error", "rows", "rows_error"),
     ),
@@ -85,14 +86,14 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` returns: ``str`` gives a table with a legend, a notebook shows it.
+    """Result of `evaluate`: ``str`` gives a table with a legend, and notebooks show it as HTML.
 
     Attributes:
-        results: by model and measure, what the measure returned (`LogLikelihood`, `SMLoss`, `KSDTest`, `MMDTest`, `C2ST`,
+        results: by model and measure, the result of the measure (`LogLikelihood`, `SMLoss`, `KSDTest`, `MMDTest`, `C2ST`,
             `ModeWeights`), or None where the measure does not exist for the model.
-        notes: by model, what is to be said beside the figures.
-        draws: by model, the independent draws that were compared; None where no measure asked for them.
-        num_rows: held-out rows.
+        notes: by model, remarks on its figures.
+        draws: by model, the independent draws that were compared; None where no measure needed them.
+        num_rows: number of held-out rows.
     """
 
     results: Mapping[str, Mapping[str, Any]]
@@ -106,31 +107,31 @@ class Evaluation:
         return tuple(next(iter(self.results.values())))
 
     def difference(self, first: str, second: str, measure: str = "log_likelihood") -> Difference:
-        """The first model's mean less the second's, with the error of pairs.
+        """Return the first model's mean minus the second's, with the standard error of the paired difference.
 
-        What makes a row hard for both models cancels, so that the error is often far below those in the table.
+        Variation between rows that both models share cancels, so the error is often far below those in the table.
 
         Args:
-            first: a model.
-            second: another.
+            first: name of a model.
+            second: name of another model.
             measure: "log_likelihood" (positive: the first is better) or "sm" (negative: the first is better).
 
         Raises:
-            EnergyError: for unknown names, another measure, or one that does not exist for both.
+            EnergyError: for unknown names, another measure, or a measure that does not exist for both models.
         """
         for name in (first, second):
             if name not in self.results:
                 raise EnergyError(f"There is no model '{name}'. {nearest(name, self.results)}")
         if measure not in ("log_likelihood", "sm") or measure not in self.measures:
             known = [name for name in ("log_likelihood", "sm") if name in self.measures]
-            raise EnergyError(f"There is no difference of '{measure}' by rows. {nearest(measure, known)}")
+            raise EnergyError(f"There is no row-by-row difference of '{measure}'. {nearest(measure, known)}")
         a, b = self.results[first][measure], self.results[second][measure]
         if a is None or b is None:
             raise EnergyError(f"The measure '{measure}' does not exist for '{first if a is None else second}'.")
         return paired_difference(a, b)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Figures by model and measure, None where there are none, and each model's "notes"; plain numbers and lists."""
+        """Return figures by model and measure (None where there are none) and "notes", as plain numbers and lists."""
         return {
             name: {
                 **{m: None if each is None else COLUMNS[m].figures(each) for m, each in results.items()},
@@ -140,7 +141,7 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        """An aligned table, its legend and its notes."""
+        """Return an aligned table, its legend and its notes."""
         cells = self._cells()
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -166,5 +167,5 @@ class Evaluation:
     def _legend(self) -> list[str]:
         lines = [f"{measure}: {COLUMNS[measure].legend}" for measure in self.measures]
         if any(each is None for results in self.results.values() for each in results.values()):
-            lines.append(f"{BLANK}: there is no such figure of this model")
+            lines.append(f"{BLANK}: the measure does not exist for this model")
         return lines + [f"note on {name}: {text}" for name, texts in self.notes.items() for text in texts]

@@ -1,4 +1,4 @@
-"""Classifier two-sample test: the only door to scikit-learn."""
+"""Classifier two-sample test; the only module that imports scikit-learn."""
 
 import math
 import warnings
@@ -16,14 +16,14 @@ from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
 
 
 class C2ST(NamedTuple):
-    """What `classifier_two_sample_test` returns.
+    """Result of `classifier_two_sample_test`.
 
     Attributes:
-        accuracy: share of held-out events told right, 1/2 where the laws are equal.
-        standard_error: of it.
-        auc: area under the ROC curve of the held-out events, the chance that a draw is thought more of a draw than a row is.
-        p_value: chance of an accuracy as large if draws and rows had one law.
-        num_events: events of each kind that took part.
+        accuracy: fraction of held-out events that are classified correctly, 1/2 for equal distributions.
+        standard_error: standard error of the accuracy.
+        auc: area under the ROC curve of the held-out events, the probability that a draw scores higher than a row.
+        p_value: probability of an accuracy as large if draws and rows had the same distribution.
+        num_events: number of draws, and of rows, that took part.
     """
 
     accuracy: float
@@ -42,37 +42,38 @@ def classifier_two_sample_test(
     num_folds: int = 5,
     num_permutations: int = 0,
 ) -> C2ST:
-    r"""How well a classifier tells draws of a model from rows, on events that it was not trained on.
+    r"""Test whether a classifier can separate draws of a model from rows, on events that it was not trained on.
 
-    As many draws as rows take part (some of the larger set, at random). Each of ``num_folds`` parts is classified by what
-    was trained on the others. Accuracy is 1/2 where the laws are equal, and at most that of the better guess,
-    ``1/2 + TV / 2`` with the total variation distance ``TV`` of the laws: a weak classifier shows less.
+    The test uses as many draws as rows (a random part of the larger set). Each of ``num_folds`` parts is classified by a
+    classifier trained on the others. The accuracy is 1/2 for equal distributions, and at most that of the Bayes classifier,
+    ``1/2 + TV / 2`` with the total variation distance ``TV`` of the distributions: a weak classifier shows less.
 
-    The classifiers of the ``K`` folds share most of their events, so that ``2 n`` guesses vary more than a binomial law says
-    (by 1.4 in standard deviation for a linear classifier and five folds where the laws are equal, which took a level of 0.05
-    to 0.09). Their variance is taken as
+    The classifiers of the ``K`` folds share most of their training events, so the ``2 n`` predictions vary more than a
+    binomial distribution says (by a factor 1.4 in standard deviation for a linear classifier, five folds and equal
+    distributions, which raised a level of 0.05 to 0.09). Their variance is taken as
 
     .. math:: \frac{a (1 - a)}{2 n} \Big( 1 + \frac{K}{K - 1} \Big)
 
-    after Nadeau and Bengio, and the p-value is the normal law's with ``a = 1/2``: cautious rather than bold. With
-    permutations it is exact for independent draws and rows, the classifiers being trained anew under each. Draws of a chain
-    have to be thinned to independent ones.
+    after Nadeau and Bengio, and the p-value is that of a normal distribution with ``a = 1/2``, which is conservative. With
+    permutations it is exact for independent draws and rows, and the classifiers are trained again for each permutation.
+    Draws of a chain have to be thinned to independent ones.
 
     Args:
-        rng_key: random key: folds, permutations, and the classifier's ``random_state``.
+        rng_key: random key of the folds, the permutations and the classifier's ``random_state``.
         draws: draws of the model, ``(m, ...)``.
         rows: held-out rows, ``(n, ...)``, not those of training.
-        classifier: of scikit-learn (``fit``, ``predict_proba``); None for a neural network with two layers of 64 units on
-            standardised coordinates, stopped early.
-        num_folds: parts, at least 2.
-        num_permutations: permutations of who is a draw; 0 for the normal law.
+        classifier: scikit-learn classifier (``fit``, ``predict_proba``); None for a neural network with two layers of 64
+            units on standardised coordinates, with early stopping.
+        num_folds: number of parts, at least 2.
+        num_permutations: number of permutations of the labels; 0 for the normal distribution.
 
     Raises:
-        EnergyError: (a ValueError) for fewer events than folds, events of different shapes or not finite.
+        EnergyError: (a ValueError) for fewer events than folds, and for events of different shapes or that are not finite.
         ImportError: without scikit-learn.
 
     Warns:
-        UserWarning: for draws whose order shows that they are those of a chain, worth less than half of independent ones.
+        UserWarning: for draws whose order shows that they come from a chain and are worth less than half as many
+            independent ones.
 
     Example:
         ``classifier_two_sample_test(key, draws, x_test).accuracy``
@@ -91,7 +92,7 @@ def classifier_two_sample_test(
     warn_where_dependent("classifier_two_sample_test", draws)
     num = min(len(draws), len(rows))
     if num < num_folds:
-        raise EnergyError(f"{num} events of a kind do not fill {num_folds} folds. Write num_folds={max(2, num)}.")
+        raise EnergyError(f"{num} draws and as many rows do not fill {num_folds} folds. Write num_folds={max(2, num)}.")
     rng = np.random.default_rng(np.asarray(jax.random.bits(rng_key, (4,))))
     pooled = np.concatenate([np.asarray(x)[rng.permutation(len(x))[:num]] for x in (draws, rows)])
     labels = np.repeat([1, 0], num)
@@ -120,7 +121,7 @@ def _default() -> Any:
 def _held_out(
     rng: np.random.Generator, classifier: Any, x: np.ndarray, labels: np.ndarray, num_folds: int
 ) -> tuple[float, float]:
-    """Accuracy and area under the curve of what each fold's classifier says of the fold."""
+    """Return accuracy and area under the ROC curve of the predictions for the held-out folds."""
     _sklearn()
     from scipy.stats import rankdata
     from sklearn.base import clone
@@ -133,7 +134,7 @@ def _held_out(
         fitted: Any = clone(classifier)
         fitted.set_params(**{name: seed for name in fitted.get_params() if name.split("__")[-1] == "random_state"})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a classifier that could be better is a valid one
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a classifier that has not converged is still valid
             fitted.fit(x[train], labels[train])
         probability[test] = fitted.predict_proba(x[test])[:, 1]
     ranks, num = rankdata(probability), int(labels.sum())

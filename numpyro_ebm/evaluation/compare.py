@@ -1,4 +1,4 @@
-"""`evaluate`: models side by side on held-out rows."""
+"""`evaluate`: compare models on held-out rows."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ DEFAULT = ("log_likelihood", "sm", "ksd", "mmd")
 
 
 class Subject(NamedTuple):
-    """One model: its rows, its draws where a measure asks for them, and what measures share."""
+    """One model: its rows, its draws where a measure needs them, and the inputs that the measures share."""
 
     site: Site
     is_normalized: bool
@@ -63,40 +63,41 @@ def evaluate(
     | "log_likelihood" | `log_likelihood` | scores; bounds on log Z too far apart |
     | "sm" | `sm_loss` | discrete events |
     | "ksd" | `ksd_test` | discrete events; rows with a context each |
-    | "mmd" | `mmd`, of draws | chains worth fewer than 20 draws |
-    | "c2st" | `classifier_two_sample_test`, of draws (scikit-learn) | the same |
-    | "modes" | `mode_weights`, of draws | |
+    | "mmd" | `mmd` of draws | chains with fewer than 20 effective draws |
+    | "c2st" | `classifier_two_sample_test` of draws (scikit-learn) | chains with fewer than 20 effective draws |
+    | "modes" | `mode_weights` of draws | |
 
-    Where a measure does not exist the table has a blank. All models answer for the same rows: their densities have to be of
-    the same events in the same units. Draws of an energy are those of 4 chains, of which as many are compared as they are
-    worth independent ones; of an energy with a ``sampler`` other than plain chains, of a score and of a normalised
-    distribution they are its own ``sample``'s; of rows with a context each, one draw a row.
+    The table has a blank where a measure does not exist. All models are evaluated on the same rows, so their densities have
+    to be of the same events in the same units. Draws of an energy come from 4 chains, thinned to their effective number. An
+    energy with a ``sampler`` other than plain chains, a score and a normalised distribution are drawn by their own
+    ``sample``; rows with a context each get one draw per row.
 
     Args:
-        rng_key: random key. Each measure has its own, the same for all models, so that a figure depends neither on the other
-            measures nor on the other models.
-        models: by name, an `EnergyDistribution`, a `ScoreDistribution`, a normalised NumPyro distribution, or
+        rng_key: random key. Each measure has its own key, the same for all models, so that a figure depends neither on the
+            other measures nor on the other models.
+        models: models by name: an `EnergyDistribution`, a `ScoreDistribution`, a normalised NumPyro distribution, or
             ``(model, params)`` with a NumPyro model that observes the rows in ``model(rows)`` (write ``lambda x: model(x,
-            num_rows=len(x))`` for one with more arguments) and values of its parameters and latent sites, or a result.
+            num_rows=len(x))`` for one with more arguments) and the values of its parameters and latent sites, or the result
+            of its training.
         rows: held-out rows, ``(num_rows, *event_shape)``.
         measures: names, or a dict from names to options; None for "log_likelihood", "sm", "ksd" and "mmd", and "modes" where
-            ``modes`` are given.
-        log_partition: the ``method`` of `log_partition` for the energies; or a dict from models' names to methods or to
-            finished results of `log_partition` or `log_partition_bounds` ("ais" for energies that are not in it).
-        draws: by name, draws of models that are to be used instead: ``(num, *event_shape)`` where they are independent,
-            ``(num_chains, num, *event_shape)`` for those of chains.
-        num_draws: draws of each model.
-        kernel: of the chains; None for "nuts", "gibbs" on discrete supports.
+            ``modes`` is given.
+        log_partition: the ``method`` of `log_partition` for the energies; or a dict from model names to methods or to
+            results of `log_partition` or `log_partition_bounds` ("ais" for energies that are not in it).
+        draws: draws to use in the place of the models' own, by name: ``(num, *event_shape)`` where they are independent,
+            ``(num_chains, num, *event_shape)`` for chains.
+        num_draws: number of draws of each model.
+        kernel: kernel of the chains; None for "nuts", or "gibbs" on discrete supports.
         modes: ``labels_of`` of `mode_weights`.
-        site: which energy site of models with several.
+        site: name of the energy site, for models with several.
 
     Returns:
         `Evaluation`.
 
     Raises:
-        EnergyError: (a ValueError) for no models, unknown measures or names, "modes" without modes, and what the measures
-            refuse, with the model's name.
-        TypeError: for something that is no model.
+        EnergyError: (a ValueError) for no models, for unknown measures or names, for the measure "modes" without ``modes``,
+            and for errors of the measures, with the model's name.
+        TypeError: for something that is not a model.
 
     Example:
         ::
@@ -156,7 +157,7 @@ def _log_likelihood(subject: Subject) -> tuple[Any, tuple[str, ...]]:
 
 
 def _log_partition(subject: Subject) -> tuple[LogPartition, tuple[str, ...]]:
-    """Log Z by the method that was named, and what it warned of, for the notes below the table."""
+    """Estimate log Z by the chosen method, and return it with its warnings as notes below the table."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         log_z = partition.log_partition(
@@ -204,20 +205,20 @@ MEASURES = {
 
 
 def _one_number(sites: Mapping[str, Site]) -> int:
-    """How many rows take part, the same for all models."""
+    """Return the number of rows that take part, which has to be the same for all models."""
     counts = {name: each.num_rows if each.mask is None else int(each.mask.sum()) for name, each in sites.items()}
     if len(set(counts.values())) > 1:
-        raise EnergyError(f"Models answer for different numbers of rows, {counts}. Give all of them the same.")
+        raise EnergyError(f"The models have different numbers of rows, {counts}. Give all of them the same rows.")
     return next(iter(counts.values()))
 
 
 def _both(subject: Subject) -> tuple[Any, Any] | None:
-    """Independent draws and rows; None where chains are worth too few of them."""
+    """Return independent draws and rows; None where the chains have too few effective draws."""
     draws: Any = subject.draws
     if draws.are_few:
         return None
     independent = draws.independent
-    if subject.site.rows_differ:  # in the order of the contexts, which would pass for that of a chain
+    if subject.site.rows_differ:  # ordered by context, which looks like the order of a chain
         independent = jax.random.permutation(jax.random.fold_in(subject.keys["draws"], 1), independent)
     return independent, _rows(subject)
 
@@ -228,7 +229,7 @@ def _rows(subject: Subject) -> Any:
 
 
 def _measures(measures: Any, modes: Any) -> dict[str, dict[str, Any]]:
-    """Options by measure."""
+    """Check the measures, and return their options by name."""
     if measures is None:
         measures = DEFAULT if modes is None else (*DEFAULT, "modes")
     chosen = [measures] if isinstance(measures, str) else list(measures)
@@ -238,8 +239,10 @@ def _measures(measures: Any, modes: Any) -> dict[str, dict[str, Any]]:
     if not chosen:
         raise EnergyError(f"evaluate needs a measure. Known names: {', '.join(MEASURES)}.")
     if ("modes" in chosen) != (modes is not None):
-        missing = "modes=labels_of, a function of one event or centres" if modes is None else "measures=(..., 'modes')"
-        raise EnergyError(f"The measure 'modes' and what says which mode an event is in go together. Write {missing}.")
+        missing = (
+            "modes=labels_of, a function of one event or the modes' centres" if modes is None else "measures=(..., 'modes')"
+        )
+        raise EnergyError(f"The measure 'modes' and the argument modes need each other. Write {missing}.")
     return {name: dict(measures[name]) if isinstance(measures, Mapping) else {} for name in chosen}
 
 
@@ -249,16 +252,18 @@ def _check_names(models: Mapping[str, Any], draws: Any, log_partition: Any) -> N
             "evaluate needs a dict of models by name. Write evaluate(rng_key, {'energy': distribution}, x_test)."
         )
     if isinstance(log_partition, LogPartition | LogPartitionBounds):
-        raise EnergyError(f"log Z is that of one model. Write log_partition={{'{next(iter(models))}': log_z}}.")
+        raise EnergyError(
+            f"log_partition is the log Z of a single model. Write log_partition={{'{next(iter(models))}': log_z}}."
+        )
     for option, given in (("draws", draws), ("log_partition", log_partition)):
         for name in given if isinstance(given, Mapping) else ():
             if name not in models:
-                raise EnergyError(f"{option} has '{name}', which is no model. {nearest(name, models)}")
+                raise EnergyError(f"{option} has '{name}', which is not a model. {nearest(name, models)}")
 
 
 @contextmanager
 def _of(name: str) -> Iterator[None]:
-    """Put the model's name in front of the message of any fault found inside."""
+    """Put the model's name in front of the message of any error inside."""
     try:
         yield
     except EnergyError as error:

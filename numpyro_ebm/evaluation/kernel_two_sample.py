@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy of draws and rows."""
+"""Maximum mean discrepancy between draws and rows."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
 
 
 class MMDTest(NamedTuple):
-    """What `mmd` returns.
+    """Result of `mmd`.
 
     Attributes:
-        statistic: unbiased squared discrepancy, about 0 where the laws are equal; may be negative.
-        standard_error: of it, to first order; too large rather than too small where the laws are equal.
-        p_value: chance of a statistic as large if draws and rows had one law.
-        bandwidth: of the kernel, or those of its mixture; in standard deviations where none was given.
+        statistic: unbiased squared discrepancy, about 0 for equal distributions; may be negative.
+        standard_error: of the statistic, to first order; conservative for equal distributions.
+        p_value: probability of a statistic as large if draws and rows had the same distribution.
+        bandwidth: bandwidth of the kernel, or those of its mixture; in standard deviations where none was given.
     """
 
     statistic: Array
@@ -33,36 +33,37 @@ class MMDTest(NamedTuple):
 
 
 def mmd(rng_key: PRNGKey, draws: Any, rows: Any, *, bandwidth: Any = None, num_permutations: int = 1000) -> MMDTest:
-    r"""Whether draws of a model and rows have one law, by the means of a Gaussian kernel.
+    r"""Test whether draws of a model and rows have the same distribution, by the means of a Gaussian kernel.
 
     .. math:: \widehat{\mathrm{MMD}}^2 = \frac{\sum_{i \ne j} k(x_i, x_j)}{m(m-1)}
         + \frac{\sum_{i \ne j} k(y_i, y_j)}{n(n-1)} - \frac{2 \sum_{i, j} k(x_i, y_j)}{m n},
         \qquad k(x, y) = \exp(-|x - y|^2 / (2 l^2))
 
-    or the mean of such kernels over several ``l``. It is 0 in expectation where the laws are equal and positive elsewhere.
-    The null distribution is that of the statistic under permutations of who is a draw, which is exact for independent draws
-    and rows: draws of a chain have to be thinned to independent ones first. Pairs are taken a few million at once.
+    or the mean of such kernels over several ``l``. The statistic is 0 in expectation for equal distributions and positive
+    otherwise. Its null distribution comes from permutations of the labels of draws and rows, which are exact for independent
+    draws and rows: draws of a chain have to be thinned to independent ones first. A few million pairs are evaluated at once.
 
-    Without a ``bandwidth`` each coordinate is measured in its standard deviation over draws and rows together, so that one
-    of a large unit does not hide the others. A bandwidth that is given is a length in data units.
+    Without a ``bandwidth`` each coordinate is measured in its standard deviation over draws and rows together, so that a
+    coordinate with a large scale does not hide the others. A given bandwidth is a length in data units.
 
     Args:
         rng_key: random key.
         draws: draws of the model, ``(m, ...)``.
         rows: held-out rows, ``(n, ...)``, not those of training.
-        bandwidth: ``l``, or a sequence of them; None for the median distance among draws and rows together (of 256 of them,
-            where there are more), in standard deviations.
-        num_permutations: permutations.
+        bandwidth: ``l``, or a sequence of them; None for the median distance among draws and rows together (among at most
+            256 of them), in standard deviations.
+        num_permutations: number of permutations.
 
     Returns:
-        `MMDTest`, of arrays: the test may be jitted and vmapped.
+        `MMDTest` with arrays; the test works under jit and vmap.
 
     Raises:
-        EnergyError: (a ValueError) for fewer than two draws or rows, events of different shapes or not finite, and
-            bandwidths that are not positive.
+        EnergyError: (a ValueError) for fewer than two draws or rows, for events of different shapes or that are not finite,
+            and for bandwidths that are not positive.
 
     Warns:
-        UserWarning: for draws whose order shows that they are those of a chain, worth less than half of independent ones.
+        UserWarning: for draws whose order shows that they come from a chain and are worth less than half as many
+            independent ones.
 
     Example:
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 100, 3))
@@ -88,7 +89,7 @@ def mmd(rng_key: PRNGKey, draws: Any, rows: Any, *, bandwidth: Any = None, num_p
 def _test(rng_key, draws, rows, bandwidth, *, num_permutations):
     m, n = len(draws), len(rows)
     pooled = jnp.concatenate([draws, rows])
-    pooled = pooled - jnp.mean(pooled, axis=0)  # near the origin, where squares of distances lose least
+    pooled = pooled - jnp.mean(pooled, axis=0)  # near the origin, squared distances lose the least precision
     if bandwidth is None:
         pooled = pooled / or_one(spread(pooled))
         length = median_distance(pooled, jnp.ones(m + n, bool))
@@ -118,7 +119,7 @@ def _kernel(x: Array, others: Array, lengths: Array) -> Array:
 
 
 def _error(to_draws: Array, to_all: Array, m: int, n: int) -> Array:
-    """By each event's influence: twice the witness function at it."""
+    """Return the standard error from each event's influence, which is twice the witness function there."""
     to_rows = to_all - to_draws
     at_draws = to_draws[:m] / (m - 1) - to_rows[:m] / n
     at_rows = to_rows[m:] / (n - 1) - to_draws[m:] / m

@@ -1,4 +1,4 @@
-"""Kernel Stein test of goodness of fit."""
+"""Kernel Stein goodness-of-fit test."""
 
 import dataclasses
 import math
@@ -20,13 +20,13 @@ from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
 
 
 class KSDTest(NamedTuple):
-    """What `ksd_test` returns.
+    """Result of `ksd_test`.
 
     Attributes:
         statistic: unbiased squared discrepancy, about 0 where the model fits; may be negative.
-        standard_error: of it, to first order; too large rather than too small where the model fits. Infinite for two rows.
-        p_value: chance of a statistic as large if the model were true.
-        ess: how many independent rows the rows are worth: their number, or less where consecutive ones are correlated.
+        standard_error: of the statistic, to first order; conservative where the model fits, infinite for two rows.
+        p_value: probability of a statistic as large if the model were true.
+        ess: effective number of independent rows: all of them, or fewer where consecutive rows are correlated.
     """
 
     statistic: Array
@@ -46,7 +46,7 @@ def ksd_test(
     num_bootstraps: int = 1000,
     site: str | None = None,
 ) -> KSDTest:
-    r"""Whether rows are draws of a model of which only the score is known: no log Z, no draws of the model.
+    r"""Test whether rows are draws of a model, by its score alone: without log Z and without draws of the model.
 
     With ``u`` the Stein kernel of `KernelSteinDiscrepancy`, whose mean is 0 under the model, the statistic and its null
     distribution by the wild bootstrap are
@@ -54,17 +54,17 @@ def ksd_test(
     .. math:: S = \frac{1}{n(n-1)} \sum_{i \ne j} u(x_i, x_j), \qquad
         S_b = \frac{1}{n(n-1)} \sum_{i \ne j} w_{bi} w_{bj} u(x_i, x_j)
 
-    with random signs ``w``, independent for independent rows, and ``p = (1 + #{S_b >= S}) / (1 + B)``. With signs the terms
-    ``i = j`` are the same in all, so that the "u" and "v" statistics have one p-value. Works in unconstrained space. Time is
-    ``n^2 B``; pairs are taken a few million at once.
+    with random signs ``w``, independent for independent rows, and ``p = (1 + #{S_b >= S}) / (1 + B)``. The terms ``i = j``
+    do not depend on the signs, so the "u" and "v" statistics have the same p-value. The test works in unconstrained space,
+    takes time ``n^2 B`` and evaluates a few million pairs at once.
 
-    Rows that are draws of a chain, in its order, are correlated, and independent signs would reject a true model nearly
-    always. Their integrated autocorrelation time ``tau`` (the longest of all coordinates and their squares) is estimated;
-    where it is longer than chance explains, the signs keep their value from row to row (a dependent wild bootstrap), for so
-    long that they see 0.8 of ``tau`` of a geometric autocorrelation, and the null distribution is divided by that share.
-    ``ess`` is ``n / tau``; below a hundred or so the test has little power.
+    Consecutive draws of a chain are correlated, and independent signs would reject a true model nearly always. The test
+    estimates their integrated autocorrelation time ``tau`` (the longest of all coordinates and their squares). Where it is
+    longer than chance explains, the signs are correlated from row to row (a dependent wild bootstrap), strongly enough to
+    follow 0.8 of ``tau`` of a geometric autocorrelation, and the null distribution is divided by that share. ``ess`` is
+    ``n / tau``; below about a hundred the test has little power.
 
-    Like score matching it hardly sees the weights of modes that lie far apart.
+    As in score matching, the statistic hardly depends on the weights of modes that lie far apart.
 
     Args:
         rng_key: random key.
@@ -72,19 +72,19 @@ def ksd_test(
             ``(model, params)`` with a model that observes the rows in ``model(rows)``.
         rows: held-out rows, ``(num_rows, *event_shape)``, or draws of chains, ``(num_chains, num, *event_shape)``.
         kernel: "imq" or "rbf", see `KernelSteinDiscrepancy`.
-        bandwidth: of the kernel, one number or one for each dimension, in data units (unconstrained ones); None for the
+        bandwidth: length scale of the kernel, one number or one per dimension, in (unconstrained) data units; None for the
             median distance of the rows in units of each dimension's standard deviation, see `KernelSteinDiscrepancy`.
         beta: exponent of "imq"; None for -0.5.
         num_bootstraps: ``B``.
-        site: which energy site of a model with several.
+        site: name of the energy site, for a model with several.
 
     Returns:
-        `KSDTest`, of arrays: the test may be jitted and vmapped.
+        `KSDTest` with arrays; the test works under jit and vmap.
 
     Raises:
-        EnergyError: (a ValueError) for rows that do not fit, fewer than two of them, a discrete support, rows with a context
-            or a base of their own, and kernels that are none.
-        TypeError: for something that is no such distribution.
+        EnergyError: (a ValueError) for rows that do not fit, for fewer than two rows, for a discrete support, for rows with
+            a context or a base of their own, and for invalid kernels.
+        TypeError: for anything but such a distribution or pair.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -102,14 +102,14 @@ def ksd_test(
 
 
 def ksd_of(rng_key: PRNGKey, site: Site, *, num_bootstraps: int = 1000, **options: Any) -> KSDTest:
-    """`ksd_test` of rows that are laid out."""
+    """Run `ksd_test` on rows that are laid out already."""
     check_key("ksd_test", rng_key)
     check_count("ksd_test", "num_bootstraps", num_bootstraps)
     check_continuous("ksd_test", site)
     if site.rows_differ:
         raise EnergyError(
-            "ksd_test compares the scores of rows, which here have different densities: each row has a context or a base "
-            "of its own. Test the rows of one context."
+            "ksd_test needs rows that share one density, and here each row has a context or a base of its own. Test the "
+            "rows of one context."
         )
     num_rows = site.num_rows if site.mask is None or not is_concrete(site.mask) else int(site.mask.sum())
     if num_rows < 2:
@@ -144,8 +144,8 @@ def _test(rng_key, distribution, rows, bandwidth, *, kernel, beta, num_bootstrap
     p_value = (1 + jnp.sum(totals[1:] / found.captured >= totals[0])) / (1 + num_bootstraps)
     num = jnp.sum(keep, dtype=value.dtype)
     statistic = jnp.sum(with_others) / (num * (num - 1))
-    # The mean over partners is half of a row's influence.
+    # A row's influence is twice its mean over partners.
     spread = found.time * jnp.var(with_others / (num - 1), where=keep) * num / (num - 1)
-    # Two rows have one pair between them, and so no spread.
+    # Two rows form a single pair, which has no spread.
     error = jnp.where(num > 2, 2 * jnp.sqrt(spread / num), jnp.inf)
     return KSDTest(statistic, error, p_value, num / found.time)

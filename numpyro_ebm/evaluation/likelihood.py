@@ -1,4 +1,4 @@
-"""`log_likelihood`: held-out rows under an energy whose log Z was estimated, in nats and in bits, with errors."""
+"""`log_likelihood`: held-out rows under an energy with an estimated log Z, in nats and bits, with standard errors."""
 
 import dataclasses
 import math
@@ -17,20 +17,21 @@ from numpyro_ebm.handlers.sites import data_site
 from numpyro_ebm.partition.bounds import LEVEL, RELIABLE_GAP, widened
 
 FEW_SAMPLES = 10.0
+"""Effective samples below which log Z is unreliable: its standard error, about 1 / sqrt(ESS), is 0.3 nats there."""
 OTHER_SIDE: dict[Any, Any] = {"lower": "upper", "upper": "lower", None: None}
 NEEDED = (
     "log_likelihood needs log Z with its error, as numpyro_ebm.log_partition or log_partition_bounds returns it. There is "
     "no default: without log Z an energy has no likelihood. Write log_likelihood(model, params, x_test, "
-    "log_partition=numpyro_ebm.log_partition(rng_key, model, method='ais', params=params)); for a log Z that is known, "
+    "log_partition=numpyro_ebm.log_partition(rng_key, model, method='ais', params=params)); for a known log Z, "
     "log_partition=numpyro_ebm.LogPartition(value, 0.0, math.inf, None)"
 )
 
 
 class ApartBounds(EnergyError):
-    """Bounds on log Z that are too far apart for a likelihood.
+    """Raised for bounds on log Z that are too far apart for a likelihood.
 
     Attributes:
-        finding: how far apart they are, for notes; the message says what to write as well.
+        finding: the distance of the bounds in words, for notes; the message adds what to write.
     """
 
     def __init__(self, finding: str, advice: str):
@@ -38,37 +39,37 @@ class ApartBounds(EnergyError):
         self.finding = finding
 
     def __str__(self) -> str:
-        """The finding and the advice."""
+        """Return the finding and the advice."""
         return " ".join(self.args)
 
 
 class Difference(NamedTuple):
-    """How much more the first of two models has of a figure of the same rows.
+    """Mean difference between two models' figures of the same rows.
 
     Attributes:
-        mean: mean over rows of the first's figure less the second's.
-        standard_error: of the mean, by the spread of the differences over rows; that of log Z included.
+        mean: mean over rows of the first model's figure minus the second's.
+        standard_error: of the mean, from the spread of the differences over rows and the errors of log Z.
     """
 
     mean: float
     standard_error: float
 
     def __str__(self) -> str:
-        """The mean with its sign and its error."""
+        """Return the mean with its sign, and its error."""
         return f"{self.mean:+.3g} +- {self.standard_error:.2g}"
 
 
 def paired_difference(first: Any, second: Any) -> Difference:
-    """The mean of ``first.rows - second.rows`` over the rows that both have, with the error of pairs.
+    """Return the mean of ``first.rows - second.rows`` over the rows that both have, with its standard error.
 
     Errors of log Z count as independent of each other and of the rows.
 
     Raises:
-        EnergyError: for figures of different numbers of rows.
+        EnergyError: for different numbers of rows.
     """
     if np.shape(first.rows) != np.shape(second.rows):
         raise EnergyError(
-            f"A difference of pairs needs the same rows twice; got rows of shape {np.shape(first.rows)} and "
+            f"A paired difference needs the same rows for both; got rows of shape {np.shape(first.rows)} and "
             f"{np.shape(second.rows)}. Compute both on the same held-out rows."
         )
     rows = np.asarray(first.rows, float) - np.asarray(second.rows, float)
@@ -83,18 +84,18 @@ class LogLikelihood:
     """Log likelihood of held-out rows.
 
     Attributes:
-        rows: nats, one value per row in the rows' shape; NaN for masked rows.
+        rows: log likelihood in nats, one value per row in the rows' shape; NaN for masked rows.
         mean: nats per row, over the rows that take part.
-        standard_error: of the mean: the sampling of rows and the error of log Z together. NaN for a single row.
-        log_partition_error: log Z's part of it.
-        bits_per_dim: ``-mean / (d log 2)``, ``d`` the number of elements of an event.
-        bits_per_dim_error: its standard error.
-        interval: of the mean of these rows, where log Z has bounds on both sides: a confidence interval of level 0.95 that
-            allows for the gap and for the Monte Carlo error of either end, and not for the sampling of rows; else None.
+        standard_error: of the mean, from the sampling of rows and the error of log Z. NaN for a single row.
+        log_partition_error: the part of the standard error that comes from log Z.
+        bits_per_dim: ``-mean / (d log 2)`` with ``d`` the number of elements of an event.
+        bits_per_dim_error: standard error of ``bits_per_dim``.
+        interval: confidence interval of level 0.95 for the mean of these rows, where log Z has bounds on both sides. It
+            covers the gap and the Monte Carlo error of both bounds, but not the sampling of rows. None without bounds.
         bound: "upper" where the values are upper bounds in expectation (log Z from a lower bound), "lower" the other way
             round, None for neither.
-        ess: effective number of samples behind log Z.
-        num_rows: rows that take part.
+        ess: effective number of samples of log Z.
+        num_rows: number of rows that take part.
     """
 
     rows: Array
@@ -110,22 +111,22 @@ class LogLikelihood:
 
     @property
     def is_reliable(self) -> bool:
-        """Whether at least 10 effective samples are behind log Z."""
+        """Whether log Z has at least 10 effective samples."""
         return self.ess >= FEW_SAMPLES
 
     def difference(self, other: "LogLikelihood") -> Difference:
-        """How many more nats per row this model gives to the same rows than the other, with the error of pairs.
+        """Return this model's mean minus the other's on the same rows, in nats per row, with its standard error.
 
-        What makes a row hard for both models cancels, so that the error is often far below that of either mean.
+        Variation between rows that both models share cancels, so the error is often far below that of either mean.
 
         Args:
             other: `log_likelihood` of the same rows, in the same order, under another model.
 
         Returns:
-            The mean and its standard error, positive where this model is the better one.
+            The mean and its standard error; positive where this model is better.
 
         Raises:
-            EnergyError: for another number of rows.
+            EnergyError: for a different number of rows.
 
         Example:
             ``print(by_pcd.difference(by_mixture))`` prints ``+0.45 +- 0.17``.
@@ -133,7 +134,7 @@ class LogLikelihood:
         return paired_difference(self, other)
 
     def __str__(self) -> str:
-        """One line."""
+        """Return one line of text."""
         line = (
             f"log likelihood {self.mean:.4f} +- {self.standard_error:.2g} nats per row ({self.num_rows} rows), "
             f"{self.bits_per_dim:.4f} +- {self.bits_per_dim_error:.2g} bits per dimension"
@@ -141,22 +142,25 @@ class LogLikelihood:
         return "; ".join([line, *self.remarks()])
 
     def remarks(self) -> tuple[str, ...]:
-        """What is to be said beside the figures."""
+        """Return remarks on the figures."""
         said = []
         if self.interval is not None:
             ends = "between {:.4f} and {:.4f}".format(*self.interval)
-            said.append(f"of these rows {ends} at level {LEVEL:g}, by bounds on log Z from both sides")
+            said.append(f"the mean of these rows lies {ends} at level {LEVEL:g}, by bounds on log Z from both sides")
         if self.bound is not None:
-            side = {"upper": "at most that, log Z being a lower bound", "lower": "at least that, log Z being an upper bound"}
-            said.append(f"in expectation {side[self.bound]}")
+            side = {
+                "upper": "at most this, since log Z is a lower bound",
+                "lower": "at least this, since log Z is an upper bound",
+            }
+            said.append(f"in expectation the true value is {side[self.bound]}")
         if not self.is_reliable:
-            said.append(f"log Z rests on {self.ess:.1f} effective samples: neither it nor its error is to be trusted")
+            said.append(f"log Z has only {self.ess:.1f} effective samples: neither its value nor its error is reliable")
         return tuple(said)
 
 
 @dataclasses.dataclass(frozen=True)
 class _LogZ:
-    """log Z as the rows need it: value ``()`` or of the rows' shape, and the two ends that it lies between, or None."""
+    """Log Z as the rows need it: a value of shape ``()`` or of the rows' shape, and the two bounds around it, or None."""
 
     value: np.ndarray
     standard_error: np.ndarray
@@ -168,43 +172,43 @@ class _LogZ:
 def log_likelihood(
     dist_or_model: Any, params: Any, *args: Any, log_partition: Any, site: str | None = None, **kwargs: Any
 ) -> LogLikelihood:
-    r"""Log likelihood of held-out rows: :math:`\log \tilde p(x) - \log Z`, in nats and in bits per dimension.
+    r"""Compute the log likelihood of held-out rows, :math:`\log \tilde p(x) - \log Z`, in nats and bits per dimension.
 
-    ``log p~`` is the log density of the event as it is given (``log base - E``, without a Jacobian), log Z that of the same
-    measure, as `log_partition` estimates it. Its error is common to all rows where they share one density, and then
+    ``log p~`` is the unnormalised log density of the event as given (``log base - E``, without a Jacobian), and log Z is
+    that of the same measure, as `log_partition` estimates it. Rows that share one density share the error of log Z, and then
 
     .. math:: \mathrm{se}^2 = \operatorname{var}(\log \tilde p) / n + \mathrm{se}(\log Z)^2
 
-    Where each row has a log Z of its own (a context), its errors count as independent of each other and are inside the
-    variance between rows. By bounds from both sides log Z is taken in their middle, with half the gap as a further error,
-    and ``interval`` holds the mean of these rows under the true log Z with probability 0.95 or more. Importance
-    sampling and AIS give lower bounds of log Z in expectation, so that the likelihood is an upper bound.
+    Where each row has its own log Z (a context), the errors count as independent of each other and are part of the variance
+    between rows. With bounds on both sides, log Z is their midpoint, half the gap is a further error, and ``interval``
+    contains the mean of these rows under the true log Z with probability 0.95 or more. Importance sampling and AIS give
+    lower bounds on log Z in expectation, so the likelihood is an upper bound.
 
-    A density has the units of its data. Rows scaled by ``c`` change the mean by ``-d log c``: of images with 256 levels
-    divided by 256, bits per dimension in the levels' own units are ``bits_per_dim + 8``. Data that are whole numbers have
-    unbounded densities, and a finite figure of them needs uniform noise of one level's width added to the rows
-    (dequantisation), in training and here; the mean is then a lower bound of the log probability of the levels.
+    A density depends on the units of the data. Scaling the rows by ``c`` changes the mean by ``-d log c``: for images with
+    256 levels divided by 256, bits per dimension in units of the levels are ``bits_per_dim + 8``. Whole-number data have
+    unbounded densities: for a finite value, add uniform noise of one level's width to the rows (dequantisation), in training
+    and here. The mean is then a lower bound on the log probability of the levels.
 
     Args:
         dist_or_model: an `EnergyDistribution`, or a NumPyro model with one observed energy site (or see ``site``).
-            Subsampling plates hold all rows here.
-        params: None for a distribution; for a model values of its parameters and latent sites, or the result of `fit` or
-            ``svi.run``.
-        *args: for a distribution its rows; for a model its arguments, held-out rows in the place of those of training.
-        log_partition: what `log_partition` or `log_partition_bounds` returned: a value, standard_error, ess and bound of
+            Subsampling plates use all rows here.
+        params: None for a distribution; for a model the values of its parameters and latent sites, or the result of `fit`
+            or ``svi.run``.
+        *args: the rows of a distribution; for a model its arguments, with held-out rows in the place of the training rows.
+        log_partition: the result of `log_partition` or `log_partition_bounds`: a value, standard_error, ess and bound of
             shape ``()``, or of the rows' (or the distribution's batch) shape where each row has its own; or ``lower`` and
-            ``upper``, two of these.
-        site: which energy site of a model with several; a joint event of factors by its joined name.
+            ``upper``, two such results.
+        site: name of the energy site, for a model with several; a joint event of factors has a joined name.
         **kwargs: keyword arguments of the model.
 
     Returns:
-        `LogLikelihood`; ``str`` gives a line.
+        `LogLikelihood`; ``str`` gives one line.
 
     Raises:
         EnergyError: (a ValueError) for bounds that are more than 1 nat apart, which allow no likelihood; for log Z that is
-            not finite or of another shape, or one for rows that need theirs; for rows that are NaN, outside the support or
-            on its boundary, and rows whose energy is NaN, with the row's number; for a `ScoreDistribution`; for parameters
-            or latent sites without a value.
+            not finite or has the wrong shape, or a single log Z where each row needs its own; for rows that are NaN, outside
+            the support or on its boundary, and rows whose energy is NaN, with the row's number; for a `ScoreDistribution`;
+            for parameters or latent sites without a value.
         TypeError: for a log Z without an error, or something that is neither a distribution nor a model.
 
     Example:
@@ -224,7 +228,7 @@ def log_likelihood(
 
 
 def likelihood_of(site: Site, log_partition: Any) -> LogLikelihood:
-    """`log_likelihood` of rows that are laid out."""
+    """Compute `log_likelihood` for rows that are laid out already."""
     log_z = _read(log_partition)
     with at_site(site.name):
         if not site.distribution.has_energy:
@@ -234,15 +238,15 @@ def likelihood_of(site: Site, log_partition: Any) -> LogLikelihood:
         keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
         _check_densities(values, keep)
         if not keep.any():
-            raise EnergyError("No row takes part: every one is masked.")
+            raise EnergyError("No row takes part: all of them are masked.")
         if not np.all(np.isfinite(_per_row(log_z.value, site)[keep])):
-            raise EnergyError(f"log Z is not finite ({log_z.value}), so that there is no likelihood.")
+            raise EnergyError(f"log Z is not finite ({log_z.value}), so there is no likelihood.")
     values = np.where(keep, values - _per_row(log_z.value, site), np.nan)
     return _summary(site, values, keep, log_z)
 
 
 def _densities(site: Site) -> np.ndarray:
-    """Unnormalised log density of each row."""
+    """Return the unnormalised log density of each row."""
     return np.asarray(_log_densities(site.distribution.closed(site.value.dtype, order=0), site.value, site.local), float)
 
 
@@ -280,14 +284,14 @@ def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> 
 
 
 def _common_error(log_z: _LogZ, site: Site, keep: np.ndarray) -> float:
-    """What errors of log Z do to the mean, beyond what they add to the variance between rows."""
+    """Return the error of the mean that comes from log Z, beyond its part in the variance between rows."""
     if log_z.value.shape == site.batch_shape and site.batch_shape:
         return 0.0
     return _mean_over_rows(log_z, site, keep)[1]
 
 
 def _mean_over_rows(log_z: _LogZ, site: Site, keep: np.ndarray) -> tuple[float, float, float]:
-    """Mean of log Z over the rows that take part, its standard error, and the effective number of draws behind it."""
+    """Return the mean of log Z over the rows that take part, its standard error and its effective number of draws."""
     owners = _per_row(np.arange(log_z.value.size).reshape(log_z.value.shape), site)[keep]
     shares = np.bincount(owners, minlength=log_z.value.size) / owners.size
     errors = np.broadcast_to(log_z.standard_error, log_z.value.shape).ravel()
@@ -295,7 +299,7 @@ def _mean_over_rows(log_z: _LogZ, site: Site, keep: np.ndarray) -> tuple[float, 
 
 
 def _read(log_partition: Any) -> _LogZ:
-    """One value of log Z from one estimate of it, or from bounds on both sides."""
+    """Read log Z from one estimate, or from bounds on both sides."""
     if all(hasattr(getattr(log_partition, end, None), "value") for end in ("lower", "upper")):
         return _between(_one(log_partition.lower), _one(log_partition.upper))
     return _one(log_partition)
@@ -307,7 +311,7 @@ def _one(log_partition: Any) -> _LogZ:
         raise TypeError(f"{NEEDED}; got {type(log_partition).__name__}, which has no {missing}.")
     value, error = np.asarray(log_partition.value, float), np.asarray(log_partition.standard_error, float)
     if log_partition.bound not in OTHER_SIDE:
-        raise EnergyError(f"log Z's bound is 'lower', 'upper' or None; got {log_partition.bound!r}.")
+        raise EnergyError(f"The bound of log Z must be 'lower', 'upper' or None; got {log_partition.bound!r}.")
     return _LogZ(value, error, float(np.min(np.asarray(log_partition.ess, float))), log_partition.bound)
 
 
@@ -320,8 +324,8 @@ def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
             f"The bounds on log Z are {worst:.2f} nats apart{where}, and above {RELIABLE_GAP:g} nat the likelihood is too "
             "uncertain to report.",
             "Write a larger num_levels, num_steps or num_chains in log_partition_bounds, or give the EnergyDistribution a "
-            "base nearer to the data; compare models by numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which "
-            "need no log Z.",
+            "base nearer to the data; or compare models by numpyro_ebm.evaluate(..., measures=('sm', 'ksd', 'mmd')), which "
+            "needs no log Z.",
         )
     error = np.hypot(lower.standard_error, upper.standard_error) / 2
     return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, (lower, upper))
@@ -335,9 +339,9 @@ def _check_shape(log_z: _LogZ, site: Site) -> None:
     if log_z.value.ndim == 0:
         if site.rows_differ:
             raise EnergyError(
-                "Each row has a context or a base of its own and so a log Z of its own; log_partition holds one for all. "
-                f"It needs values of the rows' shape {site.batch_shape}: estimate log Z of the distribution with these "
-                "rows' contexts."
+                "Each row has a context or a base of its own, and so a log Z of its own; log_partition holds a single one. "
+                f"It needs values of the rows' shape {site.batch_shape}: estimate log Z of the distribution with the "
+                "contexts of these rows."
             )
     elif log_z.value.shape not in (site.batch_shape, site.distribution.batch_shape):
         raise EnergyError(

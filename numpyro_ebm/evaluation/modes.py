@@ -1,4 +1,4 @@
-"""Weights of modes in draws and in rows."""
+"""Weights of the modes in draws and in rows."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,16 +16,16 @@ from numpyro_ebm.evaluation._subjects import as_vectors
 
 
 class ModeWeights(NamedTuple):
-    """What `mode_weights` returns.
+    """Result of `mode_weights`.
 
     Attributes:
-        draws: share of each mode among the draws, ``(num_modes,)``.
-        draws_error: its standard error.
-        rows: share of each mode among the rows.
-        rows_error: its standard error.
-        total_variation: half the sum of absolute differences.
-        by_chance: about what that would be if both had one law.
-        num_missed: modes without a draw.
+        draws: weight of each mode among the draws, ``(num_modes,)``.
+        draws_error: standard errors of ``draws``.
+        rows: weight of each mode among the rows.
+        rows_error: standard errors of ``rows``.
+        total_variation: half the sum of absolute differences of the weights.
+        by_chance: approximate ``total_variation`` if draws and rows had the same distribution.
+        num_missed: number of modes without a draw.
     """
 
     draws: np.ndarray
@@ -40,25 +40,26 @@ class ModeWeights(NamedTuple):
 def mode_weights(
     labels_of: Callable[[Array], Any] | Any, draws: Any, rows: Any, *, num_modes: int | None = None
 ) -> ModeWeights:
-    r"""How draws of a model and rows spread over labelled modes, which scores and kernels hardly see.
+    r"""Compare the weights of labelled modes in draws of a model and in rows; scores and kernels hardly depend on them.
 
-    A share ``w`` has the error ``sqrt(w (1 - w) / n)``, with the effective sample size of being in the mode in the place of
-    ``n`` for chains: chains that each stay in a mode count for about as many draws as there are chains.
+    A weight ``w`` has the standard error ``sqrt(w (1 - w) / n)``. For chains ``n`` is the effective sample size of the
+    mode's indicator: chains that each stay in one mode count as about one draw per chain.
 
     .. math:: \mathrm{TV} = \tfrac12 \sum_k |p_k - q_k|, \qquad
         \text{by chance about } \tfrac12 \sum_k \sqrt{\tfrac{2}{\pi}\, w_k (1 - w_k) (1 / m_k + 1 / n)}
 
-    with ``w`` the weights of both together.
+    with ``w`` the weights in draws and rows together.
 
     Args:
-        labels_of: ``labels_of(event)``, the whole number from 0 of one event's mode (vectorised here), or the modes' centres
-            ``(num_modes, *event_shape)``, of which the nearest counts.
-        draws: draws of the model, ``(num, *event_shape)``, or ``(num_chains, num, *event_shape)`` for those of chains.
+        labels_of: ``labels_of(event)``, which returns the mode of one event as a whole number from 0 (vectorised here), or
+            the modes' centres ``(num_modes, *event_shape)``; an event belongs to the nearest centre.
+        draws: draws of the model, ``(num, *event_shape)``, or ``(num_chains, num, *event_shape)`` for chains.
         rows: held-out rows, ``(num_rows, *event_shape)``.
-        num_modes: how many labels there are; None for as many as there are centres, or one more than the largest label.
+        num_modes: number of labels; None for the number of centres, or one more than the largest label.
 
     Raises:
-        EnergyError: (a ValueError) for draws and rows of other shapes, labels that are none or beyond ``num_modes``.
+        EnergyError: (a ValueError) for draws and rows whose shapes do not match, and for labels that are not whole numbers
+            from 0 to ``num_modes - 1``.
 
     Example:
         >>> x = jnp.array([-1.0, -1.0, 1.0, 1.0])
@@ -98,7 +99,10 @@ def _labeller(labels_of: Any, rows: Array) -> Callable[[Array], np.ndarray]:
         return lambda events: np.asarray(compiled(jax.vmap(labels_of), events))
     centres = jnp.asarray(labels_of)
     if centres.shape[1:] != rows.shape[1:]:
-        raise EnergyError(f"Centres of shape {centres.shape} are no events of shape {rows.shape[1:]} each.")
+        raise EnergyError(
+            f"labels_of needs centres of shape (num_modes, *event) for the rows' events {rows.shape[1:]}; got "
+            f"{centres.shape}."
+        )
     return lambda events: np.asarray(_nearest(centres, events))
 
 
@@ -109,11 +113,11 @@ def _nearest(centres: Array, events: Array) -> Array:
 
 
 def _count(of_draws: np.ndarray, of_rows: np.ndarray, num_modes: int | None, num_centres: int | None) -> int:
-    """How many modes there are, the labels being checked."""
+    """Check the labels, and return the number of modes."""
     labels = np.concatenate([of_draws.ravel(), of_rows.ravel()])
     if of_draws.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
         raise EnergyError(
-            f"labels_of gives one whole number for one event; got {labels.dtype} of shape {of_draws.shape[1:]}."
+            f"labels_of must return one whole number for one event; got {labels.dtype} of shape {of_draws.shape[1:]}."
         )
     if num_modes is not None:
         check_count("mode_weights", "num_modes", num_modes)
@@ -121,12 +125,14 @@ def _count(of_draws: np.ndarray, of_rows: np.ndarray, num_modes: int | None, num
     count = num_modes or num_centres or largest + 1
     if labels.min() < 0 or largest >= count:
         bad = int(labels.min()) if labels.min() < 0 else largest
-        raise EnergyError(f"Labels go from 0 to num_modes - 1 = {count - 1}; got {bad}. Give what lies elsewhere a label.")
+        raise EnergyError(
+            f"Labels must be from 0 to num_modes - 1 = {count - 1}; got {bad}. Give events outside the modes a label too."
+        )
     return count
 
 
 def _effective(inside: np.ndarray) -> np.ndarray:
-    """Effective number of draws behind each share; of a mode that no chain enters or leaves, the smallest of the others."""
+    """Return the effective number of draws for each weight; the smallest one for modes that no chain enters or leaves."""
     num_chains, num = inside.shape[:2]
     if num < 4:
         return np.full(inside.shape[2], float(num_chains))

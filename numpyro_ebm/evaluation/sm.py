@@ -14,12 +14,12 @@ from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
 
 
 class SMLoss(NamedTuple):
-    """What `sm_loss` returns.
+    """Result of `sm_loss`.
 
     Attributes:
-        rows: the loss of each row, in the rows' shape; NaN for masked rows.
-        mean: over the rows that take part.
-        standard_error: of the mean, by the rows' sampling; NaN for a single row.
+        rows: loss of each row, in the rows' shape; NaN for masked rows.
+        mean: mean loss of the rows that take part.
+        standard_error: of the mean, from the sampling of rows; NaN for a single row.
     """
 
     rows: Array
@@ -28,24 +28,24 @@ class SMLoss(NamedTuple):
 
 
 def sm_loss(distribution: Any, rows: Any, *, site: str | None = None) -> SMLoss:
-    r"""Exact score matching loss of each row, ``|s|^2 / 2 + tr grad s``, which needs no log Z.
+    r"""Compute the exact score matching loss of each row, ``|s|^2 / 2 + tr grad s``, which needs no log Z.
 
-    Its mean is half the Fisher divergence from the data's law to the model plus a constant of the data's: differences
-    between models on the same rows mean something, the value itself does not; lower is better. In unconstrained space, so
-    that all models compared need the same support. As `ScoreMatching` with ``trace="columns"``.
+    Its mean is half the Fisher divergence from the data distribution to the model, plus a constant of the data. Only
+    differences between models on the same rows are meaningful; lower is better. The loss is that of `ScoreMatching` with
+    ``trace="columns"``, in unconstrained space, so all compared models need the same support.
 
     Args:
         distribution: an `EnergyDistribution`, a `ScoreDistribution`, a normalised NumPyro distribution, or
             ``(model, params)`` with a model that observes the rows in ``model(rows)``.
         rows: held-out rows, ``(num_rows, *event_shape)``.
-        site: which energy site of a model with several.
+        site: name of the energy site, for a model with several.
 
     Raises:
         EnergyError: (a ValueError) for rows that do not fit and for a discrete support.
-        TypeError: for something that is no such distribution.
+        TypeError: for anything but such a distribution or pair.
 
     Warns:
-        UserWarning: for an energy that is linear piece by piece, whose loss means nothing.
+        UserWarning: for a piecewise linear energy, for which the loss is meaningless.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,7 +60,7 @@ def sm_loss(distribution: Any, rows: Any, *, site: str | None = None) -> SMLoss:
 
 
 def sm_of(site: Site) -> SMLoss:
-    """`sm_loss` of rows that are laid out."""
+    """Compute `sm_loss` for rows that are laid out already."""
     estimator = ScoreMatching(trace="columns")
     with at_site(site.name):
         check_continuous("sm_loss", site)

@@ -1,4 +1,4 @@
-"""The handler `estimate`, and the energies of a model."""
+"""The handler `estimate`, and helpers that find the energy sites of a model."""
 
 from numpyro_ebm.handlers._estimate import empty_guide as empty_guide
 from numpyro_ebm.handlers._estimate import estimate as estimate

@@ -1,4 +1,4 @@
-"""The distributions that `estimate` puts at sites, and how it adds one."""
+"""Helpers with which `estimate` adds auxiliary sites."""
 
 from typing import Any
 
@@ -31,5 +31,5 @@ def emit(name: str, log_factor: Array, message: dict[str, Any]) -> None:
 
 
 def kept(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as it is now: handlers around change it, and come again when the surrogate is emitted."""
+    """Copy a message in its current state: outer handlers change it later, and apply again when the surrogate is emitted."""
     return {**message, "cond_indep_stack": list(message["cond_indep_stack"])}

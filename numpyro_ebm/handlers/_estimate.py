@@ -1,4 +1,4 @@
-"""`estimate`: the handler that puts an estimator in the place of an intractable log likelihood."""
+"""`estimate`: the handler that replaces an intractable log likelihood by an estimator's surrogate."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,23 +31,24 @@ from numpyro_ebm.handlers.energy_sites import TWICE, EnergySite, energy_sites
 class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
     r"""Make a model trainable: at each energy site an estimator's surrogate replaces the intractable log likelihood.
 
-    What comes back is a NumPyro model with the same arguments, for SVI with any guide, and, where the estimator is a
-    deterministic objective, for NUTS (a generalised posterior). Plates, subsampling, scales and masks act on the
-    surrogate row by row; all other sites are left alone.
+    The result is a NumPyro model with the same arguments, for SVI with any guide and, if the estimator is a deterministic
+    objective, for NUTS (a generalised posterior). Plates, subsampling, scales and masks act on the surrogate row by row;
+    all other sites are unchanged.
 
-    Sites that an `energy_factor` names are energy sites too, their own distributions the base. Factors that share sites
-    make these one joint event, called by its names joined by commas in the order the sites came ("x,y"); in a dict of
-    estimators that name or any one member's stands for it. Its surrogate is the auxiliary site ``"<name>$surrogate"``.
+    Sites that an `energy_factor` names are energy sites too, with their own distributions as the base. Sites that factors
+    connect form one joint event, named by the site names joined by commas in the order of the model ("x,y"); a dict of
+    estimators may use that name or any one member's. Its surrogate is the auxiliary site ``"<name>$surrogate"``.
 
-    A latent energy site (an energy prior), or a joint event of which some members are latent, takes its value ``z`` from
-    the guide and contributes
+    A latent energy site (an energy prior), or a joint event with some latent members, takes its value ``z`` from the guide
+    and contributes
 
     .. math:: \log\tilde p(z; \bar\theta) + s(\bar z; \theta) - \overline{\log\tilde p(z; \bar\theta)}
 
-    with ``s`` the surrogate and a bar for what no gradient passes: the guide moves by the unnormalised log density, the
-    parameters by the estimator at the guide's draws. With mle, pcd and their like that is the gradient of the evidence
-    lower bound (variational EM) as far as the chains have converged; the others fit their own criterion to the guide's
-    draws, which for hidden members of a joint event may settle elsewhere. Without a guide the site draws from the energy.
+    where ``s`` is the surrogate and a bar stops the gradient: the unnormalised log density trains the guide, and the
+    estimator, at the guide's draws, trains the parameters. With "mle", "pcd" and similar estimators this is the gradient of
+    the evidence lower bound (variational EM) as far as the chains have converged; other estimators fit their own criterion
+    to the guide's draws, whose optimum may differ for hidden members of a joint event. Without a guide the site draws from
+    the energy.
 
     Args:
         fn: a NumPyro model.
@@ -55,19 +56,19 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         **options: the estimator's options, when it is a name.
 
     Raises:
-        EnergyError: (a ValueError) for an unknown estimator; and when the model runs, naming the site: data that do not
-            fit the energy or its support, an energy site that has neither data nor a value of the guide's, an energy without
-            its log Z inside another distribution, a model that is estimated already, a "gradient" or random estimator under
-            what takes the value or the Hessian of its surrogate (NUTS/HMC, ``AutoLaplaceApproximation``, ``AutoDAIS``,
-            ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``), a latent energy site under NUTS/HMC or an ELBO other
-            than ``Trace_ELBO`` and ``TraceMeanField_ELBO``, subsampling under NUTS/HMC, a persistent estimator under an
-            ELBO that would lose its chains, no random key, factors that do not fit their sites, two estimators for one
-            joint event.
-        TypeError: for an unknown option or something that is no estimator.
+        EnergyError: (a ValueError) for an unknown estimator; and when the model runs, naming the site, for data that do not
+            fit the energy or its support; an energy site with neither data nor a value from the guide; an unnormalised
+            energy inside another distribution; a model that is estimated already; a "gradient" or random estimator under an
+            inference that uses the value or the Hessian of its surrogate (NUTS/HMC, ``AutoLaplaceApproximation``,
+            ``AutoDAIS``, ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``); a latent energy site under NUTS/HMC or
+            an ELBO other than ``Trace_ELBO`` and ``TraceMeanField_ELBO``; subsampling under NUTS/HMC; a persistent
+            estimator under an ELBO that would lose its chains; no random key; factors that do not fit their sites; two
+            estimators for one joint event.
+        TypeError: for an unknown option, or something that is not an estimator.
 
     Warns:
-        UncalibratedPosteriorWarning: when the model runs, where an objective is the target of NUTS, HMC or a Laplace guide,
-            or a guide gives latents a width beside it: that width is arbitrary.
+        UncalibratedPosteriorWarning: when the model runs, if an objective is the target of NUTS, HMC or a Laplace guide, or
+            is trained with a guide that gives latents a width: that width is arbitrary.
 
     Example:
         >>> svi = SVI(estimate(model, "dsm", sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO())  # doctest: +SKIP
@@ -85,7 +86,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         _check_not_estimated(fn)
         if isinstance(estimator, Mapping):
             if options:
-                raise TypeError(f"Options {sorted(options)} came beside a dict of estimators. Write them into its objects.")
+                raise TypeError(f"Options {sorted(options)} came with a dict of estimators. Write them into its objects.")
             self._estimators: dict[str, AbstractEstimator] | AbstractEstimator = {
                 site: ESTIMATORS.resolve(spec) for site, spec in estimator.items()
             }
@@ -95,9 +96,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         super().__init__(fn)
 
     def sites(self, *args: Any, **kwargs: Any) -> list[tuple[AbstractEstimator, Site]]:
-        """Each energy site's estimator and what it is given when the model runs; no surrogate is computed.
+        """Return each energy site's estimator and the `Site` that it gets when the model runs; no surrogate is computed.
 
-        Parameters and values of latent sites come from handlers around it, as in a run of the model.
+        Parameters and values of latent sites come from the enclosing handlers, as in a run of the model.
 
         Example:
             ``with handlers.substitute(data=params): pairs = estimated.sites(x)``
@@ -106,7 +107,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         return list(self.lay_out(found).values())
 
     def lay_out(self, found: Mapping[str, EnergySite]) -> dict[str, tuple[AbstractEstimator, Site]]:
-        """Estimators and rows of the energy sites of one run of the model, by name.
+        """Return the estimator and the rows of each energy site in one run of the model, by name.
 
         Raises:
             EnergyError: for a site without an estimator, and for an estimator without a site.
@@ -117,11 +118,11 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     @property
     def estimators(self) -> Any:
-        """The estimator, or a dict of them by site. Read only: what was compiled would not see a change."""
+        """The estimator, or a dict of them by site. Read only: compiled functions would not see a change."""
         return self._estimators
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As of any object, once it is known that pickle finds the model.
+        """Reduce like any object, after a check that pickle finds the model.
 
         Raises:
             TypeError: for a lambda or a local function, with what to write.
@@ -134,12 +135,12 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         return super().__enter__()
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        # What was noted may hold tracers, and what no pickle takes.
+        # The record of a run may hold tracers and objects that cannot be pickled.
         self._forget()
         super().__exit__(exc_type, exc_value, traceback)
 
     def _forget(self) -> None:
-        """Begin anew: what is noted is of one run of the model, and a handler may be entered many times."""
+        """Reset the record of a run of the model; a handler may be entered many times."""
         self._plates: dict[str, Plate] = {}
         self._seen: set[str] = set()
         self._latents: dict[str, tuple[Unwrapped, dict[str, Any]]] = {}
@@ -148,7 +149,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         self._holders: list[dict[str, Any]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, then the energies that are known only after it: latent ones, and those of factors."""
+        """Run the model, then add the surrogates that are known only at its end: of latent energies and of factors."""
         with self:
             result = self.fn(*args, **kwargs)
             for name in self._seen | set(self._latents):
@@ -160,14 +161,14 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             for joint in joints:
                 self._emit_joint(joint)
             self._check_all_seen(self._seen)
-            # Known at the end only: which latents of the guide are energies themselves, such as missing rows.
+            # Only known at the end: which latents of the guide are energies themselves, such as missing rows.
             energies = {*self._latents, *(name for joint in joints for name in joint.names)}
             if self._objectives and numpyro_stack.guide_has_width(self, energies):
                 warn_uncalibrated(self._objectives[0], "The guide")
         return result
 
     def process_message(self, msg: Any) -> None:
-        """Replace an energy site's distribution by its surrogate; note factors and what has no value yet."""
+        """Replace an energy site's distribution by its surrogate; record factors and sites without a value yet."""
         if msg["type"] != "sample":
             return
         name, fn = msg["name"], msg["fn"]
@@ -191,7 +192,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             self._latents[name] = unwrapped, kept(msg)
 
     def postprocess_message(self, msg: Any) -> None:
-        """Note values, plates, and the state of network layers, which an energy must leave alone."""
+        """Record values, plates, and the state of network layers, which an energy must not change."""
         if msg["type"] == "plate":
             self._plates[numpyro_stack.name_at(self, msg)] = Plate(msg["value"], msg["args"][0])
         if msg["type"] == "sample":
@@ -203,7 +204,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             self._holders.append(msg["value"])
 
     def _emit_joint(self, joint: JointSite) -> None:
-        """Put the surrogate in the place of the members' own log probabilities, which already count."""
+        """Replace the members' own log probabilities, which the model already counts, by the surrogate."""
         with at_site(joint.name):
             for member in joint.members:
                 if not member.message["is_observed"]:
@@ -214,14 +215,14 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     @in_own_modes
     def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
-        """Values of the site's surrogate, in the batch shape its log probability has."""
+        """Return the site's surrogate, in the batch shape of its log probability."""
         with at_site(name), numpyro_stack.outside_scopes(self):
             self._seen |= {name, *members}
             estimator = self._estimator_of(name, members)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
             site = lay_out(name, unwrapped, value, plates, may_touch_ends=estimator.takes_ends)
-            # A latent value is the guide's: the estimator may not move it, the log density alone does.
+            # A latent value comes from the guide: only the log density may pass it a gradient, not the estimator.
             given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
             values = self._run(estimator, given, site)
         values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
@@ -245,7 +246,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
         if len(given) > 1:
             raise EnergyError(
-                f"Factors join {list(members)} to one event, '{name}', and estimate got estimators for {given}. Give one: "
+                f"Factors join {list(members)} to one event, '{name}', but estimate got estimators for {given}. Give one: "
                 f"estimate(model, {{'{name}': 'cd', ...}})."
             )
         return self._estimators[given[0]]
@@ -261,7 +262,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         if not msg["is_observed"] and user == numpyro_stack.SAMPLER:
             raise EnergyError(
                 f"The energy site '{name}' is latent, and NUTS or HMC would target its estimator's surrogate, whose value "
-                "is no log density of it. Sample it from the model without estimate, its parameters fixed: "
+                "is not its log density. Sample it from the model without estimate, with fixed parameters: "
                 "BlackJAXKernel(model, params=params)."
             )
         self._check_value_means_something(estimator, unwrapped, user)
@@ -276,21 +277,21 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
 
     def _check_value_means_something(self, estimator: AbstractEstimator, unwrapped: Unwrapped, user: str) -> None:
-        """Refuse what takes the value or the Hessian of a surrogate that has none; say that a posterior's width has none."""
+        """Refuse inference that uses a meaningless surrogate value or Hessian; warn if a posterior's width is arbitrary."""
         why = None
         if estimator.role == "gradient":
-            why = "only its gradient means something, its value is no log density"
+            why = "only its gradient is meaningful, its value is not a log density"
         elif user not in numpyro_stack.LINEAR_IN_VALUE and estimator.draws_noise(unwrapped.distribution):
             why = (
-                "it weighs draws by the exponential of a value that is noisy"
+                "it weights draws by the exponential of a noisy value"
                 if user == "RenyiELBO"
-                else "its noise is frozen there, so the target would be an accident of one draw"
+                else "its noise is frozen there, so the target would depend on one draw of it"
             )
         if why is not None:
-            # Of a class whose options decide, the attribute is a property: there are options without noise.
+            # If the options decide, the class attribute is a property, which is true: some options have no noise.
             usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
             raise EnergyError(
-                f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Write SVI with AutoDelta or "
+                f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Use SVI with AutoDelta or "
                 f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
             )
         if user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES:
@@ -302,13 +303,13 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         unknown = sorted(set(self._estimators) - seen)
         if unknown:
             raise EnergyError(
-                f"estimate got estimators for {unknown}, which are no energy sites of this model. "
+                f"estimate got estimators for {unknown}, which are not energy sites of this model. "
                 f"{nearest(unknown[0], seen)}"
             )
 
 
 def _check_not_estimated(fn: Any) -> None:
-    """Refuse a model that `estimate` made, under other handlers or not."""
+    """Refuse a model that is the result of `estimate`, possibly under other handlers."""
     while isinstance(fn, Messenger):
         if isinstance(fn, estimate):
             raise EnergyError(TWICE)
@@ -317,7 +318,7 @@ def _check_not_estimated(fn: Any) -> None:
 
 @contextmanager
 def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
-    """Refuse an energy that changes a layer's state: it is called once per row and many times per update."""
+    """Refuse an energy that changes a layer's state, since it is called once per row and many times per update."""
     before = [dict(holder) for holder in holders]
 
     def check(error: Exception | None) -> None:
@@ -326,7 +327,7 @@ def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
             holder.update(old)
         if any(changed):
             raise EnergyError(
-                "The energy changes the state of one of its layers (batch norm, dropout, spectral norm). An energy is a "
+                "The energy changes the state of one of its layers (batch norm, dropout, spectral norm). It must be a "
                 "function of one event: use a layer without state, such as layer norm, or freeze it (use_running_average, "
                 "deterministic)."
             ) from error
@@ -340,7 +341,7 @@ def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
 
 
 def run(estimator: AbstractEstimator, site: Site) -> Array:
-    """The estimator's surrogate, with its random key and its state from NumPyro."""
+    """Evaluate the estimator's surrogate, with its random key and its state from NumPyro."""
     rng_key: PRNGKey | None = numpyro.prng_key()  # pyright: ignore[reportAssignmentType]
     if rng_key is None:
         if estimator.draws_noise(site.distribution):
@@ -359,16 +360,16 @@ def run(estimator: AbstractEstimator, site: Site) -> Array:
 
 
 def gradient_in_value(site: Site) -> Array:
-    """Zero per row, with the gradient of the log density in the value and in nothing else."""
+    """Return zero per row, with the gradient of the log density in the value and in nothing else."""
     frozen = freeze(lambda value: jax.vmap(site.distribution.log_density)(value, site.local), site.value)
     log_density = frozen(site.value)
     return log_density - jax.lax.stop_gradient(log_density)
 
 
 def estimated_in(model: Any) -> estimate | None:
-    """The handler `estimate` in a model, under whatever is around it; None where there is none.
+    """Return the handler `estimate` in a model, which may be under other handlers; None if there is none.
 
-    Scopes around it are moved inside, so that its sites have the names by which the whole model's values are known.
+    Scopes around it are moved inside, so that its sites have the names that they have in the whole model.
     """
     scopes = []
     while model is not None and not isinstance(model, estimate):
@@ -386,7 +387,7 @@ def estimated_in(model: Any) -> estimate | None:
 
 
 def empty_guide(*args: Any, **kwargs: Any) -> None:
-    """A guide without sites: for models whose unknowns are all ``numpyro.param``.
+    """Guide without sites, for models whose unknowns are all ``numpyro.param``.
 
     Example:
         ``SVI(estimate(model, "sm"), empty_guide, optax.adam(1e-3), Trace_ELBO())``

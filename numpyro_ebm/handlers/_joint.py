@@ -1,4 +1,4 @@
-"""Sites that `energy_factor` names, gathered while a model runs and joined where a factor names several."""
+"""Collect the sites that `energy_factor` names while a model runs, and join those that factors connect."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class Member(NamedTuple):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of its event."""
+        """Shape of the member's event."""
         return tuple(self.base.event_shape)
 
 
@@ -48,22 +48,22 @@ class Factor(NamedTuple):
     message: Message
 
     def site_of(self, key: str, sites: Collection[str]) -> str | None:
-        """The site that one of its values is, in the scopes that the factor stands in or outside of them."""
+        """Return the site that a value is, looked up inside the factor's scopes, then outside; None if it is not a site."""
         prefix = self.message["name"].removesuffix(self.fn.name)
         return next((name for name in (prefix + key, key) if name in sites), None)
 
     def sites_of(self, sites: Collection[str]) -> dict[str, str]:
-        """Those of its values that are sites, and which."""
+        """Map the names of values that are sites to the names of these sites."""
         found = {key: self.site_of(key, sites) for key in self.fn.values}
         return {key: site for key, site in found.items() if site is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class JointSite:
-    """The sites that factors connect, and these factors: one event of one density.
+    """The sites that factors connect, and these factors: one event with one density.
 
     Attributes:
-        members: the sites, in the order they came.
+        members: the sites, in the order of the model.
         factors: the factors that name them.
     """
 
@@ -87,12 +87,12 @@ class JointSite:
 
     @property
     def is_observed(self) -> bool:
-        """Whether every member is."""
+        """Whether every member is observed."""
         return all(member.message["is_observed"] for member in self.members)
 
     @functools.cached_property
     def value(self) -> Any:
-        """The value of the only member, or the members' events end to end."""
+        """The value of the only member, or the concatenated events of the members."""
         values = [member.message["value"] for member in self.members]
         if len(values) == 1:
             return values[0]
@@ -104,7 +104,7 @@ class JointSite:
 
     @functools.cached_property
     def unwrapped(self) -> Unwrapped:
-        """The joint density: the factors' energies over the members' own distributions, covariates as context."""
+        """The joint density: the factors' energies over the members' own distributions, with covariates as context."""
         batch_shape = tuple(self.message["fn"].batch_shape)
         base, tilts = self._bases()
         split = {name: split_rows(tilt, batch_shape) for name, tilt in tilts.items()}
@@ -133,7 +133,7 @@ class JointSite:
         return Unwrapped(distribution, batch_shape, 0, self._mask(batch_shape))
 
     def own_log_prob(self) -> Any:
-        """What the members' own distributions already count, per row."""
+        """Return the log probability of the members' own distributions, which the model already counts, per row."""
         return sum(member.message["fn"].log_prob(member.message["value"]) for member in self.members)
 
     @property
@@ -141,13 +141,13 @@ class JointSite:
         return [member.event_shape for member in self.members]
 
     def _pieces(self, event: Array) -> dict[str, Array]:
-        """Each member's part of one event."""
+        """Return each member's part of one event."""
         if len(self.members) == 1:
             return {self.name: event}
         return dict(zip(self.names, cut(event, self._shapes), strict=True))
 
     def _bases(self) -> tuple[Any, dict[str, Any]]:
-        """The base, where every member has one, or the distributions that the energy has to hold."""
+        """Return the base, if every member has a proper distribution, or the distributions that the energy must include."""
         proper = {m.name: without_rows(m.base) for m in self.members if not is_improper(m.base)}
         if len(proper) < len(self.members):
             return None, proper
@@ -162,39 +162,39 @@ class JointSite:
             if support.is_discrete:
                 raise EnergyError(
                     f"The site '{member.name}' of the joint event '{self.name}' is discrete ({support}); events that "
-                    "factors join are continuous. Give it a continuous distribution, or sum over it inside the energy."
+                    "factors join must be continuous. Give it a continuous distribution, or sum over it inside the energy."
                 )
         return joint_support(self.names, supports, self._shapes)
 
     def _mask(self, batch_shape: tuple[int, ...]) -> Any:
-        """Rows in which every member and every factor takes part."""
+        """Return the rows in which every member and every factor takes part; None for all."""
         masks = [m.mask for m in self.members] + [f.fn.row_mask for f in self.factors]
         masks = [jnp.broadcast_to(mask, batch_shape) for mask in masks if mask is not None]
         return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
 class FactoredSites:
-    """Sites and factors of one run of a model, in the order they came."""
+    """Sites and factors of one run of a model, in the order of the model."""
 
     def __init__(self):
         self._messages: dict[str, Message] = {}
         self._factors: list[Factor] = []
 
     def add_site(self, message: Message) -> None:
-        """Note a sample site that is no energy site by itself."""
+        """Record a sample site that is not an energy site by itself."""
         self._messages[message["name"]] = kept(message)
 
     def add_factor(self, message: Message) -> None:
-        """Note a factor."""
+        """Record a factor."""
         self._factors.append(Factor(message["fn"], kept(message)))
 
     def add_value(self, name: str, message: Message) -> None:
-        """Note the value that a site has got in the end."""
+        """Record the final value of a site."""
         if name in self._messages:
             self._messages[name].update(value=message["value"], is_observed=message["is_observed"])
 
     def check_not_named(self, name: str) -> None:
-        """Refuse a factor on a site that is an energy already.
+        """Refuse a factor on a site whose distribution is an energy.
 
         Raises:
             EnergyError: naming both.
@@ -203,15 +203,15 @@ class FactoredSites:
             if factor.sites_of([name]):
                 raise EnergyError(
                     f"The factor '{factor.fn.name}' names '{name}', which is an EnergyDistribution. Put the factor's energy "
-                    f"into the EnergyDistribution, or give '{name}' its base as its distribution."
+                    f"into the EnergyDistribution, or write its base as the distribution of '{name}'."
                 )
 
     def joints(self) -> list[JointSite]:
-        """The joint events, once the model has run: sites that factors name, joined where one factor names several.
+        """Return the joint events of a finished run: sites that factors name, joined where one factor names several.
 
         Raises:
-            EnergyError: for a factor that names no site, a value that is not the site's own, or that stands in other
-                plates or under another scale than its sites.
+            EnergyError: for a factor that names no site, has another value than its site, or is in other plates or under
+                another scale than its sites.
         """
         groups: list[set[str]] = []
         for factor in self._factors:
@@ -231,8 +231,8 @@ class FactoredSites:
         named = factor.sites_of(self._messages)
         if not named:
             raise EnergyError(
-                f"The factor '{fn.name}' names no sample site ({', '.join(fn.values)}), so under estimate it has no density "
-                f"to be part of. Name the site it tilts: energy_factor('{fn.name}', energy, x=x) after "
+                f"The factor '{fn.name}' names no sample site ({', '.join(fn.values)}), so under estimate it belongs "
+                f"to no density. Name the site it tilts: energy_factor('{fn.name}', energy, x=x) after "
                 "x = numpyro.sample('x', ...)."
             )
         for key, name in named.items():
@@ -240,15 +240,15 @@ class FactoredSites:
         return named
 
     def _check_same(self, factor: Factor, key: str, name: str) -> None:
-        """Refuse a factor and a site that do not speak of the same rows."""
+        """Refuse a factor whose value, plates or scale are not those of its site."""
         fn, site = factor.fn, self._messages[name]
         is_same = _is_same(fn.values[key], site["value"])
         if factor.message.get("_control_flow_done"):
             if not is_same or fn.batch_shape != tuple(site["fn"].batch_shape):
                 raise EnergyError(
-                    f"The factor '{fn.name}' and its site '{name}' stand in scan, and estimate sees their values after it, "
-                    "when they can no longer be told to be the same. Write the site as an EnergyDistribution(..., base=..., "
-                    "context=...) in the place of the factor."
+                    f"The factor '{fn.name}' and its site '{name}' are inside scan, and estimate sees their values after "
+                    "it, when it can no longer check that they are the same. Instead of the factor, write the site as an "
+                    "EnergyDistribution(..., base=..., context=...)."
                 )
         if not is_same:
             raise EnergyError(
@@ -257,10 +257,10 @@ class FactoredSites:
             )
         if fn.batch_shape != tuple(site["fn"].batch_shape) or _plates(factor.message) != _plates(site):
             raise EnergyError(
-                f"The factor '{fn.name}' stands in plates {_plates(factor.message)} of shape {fn.batch_shape}, its site "
+                f"The factor '{fn.name}' is in plates {_plates(factor.message)} of shape {fn.batch_shape}, its site "
                 f"'{name}' in {_plates(site)} of shape {tuple(site['fn'].batch_shape)}. Write both in the same plates (and "
-                f"dimensions outside of plates into the event: .to_event(1)); where '{name}' is a parameter of the energy "
-                "and no part of its event, close over it instead."
+                f"move dimensions outside plates into the event: .to_event(1)); if '{name}' is a parameter of the energy "
+                "and not part of its event, close over it instead."
             )
         if _known_to_differ(factor.message["scale"], site["scale"]):
             raise EnergyError(
@@ -270,7 +270,7 @@ class FactoredSites:
 
 
 def strip_masks(fn: Any) -> tuple[Any, Any]:
-    """A distribution without its masks of rows, and the mask (None for all)."""
+    """Return a distribution without its masks of rows, and the combined mask (None for all)."""
     batch_shape, mask = tuple(fn.batch_shape), None
     while isinstance(fn, MaskedDistribution) or (
         isinstance(fn, ExpandedDistribution) and isinstance(fn.base_dist, MaskedDistribution)
@@ -283,7 +283,7 @@ def strip_masks(fn: Any) -> tuple[Any, Any]:
 
 
 def _covariates(factor: EnergyFactor, sites: Collection[str]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """What a factor takes beside the sites: scalars that all rows share, and arrays that lead with the rows."""
+    """Return a factor's covariates: those that all rows share, and those that lead with the rows."""
     shape = factor.batch_shape
     beside = {name: value for name, value in factor.values.items() if name not in sites}
     shared = {name: value for name, value in beside.items() if value.ndim == 0 or not shape}
@@ -292,10 +292,10 @@ def _covariates(factor: EnergyFactor, sites: Collection[str]) -> tuple[dict[str,
 
 
 def _whole_rows(member: Member) -> Array:
-    """A member's value, broadcast to its batch shape.
+    """Return a member's value, broadcast to its batch shape.
 
     Raises:
-        EnergyError: where it is of another shape.
+        EnergyError: if the value has another shape.
     """
     value, shape, event = jnp.asarray(member.message["value"]), tuple(member.base.batch_shape), member.event_shape
     cut_at = max(value.ndim - len(event), 0)
@@ -328,6 +328,6 @@ def _is_same(ours: Any, theirs: Any) -> bool:
         return True
     if jnp.shape(ours) != jnp.shape(theirs) or not is_concrete(ours, theirs):
         return False
-    with eager(ours, theirs):  # in one type: a Python float is more precise than the factor's array of it
+    with eager(ours, theirs):  # in one dtype: a Python float is more precise than the factor's array
         ours, theirs = jnp.asarray(ours), jnp.asarray(theirs)
     return np.array_equal(np.asarray(ours), np.asarray(theirs), equal_nan=True)

@@ -15,20 +15,20 @@ from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.handlers._joint import FactoredSites
 
 TWICE = (
-    "The model is estimated already: it holds a surrogate where the energy was, and the inner estimator would be used. "
+    "The model is estimated already: it holds a surrogate in place of the energy, so the inner estimator would be used. "
     "Write one estimate, estimate(model, 'sm'), or a dict with one estimator per site."
 )
 
 
 class EnergySite(NamedTuple):
-    """An energy site of one run of a model; sites that a factor joins are one.
+    """An energy site in one run of a model; sites that factors join count as one.
 
     Attributes:
         name: the site's name, or the names of joined sites separated by commas.
         members: names of the sample sites that it consists of.
-        unwrapped: its energy.
+        unwrapped: its energy or score.
         value: its value, data or a draw.
-        plates: the plates around it by dimension.
+        plates: the enclosing plates by dimension.
         is_observed: whether all members are observed.
     """
 
@@ -40,7 +40,7 @@ class EnergySite(NamedTuple):
     is_observed: bool
 
     def lay_out(self, *, may_touch_ends: bool = False) -> Site:
-        """The value as one event per row, checked as far as it is concrete.
+        """Lay out the value, one event per row, and check it if it is concrete.
 
         Args:
             may_touch_ends: whether rows may lie on the boundary of the support.
@@ -53,10 +53,10 @@ class EnergySite(NamedTuple):
 
 
 class whole_plates(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
-    """Make plates that subsample hold all their rows."""
+    """Handler under which plates that subsample hold all their rows."""
 
     def process_message(self, msg: Any) -> None:
-        """Put all indices in the place of a subset."""
+        """Replace a subset of the indices by all of them."""
         if msg["type"] == "plate":
             size = msg["args"][0]
             msg["value"], msg["args"] = jnp.arange(size), (size, size)
@@ -67,7 +67,7 @@ def energy_sites(
 ) -> tuple[dict[str, EnergySite], dict[str, Any]]:
     """Run a model once and list its energy sites. No log density is computed.
 
-    Handlers around the call act on the run: substituted values, whole plates.
+    Handlers around the call, such as `whole_plates`, act on the run.
 
     Args:
         model: a NumPyro model, without `estimate`.

@@ -1,4 +1,4 @@
-"""What reports and standard errors take of a result: parameters, mutable state, and what is missing."""
+"""Read parameters and mutable state from a result, and check that none are missing."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from numpyro_ebm.estimators.state import holds_state
 
 @runtime_checkable
 class Trained(Protocol):
-    """The result of a training: of `fit`, or of ``svi.run``.
+    """The result of `fit` or ``svi.run``.
 
     Attributes:
         params: constrained parameters by name.
@@ -26,7 +26,7 @@ Result = SVIState | Trained | Mapping[str, Any]
 
 
 def mutable_state(state: Any) -> Mapping[str, Any]:
-    """Mutable state by site; empty where there is none."""
+    """Return the mutable state by site; empty if there is none."""
     if isinstance(state, Trained):
         state = state.state
     if isinstance(state, SVIState):
@@ -35,15 +35,15 @@ def mutable_state(state: Any) -> Mapping[str, Any]:
 
 
 def values_of(owner: str, state: Any) -> dict[str, Any]:
-    """Parameters that have a value, and mutable state of layers without that of estimators.
+    """Return the parameters that have a value, and the mutable state of layers, without that of estimators.
 
     Raises:
-        EnergyError: for a state of SVI, which holds parameters in another form.
-        TypeError: for what holds no values by name.
+        EnergyError: for an SVI state, which holds unconstrained parameters.
+        TypeError: for an object that does not hold values by name.
     """
     if isinstance(state, SVIState):
         raise EnergyError(
-            f"A state of SVI alone holds parameters in unconstrained form, and the model cannot run on it. Pass to {owner} "
+            f"An SVI state holds parameters in unconstrained form, on which the model cannot run. Pass to {owner} "
             "the result of fit or of svi.run, or svi.get_params(state)."
         )
     if not isinstance(state, Trained | Mapping):
@@ -56,7 +56,7 @@ def values_of(owner: str, state: Any) -> dict[str, Any]:
 
 
 def check_values_given(trace: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a run of the model in which parameters or latent sites had to start anew.
+    """Refuse a run of the model in which parameters or latent sites had no given value.
 
     Raises:
         EnergyError: naming them.
@@ -64,12 +64,12 @@ def check_values_given(trace: Mapping[str, Any], given: Mapping[str, Any]) -> No
     params = [name for name, site in trace.items() if site["type"] == "param" and name not in given]
     if params:
         raise EnergyError(
-            f"The parameters {params} have no value, and figures would be those of their initial ones. Pass the result of "
+            f"The parameters {params} have no value, so results would be those of their initial values. Pass the result of "
             "fit or svi.run, or svi.get_params(state)."
         )
     latents = [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and n not in given]
     if latents:
         raise EnergyError(
-            f"The sites {latents} are latent, and their values are the guide's. Pass them beside the parameters: "
-            "params | guide.median(params) in the place of the result."
+            f"The sites {latents} are latent, and the guide holds their values. Pass them with the parameters: "
+            "params | guide.median(params) instead of the result."
         )

@@ -1,4 +1,4 @@
-"""One energy site of a model or a distribution, chosen and checked."""
+"""Find and check one energy site of a model or a distribution."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -32,23 +32,23 @@ def find_distribution(
     kwargs: Mapping[str, Any] | None = None,
     site: str | None = None,
 ) -> EventDistribution:
-    """The energy of a model's only energy site, or of the site that is named; sites that a factor joins are one.
+    """Return the energy of a model's only energy site, or of the named site; sites that factors join count as one.
 
-    Plates that subsample hold all their rows. An energy that is not observed takes a draw of its base in the place of its
-    value, and nothing is computed from that draw; no chain runs.
+    Plates that subsample hold all their rows. An unobserved energy gets a draw of its ``reference`` as its value, from
+    which nothing is computed; no chain runs.
 
     Args:
         owner: the calling function, for messages.
         model: a NumPyro model, or the result of `estimate`.
         params: values of its parameters and of ordinary latent sites, or the result of `fit` or ``svi.run``.
-        args: its arguments.
-        kwargs: its keyword arguments.
+        args: the model's arguments.
+        kwargs: the model's keyword arguments.
         site: the site's name; None where there is only one.
 
     Raises:
         EnergyError: (a ValueError) for a model without an energy site, or with several and no name; for parameters and
             latent sites without a value.
-        TypeError: for something that is no model.
+        TypeError: for something that is not a model.
     """
     if not callable(model) or isinstance(model, dist.Distribution):
         raise TypeError(f"{owner} needs a NumPyro model or an EnergyDistribution; got {type(model).__name__}.")
@@ -65,19 +65,19 @@ def find_distribution(
 def data_site(
     owner: str, dist_or_model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None = None
 ) -> Site:
-    """The rows of an energy, laid out and checked: of a distribution, or of the observed energy site of a model.
+    """Lay out and check the rows of a distribution, or of the observed energy site of a model.
 
     Args:
         owner: the calling function, for messages.
-        dist_or_model: an energy or a score (expand, mask and to_event around it allowed), or a NumPyro model.
+        dist_or_model: an energy or a score, possibly under expand, mask and to_event, or a NumPyro model.
         params: values of the model's parameters and latent sites, or a result that holds them; None for a distribution.
         args: the rows for a distribution; a model's arguments.
         kwargs: a model's keyword arguments.
-        site: which of a model's energy sites.
+        site: the name of a model's energy site; None if it observes only one.
 
     Raises:
         EnergyError: for rows that do not fit, parameters or latent sites without values, no energy site or several.
-        TypeError: for what is neither, and for arguments that belong to the other.
+        TypeError: for something that is neither, and for arguments that only the other one takes.
     """
     args, kwargs = as_arrays(owner, (args, kwargs))
     if isinstance(dist_or_model, dist.Distribution):
@@ -88,16 +88,16 @@ def data_site(
 
 
 def choose(owner: str, found: Mapping[str, T], site: str | None, none: str) -> T:
-    """The only site found, or the site that is named.
+    """Return the only site found, or the named site.
 
     Args:
         owner: the calling function, for messages.
         found: sites by name.
         site: the name; None where there is only one.
-        none: the message where there is none.
+        none: the message if there is none.
 
     Raises:
-        EnergyError: where there is none; for several without a name, and for an unknown name.
+        EnergyError: for no site, for several without a name, and for an unknown name.
     """
     if not found:
         raise EnergyError(none)
@@ -109,13 +109,13 @@ def choose(owner: str, found: Mapping[str, T], site: str | None, none: str) -> T
 
 
 def as_energy(distribution: dist.Distribution) -> EnergyDistribution:
-    """A normalised NumPyro distribution as the base of an energy that is 0, so that log Z is 0.
+    """Return an energy of 0 over a normalised NumPyro distribution as its base, so that log Z is 0.
 
     Raises:
         EnergyError: for an improper one.
     """
     if is_improper(distribution):
-        raise EnergyError("ImproperUniform has no normaliser: its likelihood is no number. Write a proper distribution.")
+        raise EnergyError("ImproperUniform has no normaliser, so its likelihood is undefined. Write a proper distribution.")
     shapes = {"event_shape": distribution.event_shape, "batch_shape": distribution.batch_shape}
     return EnergyDistribution(
         _no_energy, support=distribution.support, base=distribution, normalized=True, **shapes, validate_args=False
@@ -123,7 +123,7 @@ def as_energy(distribution: dist.Distribution) -> EnergyDistribution:
 
 
 def bare_model(model: Any) -> Any:
-    """The model inside of `estimate`; a model without it as it is."""
+    """Return the model inside `estimate`; a model without it is returned unchanged."""
     estimated = estimated_in(model) if isinstance(model, Messenger) else None
     return model if estimated is None else estimated.fn
 
@@ -133,7 +133,7 @@ def _no_energy(event: Array) -> float:
 
 
 def _any_value(message: dict[str, Any]) -> Any:
-    """A value for an energy that is not observed."""
+    """Return a placeholder value for an unobserved energy."""
     if message["type"] != "sample" or message["is_observed"]:
         return None
     unwrapped = unwrap(message["fn"])
@@ -146,7 +146,7 @@ def _any_value(message: dict[str, Any]) -> Any:
 def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: Any) -> Site:
     if params is not None or kwargs or site is not None or len(args) != 1:
         raise TypeError(
-            f"{owner} of a distribution takes None for params and its rows, nothing else; a distribution holds its "
+            f"{owner} of a distribution takes None for params and its rows, nothing else; a distribution holds its own "
             f"parameters. Write {owner}(distribution, None, rows, ...)."
         )
     unwrapped = unwrap(distribution)
@@ -167,7 +167,7 @@ def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str
     check_values_given(trace, given)
     observed: dict[str, EnergySite] = {name: each for name, each in found.items() if each.is_observed}
     none = (
-        f"The model observes no energy site, so {owner} has no rows. Give it held-out rows in the place of those of "
-        f"training: {owner}(model, params, x_test, ...)."
+        f"The model observes no energy site, so {owner} has no rows. Give it held-out rows instead of the training "
+        f"rows: {owner}(model, params, x_test, ...)."
     )
     return choose(owner, observed, site, none).lay_out()

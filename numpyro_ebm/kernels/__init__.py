@@ -1,4 +1,4 @@
-"""Transition kernels, and the chains that they drive."""
+"""Transition kernels, and the chains that use them."""
 
 from numpyro_ebm.kernels._base import AbstractKernel as AbstractKernel
 from numpyro_ebm.kernels._base import TransitionInfo as TransitionInfo

@@ -1,4 +1,4 @@
-"""What every kernel is: settings in a frozen dataclass, state in, state out."""
+"""Base class of the kernels: settings in a frozen dataclass, transitions from state to state."""
 
 import abc
 import dataclasses
@@ -19,21 +19,21 @@ C = TypeVar("C", bound=Callable)
 
 
 class TransitionInfo(NamedTuple):
-    """One record for every kernel; ``AbstractKernel.statistics`` names the fields that mean something.
+    """Record of one transition; ``AbstractKernel.statistics`` names the fields that are meaningful for a kernel.
 
     Attributes:
         acceptance_rate: Metropolis acceptance probability (NUTS: its average over the trajectory);
             1 for a kernel that never rejects.
-        is_divergent: the trajectory's energy error passed BlackJAX's threshold, or, for an unadjusted
-            kernel, where it went is not finite.
+        is_divergent: whether the energy error of the trajectory exceeded BlackJAX's threshold or, for an
+            unadjusted kernel, whether the new position is not finite.
         num_gradients: gradient evaluations of the log density in this transition; for a kernel without
             gradients, evaluations of the log density.
-        energy: the Hamiltonian of the proposal; None for a kernel without one.
+        energy: Hamiltonian of the proposal; None for a kernel without one.
         tree_depth: number of doublings of NUTS; 0 elsewhere.
-        is_nonfinite: whether the log density or its gradient was not finite where the kernel wanted to go: NaN, a
-            wall of infinite energy, or an energy of minus infinity. Kernels that reject do not go there (but for
+        is_nonfinite: whether the log density or its gradient was not finite at the proposal: NaN, a wall of
+            infinite energy, or an energy of minus infinity. Kernels that reject do not move there (except for
             minus infinity, which Metropolis always accepts), so the draws do not show it.
-        swap_rate: acceptance probability of swaps between temperatures; None for a kernel without them.
+        swap_rate: acceptance probability of swaps between temperatures; None for a kernel without swaps.
     """
 
     acceptance_rate: Array
@@ -48,20 +48,20 @@ class TransitionInfo(NamedTuple):
 class AbstractKernel(abc.ABC):
     """A Markov transition kernel in unconstrained space.
 
-    A kernel is a frozen dataclass and a pytree: ``step_size`` and ``inverse_mass_matrix`` are its leaves, so
-    adapted values, one per chain, live in the same class. ``log_density`` maps one position to a scalar.
+    A kernel is a frozen dataclass and a pytree with ``step_size`` and ``inverse_mass_matrix`` among its leaves, so
+    the same class holds adapted values, one per chain. ``log_density`` maps one position to a scalar.
 
     Attributes:
-        step_size: BlackJAX's step size; with a warm-up, where its adaptation starts; None for a kernel without one.
-        target_acceptance: acceptance that the warm-up steers the step size to; None where nothing adapts.
+        step_size: BlackJAX's step size; with a warm-up, the initial value; None for a kernel without one.
+        target_acceptance: acceptance rate to which the warm-up adapts the step size; None without adaptation.
         adapts_mass_matrix: whether the warm-up also adapts ``inverse_mass_matrix``.
         takes_dense_matrix: whether ``inverse_mass_matrix`` may be ``(d, d)``.
-        is_exact: whether a transition leaves the density invariant; unadjusted kernels are off by their step's bias.
+        is_exact: whether a transition leaves the density invariant; unadjusted kernels have a bias from their step size.
         is_discrete: whether the kernel moves on discrete supports.
-        needs_density: whether it uses values of the log density; without, the gradient of a `ScoreDistribution` will do.
-        step_exponent: the step that fits ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 where the step is
-            a length, 1 where it is a squared length.
-        statistics: the fields of `TransitionInfo` that mean something for this kernel.
+        needs_density: whether it uses values of the log density; if not, the gradient of a `ScoreDistribution` is enough.
+        step_exponent: the step size for ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 if the step size is
+            a length, 1 if it is a squared length.
+        statistics: the fields of `TransitionInfo` that are meaningful for this kernel.
     """
 
     name: ClassVar[str]
@@ -77,34 +77,34 @@ class AbstractKernel(abc.ABC):
 
     @abc.abstractmethod
     def init(self, rng_key: PRNGKey, position: Position, log_density: Any) -> Any:
-        """The state at a position, scored under the log density given (nothing older is reused).
+        """Return the state at a position, evaluated under the given log density.
 
-        A NamedTuple with ``position`` and, where the kernel keeps them, ``logdensity`` and ``logdensity_grad``. The key is
-        for kernels whose state holds more, such as a momentum.
+        It is a NamedTuple with ``position`` and, if the kernel keeps them, ``logdensity`` and ``logdensity_grad``. The key
+        is used by kernels whose state holds more, such as a momentum.
         """
 
     @abc.abstractmethod
     def step(self, rng_key: PRNGKey, state: Any, log_density: Any) -> tuple[Any, TransitionInfo]:
-        """One transition that leaves ``exp(log_density)`` invariant (unadjusted kernels: up to their step's bias)."""
+        """Make a transition that leaves ``exp(log_density)`` invariant (unadjusted kernels: up to the step's bias)."""
 
     def bind(self, distribution: Any) -> Any:
-        """The kernel with the settings that it takes from the distribution it is to sample; most take none."""
+        """Return the kernel with settings taken from the distribution to sample; most kernels take none."""
         return self
 
     def lift(self, position: Position) -> Position:
-        """What the kernel moves, started at one position of the target; most move the position itself."""
+        """Return what the kernel moves, for one position of the target; for most kernels, the position itself."""
         return position
 
     def lower(self, position: Position) -> Position:
-        """The position of the target in what the kernel moves: ``lower(lift(x))`` is ``x``."""
+        """Return the position of the target, given what the kernel moves: ``lower(lift(x))`` is ``x``."""
         return position
 
     def gradient(self, state: Any) -> Position | None:
-        """Gradient of the log density where the target is at, as far as the state keeps it; None elsewhere."""
+        """Return the gradient of the log density at the target position if the state holds it, else None."""
         return getattr(state, "logdensity_grad", None)
 
     def adapted(self, **settings: Any) -> Any:
-        """The same kernel with settings that a warm-up arrived at."""
+        """Return the same kernel with adapted settings."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore
         return rebuilt(type(self), {**own, **settings})
 
@@ -112,7 +112,7 @@ class AbstractKernel(abc.ABC):
         owner = type(self).__name__
         is_setting = any(field.name == "step_size" for field in dataclasses.fields(self))  # pyright: ignore
         if self.step_size is None and is_setting:
-            raise EnergyError(f"{owner} needs a step_size; got None. Write {owner}(step_size=0.1), or leave it out.")
+            raise EnergyError(f"{owner} needs a step_size; got None. Write {owner}(step_size=0.1), or omit it.")
         check_positive(owner, "step_size", self.step_size)
         matrix = getattr(self, "inverse_mass_matrix", None)
         check_covariance(owner, "inverse_mass_matrix", matrix, may_be_dense=self.takes_dense_matrix)
@@ -122,7 +122,7 @@ def kernel_class(*static: str):
     """Make a class a frozen dataclass and a pytree whose ``static`` fields are part of its structure."""
 
     def wrap(cls: K) -> K:
-        """The class, frozen and registered."""
+        """Freeze and register the class."""
         cls = dataclasses.dataclass(frozen=True)(cls)
         data = [f.name for f in dataclasses.fields(cls) if f.name not in static]
 
@@ -130,7 +130,7 @@ def kernel_class(*static: str):
             return [getattr(kernel, name) for name in data], tuple(getattr(kernel, name) for name in static)
 
         def unflatten(settings, leaves):
-            # Not through __init__: what a warm-up arrives at is reported, not validated.
+            # Not through __init__: adapted settings are reported, not validated.
             return rebuilt(cls, dict(zip((*data, *static), (*leaves, *settings), strict=True)))
 
         jax.tree_util.register_pytree_node(cls, flatten, unflatten)
@@ -151,7 +151,7 @@ def with_jit(method: C) -> C:
 
 
 def rebuilt(cls: type, settings: dict[str, Any]) -> Any:
-    """A kernel with these settings, whatever they are."""
+    """Return a kernel with these settings, without validation."""
     kernel = object.__new__(cls)
     for name, value in settings.items():
         object.__setattr__(kernel, name, value)
@@ -159,10 +159,10 @@ def rebuilt(cls: type, settings: dict[str, Any]) -> Any:
 
 
 def mass_matrix(kernel: Any, position: Position) -> Array:
-    """The kernel's inverse mass matrix, or the identity, for a position of this size.
+    """Return the kernel's inverse mass matrix, or the identity, for a position of this size.
 
     Raises:
-        EnergyError: where its length is not the number of coordinates, or it is dense and may not be.
+        EnergyError: for a matrix whose shape does not match the number of coordinates, or a dense one that is not allowed.
     """
     size = pytree_size(position)
     if kernel.inverse_mass_matrix is None:
@@ -178,7 +178,7 @@ def mass_matrix(kernel: Any, position: Position) -> Array:
 
 
 def not_finite(*values: Any) -> Array:
-    """Whether anything in these pytrees is NaN or infinite."""
+    """Return whether anything in these pytrees is NaN or infinite."""
     return ~jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)]).all()
 
 
@@ -191,7 +191,7 @@ def info(
     is_nonfinite: Any = False,  # noqa: FBT002
     swap_rate: Any = None,
 ):
-    """A `TransitionInfo` whose fields are arrays of fixed types, as a scan needs."""
+    """Return a `TransitionInfo` whose fields are arrays of fixed types, as required by a scan."""
     acceptance_rate = jnp.asarray(acceptance_rate, float)
     return TransitionInfo(
         acceptance_rate,

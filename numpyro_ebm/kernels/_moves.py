@@ -1,4 +1,4 @@
-"""The table of kernels that move one position."""
+"""Table of the kernels that move a single position."""
 
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel

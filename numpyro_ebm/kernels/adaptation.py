@@ -1,7 +1,7 @@
-"""Warm-up of one chain, a step at a time, from BlackJAX's parts.
+"""Warm-up of one chain, one step at a time, built from BlackJAX's components.
 
-``blackjax.window_adaptation`` runs as a whole and knows neither MALA nor a progress bar, so the same schedule,
-dual averaging and mass matrix are put together here; a test holds the result equal to it.
+``blackjax.window_adaptation`` only runs as a whole and supports neither MALA nor a progress bar, so its schedule,
+dual averaging and mass matrix adaptation are combined here. A test checks that the results are equal.
 """
 
 from typing import Any, NamedTuple
@@ -17,10 +17,11 @@ from numpyro_ebm._core.typing import Array, Position
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
 
 FAST = 0
+"""BlackJAX's number for a stage that adapts the step size only."""
 
 
 class WarmupState(NamedTuple):
-    """Dual averaging, mass matrix (None where it does not adapt) and the kernel as adapted so far."""
+    """Dual averaging, mass matrix (each None if it does not adapt) and the kernel as adapted so far."""
 
     averaging: Any
     metric: Any
@@ -28,14 +29,14 @@ class WarmupState(NamedTuple):
 
 
 def schedule(kernel: AbstractKernel, num_warmup: int) -> Array:
-    """Stan's windows as ``(num_warmup, 2)`` integers: stage (fast, slow) and whether a slow window ends here."""
+    """Return Stan's windows as ``(num_warmup, 2)`` integers: the stage (fast, slow) and whether a slow window ends."""
     if num_warmup == 0 or not kernel.adapts_mass_matrix:
         return jnp.zeros((num_warmup, 2), jnp.int32)
     return jnp.asarray(build_schedule(num_warmup), jnp.int32)
 
 
 def start(kernel: AbstractKernel, position: Position) -> WarmupState:
-    """The state of a warm-up that begins at the kernel's own settings; ``position`` is what the kernel moves."""
+    """Return the initial state of a warm-up, with the kernel's settings; ``position`` is what the kernel moves."""
     position = kernel.lower(position)
     dtype = jnp.result_type(*jax.tree.leaves(position))
     kernel = jax.tree.map(lambda setting: jnp.asarray(setting, dtype), kernel)
@@ -50,7 +51,7 @@ def start(kernel: AbstractKernel, position: Position) -> WarmupState:
 
 
 def update(warmup: WarmupState, stage: Array, position: Position, info: TransitionInfo) -> WarmupState:
-    """Take one transition into account; ``stage`` is a row of `schedule`."""
+    """Update the warm-up with one transition; ``stage`` is a row of `schedule`."""
     if warmup.averaging is None:
         return warmup
     da_init, da_update, da_final = dual_averaging_adaptation(warmup.kernel.target_acceptance)  # pyright: ignore
@@ -75,7 +76,7 @@ def update(warmup: WarmupState, stage: Array, position: Position, info: Transiti
 
 
 def update_at(stages: Array, i: Array, warmup: WarmupState, position: Position, info: TransitionInfo) -> WarmupState:
-    """`update` at transition ``i`` of the warm-up, finished at its last one; nothing after it."""
+    """Apply `update` at transition ``i`` of the warm-up and finish at the last one; later transitions change nothing."""
     num_warmup = len(stages)
 
     def adapt(warmup):
@@ -87,7 +88,7 @@ def update_at(stages: Array, i: Array, warmup: WarmupState, position: Position, 
 
 
 def finish(warmup: WarmupState) -> AbstractKernel:
-    """The adapted kernel: the averaged step size and the last mass matrix."""
+    """Return the adapted kernel, with the averaged step size and the last mass matrix."""
     if warmup.averaging is None:
         return warmup.kernel
     step_size = dual_averaging_adaptation(0.0)[2](warmup.averaging)

@@ -1,4 +1,4 @@
-"""Step sizes of a negative phase: dual averaging on the mean acceptance of its chains, one step per update."""
+"""Step size of a negative phase: dual averaging on the mean acceptance of its chains, one step per update."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from numpyro_ebm.kernels.chains import Pace
 
 
 def mean_step(kernel: AbstractKernel, pace: Pace) -> Array:
-    """Geometric mean of the chains' step sizes."""
+    """Return the geometric mean of the chains' step sizes."""
     return kernel.step_size * jnp.exp(2 * kernel.step_exponent * jnp.mean(pace.log_factor))
 
 
 def averaging_of(kernel: AbstractKernel) -> Any:
-    """Dual averaging that begins at the kernel's own step size and shrinks towards it."""
+    """Return dual averaging that starts at the kernel's step size and shrinks towards it."""
     step_size = jnp.asarray(kernel.step_size, float)
-    # BlackJAX shrinks towards ten times the start, which is for warm-ups that begin low.
+    # BlackJAX shrinks towards ten times the initial step size, which suits warm-ups that start with a small one.
     return dual_averaging_adaptation(0.0)[0](step_size / 10)._replace(log_step_size=jnp.log(step_size))
 
 
 def next_averaging(averaging: Any, kernel: AbstractKernel, acceptance_rate: Array) -> Any:
-    """One step of dual averaging to the kernel's optimal acceptance."""
+    """Make one step of dual averaging towards the kernel's target acceptance."""
     acceptance_rate = jnp.nan_to_num(acceptance_rate)
     return dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance_rate)  # pyright: ignore

@@ -1,4 +1,4 @@
-"""A chain per draw."""
+"""Sampler that runs one chain per draw."""
 
 import dataclasses
 from typing import Any
@@ -20,24 +20,24 @@ from numpyro_ebm.kernels.starts import check_starts
 
 @dataclasses.dataclass(frozen=True)
 class ChainSampler:
-    """One MCMC chain per draw: draws are independent of each other, and each is approximate.
+    """One MCMC chain per draw: the draws are independent of each other, and each is approximate.
 
-    A chain starts from the distribution's base (standard normal in unconstrained space where there is none) or from a draw
-    of another sampler, adapts its kernel, moves on with the adapted kernel, and its last position is the draw. Where the
-    density or its gradient is not finite at a draw of the base, others are tried, farther and farther out.
+    A chain starts from a draw of the distribution's base (without a base, from a standard normal in unconstrained space) or
+    of another sampler, adapts its kernel and continues with the adapted kernel. Its last position is the draw. If the
+    density or its gradient is not finite at a draw of the base, other starts are tried, at growing distances.
 
     Args:
         kernel: a name or a kernel.
         num_warmup: transitions with adaptation.
-        num_steps: transitions after it.
-        start: a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are where the chains start. Chains
-            seldom cross between modes: started by `AnnealedLangevin` they keep the weights that it found.
+        num_steps: transitions after the warm-up.
+        start: a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are the starts of the chains. Chains
+            seldom cross between modes: started from `AnnealedLangevin`, they keep its mode weights.
 
     Raises:
-        EnergyError: for counts that are not counts, or an unknown kernel. When it draws: where no start with a density was
-            found; inside ``jax.jit`` (and NumPyro's ``Predictive``) that arrives as ``jax.errors.JaxRuntimeError``, and
-            such draws are NaN where they can be.
-        TypeError: for a start that is no sampler.
+        EnergyError: for invalid counts or an unknown kernel. On drawing, if no start with a finite density is found;
+            inside ``jax.jit`` (and NumPyro's ``Predictive``) this becomes ``jax.errors.JaxRuntimeError``, and the draws
+            concerned are NaN unless they are discrete.
+        TypeError: for a ``start`` that is not a sampler.
 
     Example:
         ``EnergyDistribution(energy, sampler=ChainSampler("mala", num_warmup=500))``
@@ -49,7 +49,7 @@ class ChainSampler:
     start: Any = None
 
     def __post_init__(self):
-        # A pytree is also rebuilt around tracers and placeholders; only what a user wrote is resolved.
+        # A pytree is also rebuilt around tracers and placeholders; only user input is resolved.
         if isinstance(self.kernel, str | AbstractKernel):
             object.__setattr__(self, "kernel", resolve_kernel(self.kernel, is_discrete=None))
         check_count("ChainSampler", "num_warmup", self.num_warmup, 0)
@@ -57,7 +57,7 @@ class ChainSampler:
         check_start("ChainSampler", self.start)
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
-        """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ChainSampler", rng_key)
         resolve_kernel(self.kernel, is_discrete=distribution.is_discrete)
         key_start, key_chains = jax.random.split(rng_key)

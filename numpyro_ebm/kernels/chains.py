@@ -1,4 +1,4 @@
-"""A batch of chains, run by one scan."""
+"""Batches of chains, each run by one scan."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,11 @@ from numpyro_ebm.kernels import adaptation
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
 
 YOUNG, FORGETTING, LEAST_RATE = 10.0, 0.6, 0.02
-"""Transitions after which a chain's own step size settles, how fast, and what it keeps on following by."""
+"""Adaptation rate of `Pace` at age a: ``max((1 + a / YOUNG) ** -FORGETTING, LEAST_RATE)``.
+
+Robbins and Monro need FORGETTING in (1/2, 1] for convergence. A larger YOUNG or LEAST_RATE follows a changing density
+faster, with more noise in the step size.
+"""
 
 
 class ChainHealth(NamedTuple):
@@ -21,9 +25,9 @@ class ChainHealth(NamedTuple):
     Attributes:
         acceptance_rate: mean acceptance probability.
         divergence_rate: fraction of divergent transitions.
-        nonfinite_rate: fraction of transitions whose proposal had no finite log density (a kernel that rejects it hides
-            it).
-        swap_rate: mean acceptance of swaps between temperatures; None for a kernel without them.
+        nonfinite_rate: fraction of transitions whose proposal had no finite log density (which does not show in the draws
+            of a kernel that rejects it).
+        swap_rate: mean acceptance of swaps between temperatures; None for a kernel without swaps.
         num_gradients: gradient evaluations per chain.
     """
 
@@ -40,7 +44,7 @@ class Run(NamedTuple):
     Attributes:
         positions: pytree, leaves ``(num_chains, num_samples, ...)``, unconstrained.
         info: `TransitionInfo` with fields ``(num_chains, num_samples)``.
-        kernel: the adapted kernel, its leaves led by ``num_chains``.
+        kernel: the adapted kernel, with leaves ``(num_chains, ...)``.
     """
 
     positions: Position
@@ -49,16 +53,16 @@ class Run(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """Step sizes of chains of different densities, each by itself.
+    """Separate step sizes for chains of different densities.
 
-    A chain's step is that of the kernel times ``exp(log_factor)`` (its square where the step is a squared length). It
-    follows the chain's own acceptance, transition by transition, by amounts that fall with its age. A chain that never moves
-    is freed within a few transitions, and an old one is hardly disturbed.
+    A chain's step size is that of the kernel times ``exp(log_factor)`` (times its square if the step size is a squared
+    length). It follows the chain's own acceptance at each transition, at a rate that falls with the chain's age: a young
+    chain that never moves gets free within a few transitions, and the step size of an old one hardly changes.
 
     Attributes:
         log_factor: ``(num_chains,)``.
         age: ``(num_chains,)``, transitions of each chain so far.
-        largest: the log factor that is not exceeded, a number.
+        largest: upper bound of the log factor, a number.
     """
 
     log_factor: Array
@@ -66,23 +70,23 @@ class Pace(NamedTuple):
     largest: Array
 
     def apply(self, kernel: AbstractKernel) -> AbstractKernel:
-        """The kernel of one chain, whose fields these are."""
+        """Return the kernel of one chain, given the fields of that chain."""
         return kernel.adapted(step_size=kernel.step_size * jnp.exp(2 * kernel.step_exponent * self.log_factor))
 
     def next(self, kernel: AbstractKernel, acceptance_rate: Array) -> "Pace":
-        """After one transition (Robbins and Monro)."""
+        """Return the pace after one more transition (a step of Robbins and Monro)."""
         rate = jnp.maximum((1.0 + self.age / YOUNG) ** -FORGETTING, LEAST_RATE)
         error = jnp.nan_to_num(acceptance_rate) - jnp.asarray(kernel.target_acceptance)
         return self._replace(log_factor=jnp.minimum(self.log_factor + rate * error, self.largest), age=self.age + 1)
 
 
 class Advanced(NamedTuple):
-    """Where a batch of chains came to.
+    """A batch of chains after `advance_at_pace`.
 
     Attributes:
-        positions: leaves ``(num_chains, ...)``.
+        positions: last positions, leaves ``(num_chains, ...)``.
         health: figures of the run.
-        gradient: of the log density there, where the kernel keeps it, or None.
+        gradient: gradient of the log density at the last positions if the kernel keeps it, else None.
         pace: the step sizes after the run, or None.
     """
 
@@ -93,12 +97,12 @@ class Advanced(NamedTuple):
 
 
 def num_chains_of(positions: Position) -> int:
-    """How many chains a batch of positions holds."""
+    """Return the number of chains in a batch of positions."""
     return jax.tree.leaves(positions)[0].shape[0]
 
 
 def as_positions(kernel: AbstractKernel, tree: PyTree) -> PyTree:
-    """Every leaf in one type: whole numbers for a discrete kernel, else float64 under x64 and float32 otherwise."""
+    """Cast every leaf to the integer type for a discrete kernel, else to float (float64 under x64, float32 otherwise)."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int if kernel.is_discrete else float), tree)
 
 
@@ -112,20 +116,20 @@ def advance(
     num_steps: int,
     temperatures: Array | None = None,
 ) -> tuple[Position, ChainHealth]:
-    """Move every chain by ``num_steps`` transitions and keep the last positions only.
+    """Move every chain by ``num_steps`` transitions and return the last positions only.
 
-    The chains are scored anew under ``log_density`` first, so a parameter update between two calls is seen. No record is
-    kept of the steps: memory does not grow with them.
+    The chains are first evaluated again under ``log_density``, so a parameter update between two calls takes effect. The
+    steps are not recorded, so memory does not grow with them.
 
     Args:
         rng_key: random key.
-        kernel: the kernel, its settings shared by the chains.
+        kernel: the kernel, with settings shared by all chains.
         log_density: ``log_density(position, local)`` of one chain.
         positions: leaves ``(num_chains, ...)``.
-        local: what each chain's log density has of its own, leaves ``(num_chains, ...)``, or None.
+        local: argument of each chain's own log density, leaves ``(num_chains, ...)``, or None.
         num_steps: transitions per chain.
-        temperatures: ``(num_steps,)``; transition i leaves ``exp(log_density / temperatures[i])`` invariant. The chains
-            are scored anew at each of them. None for 1 throughout.
+        temperatures: ``(num_steps,)``; transition i leaves ``exp(log_density / temperatures[i])`` invariant, and the chains
+            are evaluated again before it. None for 1 throughout.
 
     Returns:
         The new positions and the `ChainHealth` of the run.
@@ -147,7 +151,7 @@ def advance_at_pace(
     temperatures: Array | None = None,
     pace: Pace | None = None,
 ) -> Advanced:
-    """`advance` with a step size for each chain, which adapts on the way; None for the kernel's own."""
+    """Run `advance` with a separate, adapting step size for each chain; without ``pace``, with the kernel's own."""
     positions = as_positions(kernel, positions)
     num_chains = num_chains_of(positions)
     has_swaps = "swap_rate" in kernel.statistics
@@ -193,11 +197,11 @@ class Progress(NamedTuple):
     """The state of a run between two of its transitions.
 
     Attributes:
-        step: transitions made, warm-up included.
-        states: of the chains.
-        warmups: of the chains, with the kernels as adapted so far.
+        step: number of transitions so far, warm-up included.
+        states: kernel states of the chains.
+        warmups: warm-up states of the chains, with the kernels as adapted so far.
         draws: positions and `TransitionInfo` as in `Run`; zeros for draws that are still to come.
-        keys: of all transitions.
+        keys: keys of all transitions.
     """
 
     step: Array
@@ -208,16 +212,16 @@ class Progress(NamedTuple):
 
     @property
     def num_samples(self) -> int:
-        """Draws of each chain, those still to come included."""
+        """Number of draws per chain, including those still to come."""
         return self.draws[1].acceptance_rate.shape[1]
 
     @property
     def num_warmup(self) -> int:
-        """Transitions of each chain before the first draw."""
+        """Number of transitions per chain before the first draw."""
         return len(self.keys) - self.num_samples
 
     def so_far(self) -> Run:
-        """The draws and the kernels as they are now."""
+        """Return the draws and the kernels so far."""
         return Run(*self.draws, self.warmups.kernel)
 
 
@@ -231,16 +235,16 @@ def run(
     num_warmup: int,
     num_samples: int,
 ) -> Run:
-    """Warm up each chain by itself, then draw from it.
+    """Warm up each chain separately, then draw from it.
 
     Args:
         rng_key: random key.
-        kernel: the kernel; its warm-up starts from its own settings.
+        kernel: the kernel; the warm-up starts from its settings.
         log_density: ``log_density(position, local)`` of one chain.
-        positions: where the chains start, leaves ``(num_chains, ...)``.
+        positions: starts of the chains, leaves ``(num_chains, ...)``.
         local: as in `advance`.
-        num_warmup: adapted transitions, thrown away.
-        num_samples: transitions kept.
+        num_warmup: transitions with adaptation, which are discarded.
+        num_samples: transitions that are kept.
 
     Returns:
         The draws, their statistics and the adapted kernel of each chain.
@@ -281,15 +285,15 @@ def begin(
 def go_on(
     progress: Progress, kernel: AbstractKernel, log_density: LogDensityFn, local: PyTree, stop: int | Array
 ) -> Progress:
-    """Continue a run. The draws do not depend on how many calls a run is divided into.
+    """Continue a run. The draws do not depend on the number of calls that a run is divided into.
 
     Args:
-        progress: what `begin` or `go_on` returned.
+        progress: return value of `begin` or `go_on`.
         kernel: as in `begin`.
         log_density: as in `begin`.
         local: as in `begin`.
-        stop: the transition to stop before, counted from the start of the run. It may be traced, so that one compiled
-            program serves all values.
+        stop: number of transitions, from the start of the run, after which to stop. It may be traced, so that one
+            compiled program serves all values.
 
     Returns:
         The run after ``stop`` transitions.
@@ -298,7 +302,7 @@ def go_on(
     stages = adaptation.schedule(kernel, num_warmup)
 
     def step_all(i, carry):
-        # One loop for warm-up and draws: the kernel, NUTS above all, is compiled once.
+        # One loop for warm-up and draws, so that the kernel, which is costly for NUTS, is compiled once.
         states, warmups, draws = carry
         states, info = _transition(progress.keys[i], states, warmups, log_density, local)
         if num_warmup:
@@ -317,7 +321,7 @@ def go_on(
 def _transition(
     rng_key: PRNGKey, states: Any, warmups: adaptation.WarmupState, log_density: LogDensityFn, local: PyTree
 ) -> tuple[Any, TransitionInfo]:
-    """One transition of every chain, by the kernel as adapted in it."""
+    """Make one transition of every chain, with its own adapted kernel."""
 
     def step_one(key, state, warmup, row):
         return warmup.kernel.step(key, state, _at(log_density, state.position, row))
@@ -329,7 +333,7 @@ def _transition(
 def _at(
     log_density: LogDensityFn, position: Position, row: PyTree, temperature: Array | None = None
 ) -> Callable[[Position], Array]:
-    """The log density of one chain, in the type of its position (a scan needs it fixed)."""
+    """Return the log density of one chain, in the dtype of its position, since a scan needs a fixed dtype."""
     dtype = jnp.result_type(*jax.tree.leaves(position), float)
     if temperature is None:
         return lambda x: jnp.asarray(log_density(x, row), dtype)

@@ -1,4 +1,4 @@
-"""Two chains of one kernel, coupled so that they meet, and the unbiased time averages they give."""
+"""Pairs of chains of one kernel, coupled so that they meet, and unbiased time averages from them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ COUPLINGS = ("maximal", "reflection")
 
 
 class Meeting(NamedTuple):
-    """How pairs of chains met.
+    """Meeting times of pairs of chains.
 
     Attributes:
-        meeting_time: ``(num_pairs,)``, the first t with ``X_t = Y_(t-1)``; where a pair has not met, the last t.
-        is_met: ``(num_pairs,)``, whether it has met.
+        meeting_time: ``(num_pairs,)``, the first t with ``X_t = Y_(t-1)``; for a pair that has not met, the last t.
+        is_met: ``(num_pairs,)``, whether the pair has met.
         acceptance_rate: mean acceptance probability over pairs and steps.
     """
 
@@ -34,37 +34,37 @@ class Meeting(NamedTuple):
 
 
 def check_coupling(kernel: AbstractKernel, coupling: str) -> None:
-    """Refuse a kernel or a coupling that is not there.
+    """Check that a coupling exists and that the kernel can be coupled.
 
     Raises:
-        EnergyError: naming what is.
+        EnergyError: with the available couplings or kernels.
     """
     if coupling not in COUPLINGS:
         raise EnergyError(f"Unknown coupling '{coupling}'. {nearest(str(coupling), COUPLINGS)}")
     if type(kernel) not in (MALA, HMC):
         raise EnergyError(
-            f"No coupling of the kernel '{kernel.name}' is known, so its chains would not meet. Kernels that are coupled: "
+            f"The kernel '{kernel.name}' has no coupling, so its chains would not meet. Kernels that can be coupled: "
             "hmc, mala. Write kernel=MALA(step_size=0.1)."
         )
     if getattr(kernel, "inverse_mass_matrix", None) is not None:
-        raise EnergyError("Coupled HMC has the identity for its mass matrix. Write HMC(step_size=...) without one.")
+        raise EnergyError("Coupled HMC needs the identity as its mass matrix. Write HMC(step_size=...) without one.")
 
 
 def couple_noise(rng_key: PRNGKey, noise: Array, difference: Array, coupling: str) -> tuple[Array, Array]:
-    r"""A standard normal vector that equals ``noise + difference`` as often as one can.
+    r"""Draw a standard normal vector that equals ``noise + difference`` with the largest possible probability.
 
-    With ``X = mean_1 + s * noise`` and ``difference = (mean_1 - mean_2) / s``, the result w gives ``Y = mean_2 + s * w`` of
-    its own right law and ``P(Y = X) = 1 - TV = 2 \Phi(-|difference| / 2)``, which no coupling exceeds.
+    With ``X = mean_1 + s * noise`` and ``difference = (mean_1 - mean_2) / s``, the result w gives ``Y = mean_2 + s * w``
+    with the correct distribution and ``P(Y = X) = 1 - TV = 2 \Phi(-|difference| / 2)``, which no coupling exceeds.
 
     Args:
         rng_key: random key.
         noise: ``(d,)``, standard normal.
-        difference: ``(d,)``, between the means in units of the standard deviation.
-        coupling: where the two do not meet, "reflection" mirrors the noise in the hyperplane between the means, which
-            brings chains together from afar; "maximal" draws what is left of the second normal independently.
+        difference: ``(d,)``, difference of the means in units of the standard deviation.
+        coupling: if the two do not meet, "reflection" mirrors the noise in the hyperplane between the means, which brings
+            distant chains together; "maximal" draws from the remainder of the second normal independently.
 
     Returns:
-        ``(d,)``, standard normal given ``difference``, and whether it is ``noise + difference``.
+        ``(d,)``, standard normal given ``difference``, and whether it equals ``noise + difference``.
 
     References:
         Jacob, O'Leary and Atchade, Unbiased Markov chain Monte Carlo methods with couplings (2020), section 4; Bou-Rabee,
@@ -85,13 +85,13 @@ def couple_noise(rng_key: PRNGKey, noise: Array, difference: Array, coupling: st
 
 
 def _remainder(rng_key: PRNGKey, half: Array) -> Array:
-    """``half - v`` with v > 0 of density proportional to ``phi(v - half) - phi(v + half)``.
+    """Draw ``half - v`` with v > 0 of density proportional to ``phi(v - half) - phi(v + half)``.
 
-    That is what N(0, 1) has more than N(2 half, 1). Rejection whose acceptance does not fall with the distance: plain
-    rejection from the normal would take 1 / distance tries, and a batch of chains waits for the slowest.
+    This is the excess of N(0, 1) over N(2 half, 1). The rejection sampler's acceptance does not fall at small distances:
+    plain rejection from the normal would take 1 / distance tries, and a batch of chains waits for the slowest.
     """
     is_near = half < 1
-    # sinh(x) / x <= exp(x^2 / 6) for the near, where v is nearly Rayleigh.
+    # For small distances v is nearly Rayleigh, and sinh(x) / x <= exp(x^2 / 6).
     spread = jnp.sqrt(2 / (1 - jnp.where(is_near, half, 0.0) ** 2 / 3))
 
     def propose(carry):
@@ -116,22 +116,22 @@ def coupled_step(
     log_density: Callable[[Array], Array],
     coupling: str,
 ) -> tuple[MALAState, Array, Array]:
-    """Move two chains so that each follows the kernel and they tend to meet; once equal, they stay so.
+    """Move two chains so that each follows the kernel and they tend to meet; once equal, they stay equal.
 
-    MALA couples its two proposals by `couple_noise` and accepts both by one uniform. HMC moves both chains by the same
-    momentum, number of steps and uniform, which contracts them but never makes them equal; a coupled MALA step of
-    ``step_size**2 / 2`` (one leapfrog step) follows each trajectory and is part of the transition.
+    MALA couples its two proposals by `couple_noise` and accepts both by one uniform. HMC moves both chains with the same
+    momentum, number of steps and uniform, which contracts them but never makes them equal; so each transition ends with a
+    coupled MALA step of ``step_size**2 / 2`` (one leapfrog step).
 
     Args:
         rng_key: random key.
         kernel: `MALA` or `HMC`.
         pair: the two states, leaves ``(2, ...)``.
-        is_met: whether they have met before; then both go where the first goes.
+        is_met: whether they have met before; if so, both move as the first does.
         log_density: log density of one position.
         coupling: as in `couple_noise`.
 
     Returns:
-        The two new states, whether they have met by now, and the mean acceptance probability of the two.
+        The two new states, whether they have met, and the mean acceptance probability of the two.
 
     References:
         Heng and Jacob, Unbiased Hamiltonian Monte Carlo with couplings (2019).
@@ -142,7 +142,7 @@ def coupled_step(
         moved, met_now, _ = _coupled_mala(key_mala, 0.5 * kernel.step_size**2, moved, log_density, coupling)
     else:
         moved, met_now, rate = _coupled_mala(key_mala, kernel.step_size, pair, log_density, coupling)
-    # Said by a flag and kept by copying: a compiler may round what is equal in two ways.
+    # A flag and a copy keep them equal: a compiler may round equal expressions differently.
     is_met = is_met | met_now
     return jax.tree.map(lambda leaf: leaf.at[1].set(jnp.where(is_met, leaf[0], leaf[1])), moved), is_met, rate
 
@@ -160,7 +160,7 @@ def _common_hmc(rng_key, kernel, pair, log_density):
 
 def _coupled_mala(rng_key, step_size, pair, log_density, coupling):
     key_chain, key_couple = jax.random.split(rng_key)
-    key_noise, key_accept = jax.random.split(key_chain)  # as BlackJAX: the first chain is its MALA, draw for draw
+    key_noise, key_accept = jax.random.split(key_chain)  # as in BlackJAX: the first chain equals its MALA, draw for draw
     event_shape, scale = pair.position.shape[1:], jnp.sqrt(2 * step_size)
     means = pair.position + step_size * pair.logdensity_grad
     noise = jax.random.normal(key_noise, (pair.position[0].size,), pair.position.dtype)
@@ -179,7 +179,7 @@ def _coupled_mala(rng_key, step_size, pair, log_density, coupling):
 
 
 def _transition_energy(state, new_state, step_size):
-    # Up to a constant, minus log of the target at the new state times the proposal back: BlackJAX's, which it keeps inside.
+    # Minus the log of target at the new state times proposal density back, up to a constant; private in BlackJAX.
     back = state.position - new_state.position - step_size * new_state.logdensity_grad
     return -new_state.logdensity + 0.25 / step_size * jnp.sum(back**2)
 
@@ -210,30 +210,30 @@ def unbiased_sum(
     num_steps: int,
     max_num_steps: int,
 ) -> tuple[PyTree, Meeting]:
-    r"""Weighted sums over pairs of chains whose expectation is that of the target, for chains of any length.
+    r"""Compute weighted sums over pairs of chains whose expectation is that of the target, for chains of any length.
 
-    With lag one, ``(X_t, Y_(t-1))`` moved by `coupled_step`, and the meeting time :math:`\tau`,
+    With ``(X_t, Y_(t-1))``, of lag one, moved by `coupled_step`, and the meeting time :math:`\tau`,
 
     .. math::
         H_{k:m} = \frac{1}{m-k+1} \sum_{t=k}^{m} h(X_t)
             + \sum_{t=k+1}^{\tau-1} \min\left(1, \frac{t-k}{m-k+1}\right) (h(X_t) - h(Y_{t-1}))
 
-    has expectation :math:`E_p[h]` for every ``k <= m``: burn-in and length move variance and cost only. Nothing is kept
-    per step.
+    has expectation :math:`E_p[h]` for every ``k <= m``: burn-in and length affect only variance and cost. No step is
+    recorded.
 
     Args:
         rng_key: random key.
         kernel: `MALA` or `HMC`.
         log_density: ``log_density(position, local)`` of one chain.
-        starts: ``(num_pairs, 2, ...)``, X_0 and Y_0 of each pair, of one law.
-        local: what each pair's log density has of its own, leaves ``(num_pairs, ...)``, or None.
-        add: ``add(total, pairs, weights)``: the total with ``weights[:, 0] * h(X_t) + weights[:, 1] * h(Y_(t-1))`` added,
+        starts: ``(num_pairs, 2, ...)``, X_0 and Y_0 of each pair, from the same distribution.
+        local: argument of each pair's own log density, leaves ``(num_pairs, ...)``, or None.
+        add: ``add(total, pairs, weights)`` returns the total plus ``weights[:, 0] * h(X_t) + weights[:, 1] * h(Y_(t-1))``,
             given states with leaves ``(num_pairs, 2, ...)`` and weights ``(num_pairs, 2)``.
-        total: where the sum starts.
+        total: initial value of the sum.
         coupling: as in `couple_noise`.
         burn_in: k.
         num_steps: m.
-        max_num_steps: transitions after which pairs that have not met are given up; the total is then worthless.
+        max_num_steps: transitions after which pairs that have not met are given up; the total is then invalid.
 
     Returns:
         The total and the `Meeting` of the pairs.
@@ -260,7 +260,7 @@ def unbiased_sum(
         total = jax.lax.cond(run.time >= burn_in, lambda: add(run.total, run.pairs, weights(run)), lambda: run.total)
         keys = jax.random.split(jax.random.fold_in(rng_key, run.time), num_pairs)
         pairs, is_met, rate = jax.vmap(step_one)(keys, run.pairs, run.is_met, local)
-        # The lag: at the first step X moves and Y waits. They meet there where both began at one point and X stayed.
+        # The lag: at the first step X moves and Y waits, so they meet if both started at one point and X stayed there.
         is_first = run.time == 0
         pairs = jax.tree.map(lambda new, old: new.at[:, 1].set(jnp.where(is_first, old[:, 1], new[:, 1])), pairs, run.pairs)
         stayed = jnp.all((pairs.position[:, 0] == pairs.position[:, 1]).reshape(num_pairs, -1), axis=1)

@@ -22,18 +22,18 @@ class GibbsState(NamedTuple):
 
 @kernel_class()
 class Gibbs(AbstractKernel):
-    r"""Gibbs sampling: each element in turn is drawn from its law given all the others; a transition is one sweep.
+    r"""Gibbs sampling: a transition is one sweep, which draws each element from its conditional given all others.
 
-    For an event of ``d`` elements that take ``k`` values each, a sweep costs ``d (k - 1)`` evaluations of the energy. It has
-    no settings and never rejects; elements that depend strongly on each other change slowly.
+    For an event of ``d`` elements with ``k`` values each, a sweep costs ``d (k - 1)`` evaluations of the energy. It has no
+    tuning parameters and never rejects; strongly dependent elements change slowly.
 
     Args:
-        values: ``(k,)``, the values of an element, in increasing order; None for those of the support that is sampled,
+        values: ``(k,)``, the values of an element, in increasing order; None for those of the sampled support,
             ``constraints.boolean`` or ``constraints.integer_interval(low, high)``, of an `EnergyDistribution` or of each
             latent site of a model.
 
     Raises:
-        EnergyError: at its first use, where the support does not say what values there are.
+        EnergyError: at the first use, if the support does not determine the values.
 
     Example:
         ``sample(rng_key, EnergyDistribution(energy, (9,), support=constraints.boolean), "gibbs")``
@@ -55,21 +55,21 @@ class Gibbs(AbstractKernel):
         if values.ndim != 1 or len(values) < 2 or not np.all(np.diff(values.astype(float)) > 0):
             raise EnergyError(
                 f"Gibbs needs the values of an element in increasing order, two or more; got {self.values!r}. Write "
-                "Gibbs(values=jnp.arange(5)), or Gibbs() for those of the support."
+                "Gibbs(values=jnp.arange(5)), or Gibbs() for the values of the support."
             )
 
     def bind(self, distribution):
-        """The kernel with the values of the support that it is to move on, by site for the latents of a model."""
+        """Return the kernel with the values of the support to sample, by site for the latents of a model."""
         return (
             self if self.values is not None else self.adapted(values=jax.tree.map(jnp.asarray, distribution.discrete_values))
         )
 
     def init(self, rng_key, position, log_density):
-        """Score the position."""
+        """Evaluate the log density at the position."""
         return GibbsState(position, log_density(position))
 
     def step(self, rng_key, state, log_density):
-        """One sweep, site by site."""
+        """Make one sweep, site by site."""
         if self.values is None:
             raise EnergyError("Gibbs needs the values that an element takes. Write Gibbs(values=jnp.arange(2)).")
         sites, tree = jax.tree.flatten(state.position)
@@ -90,7 +90,7 @@ class Gibbs(AbstractKernel):
 
 
 def _sweep(keys: PRNGKey, site: Array, logdensity: Array, is_nonfinite: Array, values: Any, score: Callable) -> tuple:
-    """Draw each element of an array in turn; its new value, its log density, and whether any was no number."""
+    """Draw each element of an array in turn; return the array, its log density, and whether any was NaN or infinite."""
     flat, shape = site.reshape(-1), site.shape
     values = jnp.asarray(values, flat.dtype)
     num_values = len(values)

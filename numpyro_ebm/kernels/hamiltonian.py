@@ -22,21 +22,21 @@ STATISTICS = (*AbstractKernel.statistics, "energy")
 class HMC(AbstractKernel):
     """Hamiltonian Monte Carlo.
 
-    On a Gaussian a trajectory of fixed length can resonate: near half a period, where the step adapted to acceptance 0.65
-    may well land, ``x`` goes to ``-x`` and the spread is hardly explored. So the number of leapfrog steps is drawn anew for
-    each transition, uniformly from ``(1 - jitter) * num_integration_steps`` (rounded up, at least 1) to
-    ``num_integration_steps``. It does not depend on the state, so the law stays exact.
+    On a Gaussian, trajectories of fixed length can resonate: near half a period, which a step size adapted to acceptance
+    0.65 may well give, ``x`` moves to ``-x`` and the chain hardly explores the spread. So the number of leapfrog steps is
+    drawn for each transition, uniformly from ``(1 - jitter) * num_integration_steps`` (rounded up, at least 1) to
+    ``num_integration_steps``. It does not depend on the state, so the kernel stays exact.
 
     Args:
         step_size: leapfrog step, a length; a warm-up adapts it to acceptance 0.65.
-        num_integration_steps: the largest number of leapfrog steps per transition (one gradient evaluation each).
+        num_integration_steps: largest number of leapfrog steps per transition (one gradient evaluation each).
         inverse_mass_matrix: ``(d,)`` or ``(d, d)`` over the flattened position; None for the identity. A warm-up
             adapts the diagonal.
-        jitter: the share of ``num_integration_steps`` by which a trajectory may be shorter, from 0 (every trajectory has
-            ``num_integration_steps`` steps, as in ``blackjax.hmc``) to 1 (from one step on).
+        jitter: fraction of ``num_integration_steps`` by which a trajectory may be shorter, from 0 (every trajectory has
+            ``num_integration_steps`` steps, as in ``blackjax.hmc``) to 1 (one step or more).
 
     Raises:
-        EnergyError: for a count below 1 and a jitter outside [0, 1].
+        EnergyError: for a count below 1 or a jitter outside [0, 1].
 
     Example:
         ``sample(rng_key, distribution, HMC(step_size=0.2, num_integration_steps=8))``
@@ -59,23 +59,23 @@ class HMC(AbstractKernel):
         check_count("HMC", "num_integration_steps", self.num_integration_steps)
         if not (is_concrete(self.jitter) and np.ndim(self.jitter) == 0 and 0 <= self.jitter <= 1):
             raise EnergyError(
-                f"HMC needs 0 <= jitter <= 1; got {self.jitter!r}. Write jitter=0.5, or jitter=0.0 for trajectories of "
-                "num_integration_steps steps each."
+                f"HMC needs 0 <= jitter <= 1; got {self.jitter!r}. Write jitter=0.5, or jitter=0.0 for trajectories that "
+                "all have num_integration_steps steps."
             )
 
     def init(self, rng_key, position, log_density):
-        """Score the position."""
+        """Evaluate the log density and its gradient at the position."""
         return blackjax.hmc.init(position, log_density)
 
     def step(self, rng_key, state, log_density):
-        """One trajectory, accepted or rejected."""
+        """Make one trajectory, and accept or reject its end."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.hmc(log_density, self.step_size, matrix, self.draw_length(rng_key))
         state, details = algorithm.step(rng_key, state)
         return state, _trajectory_info(state, details)
 
     def draw_length(self, rng_key: PRNGKey) -> Any:
-        """The number of leapfrog steps of the transition that this key makes."""
+        """Return the number of leapfrog steps of the transition with this key."""
         most = self.num_integration_steps
         fewest = max(1, math.ceil((1 - self.jitter) * most))
         return most if fewest == most else jax.random.randint(jax.random.fold_in(rng_key, 1), (), fewest, most + 1)
@@ -83,14 +83,14 @@ class HMC(AbstractKernel):
 
 @kernel_class("num_integration_steps")
 class DynamicHMC(AbstractKernel):
-    """HMC whose number of leapfrog steps is drawn anew for each transition, uniformly from 1 to a maximum.
+    """HMC with a number of leapfrog steps that is drawn for each transition, uniformly from 1 to a maximum.
 
-    BlackJAX's ``dynamic_hmc``; `HMC` with ``jitter=1.0`` has the same law. Chains that run together wait for the longest of
-    their trajectories.
+    BlackJAX's ``dynamic_hmc``; `HMC` with ``jitter=1.0`` has the same distribution of the number of steps. Chains that run
+    together wait for the longest of their trajectories.
 
     Args:
         step_size: as in `HMC`.
-        num_integration_steps: the largest number of leapfrog steps; the mean is ``(num_integration_steps + 1) / 2``.
+        num_integration_steps: largest number of leapfrog steps; the mean is ``(num_integration_steps + 1) / 2``.
         inverse_mass_matrix: as in `HMC`.
 
     Example:
@@ -114,11 +114,11 @@ class DynamicHMC(AbstractKernel):
         check_count("DynamicHMC", "num_integration_steps", self.num_integration_steps)
 
     def init(self, rng_key, position, log_density):
-        """Score the position; the key draws the numbers of steps."""
+        """Evaluate the log density and its gradient; the key draws the numbers of steps."""
         return blackjax.dynamic_hmc.init(position, log_density, rng_key)
 
     def step(self, rng_key, state, log_density):
-        """One trajectory of random length, accepted or rejected."""
+        """Make one trajectory of random length, and accept or reject its end."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.dynamic_hmc(
             log_density, self.step_size, matrix, integration_steps_fn=uniform_steps(self.num_integration_steps)
@@ -129,16 +129,16 @@ class DynamicHMC(AbstractKernel):
 
 @kernel_class()
 class GHMC(AbstractKernel):
-    r"""Generalized HMC: one leapfrog step at a time, with a momentum that is kept from one to the next.
+    r"""Generalized HMC: one leapfrog step per transition, with a momentum that persists across transitions.
 
-    The momentum becomes ``sqrt(1 - alpha) * momentum + sqrt(alpha) * noise``; a rejection turns it round. The uniform
-    number that decides on acceptance is not drawn but moves by ``delta`` (on a circle of length 2), so that rejections
-    come in clusters and leave long stretches where the chain moves one way. At one gradient per transition it suits many
-    chains at once and the negative phase of an estimator. With ``alpha = 1`` it is MALA with steps of ``step_size^2 / 2``.
+    The momentum becomes ``sqrt(1 - alpha) * momentum + sqrt(alpha) * noise``; a rejection reverses it. The uniform number
+    that decides on acceptance is not drawn but moves by ``delta`` (on a circle of length 2), so that rejections come in
+    clusters and between them the chain moves in one direction for long. With one gradient per transition, the kernel suits
+    many parallel chains and the negative phase. With ``alpha = 1`` it is MALA with step size ``step_size^2 / 2``.
 
     Args:
         step_size: leapfrog step, a length; a warm-up adapts it to acceptance 0.65.
-        alpha: how much of the momentum is renewed, in (0, 1].
+        alpha: fraction of the momentum that is renewed, in (0, 1].
         delta: drift of the acceptance variable, in [0, 2).
         inverse_mass_matrix: as in `HMC`.
 
@@ -170,22 +170,21 @@ class GHMC(AbstractKernel):
 
     @with_jit
     def init(self, rng_key, position, log_density):
-        """Score the position and draw a momentum from its own law."""
-        # BlackJAX draws it with unit mass, whatever the mass matrix.
+        """Evaluate the log density and its gradient, and draw a momentum from its distribution."""
+        # BlackJAX draws the momentum with unit mass, whatever the mass matrix.
         momentum = default_metric(mass_matrix(self, position)).sample_momentum(rng_key, position)
         return blackjax.ghmc.init(position, log_density, jax.random.fold_in(rng_key, 1))._replace(momentum=momentum)
 
     @with_jit
     def step(self, rng_key, state, log_density):
-        """Renew part of the momentum, make one leapfrog step, accept or reject it."""
-        matrix = mass_matrix(self, state.position)
-        # A vector is taken for an inverse scale, a matrix for an inverse mass.
-        scale = jnp.sqrt(matrix) if matrix.ndim == 1 else matrix
-        algorithm = blackjax.ghmc(log_density, self.step_size, scale, self.alpha, self.delta)
+        """Renew part of the momentum, make one leapfrog step, and accept or reject it."""
+        # BlackJAX reads a bare vector as the square root of an inverse mass; a metric is unambiguous.
+        metric = default_metric(mass_matrix(self, state.position))
+        algorithm = blackjax.ghmc(log_density, self.step_size, metric, self.alpha, self.delta)
         new: Any
         new, details = algorithm.step(rng_key, state)
-        # A rejection leaves the variable where its drift has put it; BlackJAX makes it NaN where exp(-delta energy)
-        # overflows, and would never accept again.
+        # After a rejection the variable has only drifted. BlackJAX makes it NaN if exp(-delta energy) overflows, and
+        # would never accept again.
         drifted = (state.slice + 1 + self.delta) % 2 - 1
         new = new._replace(slice=jnp.where(jnp.isfinite(new.slice), new.slice, drifted))
         return new, _trajectory_info(new, details)
@@ -193,10 +192,10 @@ class GHMC(AbstractKernel):
 
 @kernel_class("max_num_doublings")
 class NUTS(AbstractKernel):
-    """The no-U-turn sampler: HMC that chooses the length of its trajectories.
+    """The no-U-turn sampler: HMC that adapts the length of each trajectory.
 
-    A trajectory ends where the log density is not finite, so ``is_nonfinite`` looks at its two ends; where it is set the
-    transition is divergent too, and the draw is a point before the end.
+    A trajectory ends where the log density is not finite, so ``is_nonfinite`` is determined at its two ends. If it is set,
+    the transition is also divergent, and the draw is a point before that end.
 
     Args:
         step_size: leapfrog step, a length; a warm-up adapts it to acceptance 0.8.
@@ -223,11 +222,11 @@ class NUTS(AbstractKernel):
         check_count("NUTS", "max_num_doublings", self.max_num_doublings)
 
     def init(self, rng_key, position, log_density):
-        """Score the position."""
+        """Evaluate the log density and its gradient at the position."""
         return blackjax.nuts.init(position, log_density)
 
     def step(self, rng_key, state, log_density):
-        """One trajectory, sampled from by its weights."""
+        """Make one trajectory, and draw one of its points by weight."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.nuts(log_density, self.step_size, matrix, max_num_doublings=self.max_num_doublings)
         new: Any
@@ -245,12 +244,12 @@ class NUTS(AbstractKernel):
 
 
 def uniform_steps(maximum: int) -> Any:
-    """What BlackJAX asks for the number of integration steps: uniform on 1 to ``maximum``."""
+    """Return BlackJAX's function for the number of integration steps: uniform on 1 to ``maximum``."""
     return lambda rng_key: jax.random.randint(rng_key, (), 1, maximum + 1)
 
 
 def _trajectory_info(state: Any, details: Any) -> TransitionInfo:
-    """The record of one trajectory, from the new state and BlackJAX's ``HMCInfo``."""
+    """Return the record of one trajectory, from the new state and BlackJAX's ``HMCInfo``."""
     end = details.proposal
     return info(
         details.acceptance_rate,

@@ -1,5 +1,6 @@
-"""Kernels that make one step of a Langevin kind: Langevin, MALA and Barker."""
+"""Kernels that make one gradient-based step per transition: Langevin, MALA and Barker."""
 
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import blackjax
@@ -14,7 +15,7 @@ from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_m
 
 
 class LangevinState(NamedTuple):
-    """The position is all that an unadjusted step needs."""
+    """The position, which is all that an unadjusted step needs."""
 
     position: Any
 
@@ -23,10 +24,10 @@ class LangevinState(NamedTuple):
 class Langevin(AbstractKernel):
     r"""Unadjusted Langevin: ``x + step_size * grad log p(x) + sqrt(2 * step_size) * noise``.
 
-    BlackJAX's ``sgld`` with the full gradient. It never rejects, so its stationary law is off by an amount that
-    shrinks with the step: on a Gaussian of variance ``v`` with the tutorial's ``epsilon = sqrt(2 * step_size)``, the
-    precision it yields is ``(1 - sqrt(1 - 2 * step_size / v)) / step_size``. A chain can run to infinity. As it scores
-    where it is and not where it goes, ``is_nonfinite`` speaks of the position that it leaves and of where that leads.
+    BlackJAX's ``sgld`` with the full gradient. It never rejects, so its stationary distribution has a bias that shrinks
+    with the step: on a Gaussian of variance ``v`` with the tutorial's ``epsilon = sqrt(2 * step_size)``, the resulting
+    precision is ``(1 - sqrt(1 - 2 * step_size / v)) / step_size``. A chain can diverge to infinity. As the log density is
+    not evaluated at the new position, ``is_nonfinite`` refers to the log density at the old one and to the new position.
 
     Args:
         step_size: coefficient of the gradient (positive), a squared length.
@@ -46,12 +47,12 @@ class Langevin(AbstractKernel):
     step_size: Any = 0.01
 
     def init(self, rng_key, position, log_density):
-        """The position itself."""
+        """Return the position as the state."""
         return LangevinState(position)
 
     @with_jit
     def step(self, rng_key, state, log_density):
-        """One Euler step."""
+        """Make one Euler step."""
         value, grad = jax.value_and_grad(log_density)(state.position)
         algorithm = blackjax.sgld(lambda *_: grad)
         position: Any = algorithm.step(rng_key, state.position, None, self.step_size)  # pyright: ignore[reportCallIssue]
@@ -60,9 +61,9 @@ class Langevin(AbstractKernel):
 
 @kernel_class()
 class MALA(AbstractKernel):
-    """Metropolis-adjusted Langevin: the Langevin proposal, accepted so that the law is exact.
+    """Metropolis-adjusted Langevin: the Langevin proposal with an exact accept-reject step.
 
-    BlackJAX's ``mala``, put together from its parts because its own record says nothing of the proposal.
+    BlackJAX's ``mala``, assembled from its components because its own record does not contain the proposal.
 
     Args:
         step_size: as in `Langevin`; a warm-up adapts it to acceptance 0.574.
@@ -81,12 +82,12 @@ class MALA(AbstractKernel):
     step_size: Any = 0.1
 
     def init(self, rng_key, position, log_density):
-        """Score the position."""
+        """Evaluate the log density and its gradient at the position."""
         return blackjax.mala.init(position, log_density)
 
     @with_jit
     def step(self, rng_key, state, log_density):
-        """Propose and accept or reject."""
+        """Make a proposal, and accept or reject it."""
         key_proposal, key_accept = jax.random.split(rng_key)
         propose = overdamped_langevin(jax.value_and_grad(log_density))
         proposal = MALAState(*propose(key_proposal, state, self.step_size))
@@ -98,7 +99,7 @@ class MALA(AbstractKernel):
 
 
 def _transition_energy(start: MALAState, end: MALAState, step_size: Any) -> Array:
-    """Minus the log of the density at the end and of the proposal that leads from there back to the start."""
+    """Return minus the log of the density at the end times the proposal density from there back to the start."""
     back = jax.tree.map(lambda x, y, grad: x - y - step_size * grad, start.position, end.position, end.logdensity_grad)
     squares = jax.tree.map(lambda move: jnp.sum(move * move), back)
     return -end.logdensity + 0.25 * (1.0 / step_size) * jax.tree.reduce(jnp.add, squares)
@@ -106,17 +107,17 @@ def _transition_energy(start: MALAState, end: MALAState, step_size: Any) -> Arra
 
 @kernel_class()
 class Barker(AbstractKernel):
-    r"""Barker's proposal: Gaussian noise whose signs lean to the gradient, accepted so that the law is exact.
+    r"""Barker's proposal: Gaussian noise with signs biased along the gradient, and an exact accept-reject step.
 
     Each coordinate moves by ``b_i z_i`` with ``z ~ N(0, step_size^2)`` and ``b_i = 1`` with probability
-    ``1 / (1 + exp(-z_i * grad_i))``, else -1. However steep the density, a move is no longer than its noise: slower than
-    MALA where all is well, and far less sensitive to the step and to light tails. With an inverse mass matrix ``C`` the move
-    is that in the coordinates ``C^{-1/2} x``.
+    ``1 / (1 + exp(-z_i * grad_i))``, else -1. However steep the density, a move is no longer than its noise, so the kernel
+    is slower than MALA on easy targets, and far less sensitive to the step size and to light tails. With an inverse mass
+    matrix ``C`` the same move is made in the coordinates ``C^{-1/2} x``.
 
     Args:
         step_size: standard deviation of the noise, a length; a warm-up adapts it to acceptance 0.4.
-        inverse_mass_matrix: ``(d,)`` or ``(d, d)`` over the flattened position, the covariance that the noise takes; None
-            for the identity. A warm-up adapts the diagonal.
+        inverse_mass_matrix: ``(d,)`` or ``(d, d)`` over the flattened position, the covariance of the noise divided by
+            ``step_size^2``; None for the identity. A warm-up adapts the diagonal.
 
     Example:
         ``sample(rng_key, distribution, Barker(step_size=0.5))``
@@ -132,21 +133,36 @@ class Barker(AbstractKernel):
     inverse_mass_matrix: Any = None
 
     def init(self, rng_key, position, log_density):
-        """Score the position."""
+        """Evaluate the log density and its gradient at the position."""
         return blackjax.barker.init(position, log_density)
 
     def step(self, rng_key, state, log_density):
-        """Propose and accept or reject."""
+        """Make a proposal, and accept or reject it."""
         matrix = mass_matrix(self, state.position)
-        # BlackJAX 1.7 scales the noise by the square root of the mass matrix, where the covariance has to stand.
-        inverted = 1 / matrix if matrix.ndim == 1 else jnp.linalg.inv(matrix)
+        if barker_takes_mass_matrix():
+            matrix = 1 / matrix if matrix.ndim == 1 else jnp.linalg.inv(matrix)
         new: Any
         details: Any
-        new, details = blackjax.barker(log_density, self.step_size, inverted).step(rng_key, state)
+        new, details = blackjax.barker(log_density, self.step_size, matrix).step(rng_key, state)
         return new, info(
-            # Where the proposal's log density is NaN, so is BlackJAX's acceptance of it.
+            # If the proposal's log density is NaN, so is BlackJAX's acceptance rate.
             jnp.nan_to_num(details.acceptance_rate, nan=0.0),
             is_divergent=False,
             num_gradients=1,
             is_nonfinite=not_finite(details.proposal, new.logdensity),
         )
+
+
+@functools.cache
+def barker_takes_mass_matrix() -> bool:
+    """Return whether the noise of BlackJAX's Barker kernel has the inverse of its ``inverse_mass_matrix`` as covariance.
+
+    It has in BlackJAX 1.7. The kernel is run once on a flat density, so that a version that corrects this is used correctly.
+    """
+
+    def length(variance: float) -> Array:
+        algorithm: Any = blackjax.barker(lambda x: jnp.zeros(()), 1.0, jnp.full(1, variance))
+        return jnp.abs(algorithm.step(jax.random.key(0), algorithm.init(jnp.zeros(1)))[0].position[0])
+
+    with jax.ensure_compile_time_eval(), jax.disable_jit(disable=False):
+        return bool(length(4.0) < length(1.0))

@@ -1,4 +1,4 @@
-"""Draws as rows in unconstrained space, and back."""
+"""Conversion between draws and rows in unconstrained space, and starts of chains."""
 
 import math
 from collections.abc import Callable
@@ -15,30 +15,30 @@ Shape = tuple[int, ...]
 
 
 def rows_local(distribution: Any, shape: Shape) -> PyTree:
-    """What each of the rows of this shape has of its own."""
+    """Return what belongs to each single row (context, base), for rows of this shape."""
     return distribution.rows(jnp.zeros(distribution.event_shape), shape).local
 
 
 def normal_rows(rng_key: PRNGKey, distribution: Any, shape: Shape) -> Array:
-    """Standard normal positions, one per row of this shape."""
+    """Draw standard normal positions, one per row of this shape."""
     return jax.random.normal(rng_key, (math.prod(shape), *distribution.unconstrained_shape), float)
 
 
 def to_positions(distribution: Any, events: Array) -> Array:
-    """Events of any leading shape, one unconstrained position per row."""
+    """Convert events of any leading shape to one unconstrained position per row."""
     return jax.vmap(distribution.unconstrain)(events.reshape((-1, *distribution.event_shape)))
 
 
 def to_draws(distribution: Any, positions: Array, shape: Shape) -> Array:
-    """Positions as events, of shape ``shape + event_shape``."""
+    """Convert positions to events, of shape ``shape + event_shape``."""
     return jax.vmap(distribution.constrain)(positions).reshape(shape + distribution.event_shape)
 
 
 def check_start(owner: str, start: Any) -> None:
-    """Refuse a start that is not a sampler.
+    """Check that a start is a sampler.
 
     Raises:
-        TypeError: with what came.
+        TypeError: with what was given.
     """
     # A pytree is also rebuilt around placeholders.
     if start is not None and type(start) is not object and not callable(start):
@@ -48,7 +48,7 @@ def check_start(owner: str, start: Any) -> None:
 
 
 def draw_start(start: Callable[..., Array] | None, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array | None:
-    """Events of a sampler to start from, ``sample_shape + batch_shape + event_shape``; None without one.
+    """Draw events to start from, ``sample_shape + batch_shape + event_shape``; None without a sampler.
 
     Raises:
         EnergyError: for a sampler that returns another shape.
@@ -70,7 +70,7 @@ def starts_of(
     sample_shape: Shape,
     local: PyTree,
 ) -> tuple[Array, Array]:
-    """Where chains start, in unconstrained space: the events given, or a search from the reference; and which are finite."""
+    """Return starts in unconstrained space (the given events, or a search from the reference) and which are finite."""
     if starts is None:
         return find_starts(rng_key, distribution, log_density, sample_shape, local)
     positions = to_positions(distribution, starts)

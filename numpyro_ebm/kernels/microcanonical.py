@@ -1,4 +1,4 @@
-"""Kernels that move at constant speed: MCLMC and AdjustedMCLMC."""
+"""Kernels with dynamics of constant speed: MCLMC and AdjustedMCLMC."""
 
 from typing import Any, ClassVar
 
@@ -13,21 +13,21 @@ from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_m
 from numpyro_ebm.kernels.hamiltonian import uniform_steps
 
 GRADIENTS_PER_STEP = 2
-"""Gradient evaluations of the integrator that BlackJAX uses here, McLachlan's."""
+"""Gradient evaluations per step of McLachlan's integrator, which BlackJAX uses for these kernels."""
 
 
 @kernel_class()
 class MCLMC(AbstractKernel):
-    r"""Microcanonical Langevin Monte Carlo, unadjusted: a particle of speed 1 that the gradient only steers.
+    r"""Unadjusted microcanonical Langevin Monte Carlo: a particle moves at speed 1, and the gradient only steers it.
 
-    Per unit time the direction of motion is turned by the gradient and blurred by noise, so that the positions of the
-    exact dynamics follow ``exp(log_density)``. Nothing is rejected: **the law of the draws is biased by the step**, by an
-    amount that falls fast with it, and no warm-up chooses the step. It is among the cheapest kernels for large smooth
-    targets; `AdjustedMCLMC` is the exact one. A move to where the log density is not finite is undone.
+    The gradient turns the direction of motion and noise perturbs it, so that the positions of the exact dynamics follow
+    ``exp(log_density)``. Nothing is rejected: **the draws have a bias from the step size**, which falls fast with it, and
+    no warm-up adapts the step size. It is among the cheapest kernels for large smooth targets; `AdjustedMCLMC` is exact. A
+    move to a point where the log density is not finite is undone.
 
     Args:
-        step_size: length of a step (positive). A quarter of ``sqrt(d)`` times the scale of the target is a beginning.
-        L: length of path over which the direction is forgotten (positive); None for ``sqrt(d)``.
+        step_size: length of a step (positive). A quarter of ``sqrt(d)`` times the scale of the target is a first choice.
+        L: path length over which the direction decorrelates (positive); None for ``sqrt(d)``.
         inverse_mass_matrix: ``(d,)`` over the flattened position, variances; None for ones.
 
     Raises:
@@ -54,12 +54,12 @@ class MCLMC(AbstractKernel):
         check_positive("MCLMC", "L", self.L)
 
     def init(self, rng_key, position, log_density):
-        """Score the position and draw a direction."""
+        """Evaluate the log density and its gradient, and draw a direction."""
         check_dimension(self, position)
         return blackjax.mclmc.init(position, log_density, rng_key)
 
     def step(self, rng_key, state, log_density):
-        """One step of the dynamics."""
+        """Make one step of the dynamics."""
         matrix = mass_matrix(self, state.position)
         length = jnp.sqrt(pytree_size(state.position)) if self.L is None else self.L
         details: Any
@@ -70,14 +70,14 @@ class MCLMC(AbstractKernel):
 
 @kernel_class("num_integration_steps")
 class AdjustedMCLMC(AbstractKernel):
-    """Microcanonical HMC: a trajectory of `MCLMC` without noise from a new direction, accepted so that the law is exact.
+    """Microcanonical HMC: a trajectory of `MCLMC` without noise, from a new direction, with an exact accept-reject step.
 
-    As in `DynamicHMC` the number of steps is drawn anew for each transition, uniformly from 1 to a maximum (BlackJAX's
+    As in `DynamicHMC`, the number of steps is drawn for each transition, uniformly from 1 to a maximum (BlackJAX's
     ``adjusted_mclmc_dynamic``).
 
     Args:
-        step_size: length of a step; a warm-up adapts it to acceptance 0.65, what BlackJAX's tuning is calibrated for.
-        num_integration_steps: the largest number of steps, of two gradients each. The mean of 2 that 3 gives is what
+        step_size: length of a step; a warm-up adapts it to acceptance 0.65, for which BlackJAX's tuning is calibrated.
+        num_integration_steps: largest number of steps, of two gradients each. The default 3 gives the mean of 2 that
             BlackJAX's tuning recommends.
         inverse_mass_matrix: ``(d,)`` over the flattened position, variances; None for ones. A warm-up adapts it.
 
@@ -104,12 +104,12 @@ class AdjustedMCLMC(AbstractKernel):
         check_count("AdjustedMCLMC", "num_integration_steps", self.num_integration_steps)
 
     def init(self, rng_key, position, log_density):
-        """Score the position; the key draws the numbers of steps."""
+        """Evaluate the log density and its gradient; the key draws the numbers of steps."""
         check_dimension(self, position)
         return blackjax.adjusted_mclmc_dynamic.init(position, log_density, rng_key)
 
     def step(self, rng_key, state, log_density):
-        """One trajectory of random length, accepted or rejected."""
+        """Make one trajectory of random length, and accept or reject its end."""
         algorithm = blackjax.adjusted_mclmc_dynamic(
             log_density,
             self.step_size,
@@ -128,10 +128,10 @@ class AdjustedMCLMC(AbstractKernel):
 
 
 def check_dimension(kernel: AbstractKernel, position: Position) -> None:
-    """Refuse a position of one coordinate.
+    """Check that a position has at least two coordinates.
 
     Raises:
-        EnergyError: naming kernels that move there.
+        EnergyError: with kernels that work in one dimension.
     """
     if pytree_size(position) < 2:
         raise EnergyError(

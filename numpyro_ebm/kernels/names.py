@@ -1,4 +1,4 @@
-"""The table of kernels, and a kernel from its name."""
+"""Table of the kernels, and look-up of a kernel by name."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ KERNELS: Registry[AbstractKernel] = Registry(
 
 
 def available_kernels() -> tuple[str, ...]:
-    """The names that ``kernel=`` takes, sorted.
+    """Return the names that ``kernel=`` accepts, sorted.
 
     Example:
         ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'dynamic_hmc', 'elliptical_slice', 'ghmc', 'gibbs',
@@ -24,13 +24,14 @@ def available_kernels() -> tuple[str, ...]:
 
 
 def resolve_kernel(kernel: Any, *, is_discrete: bool | None = False, otherwise: str = "") -> AbstractKernel:
-    """A kernel from its name or itself, checked against the kind of support it has to move on (None: not known yet).
+    """Return a kernel, given its name or itself, after a check of the kind of support (``is_discrete=None``: not yet known).
 
-    None is the usual kernel of that kind: "nuts", or "gibbs". The message of a kernel of the other ends in ``otherwise``.
+    ``kernel=None`` gives the default for the support: "nuts" or "gibbs". The message for a kernel that does not fit the
+    support ends with ``otherwise``.
 
     Raises:
-        EnergyError: for an unknown name, or for a kernel that cannot move on this support.
-        TypeError: for something that is neither a name nor a kernel.
+        EnergyError: for an unknown name, or a kernel that cannot sample this support.
+        TypeError: for anything that is neither a name nor a kernel.
     """
     usual = "gibbs" if is_discrete else "nuts"
     resolved = KERNELS.resolve(usual if kernel is None else kernel)

@@ -19,7 +19,7 @@ from numpyro_ebm._core.wrappers import strip, without_rows
 from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
 
 MAX_EVALUATIONS = 100
-"""The bracket is then far below the rounding of an angle; without a limit a flat top would never end."""
+"""Most evaluations per transition, when the bracket is far below the rounding of an angle; a flat top needs a limit."""
 
 
 class SliceState(NamedTuple):
@@ -30,13 +30,13 @@ class SliceState(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """Mean ``(d,)`` and square root of the covariance, ``(d,)`` or lower ``(d, d)``, over the flattened position."""
+    """Mean ``(d,)`` and covariance root, ``(d,)`` or lower triangular ``(d, d)``, over the flattened position."""
 
     mean: Array
     root: Array
 
     def log_density(self, position: Position) -> Array:
-        """Its log density at a position, up to a constant."""
+        """Evaluate the log density at a position, up to a constant."""
         centred = ravel_pytree(position)[0] - self.mean
         white = centred / self.root if self.root.ndim == 1 else solve_triangular(self.root, centred, lower=True)
         return -0.5 * jnp.sum(white**2)
@@ -44,21 +44,21 @@ class Gaussian(NamedTuple):
 
 @kernel_class()
 class EllipticalSlice(AbstractKernel):
-    r"""Elliptical slice sampling: no step size, no gradient, no rejection, for a target that leans on a Gaussian.
+    r"""Elliptical slice sampling, without step size, gradient or rejection, for a target close to a Gaussian.
 
-    The log density splits into that of ``N(mean, covariance)`` and a rest. A draw of the Gaussian and the position span an
-    ellipse; the next position is drawn from the part of it where the rest is above a random height, by shrinking a bracket.
-    It is exact for any Gaussian, and fast where the Gaussian is near the target. The algorithm is BlackJAX's
-    ``elliptical_slice``, which takes a NaN for acceptable and may not end on a flat top; both are cured here.
+    The log density is the sum of that of ``N(mean, covariance)`` and a remainder. A draw of the Gaussian and the position
+    span an ellipse; the next position is drawn, by shrinking a bracket, from the part of it where the remainder exceeds a
+    random height. The kernel is exact for any Gaussian, and fast if the Gaussian is close to the target. The algorithm is
+    BlackJAX's ``elliptical_slice``, which accepts NaN and may not end on a flat top; both are fixed here.
 
     Args:
         mean: ``()`` or ``(d,)`` over the flattened, unconstrained position.
-        covariance: ``()`` or ``(d,)`` for a diagonal, or ``(d, d)``. Without both, they are those of the Gaussian ``base``
-            of the `EnergyDistribution` that is sampled.
+        covariance: ``()`` or ``(d,)`` for a diagonal, or ``(d, d)``. If neither is given, both are those of the Gaussian
+            ``base`` of the sampled `EnergyDistribution`.
 
     Raises:
-        EnergyError: for one without the other; where both are missing and there is no Gaussian base; for shapes that do not
-            fit the position.
+        EnergyError: for only one of the two; if both are missing and there is no Gaussian base; for shapes
+            that do not fit the position.
 
     Example:
         ``sample(rng_key, EnergyDistribution(energy, base=Normal(0, 1)), "elliptical_slice")``
@@ -85,19 +85,19 @@ class EllipticalSlice(AbstractKernel):
         check("EllipticalSlice", "covariance", self.covariance)
 
     def bind(self, distribution):
-        """Mean and covariance of the base, unless they were given."""
+        """Return the kernel with mean and covariance of the base, unless they were given."""
         if self.mean is not None:
             return self
         mean, covariance = _moments(distribution.base)
         return self.adapted(mean=mean, covariance=covariance)
 
     def init(self, rng_key, position, log_density):
-        """Score the position."""
+        """Evaluate the log density at the position."""
         self._gaussian(position)
         return SliceState(position, log_density(position))
 
     def step(self, rng_key, state, log_density):
-        """Draw an ellipse and a height, and shrink the bracket until a point of it is above."""
+        """Draw an ellipse and a height, and shrink the bracket until a drawn point is above the height."""
         key_angle, key_momentum, key_height, key_start = jax.random.split(rng_key, 4)
         gaussian = self._gaussian(state.position)
         flat, unravel = ravel_pytree(state.position)
@@ -123,7 +123,7 @@ class EllipticalSlice(AbstractKernel):
         return new, info(1.0, is_divergent=False, num_gradients=evaluations, is_nonfinite=met_nonfinite)
 
     def _gaussian(self, position: Position) -> Gaussian:
-        """The Gaussian for a position of this size."""
+        """Return the Gaussian for a position of this size."""
         if self.mean is None:
             raise EnergyError(NEEDS_GAUSSIAN + "; a model has no base.")
         flat = ravel_pytree(position)[0]
@@ -144,10 +144,10 @@ NEEDS_GAUSSIAN = (
 
 
 def _moments(base: Any) -> tuple[Array, Array]:
-    """Mean and covariance of a Gaussian base of one event, flattened.
+    """Return mean and covariance of one event under a Gaussian base, flattened.
 
     Raises:
-        EnergyError: where there is no base, it is not Gaussian, or each row has its own.
+        EnergyError: if there is no base, it is not Gaussian, or each row has its own.
     """
     inner, _ = strip(base)
     if not isinstance(inner, dist.Normal | dist.MultivariateNormal):

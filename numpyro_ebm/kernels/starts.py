@@ -1,4 +1,4 @@
-"""Where chains start: a place where the density and its gradient are finite, looked for before chains move."""
+"""Search for starts of chains at which the density and its gradient are finite."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -12,7 +12,9 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree
 
 NUM_TRIES = 100
+"""Tries per chain before a start is refused; more tries find narrower supports and take longer to fail."""
 NARROWEST, WIDEST = 0.1, 1000.0
+"""Range of the standard deviation of the noise added to draws of the reference; it grows geometrically over the tries."""
 NO_START = (
     "A chain starts where the log density or its gradient is not finite. Look at the energy there, or give the "
     "EnergyDistribution a base that covers where it is finite."
@@ -20,7 +22,7 @@ NO_START = (
 
 
 def initial_is_finite(log_density: Callable, position: Position) -> Array:
-    """Whether the log density and, of a continuous position, its gradient are finite."""
+    """Return whether the log density and, for a continuous position, its gradient are finite."""
     if all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(position)):
         return jnp.isfinite(log_density(position))
     value, grad = jax.value_and_grad(log_density)(position)
@@ -28,27 +30,27 @@ def initial_is_finite(log_density: Callable, position: Position) -> Array:
 
 
 def are_finite(log_density: LogDensityFn, positions: Array, local: PyTree) -> Array:
-    """`initial_is_finite` of each chain, ``(num_chains,)``."""
+    """Evaluate `initial_is_finite` of each chain, ``(num_chains,)``."""
     return jax.vmap(lambda x, row: initial_is_finite(lambda z: log_density(z, row), x))(positions, local)
 
 
 def find_starts(
     rng_key: PRNGKey, distribution: Any, log_density: LogDensityFn, sample_shape: tuple[int, ...], local: PyTree
 ) -> tuple[Array, Array]:
-    """Draws of the reference, each drawn anew until the density and its gradient are finite there, 100 times at most.
+    """Draw starts from the reference, and redraw those without a finite density and gradient, in at most 100 tries.
 
-    Each further try spreads wider around the reference, in unconstrained space, up to a thousand times a standard normal.
-    On a discrete support more and more elements of it take one value, the same for all of them.
+    Each further try adds wider normal noise to the reference, in unconstrained space, up to a standard deviation of 1000.
+    On a discrete support, a growing share of the elements takes one common value.
 
     Args:
         rng_key: random key.
-        distribution: whose reference it is.
+        distribution: the distribution that has the reference.
         log_density: ``log_density(position, local)`` of one chain.
-        sample_shape: shape of the chains, without the distribution's batch.
-        local: what each chain's log density has of its own, leaves ``(num_chains, ...)``.
+        sample_shape: shape of the chains, without the distribution's batch shape.
+        local: argument of each chain's own log density, leaves ``(num_chains, ...)``.
 
     Returns:
-        Positions ``(num_chains, ...)``, and which of them are finite.
+        Positions ``(num_chains, ...)``, and which of them have a finite density and gradient.
     """
 
     def draw(key):
@@ -60,8 +62,8 @@ def find_starts(
         return (i < NUM_TRIES) & ~jnp.all(finite)
 
     def retry(carry):
-        # What is looked at comes from the loop's carry, as chains have it. Fused with the draw itself it would be rounded
-        # otherwise: x - x is not 0 then, and a gradient that is NaN on a diagonal comes out finite.
+        # The positions to check come from the loop's carry, as chains have them. Fused with the draw they would be rounded
+        # differently: x - x is then not 0, and a gradient that is NaN on a diagonal seems finite.
         positions, _, i, key = carry
         finite = are_finite(log_density, positions, local)
         key, key_draw, key_spread = jax.random.split(key, 3)
@@ -76,12 +78,12 @@ def find_starts(
 
 
 def _spread(rng_key: PRNGKey, distribution: Any, drawn: Array, share: Array) -> Array:
-    """Draws of the reference, farther from it the larger the share of the tries that there were."""
+    """Move draws of the reference away from it, farther for a larger share of the tries used."""
     if not distribution.is_discrete:
         scale = NARROWEST * (WIDEST / NARROWEST) ** share
         return drawn + scale.astype(drawn.dtype) * jax.random.normal(rng_key, drawn.shape, drawn.dtype)
     key_value, key_which = jax.random.split(rng_key)
-    # One of the values that the draws have, for each chain its own.
+    # One of the values in the draw, chosen for each chain separately.
     flat = drawn.reshape(len(drawn), -1)
     column = jax.random.randint(key_value, (len(flat), 1), 0, flat.shape[1])
     value = jnp.take_along_axis(flat, column, axis=1)
@@ -89,10 +91,10 @@ def _spread(rng_key: PRNGKey, distribution: Any, drawn: Array, share: Array) -> 
 
 
 def check_starts(finite: Array) -> None:
-    """Refuse chains that start without a density; from inside a compiled program where need be.
+    """Check that all chains start where the density is finite, inside compiled programs too.
 
     Raises:
-        EnergyError: out of a compiled program it arrives as ``jax.errors.JaxRuntimeError``.
+        EnergyError: a compiled program raises it as ``jax.errors.JaxRuntimeError``.
     """
     if not is_concrete(finite):
         call_where_any(Told(_refuse), jnp.any(~finite)[None], ())

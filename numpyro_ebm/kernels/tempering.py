@@ -1,4 +1,4 @@
-"""Parallel tempering over any kernel."""
+"""Parallel tempering for any kernel."""
 
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ class TemperingState(NamedTuple):
 
     Attributes:
         position: leaves ``(num_temperatures, ...)``.
-        logdensity: of the replica at temperature 1.
-        replicas: states of the inner kernel, led by ``num_temperatures``, each scored at its own temperature.
+        logdensity: log density of the replica at temperature 1.
+        replicas: states of the inner kernel, leaves ``(num_temperatures, ...)``, each evaluated at its own temperature.
         parity: whether the next swaps are between even (0) or odd (1) neighbours.
     """
 
@@ -31,25 +31,25 @@ class TemperingState(NamedTuple):
 
 @kernel_class("temperatures")
 class ParallelTempering(AbstractKernel):
-    r"""Parallel tempering: one replica per temperature, so that the hot ones carry the cold one between modes.
+    r"""Parallel tempering: one replica per temperature, so that hot replicas carry the cold one between modes.
 
-    A transition moves each replica by the kernel under ``log p / T``, with a step that fits the temperature (``step_size *
-    T`` where it is a squared length, ``step_size * sqrt(T)`` where it is a length), and then swaps neighbours, even and odd
-    pairs in turn, with probability ``min(1, exp((1/T_i - 1/T_j) (log p(x_j) - log p(x_i))))``. The replicas together follow
-    the product of the ``p^(1/T)``, and the draws are those at temperature 1. Swaps cost no gradients (with `Langevin`,
-    which does not score, one evaluation of the log density per replica).
+    A transition moves each replica by the kernel under ``log p / T``, with a step size scaled to the temperature
+    (``step_size * T`` if it is a squared length, ``step_size * sqrt(T)`` if it is a length). Then it swaps neighbours, even
+    and odd pairs in turn, with probability ``min(1, exp((1/T_i - 1/T_j) (log p(x_j) - log p(x_i))))``. The replicas jointly
+    follow the product of the ``p^(1/T)``, and the draws are those at temperature 1. Swaps cost no gradients (with
+    `Langevin`, which keeps no log density, one evaluation of it per replica).
 
-    Its chains hold all replicas: ``lift`` makes them from one position and ``lower`` takes the draw out, as `sample`,
+    Its chains hold all replicas: ``lift`` creates them from one position and ``lower`` extracts the draw, as `sample`,
     `ChainSampler` and `BlackJAXKernel` do. A warm-up adapts one step size to the mean acceptance of the replicas, and the
-    mass matrix to the replica at temperature 1. ``swap_rate`` is the mean swap probability of a transition; where it falls
-    towards 0, put temperatures in between.
+    mass matrix to the replica at temperature 1. ``swap_rate`` is the mean swap probability of a transition; if it is close
+    to 0, insert temperatures in between.
 
     Args:
         kernel: a name or a kernel, which moves each replica.
         temperatures: at least two, from 1 upwards.
 
     Raises:
-        EnergyError: for temperatures that do not begin with 1 or that fall, an unknown kernel, or tempering in tempering.
+        EnergyError: for temperatures that do not start with 1 or that decrease, an unknown kernel, or nested tempering.
 
     Example:
         ``sample(rng_key, distribution, ParallelTempering("mala", temperatures=(1.0, 2.0, 4.0)))``
@@ -72,68 +72,68 @@ class ParallelTempering(AbstractKernel):
 
     @property
     def step_size(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The step at temperature 1."""
+        """Step size at temperature 1."""
         return self.kernel.step_size
 
     @property
     def inverse_mass_matrix(self) -> Any:
-        """The inner kernel's."""
+        """Inverse mass matrix of the inner kernel."""
         return self.kernel.inverse_mass_matrix
 
     @property
     def target_acceptance(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The inner kernel's."""
+        """Target acceptance of the inner kernel."""
         return self.kernel.target_acceptance
 
     @property
     def adapts_mass_matrix(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner kernel."""
+        """Whether a warm-up adapts the inner kernel's mass matrix."""
         return self.kernel.adapts_mass_matrix
 
     @property
     def is_exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner kernel."""
+        """Whether the inner kernel is exact."""
         return self.kernel.is_exact
 
     @property
     def is_discrete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner kernel."""
+        """Whether the inner kernel moves on discrete supports."""
         return self.kernel.is_discrete
 
     @property
     def step_exponent(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The inner kernel's."""
+        """Step exponent of the inner kernel."""
         return self.kernel.step_exponent
 
     @property
     def statistics(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The inner kernel's, and the swaps."""
+        """Statistics of the inner kernel, and the swap rate."""
         return (*self.kernel.statistics, "swap_rate")
 
     def adapted(self, **settings: Any) -> Any:
-        """The same temperatures over the inner kernel with these settings."""
+        """Return the same tempering with these settings of the inner kernel."""
         return self._over(self.kernel.adapted(**settings))
 
     def bind(self, distribution: Any) -> Any:
-        """The same temperatures over the inner kernel, bound."""
+        """Return the same tempering with the inner kernel bound to the distribution."""
         return self._over(self.kernel.bind(distribution))
 
     def lift(self, position: Position) -> Position:
-        """The position at every temperature, leaves ``(num_temperatures, ...)``."""
+        """Copy the position to every temperature, leaves ``(num_temperatures, ...)``."""
         number = len(self.temperatures)
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (number, *jnp.shape(leaf))), position)
 
     def lower(self, position: Position) -> Position:
-        """The replica at temperature 1."""
+        """Return the position of the replica at temperature 1."""
         return jax.tree.map(lambda leaf: leaf[0], position)
 
     def gradient(self, state: Any) -> Position | None:
-        """That of the replica at temperature 1."""
+        """Return the gradient at the replica of temperature 1, if the state holds it."""
         gradient = self.kernel.gradient(state.replicas)
         return None if gradient is None else self.lower(gradient)
 
     def init(self, rng_key, position, log_density):
-        """Score each replica at its temperature."""
+        """Evaluate each replica at its temperature."""
         temperatures = self._ladder(position)
         key_parity, key_replicas = jax.random.split(rng_key)
 
@@ -142,7 +142,7 @@ class ParallelTempering(AbstractKernel):
 
         keys = jax.random.split(key_replicas, len(self.temperatures))
         replicas = jax.vmap(init_one)(keys, temperatures, position)
-        # At random, so that runs of a single transition swap every pair now and then.
+        # Random, so that runs of a single transition also swap every pair at times.
         parity = jax.random.randint(key_parity, (), 0, self._num_parities)
         return TemperingState(position, _log_densities(replicas, temperatures, log_density)[0], replicas, parity)
 
@@ -176,7 +176,7 @@ class ParallelTempering(AbstractKernel):
 
 
 def _checked(temperatures: Any) -> tuple[float, ...]:
-    """Temperatures as a tuple of floats."""
+    """Check temperatures, and return them as a tuple of floats."""
     values = np.asarray(temperatures, float)
     rises = values.ndim == 1 and np.all(np.isfinite(values)) and np.all(np.diff(values) >= 0)
     if not rises or len(values) < 2 or values[0] != 1:
@@ -192,34 +192,34 @@ def _tempered(log_density: Any, temperature: Array) -> Any:
 
 
 def _heated(kernel: AbstractKernel, temperature: Array) -> AbstractKernel:
-    """The kernel with the step that fits this temperature."""
+    """Return the kernel with the step size for this temperature."""
     if kernel.step_size is None:
         return kernel
     return kernel.adapted(step_size=kernel.step_size * temperature**kernel.step_exponent)
 
 
 def _log_densities(replicas: Any, temperatures: Array, log_density: Any) -> Array:
-    """``log p`` of each replica, at temperature 1."""
+    """Return ``log p`` of each replica, at temperature 1."""
     if hasattr(replicas, "logdensity"):
         return replicas.logdensity * temperatures
     return jax.vmap(log_density)(replicas.position)
 
 
 def _swaps(rng_key: PRNGKey, log_densities: Array, temperatures: Array, parity: Array) -> tuple[Array, Array]:
-    """Which replica goes to each temperature, and the mean acceptance of the swaps."""
+    """Return which replica moves to each temperature, and the mean acceptance of the swaps."""
     index = jnp.arange(len(temperatures))
     partner = jnp.where(index % 2 == parity, index + 1, index - 1)
     partner = jnp.where((partner < 0) | (partner >= len(temperatures)), index, partner)
     log_ratio = (1 / temperatures - 1 / temperatures[partner]) * (log_densities[partner] - log_densities)
     log_uniform = jnp.log(jax.random.uniform(rng_key, index.shape, log_ratio.dtype))
-    # Both of a pair look at the same number; a NaN is not less than anything.
+    # Both members of a pair use the same number; comparisons with NaN are false.
     order = jnp.where(log_uniform[jnp.minimum(index, partner)] < log_ratio, partner, index)
     acceptance = jnp.nan_to_num(jnp.exp(jnp.minimum(log_ratio, 0.0)), nan=0.0)
     return order, jnp.mean(acceptance, where=index < partner)
 
 
 def _reordered(replicas: Any, order: Array, log_densities: Array, temperatures: Array) -> Any:
-    """Positions in a new order, scored at their new temperatures; momenta stay, their law is the same at each."""
+    """Reorder positions and rescale log densities to the new temperatures; momenta stay, as all share one distribution."""
     changes = {"position": jax.tree.map(lambda leaf: leaf[order], replicas.position)}
     if hasattr(replicas, "logdensity"):
         changes["logdensity"] = log_densities[order] / temperatures
@@ -232,7 +232,7 @@ def _reordered(replicas: Any, order: Array, log_densities: Array, temperatures: 
 
 
 def _pooled(details: TransitionInfo, swap_rate: Array) -> TransitionInfo:
-    """One record from those of the replicas: energy and tree depth are those at temperature 1."""
+    """Combine the replicas' records into one, with energy and tree depth at temperature 1."""
     return info(
         jnp.mean(details.acceptance_rate),
         jnp.any(details.is_divergent),

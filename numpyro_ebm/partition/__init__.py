@@ -1,4 +1,4 @@
-"""Log Z: ways to it, and bounds on both sides."""
+"""Methods for log Z, and bounds on it from both sides."""
 
 from numpyro_ebm.partition._base import AbstractPartition as AbstractPartition
 from numpyro_ebm.partition._base import LogPartition as LogPartition

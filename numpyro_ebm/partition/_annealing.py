@@ -12,19 +12,25 @@ from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.partition._base import Densities
 
 PILOT_LEVELS = 100
+"""Levels of the pilot run: more resolve the path better, at a cost in proportion."""
 PILOT_MOVES = 3
+"""Transitions per level of the pilot run; with 32 chains it costs a tenth of the default run."""
 FIRST_MOVES = 30
+"""Transitions of the pilot run at beta 0, where the step size is not adapted yet."""
 EVEN_SHARE = 0.1
+"""Share of the levels that is even in beta, for parts of the path where the pilot run finds no spread."""
 SETTLING_MOVES = 20
+"""Repeats of the last level, to see whether chains stay there: 2 % of the default number of levels."""
 
 
 class Levels(NamedTuple):
-    """Where the intermediate densities are, and how the kernel moves at each.
+    """The intermediate densities, and the kernel's settings at each of them.
 
     Attributes:
         betas: ``(num_levels + 1,)``, from 0 to 1.
-        step_sizes: ``(num_levels + 1,)``; None for a kernel whose step does not adapt.
-        inverse_masses: ``(num_levels + 1, d)``, variances of the coordinates; None for a kernel without, or with its own.
+        step_sizes: ``(num_levels + 1,)``; None for a kernel whose step size does not adapt.
+        inverse_masses: ``(num_levels + 1, d)``, variances of the coordinates; None for a kernel without a mass matrix, or
+            with one of its own.
     """
 
     betas: Array
@@ -36,10 +42,11 @@ class Annealed(NamedTuple):
     """Chains that went from one end of the path to the other.
 
     Attributes:
-        log_weights: ``(num_chains,)``; the mean of their exponentials is the ratio of the normalisers, end over beginning.
-        path: ``(num_levels + 1,)``, the log of that mean at each level on the way.
-        positions: ``(num_chains, ...)``, where they ended.
-        settled: where they are a few transitions later.
+        log_weights: ``(num_chains,)``; the mean of their exponentials estimates the ratio of the normalisers, last over
+            first.
+        path: ``(num_levels + 1,)``, the log of that mean at each level.
+        positions: ``(num_chains, ...)``, where the chains ended.
+        settled: where they are after further transitions at the last level.
     """
 
     log_weights: Array
@@ -49,7 +56,7 @@ class Annealed(NamedTuple):
 
 
 def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
-    """The kernel given, or one that suits the support; with the settings that it takes from the distribution.
+    """Return the given kernel, or one that suits the support, with the settings that it takes from the distribution.
 
     Raises:
         EnergyError: for a kernel that cannot move on the support.
@@ -60,16 +67,16 @@ def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
 
 
 def exact_kernel(owner: str, kernel: Any) -> AbstractKernel:
-    """The kernel, which has to leave every density on the path invariant.
+    """Return the kernel, which has to leave every density on the path invariant.
 
     Raises:
-        EnergyError: for an unknown one, and for one that never rejects.
+        EnergyError: for an unknown kernel, and for one that never rejects.
     """
     resolved = resolve_kernel(kernel, is_discrete=None)
     if not resolved.is_exact:
         raise EnergyError(
-            f"{owner} needs a kernel that leaves each level invariant, and '{resolved.name}' never rejects: its bias would "
-            "be in log Z. Write kernel='mala', 'hmc' or 'nuts'."
+            f"{owner} needs a kernel that leaves each level invariant, but '{resolved.name}' never rejects: its bias would "
+            "enter log Z. Write kernel='mala', 'hmc' or 'nuts'."
         )
     return resolved
 
@@ -77,18 +84,18 @@ def exact_kernel(owner: str, kernel: Any) -> AbstractKernel:
 def anneal(
     rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts: Array, levels: Levels, num_steps: int
 ) -> Annealed:
-    """Weigh and move chains through the levels, forward or, with the levels turned round, backward.
+    """Weight and move chains through the levels: forward, or backward if the levels are reversed.
 
     Args:
         rng_key: random key.
-        kernel: leaves each density invariant.
-        densities: the path's two ends.
+        kernel: a kernel that leaves each density invariant.
+        densities: the two ends of the path.
         starts: ``(num_chains, ...)``, draws of the density at the first level.
         levels: from 0 to 1 or from 1 to 0.
         num_steps: transitions at each level.
     """
     ratios = jax.vmap(densities.log_ratio)
-    # The last level once more, without weights: whether chains stay where they ended.
+    # Repeat the last level without weights, to see whether chains stay where they ended.
     levels = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], SETTLING_MOVES, axis=0)]), levels)
     num_levels = len(levels.betas) - 1 - SETTLING_MOVES
 
@@ -111,22 +118,22 @@ def anneal(
 
 
 def reverse(levels: Levels) -> Levels:
-    """The same levels from the last to the first."""
+    """Return the same levels from the last to the first."""
     return jax.tree.map(lambda leaf: leaf[::-1], levels)
 
 
 def pilot(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts: Array, levels: Any) -> Levels:
-    """Levels where the log weights gain the same standard deviation from each to the next, and step sizes that suit them.
+    """Return levels between which the log weights gain equal standard deviations, and step sizes that suit them.
 
-    A few chains go along the path once, their step size following the acceptance. They are thrown away: what is chosen here
-    is fixed before the chains that count begin, which keeps their weights unbiased.
+    A few chains go along the path once, while their step size follows the acceptance, and are discarded. The levels are thus
+    fixed before the chains that count start, which keeps their weights unbiased.
 
     Args:
         rng_key: random key.
-        kernel: the kernel; its ``target_acceptance``, where it has one, is aimed at.
-        densities: the path's two ends.
+        kernel: the kernel; its ``target_acceptance``, if it has one, is the target of the step size.
+        densities: the two ends of the path.
         starts: ``(num_chains, ...)``, draws of the start.
-        levels: how many, or their betas, which are kept.
+        levels: the number of levels, or their betas, which are kept.
     """
     betas = (jnp.arange(PILOT_LEVELS + 1) / PILOT_LEVELS) ** 3
     ratios = jax.vmap(densities.log_ratio)
@@ -152,9 +159,9 @@ def pilot(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts
 
 
 def adaptation_of(kernel: AbstractKernel, starts: Array) -> tuple[Array, tuple[Array | None, Array | None]]:
-    """Chains that start to adapt: what the kernel moves, and logs of its step size and of its inverse mass matrix.
+    """Return chains that start to adapt: positions as the kernel moves them, and logs of step size and inverse mass matrix.
 
-    None for what does not adapt. The matrix is diagonal, the variances of the population of chains.
+    None stands for what does not adapt. The matrix is diagonal, with the variances of the population of chains.
     """
     log_step = None if kernel.target_acceptance is None else jnp.log(jnp.asarray(kernel.step_size, float))
     own_mass = getattr(kernel, "inverse_mass_matrix", None)
@@ -163,10 +170,10 @@ def adaptation_of(kernel: AbstractKernel, starts: Array) -> tuple[Array, tuple[A
 
 
 def adapt(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, carry: Any, beta: Any, num_moves: int) -> Any:
-    """Transitions of `adaptation_of` chains at one level, the step size following their mean acceptance.
+    """Run transitions of `adaptation_of` chains at one level, while the step size follows their mean acceptance.
 
-    The population's own spread is the next transition's mass matrix. Along a coordinate in which the target is much wider
-    than the chains are, it grows by a factor at each transition; no length has to be known beforehand.
+    The variances of the population are the inverse mass matrix of the next transition. Along a coordinate in which the
+    target is much wider than the chains, they grow by a factor at each transition, so no length has to be known beforehand.
     """
 
     def one(carry, key):
@@ -183,26 +190,26 @@ def adapt(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, carry:
 
 
 def tuned(kernel: AbstractKernel, settings: Levels) -> AbstractKernel:
-    """The kernel with the settings of one level."""
+    """Return the kernel with the settings of one level."""
     given = {"step_size": settings.step_sizes, "inverse_mass_matrix": settings.inverse_masses}
     given = {name: value for name, value in given.items() if value is not None}
     return kernel.adapted(**given) if given else kernel
 
 
 def move(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Any, beta: Any, num_steps: int) -> Any:
-    """Transitions at one level: positions and health."""
+    """Run transitions at one level, and return positions and health."""
     log_density = lambda position, _: densities.log_between(position, beta)  # noqa: E731
     return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps)
 
 
 def _log_variances(positions: Array) -> Array:
-    """Of the coordinates of a population ``(num, ...)``, robust to chains that are far off; 0 where there is no spread."""
+    """Return log variances of the coordinates of ``(num, ...)`` positions, robust to outliers; 0 without spread."""
     spread = jax.vmap(_spread, in_axes=1)(positions.reshape(len(positions), -1).astype(float))
     return 2 * jnp.log(jnp.where(spread > 0, spread, 1.0))
 
 
 def _place(betas: Array, spreads: Array, num_levels: int) -> Array:
-    """Betas whose steps gain even parts of the integral of the spread, and a tenth of them even in beta itself."""
+    """Return betas with equal gains of the integral of the spread, except for a tenth that is even in beta itself."""
     gains = jnp.diff(betas) * (spreads[1:] + spreads[:-1]) / 2
     total = jnp.sum(gains)
     shares = jnp.where(total > 0, gains / jnp.where(total > 0, total, 1.0), jnp.diff(betas))
@@ -212,7 +219,7 @@ def _place(betas: Array, spreads: Array, num_levels: int) -> Array:
 
 
 def _spread(values: Array) -> Array:
-    """Standard deviation of log ratios, robust to a few that are far off; where most are of nothing, 0."""
+    """Return a standard deviation of log ratios that is robust to outliers; 0 if most positions have no density."""
     low, high = jnp.quantile(values, jnp.array([0.16, 0.84]))
     spread = 0.5 * (high - low)
     return jnp.where(spread < 1e15, spread, 0.0)

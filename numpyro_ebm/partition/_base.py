@@ -1,4 +1,4 @@
-"""What the ways to log Z have in common: what they return, what they are given, one row's densities."""
+"""Base of the methods for log Z: their results, their inputs, and the densities of one row."""
 
 import abc
 import dataclasses
@@ -16,11 +16,13 @@ from numpyro_ebm.distributions.supports import check_same_support
 from numpyro_ebm.partition._proposal import Proposal, check_rows
 
 NOTHING = -1e30
-"""A log density of nothing that may be multiplied by 0."""
+"""Finite stand-in for log 0, so that multiplying it by 0 gives 0."""
 FEWEST_FOR_TAIL = 25
+"""BlackJAX fits the Pareto shape to the largest fifth of the weights, and needs 5 of them."""
 EVEN = 0.8
+"""If more than this share of the draws is effective, the weights are too equal for their tail to matter."""
 BARELY = -1e15
-"""Below it a sum of such numbers, with small factors, is one of them."""
+"""Anything below this counts as log 0: sums of such stand-ins with small factors."""
 
 Bound = Literal["lower", "upper"]
 
@@ -29,11 +31,11 @@ class LogPartition(NamedTuple):
     """Log Z of an energy, ``log of the integral of base(x) exp(-E(x))``, in nats.
 
     Attributes:
-        value: shape ``()`` where all rows share one density, else the batch shape: one per context.
-        standard_error: of ``value``, of the same shape; the size of rounding where it is exact.
-        ess: effective number of draws behind it, of the same shape; infinite where it is exact.
-        bound: "lower" where the mean of ``value`` over random keys is below log Z (a likelihood computed with it is then
-            above the truth in the mean), "upper" where it is above, None for neither.
+        value: of shape ``()`` if all rows share one density, otherwise of the batch shape: one per context.
+        standard_error: standard error of ``value``, of the same shape; the rounding error if the method is exact.
+        ess: effective number of draws behind ``value``, of the same shape; infinite if the method is exact.
+        bound: "lower" if the mean of ``value`` over random keys is below log Z (a likelihood computed with it is then above
+            the truth in the mean), "upper" if it is above, None for neither.
     """
 
     value: Array
@@ -43,16 +45,16 @@ class LogPartition(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """One row's log Z as a method found it.
+    """A method's estimate of one row's log Z.
 
     Attributes:
         value: log Z.
-        standard_error: of it.
+        standard_error: standard error of ``value``.
         ess: effective number of draws.
-        is_finished: whether the method came to its end.
-        tail: Pareto shape of the weights' upper tail; from 1/2 on their variance is infinite. 0 without weights.
-        covers: whether chains that came from the start stay where they came.
-        are_draws: whether what counts as draws of the target can be draws of it.
+        is_finished: whether the method finished.
+        tail: Pareto shape of the upper tail of the weights, whose variance is infinite from 1/2 on. 0 without weights.
+        covers: whether chains that came from the start stay where they ended.
+        are_draws: whether the draws given for the target can be draws of it.
     """
 
     value: Array
@@ -66,12 +68,12 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Densities:
-    """One row's target, and the law that a method starts from, in unconstrained space (Jacobian included).
+    """One row's target, and the distribution that a method starts from, in unconstrained space (Jacobian included).
 
     Attributes:
         distribution: the energy.
-        local: what the row has of its own.
-        start: a normalised distribution of one event, a law of positions, or None for the distribution's reference.
+        local: context and base of the row.
+        start: a normalised distribution of one event, a `Proposal` of positions, or None for the distribution's reference.
     """
 
     distribution: EventDistribution
@@ -79,12 +81,12 @@ class Densities:
     start: Any = None
 
     def log_target(self, position: Position) -> Array:
-        """Unnormalised log density; NaN counts as no density at all."""
+        """Return the unnormalised log density; NaN counts as log 0."""
         energy: Any = self.distribution
         return _no_nan(energy.unconstrained_log_density(position, self.local))
 
     def log_start(self, position: Position) -> Array:
-        """Normalised log density of the start."""
+        """Return the normalised log density of the start."""
         if self.start is None:
             return self.distribution.unconstrained_log_reference(position, self.local)
         if isinstance(self.start, Proposal):
@@ -93,24 +95,24 @@ class Densities:
         return jnp.sum(self.start.log_prob(event)) + self.distribution.log_jacobian(position)
 
     def log_ratio(self, position: Position) -> Array:
-        """Log of target over start; where there is no target, a number so small that its exponential is 0."""
+        """Return the log of target over start, and `NOTHING` where the target is 0."""
         return jnp.maximum(_no_nan(self.log_target(position) - self.log_start(position)), NOTHING)
 
     def log_between(self, position: Position, beta: Array) -> Array:
-        """The geometric path: ``(1 - beta)`` times the start's log density and ``beta`` times the target's."""
+        """Return the geometric path: ``(1 - beta)`` times the start's log density plus ``beta`` times the target's."""
         return self.log_start(position) + beta * self.log_ratio(position)
 
 
 class AbstractPartition(abc.ABC):
-    """A way to log Z: settings in a frozen dataclass, registered as a pytree; one row at a time, under jit and vmap.
+    """A method for log Z: settings in a frozen dataclass, registered as a pytree; one row at a time, under jit and vmap.
 
     Attributes:
-        name: what `log_partition` calls it.
+        name: name of the method in `log_partition`.
         bound: see `LogPartition`.
         needs_key: whether it is random.
-        unfinished: what to do where it did not come to its end.
-        unreliable: what to do where few effective draws are behind it.
-        fits_start: whether its start is fitted to the target where it is given none.
+        unfinished: advice if the method did not finish.
+        unreliable: advice if few effective draws are behind the result.
+        fits_start: whether its start is fitted to the target if none is given.
     """
 
     name: ClassVar[str]
@@ -122,37 +124,37 @@ class AbstractPartition(abc.ABC):
 
     @abc.abstractmethod
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: Any, draws: Any) -> Estimate:
-        """Log Z of one row.
+        """Estimate log Z of one row.
 
         Args:
             rng_key: random key (None for exact methods).
-            densities: the row's.
+            densities: the row's target and start.
             starts: ``(num_starts, ...)`` positions drawn from ``densities.start``; None for none.
             draws: ``(num_draws, ...)`` positions drawn from the target (or the data given); None for none.
         """
 
     @property
     def start_law(self) -> Any:
-        """The law of the starts, a NumPyro distribution; None for the reference."""
+        """NumPyro distribution of the starts; None for the reference."""
         return getattr(self, "start", None)
 
     @property
     def num_starts(self) -> int:
-        """How many draws of the start it takes."""
+        """Number of draws of the start that the method takes."""
         return 0
 
     @property
     def num_draws(self) -> int:
-        """How many draws of the target it takes, where no data are given."""
+        """Number of draws of the target that the method takes if no data are given."""
         return 0
 
     @property
     def data(self) -> Any:
-        """Events that take the place of draws of the target, ``(num, *batch_shape, *event_shape)``; None for none."""
+        """Events in place of draws of the target, ``(num, *batch_shape, *event_shape)``; None for none."""
         return None
 
     def check(self, distribution: EventDistribution) -> None:
-        """Refuse what this method cannot do.
+        """Check that the method can handle the distribution, and raise otherwise.
 
         Raises:
             EnergyError: with what to write.
@@ -163,18 +165,18 @@ class AbstractPartition(abc.ABC):
         if self.fits_start and self.data is not None:
             if self.start_law is not None or distribution.base is not None or distribution.is_discrete:
                 raise EnergyError(
-                    f"{owner} fits a start to data where it has none; here it has start=, the energy's base or the uniform "
-                    "law of a discrete support. Leave out data=."
+                    f"{owner} fits a start to data only if it has none; here it has start=, the energy's base or the "
+                    "uniform distribution of a discrete support. Leave out data=."
                 )
             check_rows(owner, self.data, distribution, 2)
 
 
 def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> None:
-    """Refuse a law that is not one of a single event on the energy's support.
+    """Check that a start is a distribution of a single event on the energy's support, and raise otherwise.
 
     Raises:
         EnergyError: with its shape or support.
-        TypeError: for what is no distribution.
+        TypeError: if it is not a distribution.
     """
     if not isinstance(law, dist.Distribution):
         raise TypeError(f"{owner} needs a numpyro distribution to start from; got {type(law).__name__}.")
@@ -188,7 +190,7 @@ def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> No
 
 
 def from_log_weights(log_weights: Array) -> Estimate:
-    """Log of the mean weight, its standard error by the delta method, and Kish's effective sample size."""
+    """Estimate log Z as the log of the mean weight: standard error by the delta method, Kish's effective sample size."""
     num = len(log_weights)
     largest = jnp.max(log_weights)
     weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(largest), largest, 0.0))
@@ -200,7 +202,7 @@ def from_log_weights(log_weights: Array) -> Estimate:
 
 
 def tail_of(log_weights: Array) -> Array:
-    """Pareto shape of the largest weights (Vehtari et al. 2024); 0 where they are too few to tell, or nearly all equal."""
+    """Return the Pareto shape of the largest weights (Vehtari et al. 2024); 0 if they are too few or nearly all equal."""
     if len(log_weights) < FEWEST_FOR_TAIL:
         return jnp.zeros((), log_weights.dtype)
     weights, shape = psis_weights(log_weights)
@@ -209,7 +211,7 @@ def tail_of(log_weights: Array) -> Array:
 
 
 def rounding(value: Array) -> Array:
-    """What is left of error in a sum of terms that were rounded."""
+    """Return the rounding error of a sum of terms of this size."""
     return 16 * jnp.finfo(value.dtype).eps * jnp.maximum(jnp.abs(value), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The log Z at which draws of a target are least told from draws of a known law."""
+"""Log Z by logistic regression: the constant that best separates draws of the target from draws of a known distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -7,28 +7,33 @@ from numpyro_ebm._core.typing import Array
 from numpyro_ebm.partition._base import Estimate
 
 STEPS = 80
+"""Halvings of the bracket: they bring its widest form, 1e5 nats, to below rounding."""
 MARGIN = 40.0
+"""Nats by which the bracket exceeds the log ratios: exp(-40) is below the rounding of double precision."""
 WIDEST = 1e5
+"""Widest extent of the bracket below the largest log ratio, in nats: draws outside the support do not widen it."""
 SCORE, ROUNDING = 5.0, 1e-5
+"""Standard errors that exclude chance (its probability is 6e-7), and a relative tolerance for rounding."""
 
 
 def log_partition_by_contrast(rows: Array, others: Array, inflation: Array | float = 1.0) -> Estimate:
-    r"""Logistic regression of one constant: the root ``c`` of ``sum_rows s(c - u_i) = sum_others s(u_j - c)``.
+    r"""Fit one constant by logistic regression: the root ``c`` of ``sum_rows s(c - u_i) = sum_others s(u_j - c)``.
 
-    ``u = log \tilde p - log q - log nu``, ``nu`` is the number of others over that of rows, and ``s`` the logistic function.
-    The solution is the bridge sampling estimate with the optimal bridge (Bennett's acceptance ratio), whose efficiency no
-    estimate from the two samples exceeds.
+    ``u = log \tilde p - log q - log nu``, where ``nu`` is the number of others over that of rows and ``s`` the logistic
+    function. The solution is the bridge sampling estimate with the optimal bridge (Bennett's acceptance ratio): no estimate
+    from the two samples is more efficient.
 
     Args:
         rows: ``log \tilde p - log q`` at draws of the target.
         others: the same at draws of q.
-        inflation: of the variance of a mean over the rows, by their autocorrelation.
+        inflation: factor by which autocorrelation increases the variance of a mean over the rows.
 
     Returns:
         The constant, its sandwich standard error, and as ``ess`` four times the sum over both samples of the classifier's
-        variances: all draws where the two laws are one, 0 where they do not overlap. ``are_draws`` says whether the rows can
-        be draws of the target: the log ratio then classifies best with the factor 1, and the derivative of the loss in that
-        factor is 0 within 5 standard errors. Of draws of another law, which the known one resembles, the factor is near 0.
+        variances: all draws if the two distributions are equal, 0 if they do not overlap. ``are_draws`` says whether the
+        rows can be draws of the target: then the classifier that multiplies the log ratio by 1 is the best one, and the
+        derivative of the loss in that factor is 0 within 5 standard errors. For draws of another distribution that resembles
+        the known one, the best factor is near 0.
     """
     log_nu = jnp.log(len(others) / len(rows))
     u, v = rows - log_nu, others - log_nu

@@ -1,4 +1,4 @@
-"""What log Z is asked of: a distribution, or the energy of a model; laid out in rows."""
+"""The energy whose log Z is asked for, from a distribution or a model, laid out in rows."""
 
 import math
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from numpyro_ebm.handlers.sites import find_distribution
 def find(
     owner: str, dist_or_model: Any, params: Any, site: str | None, args: tuple, kwargs: Mapping[str, Any] | None
 ) -> EventDistribution:
-    """The distribution whose log Z is asked for.
+    """Return the distribution whose log Z is asked for.
 
     Raises:
-        EnergyError: (a ValueError) as `find_distribution`; for a score without an energy.
-        TypeError: for parameters or arguments beside a distribution.
+        EnergyError: (a ValueError) as `find_distribution`, and for a score without an energy.
+        TypeError: for parameters or arguments together with a distribution.
     """
     unwrapped = unwrap(dist_or_model) if isinstance(dist_or_model, dist.Distribution) else None
     if unwrapped is not None:
@@ -39,30 +39,30 @@ def find(
         distribution = find_distribution(owner, dist_or_model, params, args, kwargs, site)
     if not distribution.has_energy:
         raise EnergyError(
-            f"{owner} needs values of an energy, and a {type(distribution).__name__} has only their gradient: its density "
+            f"{owner} needs values of an energy, but a {type(distribution).__name__} has only their gradient: its density "
             "is not known up to a constant. Declare an EnergyDistribution."
         )
     return distribution
 
 
 def num_rows(distribution: EventDistribution) -> int:
-    """How many densities there are: one where all rows share it."""
+    """Return the number of densities: 1 if all rows share one."""
     return 1 if local_of(distribution) is None else math.prod(distribution.batch_shape)
 
 
 def shape_of(distribution: EventDistribution) -> tuple[int, ...]:
-    """Shape of log Z."""
+    """Return the shape of log Z."""
     return () if local_of(distribution) is None else distribution.batch_shape
 
 
 def local_of(distribution: EventDistribution) -> PyTree:
-    """What each row has of its own; None where all rows share one density."""
+    """Return the context and base of each row; None if all rows share one density."""
     like = jnp.zeros(distribution.event_shape, int if distribution.is_discrete else float)
     return distribution.rows(like, distribution.batch_shape).local
 
 
 def start_positions(rng_key: PRNGKey, distribution: EventDistribution, law: Any, num: int) -> Array:
-    """Draws of the start, ``(num_rows, num, ...)``, in unconstrained space."""
+    """Draw from the start, ``(num_rows, num, ...)``, in unconstrained space."""
     if law is None:
         return _by_row(distribution, distribution.reference_sample(rng_key, (num,)))
     events = jnp.asarray(law.sample(rng_key, (num, num_rows(distribution))))
@@ -70,7 +70,7 @@ def start_positions(rng_key: PRNGKey, distribution: EventDistribution, law: Any,
 
 
 def target_positions(rng_key: PRNGKey, distribution: EventDistribution, num: int) -> Array:
-    """Draws of the distribution's own sampler, ``(num_rows, num, ...)``, in unconstrained space."""
+    """Draw by the distribution's own sampler, ``(num_rows, num, ...)``, in unconstrained space."""
     if local_of(distribution) is None and distribution.batch_shape:
         per_call = math.prod(distribution.batch_shape)
         events = distribution.sample(rng_key, (-(-num // per_call),))
@@ -79,7 +79,7 @@ def target_positions(rng_key: PRNGKey, distribution: EventDistribution, num: int
 
 
 def data_positions(owner: str, distribution: EventDistribution, data: Any) -> Array:
-    """Events ``(num, *batch_shape, *event_shape)`` as positions ``(num_rows, num, ...)``.
+    """Return events ``(num, *batch_shape, *event_shape)`` as positions ``(num_rows, num, ...)``.
 
     Raises:
         EnergyError: for another shape, and for events that are not finite or not inside the support.
@@ -88,7 +88,7 @@ def data_positions(owner: str, distribution: EventDistribution, data: Any) -> Ar
     if given[1:] != shape + distribution.event_shape or not given[0]:
         raise EnergyError(
             f"{owner} needs events of shape (number, {', '.join(map(str, shape + distribution.event_shape))}); got {given}. "
-            "Give the rows of one context after the other along the second dimension."
+            "If each row has a density of its own, the second dimension runs over these rows."
         )
     lead = (given[0], *(shape or (1,) * len(distribution.batch_shape)))
     events = distribution.as_events(jnp.reshape(data, lead + distribution.event_shape))
@@ -97,7 +97,7 @@ def data_positions(owner: str, distribution: EventDistribution, data: Any) -> Ar
 
 
 def _by_row(distribution: EventDistribution, events: Array) -> Array:
-    """From ``(num, *batch_shape, ...)`` to positions ``(num_rows, num, ...)``."""
+    """Return events ``(num, *batch_shape, ...)`` as positions ``(num_rows, num, ...)``."""
     events = events.reshape((len(events), -1, *distribution.event_shape))[:, : num_rows(distribution)]
     return _positions(distribution, jnp.moveaxis(events, 0, 1))
 

@@ -1,4 +1,4 @@
-"""Laws fitted to draws of a target, to propose from: a mixture of Gaussians, or independent elements."""
+"""Proposals fitted to draws of a target: a mixture of Gaussians, or independent elements."""
 
 from typing import Any, NamedTuple
 
@@ -14,18 +14,23 @@ from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.distributions.events import EventDistribution
 
 ITERATIONS = 60
+"""Iterations of expectation maximisation. The fit need not converge: it only has to cover the draws."""
 RIDGE = 1e-3
+"""Share of the draws' variances that is added to each covariance, so that no component collapses onto a row."""
 WIDE_SHARE = 0.1
+"""Share of the wide component, which keeps importance weights bounded: a defensive mixture (Hesterberg 1995)."""
 WIDE_FACTOR = 4.0
+"""Covariance of the wide component, in units of the draws' covariance: twice their standard deviation."""
 ROWS_PER_COMPONENT = 5
+"""Draws per dimension that each component needs: with fewer, its covariance is too uncertain."""
 
 
 class Proposal(NamedTuple):
-    """A normalised law over positions of one shape.
+    """A normalised distribution of positions of one shape.
 
     Attributes:
-        law: a NumPyro distribution of flat positions, less ``lowest``.
-        shape: of a position.
+        law: a NumPyro distribution of flat positions, minus ``lowest``.
+        shape: shape of a position.
         lowest: the smallest value of a discrete element; None for continuous positions.
     """
 
@@ -34,20 +39,20 @@ class Proposal(NamedTuple):
     lowest: int | None
 
     def sample(self, rng_key: PRNGKey, num: int) -> Array:
-        """Positions ``(num, *shape)``."""
+        """Draw positions ``(num, *shape)``."""
         flat = self.law.sample(rng_key, (num,)) + (0 if self.lowest is None else self.lowest)
         return flat.reshape(num, *self.shape)
 
     def log_prob(self, position: Array) -> Array:
-        """Of one position."""
+        """Return the log density of one position."""
         return self.law.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
 
 
 def check_rows(owner: str, data: Any, distribution: EventDistribution, fewest: int) -> None:
-    """Refuse rows that no proposal can be fitted to.
+    """Check that a proposal can be fitted to the rows, and raise otherwise.
 
     Raises:
-        EnergyError: with how many there are, or the coordinate in which they are all the same.
+        EnergyError: with the number of rows, or the coordinate in which they are all the same.
     """
     if data is None or not is_concrete(data):
         return
@@ -57,19 +62,19 @@ def check_rows(owner: str, data: Any, distribution: EventDistribution, fewest: i
     still = np.flatnonzero(spread(rows) == 0)
     if still.size and not distribution.is_discrete:
         raise EnergyError(
-            f"{owner} fits a proposal to rows that vary, and coordinate {still[0]} is {rows[0, still[0]]:g} in all of them. "
+            f"{owner} fits a proposal to rows that vary, but coordinate {still[0]} is {rows[0, still[0]]:g} in all of them. "
             "Write method='importance', proposal=a distribution of one event, or method='smc'."
         )
 
 
 def fit_proposal(rng_key: PRNGKey, draws: Array, distribution: EventDistribution, num_components: int) -> Proposal:
-    """A law that covers the draws, with a tenth of it spread wider than they are.
+    """Fit a distribution that covers the draws, with a tenth of its mass spread wider than they are.
 
     Args:
         rng_key: random key.
         draws: positions ``(num, ...)``.
-        distribution: whose positions they are.
-        num_components: Gaussians in the mixture, fewer where there are less than 5 draws per dimension for each.
+        distribution: the energy of these positions.
+        num_components: Gaussians in the mixture; fewer if there are less than 5 draws per dimension for each.
     """
     flat, shape = draws.reshape(len(draws), -1), draws.shape[1:]
     if distribution.is_discrete:
@@ -82,9 +87,9 @@ def fit_proposal(rng_key: PRNGKey, draws: Array, distribution: EventDistribution
 
 
 def _gaussians(rng_key: PRNGKey, rows: Array, num: int) -> dist.Distribution:
-    """A mixture fitted by expectation maximisation, beside one wide Gaussian.
+    """Fit a mixture by expectation maximisation, and add one wide Gaussian.
 
-    Ours, since one is fitted per context under vmap, where scikit-learn's runs on the host one at a time.
+    scikit-learn's mixture runs on the host, one fit at a time; this one fits all contexts at once under vmap.
     """
     mean, total = jnp.mean(rows, axis=0), _covariance(rows, jnp.ones(len(rows)))
     ridge = RIDGE * jnp.diag(jnp.diag(total))
@@ -121,7 +126,7 @@ def _covariance(rows: Array, shares: Array) -> Array:
 
 
 def _far_apart(rng_key: PRNGKey, scaled: Array, rows: Array, num: int) -> Array:
-    """Rows to begin from, each drawn in proportion to its squared distance from those before it (k-means++)."""
+    """Choose rows to start from, each in proportion to its squared distance from those before it (k-means++)."""
 
     def choose(nearest, key):
         i = jax.random.categorical(key, jnp.log(nearest))

@@ -1,4 +1,4 @@
-"""`log_partition`: the front door to log Z."""
+"""`log_partition`, the main function for log Z."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,15 +18,17 @@ from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.names import METHODS
 
 MIN_ESS = 10
+"""With fewer effective draws the mean weight is uncertain by a third or more, too much for the delta method."""
 HEAVY_TAIL = 0.7
+"""Pareto shape above which a mean weight is unreliable (Vehtari et al. 2024)."""
 
 
 def available_partition_methods() -> tuple[str, ...]:
-    """The names that ``method=`` of `log_partition` takes, sorted.
+    """Return the names that ``method=`` of `log_partition` takes, sorted.
 
     Example:
-        ``available_partition_methods()`` gives ``('ais', 'bridge', 'enumerate', 'grid', 'importance', 'nce', 'nested',
-        'smc')``.
+        ``available_partition_methods()`` returns
+        ``('ais', 'bridge', 'enumerate', 'grid', 'importance', 'nce', 'nested', 'smc')``.
     """
     return METHODS.names()
 
@@ -42,46 +44,46 @@ def log_partition(
     model_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> LogPartition:
-    r"""Log Z of an energy, ``log \int base(x) exp(-E(x)) dx``, with its standard error.
+    r"""Estimate log Z of an energy, ``log \int base(x) exp(-E(x)) dx``, with its standard error.
 
-    Without a base the integral is over Lebesgue measure in the event's own space, whatever its support (a sum where it is
-    discrete). An energy with a context, or a base of each row's own, has one log Z per row; all rows run together.
+    Without a base the integral is over Lebesgue measure in the event's own space, whatever its support (a sum if it is
+    discrete). An energy with a context, or with a base per row, has one log Z per row; all rows run together.
 
-    | method | | |
+    | method | how | use |
     |---|---|---|
-    | "ais" | chains from a known law to the target | any energy; a stochastic lower bound |
+    | "ais" | chains from a known distribution to the target | any energy; a stochastic lower bound |
     | "smc" | a population with resampling, adaptive temperatures | several modes; costs less than "ais" |
     | "importance" | draws of a mixture fitted to the data | up to about 10 dimensions; cheap |
-    | "bridge" | draws of the target and of such a mixture | where draws of the target are at hand |
+    | "bridge" | draws of the target and of such a mixture | if draws of the target are at hand |
     | "nested" | slices of equal likelihood | few dimensions, phase transitions |
     | "grid" | trapezoidal rule | 1 to 3 dimensions; exact to rounding |
     | "enumerate" | the sum over all states | few discrete elements; exact |
     | "nce" | classifies data against noise | no draws of the target, but data that follow it |
 
     Args:
-        rng_key: random key; None will do for "grid" and "enumerate".
+        rng_key: random key; None is enough for "grid" and "enumerate".
         dist_or_model: an `EnergyDistribution`, or a NumPyro model with one energy (or ``site`` names it). A second call with
-            the same model or kind of distribution, and other values in it, compiles nothing.
+            the same model or kind of distribution compiles nothing, even if its values differ.
         method: a name of `available_partition_methods` or an object.
         params: values of the model's parameters, or the result of `fit`.
-        site: which energy of a model; sites that a factor joins go by their names joined by commas.
+        site: name of the model's energy site; for sites that a factor joins, their names joined by commas.
         model_args: the model's arguments, as far as the energy depends on them (its context).
-        model_kwargs: its keyword arguments.
-        **options: the method's options, when it is a name.
+        model_kwargs: the model's keyword arguments.
+        **options: the method's options, if it is a name.
 
     Returns:
         `LogPartition`.
 
     Raises:
-        EnergyError: (a ValueError) for an unknown method, a model without an energy, parameters without a value, what a
-            method cannot do (see there), and where log Z is infinite or the method did not come to its end.
-        TypeError: for unknown options, for what is neither a model nor an energy.
+        EnergyError: (a ValueError) for an unknown method, a model without an energy, parameters without a value, and a
+            distribution that the method cannot handle (see there); if log Z is infinite or the method does not finish.
+        TypeError: for unknown options, and for anything other than a model or an energy.
 
     Warns:
-        UnreliableLogPartitionWarning: where the start does not cover the target (chains that came from it are not at rest
-            under the target), where what was given as draws of the target cannot be that, where fewer than 10 effective
-            draws are behind log Z, or the tail of its weights has a Pareto shape above 0.7, as under a start whose tails are
-            lighter than the target's: its standard error then means nothing.
+        UnreliableLogPartitionWarning: if the start does not cover the target (chains that came from it are not at rest under
+            the target), if the draws given for the target cannot be draws of it, if fewer than 10 effective draws are behind
+            log Z, or if the tail of its weights has a Pareto shape above 0.7, as with a start whose tails are lighter than
+            the target's. The standard error then means nothing.
 
     Example:
         >>> import jax
@@ -106,7 +108,7 @@ def log_partition(
     found: Estimate = _estimate(keys[0], keys[2], chosen, distribution.closed(), draws)
     check_finite("log_partition", found)
     if not bool(jnp.all(found.is_finished)):
-        raise EnergyError(f"The method '{chosen.name}' did not come to its end. {chosen.unfinished}")
+        raise EnergyError(f"The method '{chosen.name}' did not finish. {chosen.unfinished}")
     shape = _problem.shape_of(distribution)
     result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
     doubt = _doubt(chosen, distribution, found)
@@ -116,30 +118,30 @@ def log_partition(
 
 
 def _doubt(method: AbstractPartition, distribution: EventDistribution, found: Estimate) -> str | None:
-    """The reason not to trust the standard error of an estimate; None if every check passes."""
+    """Return the reason not to trust the standard error of an estimate; None if every check passes."""
     name = method.name
     if not bool(jnp.all(found.covers)):
         return (
             f"The start of '{name}' does not cover the target: chains that came from it are not at rest under the "
-            "target, so that log Z is too small and its standard error means nothing. Give the EnergyDistribution a base, "
-            "or write start=a distribution of one event around its mass, or data=rows, which fits one to them."
+            "target, so log Z is too small and its standard error means nothing. Give the EnergyDistribution a base, or "
+            "write start=a distribution of one event around its mass, or data=rows, to which a start is fitted."
         )
     if not bool(jnp.all(found.are_draws)):
         return (
-            f"What '{name}' was given as draws are not draws of this energy (beyond 5 standard errors), or they are "
-            "correlated: log Z is another number and its standard error means nothing. Give draws of this energy, with "
-            "num_chains= where they are those of chains."
+            f"The draws given to '{name}' are not draws of this energy (by more than 5 standard errors), or they are "
+            "correlated: log Z is wrong and its standard error means nothing. Give draws of this energy, with "
+            "num_chains= if they come from chains."
         )
     if bool(jnp.any(found.ess < MIN_ESS)):
         return (
             f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(found.ess)):.1f}) are behind log Z by '{name}': its "
             "standard error means nothing."
         )
-    # States of a discrete support recur: their weights have no such tail.
+    # States of a discrete support recur, so their weights have no such tail.
     if not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):
         return (
             f"The weights behind log Z by '{name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
-            f"above {HEAVY_TAIL}): a few of them decide, and its standard error is too small."
+            f"above {HEAVY_TAIL}): a few of them dominate, and its standard error is too small."
         )
     return None
 
@@ -164,15 +166,15 @@ def _estimate(key_starts: Any, key_rows: Any, method: AbstractPartition, distrib
 
 
 def shaped(found: Estimate, bound: Bound | None) -> LogPartition:
-    """What the user sees, rounding counted as error."""
+    """Return the result for the user, with rounding added to the standard error."""
     return LogPartition(found.value, found.standard_error + rounding(found.value), found.ess, bound)
 
 
 def check_finite(owner: str, *found: Estimate) -> None:
-    """Refuse log Z that is no number.
+    """Check that log Z is finite, and raise otherwise.
 
     Raises:
-        EnergyError: with what it is.
+        EnergyError: with its value and the likely cause.
     """
     check_outside_jit(owner, found)
     for each in found:

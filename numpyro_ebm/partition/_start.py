@@ -1,4 +1,4 @@
-"""Where the path to log Z starts where no law is given: around the energy's mass, which a few chains find."""
+"""The start of the path to log Z if none is given: around the energy's mass, which a few chains find."""
 
 from typing import Any
 
@@ -13,34 +13,41 @@ from numpyro_ebm.partition._base import AbstractPartition, Densities
 from numpyro_ebm.partition._proposal import Proposal
 
 NUM_SCOUTS = 64
+"""Chains that look for the mass of the target."""
 SCOUT_MOVES = 200
+"""Transitions of each of these chains: together they cost about a tenth of a default run of "ais"."""
 SHARES = (0.8, 0.1, 0.1)
+"""Shares of the fitted normals, of wider ones and of the reference, whose tails keep the weights bounded."""
 WIDE_FACTOR = 3.0
+"""Standard deviation of the wider normals, in units of the fitted ones."""
 FARTHEST = 1e12
+"""Chains beyond this have run away, as under an energy without a finite integral: no start is fitted to them."""
 SCORE, SHIFT, GROWTH = 5.0, 0.5, 1.0
+"""`are_still`: standard errors that exclude chance (6e-7), and the least shift and growth, in units of the spread."""
 CLIPPED, FEWEST = 3.0, 10
+"""`are_still`: positions are clipped at 3 spreads, for outliers; with fewer than 10 effective draws no move counts."""
 
 
 def fits_start(method: AbstractPartition, distribution: EventDistribution) -> bool:
-    """Whether the method's start is to be fitted: none is given, neither as one nor as a base, and none covers all."""
+    """Return whether the method's start is to be fitted: no start and no base is given, and the support is not discrete."""
     return method.fits_start and method.start_law is None and distribution.base is None and not distribution.is_discrete
 
 
 def start_around(
     rng_key: PRNGKey, method: Any, densities: Densities, starts: Array, data: Array | None
 ) -> tuple[Densities, Array, Array]:
-    """A start around the target of one row, draws of it, and whether there is one: chains that run away find none.
+    """Return a start around the target of one row, draws of it, and whether the chains found one instead of running away.
 
-    Eight tenths of it are independent normals with the mean and standard deviation of ``data``, or of chains that started
-    from the reference and moved under the target itself; one tenth of it has three times the deviation, and one tenth is the
-    reference, so that it covers what the reference does.
+    Eight tenths of the start are independent normals with the mean and standard deviation of ``data``, or of chains that
+    start from the reference and move under the target itself. One tenth has three times the standard deviation, and one
+    tenth is the reference, so that the start covers what the reference covers.
 
     Args:
         rng_key: random key.
-        method: whose start it is.
-        densities: the row's, with the reference for a start.
+        method: the method that needs the start.
+        densities: the row's densities, with the reference as start.
         starts: ``(num_starts, ...)``, draws of the reference.
-        data: ``(num, ...)`` positions to fit it to; None for chains.
+        data: ``(num, ...)`` positions to which the start is fitted; None for chains.
     """
     key_scout, key_draw = jax.random.split(rng_key)
     if data is None:
@@ -66,19 +73,20 @@ class _Target(Densities):
     """A path that is the target throughout."""
 
     def log_between(self, position: Array, beta: Any) -> Array:
-        """Not by way of a start whose log density may be so far down there that rounding would decide."""
+        """Return the target's log density; far from the start, adding the start's would lose it in rounding."""
         return self.log_target(position)
 
 
 def are_still(before: Array, after: Array, weights: Array) -> Array:
-    """Whether a weighted population is where it was: no coordinate shifted by half its spread, or doubled its variance.
+    """Return whether a weighted population stays in place: no coordinate shifts by half its spread or doubles its variance.
 
-    Weighted draws of a density stay draws of it under transitions that leave it invariant. Those that drift, or spread, were
-    none. A move counts where it is beyond chance too (5 standard errors), and none where fewer than 10 draws are effective.
+    Weighted draws of a density remain draws of it under transitions that leave it invariant; a population that drifts or
+    spreads did not consist of such draws. A move counts only beyond chance (5 standard errors), and never with fewer than 10
+    effective draws.
 
     Args:
         before: ``(num, ...)``.
-        after: the same chains some transitions later.
+        after: the same chains after further transitions.
         weights: ``(num,)``, of any scale.
     """
     weights = weights / jnp.sum(weights)
@@ -97,7 +105,7 @@ def are_still(before: Array, after: Array, weights: Array) -> Array:
 
 
 def _quantiles(flat: Array, weights: Array) -> Array:
-    """The quantiles 0.16, 0.5 and 0.84 of each coordinate of a weighted population, ``(3, d)``."""
+    """Return the quantiles 0.16, 0.5 and 0.84 of each coordinate of a weighted population, ``(3, d)``."""
     order = jnp.argsort(flat, axis=0)
     shares, ordered = jnp.cumsum(weights[order], axis=0), jnp.take_along_axis(flat, order, axis=0)
     places = jnp.stack([jnp.argmax(shares >= q, axis=0) for q in (0.16, 0.5, 0.84)])

@@ -17,43 +17,47 @@ from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Est
 from numpyro_ebm.partition._start import are_still
 
 PILOT_CHAINS = 32
+"""Chains of the pilot run: more find the spread at each level more exactly, at a cost in proportion."""
 NUM_LEVELS = 1000
+"""Default number of levels: in the tests, log Z of a Boltzmann machine of 64 and 12 units is within 0.1 nat."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AnnealedImportanceSampling(AbstractPartition):
-    r"""Annealed importance sampling: chains that go from a known law to the target, and weigh what they pass.
+    r"""Annealed importance sampling: weighted chains that move from a known distribution to the target.
 
     Between the start ``q`` and the target lie ``q(x)^{1 - beta} \tilde p(x)^beta`` for ``0 = beta_0 < ... < beta_K = 1``. A
-    chain starts at a draw of ``q``; from each level to the next its log weight grows by
-    ``(beta_k - beta_{k-1}) log(\tilde p(x) / q(x))``, and then a kernel that leaves level k invariant moves it. Whatever the
-    chains' mixing, ``E[w] = Z``, so that the log of the mean weight is below log Z in the mean (by Jensen's inequality):
+    chain starts at a draw of ``q``. From each level to the next its log weight grows by
+    ``(beta_k - beta_{k-1}) log(\tilde p(x) / q(x))``, and then a kernel that leaves level k invariant moves it. However
+    slowly the chains mix, ``E[w] = Z``, so the log of the mean weight is below log Z in the mean (by Jensen's inequality):
 
     .. math:: \log \hat Z = \log \frac 1n \sum_i w_i, \qquad E[\log \hat Z] \le \log Z
 
-    The levels lie where a pilot run of 32 chains found that the log weights gain equal standard deviations. Each has the
-    step size at which the pilot had the kernel's optimal acceptance, and the variances of the pilot's chains for a diagonal
-    mass matrix; all are fixed before the chains that count begin. The cost is ``num_chains * num_levels * num_steps``
-    transitions, and a tenth of that for the pilot and for the fit of the start at the default settings. A small ``ess`` says
-    that the levels are too few, or that modes of the target were found by few chains.
+    A pilot run of 32 chains places the levels so that the log weights gain equal standard deviations. Each level has the
+    step size at which the pilot run reaches the kernel's optimal acceptance, and the variances of the pilot's chains for a
+    diagonal mass matrix; all are fixed before the chains that count start. The cost is
+    ``num_chains * num_levels * num_steps`` transitions, plus about a tenth of that each for the pilot run and for the fit of
+    the start at the default settings. A small ``ess`` means that the levels are too few, or that few chains found modes of
+    the target.
 
     Args:
-        num_levels: how many levels the pilot places; None for 1000.
-        betas: the levels themselves in its place, increasing from 0 to 1.
-        num_chains: chains, each with one weight.
-        kernel: a name or a kernel, which has to be exact; None for `DynamicHMC` of up to 5 steps, and `Gibbs` where the
-            support is discrete.
+        num_levels: number of levels that the pilot run places; None for 1000.
+        betas: the levels themselves instead, increasing from 0 to 1.
+        num_chains: number of chains, each with one weight.
+        kernel: a name or a kernel, which has to be exact; None for `DynamicHMC` of up to 5 steps, and `Gibbs` if the support
+            is discrete.
         num_steps: transitions at each level.
-        start: the law at beta 0, a NumPyro distribution of one event; None for the energy's ``base``, and without one for a
-            law fitted to ``data`` or, without these, to 64 chains that run under the target for 200 transitions (independent
-            normals, a tenth of them three times as wide, and a tenth of a standard normal in unconstrained space), and for
-            the uniform law of a discrete support. It has to cover the target: `log_partition` warns where chains do not stay
-            where they came to from it, and of modes that no chain saw no figure tells.
-        data: events to fit the start to, ``(num, *batch_shape, *event_shape)``: training rows, or draws of the target.
+        start: distribution at beta 0, a NumPyro distribution of one event. None for the energy's ``base``; without a base,
+            for the uniform distribution of a discrete support, and otherwise for a distribution fitted to ``data`` or to 64
+            chains that run under the target for 200 transitions (independent normals, a tenth of them three times as wide,
+            and a tenth of a standard normal in unconstrained space). It has to cover the target: `log_partition` warns if
+            chains do not stay where they ended, but cannot warn of modes that no chain saw.
+        data: events to which the start is fitted, ``(num, *batch_shape, *event_shape)``: training rows, or draws of the
+            target.
 
     Raises:
-        EnergyError: for counts that are none, betas that do not increase from 0 to 1 or come beside ``num_levels``, an
-            unknown or an unadjusted kernel, a start of another shape or support, data beside a start or a base.
+        EnergyError: for counts below 1, betas that do not increase from 0 to 1 or come with ``num_levels``, an unknown or an
+            unadjusted kernel, a start of another shape or support, and data together with a start or a base.
 
     Example:
         ``log_partition(rng_key, distribution, method="ais", num_levels=2000)``
@@ -88,7 +92,7 @@ class AnnealedImportanceSampling(AbstractPartition):
             check_count(owner, "num_levels", self.num_levels)
             if self.betas is not None:
                 raise EnergyError(
-                    f"{owner} got num_levels={self.num_levels} and betas, which are levels. Pass one of the two."
+                    f"{owner} got num_levels={self.num_levels} and betas, which also set the levels. Pass one of the two."
                 )
         if self.betas is None or not is_concrete(self.betas):
             return
@@ -101,22 +105,22 @@ class AnnealedImportanceSampling(AbstractPartition):
 
     @property
     def num_starts(self) -> int:
-        """The chains that count, and those of the pilot."""
+        """Number of chains, including those of the pilot run."""
         return self.num_chains + PILOT_CHAINS
 
     def check(self, distribution):
-        """Refuse a kernel that cannot move on the support."""
+        """Check that the kernel can move on the support, and raise otherwise."""
         super().check(distribution)
         default_kernel(self.kernel, distribution)
 
     def levels(self, rng_key: PRNGKey, densities: Densities, starts: Array) -> Levels:
-        """Betas and step sizes, by the pilot run."""
+        """Return betas and step sizes, by the pilot run."""
         kernel = default_kernel(self.kernel, densities.distribution)
         levels = self.num_levels or NUM_LEVELS if self.betas is None else self.betas
         return pilot(rng_key, kernel, densities, starts[self.num_chains :], levels)
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
-        """Log of the mean weight."""
+        """Return the log of the mean weight."""
         key_pilot, key_chains = jax.random.split(rng_key)
         levels = self.levels(key_pilot, densities, starts)
         kernel = default_kernel(self.kernel, densities.distribution)

@@ -1,4 +1,4 @@
-"""Two-sided bounds on log Z: annealing from both ends of the path."""
+"""Bounds on log Z from both sides, by annealing from both ends of the path."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,19 +21,20 @@ from numpyro_ebm.partition.ais import AnnealedImportanceSampling
 from numpyro_ebm.partition.names import METHODS
 
 RELIABLE_GAP = 1.0
-"""Nats above which no likelihood is to be reported."""
+"""In nats: above it the likelihood is too uncertain to report."""
 LEVEL = 0.95
+"""Level of the confidence interval: the usual 95 %."""
 
 
 class LogPartitionBounds(NamedTuple):
     """Log Z between a stochastic lower and a stochastic upper bound, in nats.
 
     Attributes:
-        lower: by chains from the start to the target.
-        upper: by chains from draws of the target to the start.
-        betas: ``(num_levels + 1,)``, led by the batch shape where each row has its own density.
-        forward: of the shape of ``betas``: log Z of each level's density as the forward chains find it, from 0 at the start.
-        reverse: the same as the backward chains find it, its last value that of ``upper``.
+        lower: from chains that go from the start to the target.
+        upper: from chains that go from draws of the target to the start.
+        betas: ``(num_levels + 1,)``, with the batch shape in front if each row has its own density.
+        forward: of the shape of ``betas``: log Z of each level's density by the forward chains, from 0 at the start.
+        reverse: the same by the backward chains; its last value is that of ``upper``.
     """
 
     lower: LogPartition
@@ -49,21 +50,21 @@ class LogPartitionBounds(NamedTuple):
 
     @property
     def interval(self) -> tuple[Array, Array]:
-        """A confidence interval of log Z, of level 0.95: the ends, each moved outward by its standard error (`widened`)."""
+        """Confidence interval of log Z at level 0.95: the ends, moved outward by their errors (`widened`)."""
         lower, upper = ((end.value, end.standard_error, end.ess) for end in (self.lower, self.upper))
         low, high = widened(lower, upper)
         return jnp.asarray(low), jnp.asarray(high)
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the two are within 1 nat of each other, everywhere; if not, do not report a likelihood.
+        """Whether the bounds are within 1 nat of each other, everywhere; if not, do not report a likelihood.
 
-        An upper bound far below the lower one is no better: chains of one side or the other did not see the target.
+        An upper bound far below the lower one is no better: the chains of one side did not see the target.
         """
         return bool(jnp.all(jnp.abs(self.gap) <= RELIABLE_GAP))
 
     def __str__(self) -> str:
-        """Both ends, and what the gap means."""
+        """Return both ends, and a warning if the gap is too large."""
         if jnp.ndim(self.gap):
             text = f"log Z of {self.gap.size} densities, gaps from {self.gap.min():.3f} to {self.gap.max():.3f} nats"
         else:
@@ -74,11 +75,11 @@ class LogPartitionBounds(NamedTuple):
 
 
 def widened(lower: tuple[Any, Any, Any], upper: tuple[Any, Any, Any]) -> tuple[Any, Any]:
-    """Both ends moved outward so far that log Z is beyond either with probability 0.025 at most.
+    """Move both ends outward, so that log Z is beyond either with probability 0.025 at most.
 
-    The lower end is below log Z in the mean, the upper one above, so that each has only its own error to cover: that many
-    standard errors as Student's t says for the effective number of draws. Where errors have put the ends in the wrong order
-    the interval holds those of both.
+    The lower end is below log Z in the mean and the upper one above, so each end only has to allow for its own error: the
+    number of standard errors that Student's t gives for the effective number of draws. If errors put the ends in the wrong
+    order, the interval covers the errors of both.
 
     Args:
         lower: value, standard error and effective number of draws.
@@ -103,32 +104,32 @@ def log_partition_bounds(
     model_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> LogPartitionBounds:
-    r"""Log Z from both sides, by bidirectional Monte Carlo.
+    r"""Bound log Z from both sides, by bidirectional Monte Carlo.
 
     Annealed importance sampling from the start to the target bounds log Z from below (see `AnnealedImportanceSampling`). The
-    same path walked back from draws of the target to the start gives weights whose mean is ``1 / Z``, and
+    same path, followed back from draws of the target to the start, gives weights whose mean is ``1 / Z``. Then
 
     .. math:: E\Big[-\log \frac 1n \sum_i w_i\Big] \ge \log Z
 
-    from above, provided that the draws are the target's. The two have nothing in common but the path: where they meet, both
-    are right; where they do not, more levels bring them together. Each end has a Monte Carlo error, which may put it on the
-    wrong side of log Z; ``interval`` allows for it. What no gap shows is a mode that the forward run and the
-    draws have both missed: the draws are the model's as far as its sampler found it.
+    bounds log Z from above, provided that the draws are the target's. The two bounds share only the path: if they meet, both
+    are right; if they do not, more levels bring them together. Each end has a Monte Carlo error, which may put it on the
+    wrong side of log Z; ``interval`` allows for it. The gap does not show a mode that both the forward run and the draws
+    have missed: the draws are the model's as far as its sampler found it.
 
     Args:
         rng_key: random key.
         dist_or_model: an `EnergyDistribution`, or a NumPyro model with one energy (or ``site`` names it).
         params: values of the model's parameters, or the result of `fit`.
-        draws: draws of the target, ``(num, *batch_shape, *event_shape)``, one per chain of the way back, exact ones where
-            they can be had; None for ``num_chains`` of the distribution's own ``sampler``.
-        site: which energy of a model.
+        draws: draws of the target, ``(num, *batch_shape, *event_shape)``, one per backward chain, exact ones if possible;
+            None for ``num_chains`` draws of the distribution's own ``sampler``.
+        site: name of the model's energy site.
         model_args: the model's arguments.
-        model_kwargs: its keyword arguments.
+        model_kwargs: the model's keyword arguments.
         **options: those of `AnnealedImportanceSampling`.
 
     Raises:
         EnergyError: (a ValueError) as `log_partition`; for draws of another shape or number.
-        TypeError: for options that it does not have.
+        TypeError: for unknown options.
 
     Example:
         ``bounds = log_partition_bounds(rng_key, model, params=result.params, num_levels=2000); print(bounds)``
@@ -170,7 +171,7 @@ def _both_ways(key_starts, key_rows, method, distribution, ends, data):
         up = anneal(key_forward, kernel, densities, starts[: method.num_chains], levels, method.num_steps)
         down = anneal(key_back, kernel, densities, ends, reverse(levels), method.num_steps)
         upper = from_log_weights(down.log_weights)
-        # Of the way back, log of Z_beta over Z_1; its value at beta 0 is minus log Z.
+        # The backward path is the log of Z_beta over Z_1; its value at beta 0 is minus log Z.
         path = down.path[::-1] - down.path[-1]
         return levels.betas, (from_log_weights(up.log_weights), up.path), (upper._replace(value=-upper.value), path)
 

@@ -1,4 +1,4 @@
-"""Log Z by summing over all states."""
+"""Log Z as a sum over all states."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,7 +11,9 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 
 AT_ONCE = 2**14
+"""States evaluated at once: more run faster and need more memory."""
 MOST_STATES = 2**30
+"""The largest power of 2 whose states have indices in 32-bit integers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +21,11 @@ class Enumeration(AbstractPartition):
     """The sum over all states of a discrete event: exact up to rounding, for ``k ** d`` evaluations of the energy.
 
     Args:
-        max_states: the most states that it will go through.
+        max_states: the largest number of states that it sums over.
 
     Raises:
-        EnergyError: for a support that is not finite and discrete, and for more states than that.
+        EnergyError: for a support that is not finite and discrete, for more states than ``max_states``, and for a
+            ``max_states`` above 2**30.
 
     Example:
         ``log_partition(None, EnergyDistribution(energy, (9,), support=constraints.boolean), method="enumerate")``
@@ -38,7 +41,7 @@ class Enumeration(AbstractPartition):
             raise EnergyError(f"Enumeration counts states up to 2**30; got max_states={self.max_states}.")
 
     def check(self, distribution):
-        """Refuse what cannot be listed."""
+        """Check that the states can be enumerated, and raise otherwise."""
         super().check(distribution)
         if not distribution.is_discrete:
             raise EnergyError(
@@ -53,7 +56,7 @@ class Enumeration(AbstractPartition):
             )
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
-        """Log of the sum, a block of states at a time."""
+        """Return the log of the sum, computed in blocks of states."""
         distribution = densities.distribution
         values, size = jnp.asarray(distribution.discrete_values), self._size(distribution)
         num_states = self._num_states(distribution)

@@ -15,36 +15,39 @@ from numpyro_ebm._core.typing import Array
 from numpyro_ebm.partition._base import AbstractPartition, Estimate
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}
+"""Default points per dimension: 2001, 251001 and 1.8 million points in all."""
 AT_ONCE = 2**14
+"""Points evaluated at once: more run faster and need more memory."""
 LARGEST_ERROR = 1e-2
+"""In nats, hence 1 % of Z: a larger error means that the grid is too small or too coarse."""
 MARGIN = 0.05
 """Share of the box over which the decay towards an edge is measured."""
 NOTHING = -36.0
-"""Log of a share of the integral, per unit of length, that is below all rounding."""
+"""Log of a marginal density at an edge below which the tail is lost in rounding: exp(-36) is that of double precision."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid(AbstractPartition):
-    r"""The trapezoidal rule on a grid in unconstrained space, in one to three dimensions.
+    """The trapezoidal rule on a grid in unconstrained space, in one to three dimensions.
 
-    For a smooth density that has faded at the edges its error falls faster than any power of the spacing. What lies beyond
+    For a smooth density that has faded at the edges, its error falls faster than any power of the spacing. What lies beyond
     an edge is extrapolated. Let ``m`` be the marginal density at the edge of a coordinate and ``r`` the rate at which its
-    logarithm falls over the last twentieth of the box. An exponential tail holds ``m / r``, which is added to the value. A
-    power law with this rate half a width ``h`` from its centre has the exponent ``r h`` and holds ``m h / (r h - 1)``, which
-    is added to the error.
+    logarithm falls over the last twentieth of the box. An exponential tail has the mass ``m / r``, which is added to the
+    value. A power law with this rate, at half a width ``h`` from its centre, has the exponent ``r h`` and the mass
+    ``m h / (r h - 1)``, which is added to the error.
 
-    The ``standard_error`` is the sum of that, of the difference from the grid of twice the spacing (far above the error of
-    the finer one), and of the rounding of the numbers in use. A mode that lies outside the box altogether is not seen.
+    The ``standard_error`` is the sum of this mass, of the difference from the grid of twice the spacing (far above the error
+    of the finer one), and of the rounding error. A mode outside the box is not seen.
 
     Args:
-        low: lower edge in unconstrained space (the event's own where its support is the real line), one number or one per
+        low: lower edge in unconstrained space (the event's own space if its support is the real line), one number or one per
             coordinate.
         high: upper edge.
         num_points: points per dimension, an odd number; None for 2001, 501 and 121 in 1, 2 and 3 dimensions.
 
     Raises:
-        EnergyError: in more than 3 dimensions or on a discrete support, for edges out of order, an even number of points;
-            where the density does not fall towards an edge, or more than 0.01 of the integral may lie beyond the edges, or
+        EnergyError: in more than 3 dimensions or on a discrete support, for edges out of order, and for an even number of
+            points; if the density does not fall towards an edge, more than 0.01 of the integral may lie beyond the edges, or
             the two grids differ by more than 0.01.
 
     Example:
@@ -58,9 +61,8 @@ class Grid(AbstractPartition):
     needs_key: ClassVar[bool] = False
     unfinished: ClassVar[str] = (
         "The density has not faded at the edges of the grid, so that more than 0.01 of it may lie beyond them, or the grid "
-        "is too coarse for it. Write low=..., high=... further out, or nearer where everything lies within a few points, or "
-        "num_points=... for more of them; where energies are in the thousands, take a constant out of them or compute in 64 "
-        "bits."
+        "is too coarse for it. Write low=..., high=... further out, or closer if the mass lies within a few points, or a "
+        "larger num_points=...; if energies are in the thousands, subtract a constant or compute in 64 bits."
     )
     low: Any = -10.0
     high: Any = 10.0
@@ -74,10 +76,10 @@ class Grid(AbstractPartition):
         if self.num_points is not None:
             check_count(type(self).__name__, "num_points", self.num_points, 5)
             if self.num_points % 2 == 0:
-                raise EnergyError(f"Grid compares itself with every second point. Write num_points={self.num_points + 1}.")
+                raise EnergyError(f"Grid needs an odd number of points. Write num_points={self.num_points + 1}.")
 
     def check(self, distribution):
-        """Refuse what a grid cannot hold."""
+        """Check that the event fits a grid, and raise otherwise."""
         super().check(distribution)
         if distribution.is_discrete:
             raise EnergyError(f"The support {distribution.support} is discrete. Write method='enumerate'.")
@@ -90,7 +92,7 @@ class Grid(AbstractPartition):
                 raise EnergyError(f"Grid needs {name} as one number or {size}; got shape {shape}.")
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
-        """Log of the sum over the points, edges counted by halves."""
+        """Return the log of the sum over the points, where edges count by halves."""
         shape = densities.distribution.unconstrained_shape
         size = math.prod(shape)
         num = self.num_points or NUM_POINTS[size]
@@ -99,7 +101,7 @@ class Grid(AbstractPartition):
         places = num ** np.arange(size)
 
         inside = max(1, round(MARGIN * (num - 1)))
-        # Of each coordinate both edges, and the places from which the decay towards them is measured.
+        # For each coordinate: both edges, and the places from which the decay towards them is measured.
         slices = np.array([0, inside, num - 1 - inside, num - 1])
 
         def point(index):
@@ -134,13 +136,13 @@ jax.tree_util.register_dataclass(Grid, data_fields=["low", "high"], meta_fields=
 
 
 def _beyond(marginals: Array, lengths: Array, half_widths: Array) -> tuple[Array, Array]:
-    """What lies beyond the edges, as a share of the integral: if tails are exponential, and if they are a power.
+    """Return the mass beyond the edges, as a share of the integral, for exponential tails and for power laws.
 
     Args:
-        marginals: log of the normalised marginal density of each coordinate at the lower edge, inside it, inside the upper
-            edge and at it, ``(size, 4)``.
-        lengths: from an edge to the place inside it, ``(size,)``.
-        half_widths: of the box, ``(size,)``.
+        marginals: log of each coordinate's normalised marginal density at the lower edge, inside it, inside the upper edge
+            and at the upper edge, ``(size, 4)``.
+        lengths: distances from an edge to the place inside it, ``(size,)``.
+        half_widths: half widths of the box, ``(size,)``.
     """
     at_edge, inside = marginals[:, ::3], marginals[:, 1:3]
     is_nothing = at_edge < NOTHING

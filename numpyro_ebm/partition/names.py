@@ -1,4 +1,4 @@
-"""The table of ways to log Z."""
+"""Names of the methods for log Z."""
 
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.partition._base import AbstractPartition

@@ -1,4 +1,4 @@
-"""Log Z by telling data from noise."""
+"""Log Z by classifying data against noise."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -13,27 +13,29 @@ from numpyro_ebm.partition._contrast import log_partition_by_contrast
 from numpyro_ebm.partition._proposal import fit_proposal
 
 FEWEST = 16
+"""Fewest rows for noise fitted to halves of them: with fewer, it is the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseContrast(AbstractPartition):
-    r"""The log Z that best tells data from noise, the energy being what it is: noise contrastive estimation of one constant.
+    r"""Noise contrastive estimation of one constant: the log Z that best separates data from noise, for a fixed energy.
 
     .. math:: \max_c \sum_i \log s(G(x_i)) + \sum_j \log s(-G(y_j)), \qquad G = \log\tilde p - c - \log q - \log\nu
 
-    No chain runs: the data stand for draws of the model, and the standard error holds where they are. Where the model does
-    not fit its data this is the constant of an energy trained by "nce" with the same noise, and not log Z; `log_partition`
-    warns where that shows. With draws of the target for data it is bridge sampling with ``q`` given.
+    No chain runs: the data replace draws of the model, and the standard error is valid only if they are such draws. If the
+    model does not fit its data, the result is the constant of an energy trained by "nce" with the same noise, not log Z;
+    `log_partition` warns if the data show this. With draws of the target as data, this is bridge sampling with a given
+    ``q``.
 
     Args:
         data: ``(num, *batch_shape, *event_shape)``, data that follow the model, or draws of it.
-        noise: a NumPyro distribution of one event; None for the energy's ``base``, and without one for the uniform law of a
-            discrete support or a Gaussian fitted to the data in unconstrained space (each half of them is told from the one
-            fitted to the other half).
+        noise: a NumPyro distribution of one event. None for the energy's ``base``; without a base, for the uniform
+            distribution of a discrete support, and otherwise for a Gaussian fitted to the data in unconstrained space (each
+            half of the data is compared with the Gaussian fitted to the other half).
         nu: noise draws per row of data.
 
     Raises:
-        EnergyError: without data, for a ``nu`` that is no count, for noise of another shape or support.
+        EnergyError: without data, for a ``nu`` below 1, and for noise of another shape or support.
 
     Example:
         ``log_partition(rng_key, model, params=result.params, method="nce", data=x_test, nu=10)``
@@ -52,20 +54,22 @@ class NoiseContrast(AbstractPartition):
     def __post_init__(self):
         check_count(type(self).__name__, "nu", self.nu)
         if self.data is None:
-            raise EnergyError("NoiseContrast tells data from noise. Write log_partition(..., method='nce', data=x).")
+            raise EnergyError(
+                "NoiseContrast classifies data against noise and needs data. Write log_partition(..., method='nce', data=x)."
+            )
 
     @property
     def start_law(self):
-        """The noise."""
+        """Distribution of the noise."""
         return self.noise
 
     @property
     def num_starts(self) -> int:
-        """Draws of the noise."""
+        """Number of noise draws."""
         return self.nu * jnp.shape(self.data)[0]
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
-        """The constant."""
+        """Return the constant that best separates data from noise."""
         ratios = jax.vmap(densities.log_ratio)
         distribution, num = densities.distribution, len(draws)
         if self.noise is not None or distribution.base is not None or distribution.is_discrete or num < FEWEST:
@@ -82,7 +86,7 @@ class NoiseContrast(AbstractPartition):
         )
 
     def _told(self, rng_key, rows, others, distribution, densities) -> Estimate:
-        """Rows told from noise that is fitted to others."""
+        """Return the constant that best separates rows from noise fitted to other rows."""
         key_fit, key_draw = jax.random.split(rng_key)
         noise = fit_proposal(key_fit, others, distribution, 1)
         noisy = Densities(distribution, densities.local, noise)

@@ -18,17 +18,18 @@ from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, tail_of
 
 SHORTEST, LONGEST = 1e-8, 1e8
+"""Bounds of the adapted step size, so that it cannot drift to 0 or infinity."""
 
 
 class Population(NamedTuple):
-    """Particles on their way.
+    """Particles on their way from the start to the target.
 
     Attributes:
-        state: BlackJAX's: particles, their weights and the temperature's inverse.
+        state: BlackJAX's state: particles, their weights and the inverse temperature.
         log_z: log of the product of the mean weights so far.
-        variance: sum of the relative variances of these means, each of independent particles.
-        founders: which particle of the first population each descends from.
-        settings: the kernel's, as adapted so far.
+        variance: sum of the relative variances of these means, as if the particles were independent.
+        founders: index of each particle's ancestor in the first population.
+        settings: settings of the kernel, as adapted so far.
         num_stages: resampling steps so far.
         key: random key.
     """
@@ -44,33 +45,34 @@ class Population(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SequentialMonteCarlo(AbstractPartition):
-    r"""Tempered sequential Monte Carlo (BlackJAX's): a population that is weighed, resampled and moved towards the target.
+    r"""Tempered sequential Monte Carlo (BlackJAX's): a population that is weighted, resampled and moved towards the target.
 
-    The densities are those of `AnnealedImportanceSampling`; each next beta is that at which the weights have the effective
-    sample size ``target_ess``. Resampling keeps all particles at work, so that far fewer levels do; the kernel's step size
-    follows its acceptance from stage to stage, and its inverse mass matrix the spread of the population. The product of the
-    mean weights is unbiased for Z but for this adaptation, whose bias is of the order of one over the number of particles:
+    The densities are those of `AnnealedImportanceSampling`; each next beta is the one at which the weights have the
+    effective sample size ``target_ess``. Resampling keeps all particles at work, so far fewer levels are enough. The
+    kernel's step size follows its acceptance from stage to stage, and its inverse mass matrix follows the spread of the
+    population. The product of the mean weights is unbiased for Z except for this adaptation, whose bias is of the order of
+    one over the number of particles:
 
     .. math:: \log \hat Z = \sum_t \log \frac 1n \sum_i w_{t, i}
 
-    The standard error is that of Lee and Whiteley, which needs one run: with ``A`` the share of the final weights that each
-    of the first particles left to its descendants, and ``T`` resampling steps, the relative variance is
-    ``1 - (n / (n - 1))^{T + 1} (1 - sum A^2)``, and ``ess`` is ``1 / sum A^2``. After many stages it
-    is noisy and may be negative: the sum of the relative variances of the stages' mean weights, as if they were independent,
-    is the least that counts.
+    The standard error is that of Lee and Whiteley, which needs one run. With ``A`` the share of the final weights that each
+    of the first particles leaves to its descendants, and ``T`` resampling steps, the relative variance is
+    ``1 - (n / (n - 1))^{T + 1} (1 - sum A^2)``, and ``ess`` is ``1 / sum A^2``. After many stages this variance is noisy and
+    may be negative, so it is at least the sum of the relative variances of the stages' mean weights, as if these were
+    independent.
 
     Args:
-        num_particles: particles.
+        num_particles: number of particles.
         kernel: a name or a kernel, which has to be exact; None as in `AnnealedImportanceSampling`.
         num_steps: transitions at each stage.
-        target_ess: effective sample size after each weighing, as a share of the particles.
-        max_stages: stages at most.
+        target_ess: effective sample size after each weighting, as a share of the particles.
+        max_stages: largest number of stages.
         start: as in `AnnealedImportanceSampling`.
-        data: events to fit the start to, as there.
+        data: events to which the start is fitted, as there.
 
     Raises:
-        EnergyError: for counts that are none, a ``target_ess`` outside (0, 1), an unknown or an unadjusted kernel, a start
-            of another shape or support, and where beta 1 is not reached.
+        EnergyError: for counts below 1, fewer than 2 particles, a ``target_ess`` outside (0, 1), an unknown or an unadjusted
+            kernel, a start of another shape or support, and if beta does not reach 1.
 
     Example:
         ``log_partition(rng_key, distribution, method="smc", num_particles=2000, kernel="hmc")``
@@ -105,16 +107,16 @@ class SequentialMonteCarlo(AbstractPartition):
 
     @property
     def num_starts(self) -> int:
-        """The first population."""
+        """Number of particles."""
         return self.num_particles
 
     def check(self, distribution):
-        """Refuse a kernel that cannot move on the support."""
+        """Check that the kernel can move on the support, and raise otherwise."""
         super().check(distribution)
         default_kernel(self.kernel, distribution)
 
     def estimate(self, rng_key, densities, starts, draws) -> Estimate:
-        """Log of the product of the mean weights."""
+        """Return the log of the product of the mean weights."""
         kernel = default_kernel(self.kernel, densities.distribution)
         num = self.num_particles
         population = Population(
@@ -142,7 +144,7 @@ class SequentialMonteCarlo(AbstractPartition):
         key, key_stage, key_init = jax.random.split(population.key, 3)
 
         def init(position, log_density):
-            # BlackJAX has no key for this, and momenta that all particles share would tie them together.
+            # BlackJAX passes no key here, and momenta that all particles share would tie them together.
             bits = jax.lax.bitcast_convert_type(jnp.sum(position).astype(jnp.float32), jnp.uint32)
             return kernel.init(jax.random.fold_in(key_init, bits), position, log_density)
 
@@ -154,7 +156,7 @@ class SequentialMonteCarlo(AbstractPartition):
             lambda z: densities.log_ratio(kernel.lower(z)),
             transition,
             init,
-            # The variance estimate is that of multinomial resampling.
+            # The variance estimate holds for multinomial resampling.
             resampling.multinomial,
             self.target_ess,
         )
@@ -180,7 +182,7 @@ jax.tree_util.register_dataclass(
 
 
 def _settings(kernel: AbstractKernel, starts: Array) -> dict[str, Array]:
-    """What adapts, with the leading dimension of 1 that says to BlackJAX that the particles share it."""
+    """Return the settings that adapt, with a leading dimension of 1: for BlackJAX, particles then share them."""
     settings = {}
     if kernel.target_acceptance is not None:
         settings["step_size"] = jnp.asarray(kernel.step_size, float)[None]

@@ -1,4 +1,4 @@
-"""Pictures of energies, draws, training and log Z; matplotlib is imported when the first one is drawn."""
+"""Plots of energies, draws, training and log Z; matplotlib is imported by the first plot."""
 
 from numpyro_ebm.plots.annealing import plot_annealing as plot_annealing
 from numpyro_ebm.plots.calibration import log_ratios as log_ratios

@@ -1,4 +1,4 @@
-"""Data beside draws, in named columns."""
+"""Data and draws in named columns, for the plots that compare them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,19 +9,22 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm.plots._style import DATA, MODEL, bars, numbers, share_outside
 
 MARGIN = 0.15
+"""Margin on either side of the data, as a fraction of their range."""
 MAX_WHOLE = 50
+"""Largest range of whole numbers that gets one bin per value; wider ones would have too many bins."""
 WORTH_SAYING = 0.01
+"""Fraction of the draws outside the bins from which a title mentions them; the title shows whole per cent."""
 
 
 class Columns(NamedTuple):
-    """Data ``(num_rows, d)`` and draws ``(num_draws, d)`` of the dimensions to draw, and their names."""
+    """Data ``(num_rows, d)`` and draws ``(num_draws, d)`` of the plotted dimensions, and their names."""
 
     data: np.ndarray
     draws: np.ndarray
     names: tuple[str, ...]
 
     def edges(self, i: int, bins: int) -> np.ndarray:
-        """Edges of equal bins over the range of the data and 15 % on either side; one bin per value of whole numbers."""
+        """Return edges of equal bins over the data's range and 15 % on either side, or of one bin per whole number."""
         values = self.data[np.isfinite(self.data[:, i]), i]
         low, high = values.min(), values.max()
         if np.all(values == np.round(values)) and high - low <= MAX_WHOLE and self._is_whole(i):
@@ -35,15 +38,15 @@ class Columns(NamedTuple):
 
 
 def columns(owner: str, data: Any, draws: Any, names: Any, dims: Sequence[int | str] | None, max_dims: int) -> Columns:
-    """Check and name what came.
+    """Check data and draws, and name their dimensions.
 
     Args:
-        owner: who asks.
+        owner: name of the calling function, for messages.
         data: ``(num_rows, *event_shape)``.
-        draws: ``(..., *event_shape)``, perhaps an xarray DataArray, whose last coordinate gives the names.
-        names: of the dimensions.
-        dims: which to draw, by place or by name.
-        max_dims: how many at most.
+        draws: ``(..., *event_shape)``; the last coordinate of an xarray DataArray gives the names.
+        names: names of the dimensions.
+        dims: dimensions to plot, by index or by name.
+        max_dims: largest number of dimensions.
 
     Raises:
         EnergyError: for shapes or names that do not fit together, and for too many dimensions.
@@ -64,7 +67,7 @@ def columns(owner: str, data: Any, draws: Any, names: Any, dims: Sequence[int | 
 
 
 def draw_marginal(ax: Any, both: Columns, i: int, bins: int) -> list[Any]:
-    """Data as grey bars, draws as an outline; the share of draws that lies outside is said. Returns legend handles."""
+    """Draw data as grey bars and draws as an outline, with the fraction of draws outside; return legend handles."""
     edges = both.edges(i, bins)
     bars(ax, both.data[np.isfinite(both.data[:, i]), i], edges, color=DATA, label="data")
     bars(ax, both.draws[:, i], edges, histtype="step", color=MODEL, lw=1.5, label="draws")
@@ -85,7 +88,7 @@ def _names(owner: str, names: Any, draws: Any, size: int) -> list[str]:
 
 
 def _coordinates(draws: Any, size: int) -> Sequence[Any]:
-    """Names by the last coordinate of a DataArray, or by number."""
+    """Return names from the last coordinate of a DataArray, or numbered names."""
     dims, coords = getattr(draws, "dims", ()), getattr(draws, "coords", {})
     if dims and dims[-1] in coords and len(coords[dims[-1]]) == size:
         found = np.asarray(coords[dims[-1]])
@@ -98,7 +101,7 @@ def _chosen(owner: str, dims: Sequence[int | str] | None, names: list[str], max_
     if dims is None:
         dims = range(len(names))
     if isinstance(dims, str) or not len(dims):
-        raise EnergyError(f"{owner} needs dims as a list of places or names; got {dims!r}. Write dims=[0, 1].")
+        raise EnergyError(f"{owner} needs dims as a list of indices or names; got {dims!r}. Write dims=[0, 1].")
     for each in dims:
         if isinstance(each, str) and each not in names:
             raise EnergyError(f"There is no dimension '{each}'. {nearest(each, names)}")

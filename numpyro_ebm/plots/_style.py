@@ -1,4 +1,4 @@
-"""What the pictures share: the door to matplotlib, colours that grey keeps apart, and axes."""
+"""Shared by the plots: the import of matplotlib, colours that differ in grey too, and axes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from numpyro_ebm._core.errors import EnergyError
 
 DATA = "0.72"
-"""Grey that data are filled with."""
+"""Fill colour of data, a grey."""
 
 MODEL = "#0072B2"
 SECOND = "#D55E00"
@@ -23,14 +23,14 @@ SERIES = (
     {"color": "#CC79A7", "linestyle": (0, (8, 2)), "marker": "v"},
     {"color": "#56B4E9", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
 )
-"""Line styles and markers of up to six series, in colours of Okabe and Ito's palette: no two differ by hue alone."""
+"""Line styles and markers of up to six series, in Okabe and Ito's colours; no two series differ by hue alone."""
 
 
 def pyplot() -> Any:
-    """The only door to matplotlib.
+    """Import matplotlib, which only this module does, and return pyplot.
 
     Raises:
-        ImportError: naming the extra that brings it.
+        ImportError: naming the extra that installs it.
     """
     try:
         import matplotlib.pyplot
@@ -40,10 +40,10 @@ def pyplot() -> Any:
 
 
 def one_axes(owner: str, ax: Any, size: tuple[float, float] = (5.5, 4.0)) -> Any:
-    """The axes given, or those of a new figure.
+    """Return the given axes, or those of a new figure.
 
     Raises:
-        TypeError: for something that is no matplotlib axes.
+        TypeError: for anything but matplotlib axes.
     """
     if ax is None:
         return pyplot().subplots(figsize=size, layout="constrained")[1]
@@ -52,18 +52,18 @@ def one_axes(owner: str, ax: Any, size: tuple[float, float] = (5.5, 4.0)) -> Any
 
 
 def several_axes(owner: str, axes: Any, shape: tuple[int, int], size: tuple[float, float], **options: Any) -> np.ndarray:
-    """An array of axes of this shape: those given, in reading order, or those of a new figure.
+    """Return an array of axes of this shape: the given axes in reading order, or those of a new figure.
 
     Args:
-        owner: who asks.
-        axes: axes of the user's, in any nesting; None for a new figure.
+        owner: name of the calling function, for messages.
+        axes: the user's axes, in any nesting; None for a new figure.
         shape: rows and columns.
-        size: of a new figure, in inches.
-        **options: of ``pyplot.subplots``.
+        size: size of a new figure, in inches.
+        **options: options of ``pyplot.subplots``.
 
     Raises:
         EnergyError: for another number of axes.
-        TypeError: for something that is none.
+        TypeError: for anything but matplotlib axes.
     """
     if axes is None:
         return pyplot().subplots(*shape, figsize=size, layout="constrained", squeeze=False, **options)[1]
@@ -79,17 +79,17 @@ def several_axes(owner: str, axes: Any, shape: tuple[int, int], size: tuple[floa
 
 
 def numbers(owner: str, name: str, values: Any, *, by_chain: bool = False) -> np.ndarray:
-    """Values as a numpy array of floats; of draws of one variable, those draws.
+    """Return values, or the draws of the only variable, as a numpy array of floats.
 
     Args:
-        owner: who asks.
-        name: what is asked for.
+        owner: name of the calling function, for messages.
+        name: name of the argument, for messages.
         values: an array, the result of `sample`, or a finished ``MCMC``.
-        by_chain: whether draws lead with ``(num_chains, num_draws)``; else with both in one.
+        by_chain: whether the shape of draws begins with ``(num_chains, num_draws)``, or with their product.
 
     Raises:
-        EnergyError: for none at all, and for draws of several variables.
-        TypeError: for what is no array of real numbers.
+        EnergyError: for empty arrays, and for draws of several variables.
+        TypeError: for anything but an array of real numbers.
     """
     if hasattr(values, "get_samples"):
         values = _only_variable(owner, name, values.get_samples(group_by_chain=by_chain))
@@ -105,17 +105,17 @@ def numbers(owner: str, name: str, values: Any, *, by_chain: bool = False) -> np
 def _only_variable(owner: str, name: str, samples: dict[str, Any]) -> Any:
     if len(samples) != 1:
         raise EnergyError(
-            f"{owner} needs {name} of one variable; these draws are of {sorted(samples)}. Write "
+            f"{owner} needs {name} of one variable; the variables are {sorted(samples)}. Write "
             f"draws.get_samples()['{min(samples)}']."
         )
     return next(iter(samples.values()))
 
 
 def events_of(owner: str, name: str, values: Any, event_shape: tuple[int, ...]) -> np.ndarray:
-    """Values ``(..., *event_shape)`` as ``(num, *event_shape)``.
+    """Return values ``(..., *event_shape)`` as ``(num, *event_shape)``.
 
     Raises:
-        EnergyError: for values that do not end in the event's shape.
+        EnergyError: for values whose shape does not end in the event's shape.
     """
     array = numbers(owner, name, values)
     cut = array.ndim - len(event_shape)
@@ -126,7 +126,7 @@ def events_of(owner: str, name: str, values: Any, event_shape: tuple[int, ...]) 
 
 
 def bars(ax: Any, values: np.ndarray, edges: np.ndarray, **options: Any) -> None:
-    """A histogram whose area is the share of values between the edges: what lies outside takes its part away."""
+    """Draw a histogram whose area is the fraction of values between the edges, not 1."""
     values = values.reshape(-1)
     weights = np.full(values.size, 1 / (values.size * (edges[1] - edges[0])))
     keep = np.isfinite(values)
@@ -134,12 +134,12 @@ def bars(ax: Any, values: np.ndarray, edges: np.ndarray, **options: Any) -> None
 
 
 def share_outside(values: np.ndarray, edges: np.ndarray) -> float:
-    """What part of the values a histogram does not show, those that are not finite included."""
+    """Return the fraction of values that a histogram does not show, including values that are not finite."""
     return 1 - float(np.mean((values >= edges[0]) & (values <= edges[-1])))
 
 
 def outline(width: float = 3.0) -> list[Any]:
-    """A white edge around a line, which keeps it visible on any ground."""
+    """Return a white edge around a line, which keeps it visible on any background."""
     pyplot()
     from matplotlib import patheffects
 
@@ -147,7 +147,7 @@ def outline(width: float = 3.0) -> list[Any]:
 
 
 def figure_legend(axes: np.ndarray, handles: Sequence[Any], *, is_new: bool) -> None:
-    """One legend for all axes: above a figure of our own, inside the first axes of the user's."""
+    """Draw one legend for all axes: above a new figure, or inside the first of the user's axes."""
     if is_new:
         axes.flat[0].figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     else:

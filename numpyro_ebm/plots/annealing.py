@@ -1,4 +1,4 @@
-"""`plot_annealing`: log Z along the path of annealed importance sampling, from both ends."""
+"""`plot_annealing`: log Z along the path of annealed importance sampling, in both directions."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ OWNER = "plot_annealing"
 
 
 def plot_annealing(bounds: Any, axes: Any = None, *, row: int | None = None) -> np.ndarray:
-    r"""Log Z of the intermediate densities as annealing sees it from the base and from the model, and the gap between them.
+    r"""Plot log Z of the intermediate densities by annealing from the base and from the model, and the gap between the two.
 
-    Above, both paths over the inverse temperature :math:`\beta`, from the base (0) to the model (1), with the standard
-    errors of their ends. Below, the path from the model minus that from the base, on its own scale, with the error of the
-    gap at the end and the line of 1 nat. Forward annealing bounds log Z from below in expectation and reverse annealing from
-    above, so that the difference is about 0 or more; where it opens is where the path is too fast. The title says the gap,
-    and above 1 nat that no likelihood is to be reported.
+    The upper panel shows both paths over the inverse temperature :math:`\beta`, from the base (0) to the model (1), with the
+    standard errors of their ends. The lower panel shows the path from the model minus that from the base, on its own scale,
+    with the error of the gap at the end and a line at 1 nat. Forward annealing bounds log Z from below in expectation and
+    reverse annealing from above, so the difference is about 0 or more; it grows where the path is too fast. The title gives
+    the gap, and above 1 nat it advises not to report a likelihood.
 
     Args:
         bounds: `LogPartitionBounds`, with ``lower``, ``upper``, ``betas``, ``forward`` and ``reverse``, in nats.
         axes: two matplotlib axes; None for a new figure.
-        row: which row, where log Z has a batch shape (one for each context).
+        row: index of the row, where log Z has a batch shape (one for each context).
 
     Returns:
         The axes, ``(2,)``.
 
     Raises:
-        EnergyError: (a ValueError) for a batch of paths without ``row``, and another number of axes.
-        TypeError: for what is no such bounds.
+        EnergyError: (a ValueError) for a batch of paths without ``row``, and for the wrong number of axes.
+        TypeError: for anything but `LogPartitionBounds`.
         ImportError: without matplotlib.
 
     Example:
@@ -56,7 +56,7 @@ def plot_annealing(bounds: Any, axes: Any = None, *, row: int | None = None) -> 
 
 
 def _paths(bounds: Any, row: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
-    """Inverse temperatures, both paths, and the standard errors of their ends."""
+    """Return inverse temperatures, both paths, and the standard errors of their ends."""
     fields = ("lower", "upper", "betas", "forward", "reverse")
     if not all(hasattr(bounds, name) for name in fields):
         raise TypeError(f"{OWNER} needs LogPartitionBounds, from log_partition_bounds; got {type(bounds).__name__}.")
@@ -70,7 +70,7 @@ def _paths(bounds: Any, row: int | None) -> tuple[np.ndarray, np.ndarray, np.nda
             raise EnergyError(f"There is no row {row} among {len(by_row[0])}. Write {OWNER}(bounds, row=0).")
         betas, forward, reverse, errors = (each[row] for each in by_row)
     elif row is not None:
-        raise EnergyError(f"There is one path, and no row {row}. Write {OWNER}(bounds).")
+        raise EnergyError(f"There is only one path, and no row {row}. Write {OWNER}(bounds).")
     if not forward.shape == reverse.shape == betas.shape:
         raise EnergyError(f"{OWNER} needs paths as long as betas; got {forward.shape}, {reverse.shape}, {betas.shape}.")
     return betas, forward, reverse, (float(errors[0]), float(errors[1]))

@@ -1,4 +1,4 @@
-"""`plot_calibration`: whether the classifier inside noise contrastive estimation means its probabilities."""
+"""`plot_calibration`: whether the classifier inside noise contrastive estimation is calibrated."""
 
 from typing import Any
 
@@ -19,34 +19,37 @@ from numpyro_ebm.plots._style import DARK, DATA, MODEL, numbers, several_axes
 
 OWNER = "plot_calibration"
 QUANTILE = 1.96
+"""Standard errors of a 95 % interval, by the normal distribution."""
 
 
 def plot_calibration(
     log_ratios_data: Any, log_ratios_noise: Any, axes: Any = None, *, nu: float = 1.0, num_bins: int = 10
 ) -> np.ndarray:
-    r"""Reliability diagram of the nce classifier: how often "data" is right where it says "data" with probability ``P``.
+    r"""Plot a reliability diagram of the nce classifier: the frequency of data for each predicted probability ``P``.
 
-    With log ratios :math:`G(x) = \log p(x) - \log \nu p_n(x)`, log Z included, and ``n`` data among ``m`` noise draws,
+    With log ratios :math:`G(x) = \log p(x) - \log \nu p_n(x)`, log Z included, and ``n`` data and ``m`` noise draws,
 
     .. math:: P(\text{data} | x) = \sigma(G(x) + \log \nu - \log (m / n))
 
-    is right for data from ``p`` whatever ``n`` and ``m``. Above, in bins of equal width, the frequency of data against the
-    mean prediction, with 95 % intervals (Wilson's, of a binomial), and the diagonal of a calibrated classifier; empty bins
-    are left out. Below, how many predictions lie in each bin. Points below the diagonal: the model claims more density there
-    than the data have. Take rows that were not trained on: on others an overfitted model looks calibrated.
+    is the correct probability for data from ``p``, whatever ``n`` and ``m``. The upper panel shows the frequency of data
+    against the mean prediction in bins of equal width, with 95 % intervals (Wilson's, of a binomial), and the diagonal of a
+    calibrated classifier; empty bins are left out. The lower panel shows the number of predictions in each bin. Below the
+    diagonal the model has more density than the data. Use held-out rows: on training rows an overfitted model looks
+    calibrated.
 
     Args:
         log_ratios_data: ``G`` at rows, any shape.
         log_ratios_noise: ``G`` at draws of the noise, any shape.
         axes: two matplotlib axes; None for a new figure.
-        nu: noise draws per row that are inside ``G``; 1 for plain ``log p - log p_n``.
-        num_bins: how many.
+        nu: number of noise draws per row that ``G`` includes; 1 for plain ``log p - log p_n``.
+        num_bins: number of bins.
 
     Returns:
         The axes, ``(2,)``.
 
     Raises:
-        EnergyError: (a ValueError) for log ratios that are NaN, nu that is not positive, and another number of axes.
+        EnergyError: (a ValueError) for log ratios that are NaN, for nu that is not positive, and for the wrong number of
+            axes.
         ImportError: without matplotlib.
 
     Example:
@@ -74,24 +77,26 @@ def plot_calibration(
 def log_ratios(
     rng_key: PRNGKey, model: estimate, result: Result, *args: Any, site: str | None = None, **kwargs: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Log ratios :math:`\log p(x) - \log p_n(x)` of a trained energy at rows and at fresh noise, for `plot_calibration`.
+    r"""Compute log ratios :math:`\log p(x) - \log p_n(x)` of a trained energy at rows and at new noise draws.
 
-    Log Z is the one that was learned, or 0 where the energy holds it. Masked rows are left out.
+    They are the input of `plot_calibration`. Log Z is the learned one, or 0 where the energy includes it. Masked rows are
+    left out.
 
     Args:
         rng_key: random key of the noise.
-        model: the model that was trained, as `estimate` returned it, its estimator "nce" or one that builds on it.
+        model: the model that was trained, as `estimate` returned it, with the estimator "nce" or a variant of it.
         result: the result of `fit` or of ``svi.run``, or a dict of parameters.
-        *args: arguments of the model, held-out rows in the place of those of training.
-        site: which energy site; None where there is one.
+        *args: arguments of the model, with held-out rows in the place of the training rows.
+        site: name of the energy site; None for the only one.
         **kwargs: keyword arguments of the model.
 
     Returns:
-        Those at the rows and those at their noise draws, both flat.
+        The log ratios at the rows and at their noise draws, both flat.
 
     Raises:
-        EnergyError: (a ValueError) for a site that is not there, several without a choice, parameters without a value.
-        TypeError: for a model that does not come from `estimate`, and an estimator that tells nothing from noise.
+        EnergyError: (a ValueError) for a site that does not exist, several sites without a choice, and parameters without a
+            value.
+        TypeError: for a model that does not come from `estimate`, and for an estimator without a classifier of noise.
     """
     estimated = estimated_in(model)
     if estimated is None:
@@ -112,10 +117,10 @@ def log_ratios(
 
 
 def _site(found: dict[str, tuple[Any, Site]], name: str | None) -> tuple[Any, Site]:
-    """The estimator and the rows of the site that is meant."""
+    """Return the estimator and the rows of the chosen site."""
     estimator, site = choose("log_ratios", found, name, "log_ratios needs a model with an energy, and this one has none.")
     if not isinstance(estimator, NoiseContrastiveEstimation):
-        raise TypeError(f"At site '{site.name}': '{estimator.name}' tells no data from noise. Train with 'nce'.")
+        raise TypeError(f"At site '{site.name}': '{estimator.name}' does not classify data and noise. Train with 'nce'.")
     return estimator, site
 
 
@@ -141,7 +146,7 @@ def _draw_reliability(ax: Any, at_data: np.ndarray, at_noise: np.ndarray, edges:
 
 
 def _bins(at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean prediction, frequency of data and number of events in each bin that is not empty."""
+    """Return mean prediction, frequency of data and number of events of the bins that are not empty."""
     predicted = np.concatenate([at_data, at_noise])
     is_data = np.arange(len(predicted)) < len(at_data)
     place = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, len(edges) - 2)
@@ -153,7 +158,7 @@ def _bins(at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> tuple
 
 
 def _wilson(frequencies: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95 % interval of a binomial's probability."""
+    """Return the ends of the 95 % interval of a binomial probability."""
     square = QUANTILE**2 / counts
     middle = (frequencies + square / 2) / (1 + square)
     half = np.sqrt(frequencies * (1 - frequencies) * square + square**2 / 4) / (1 + square)
@@ -163,6 +168,6 @@ def _wilson(frequencies: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np
 def _draw_counts(ax: Any, at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
     ax.hist(at_data, edges, color=DATA, label="data")
     ax.hist(at_noise, edges, histtype="step", color=MODEL, lw=1.5, label="noise")
-    # Rows are few beside nu times as many draws of the noise.
+    # A logarithmic scale, because there are nu times as many noise draws as rows.
     ax.set(xlabel="predicted probability of data", ylabel="events", yscale="log", ylim=(0.5, None))
     ax.legend(fontsize="small")

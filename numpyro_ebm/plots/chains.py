@@ -1,4 +1,4 @@
-"""`plot_rank` and `plot_trace`: ArviZ's pictures of chains, whichever ArviZ there is."""
+"""`plot_rank` and `plot_trace`: plots of chains by the installed version of ArviZ."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,20 +18,20 @@ def plot_rank(
     coords: dict[str, Any] | None = None,
     group: str = "posterior",
 ) -> np.ndarray:
-    """Rank plots of the chains by ArviZ: where chains mix, none has more low or high ranks than another.
+    """Draw rank plots of the chains by ArviZ: if the chains mix, none has more low or high ranks than another.
 
-    ArviZ 0.23 draws a histogram of ranks for each chain (flat where they mix); 1.x the difference of each chain's
-    distribution of ranks from the uniform one, a line for each (about 0 where they mix), which differ in dashes too.
+    ArviZ 0.23 draws a histogram of ranks for each chain, which is flat if they mix. ArviZ 1.x draws a line for each chain,
+    with its own dashes: the difference between its distribution of ranks and the uniform one, about 0 if they mix.
 
     Args:
         draws: a finished ``numpyro.infer.MCMC``, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)``
-            or what `to_arviz` returned.
-        var_names: which variables; None for all.
-        coords: which entries, by dimension; None for all. Up to 20 panels.
-        group: of ArviZ data, whose variables lead with chain and draw.
+            or the result of `to_arviz`.
+        var_names: names of variables; None for all.
+        coords: entries to plot, by dimension; None for all. Up to 20 panels.
+        group: group of ArviZ data, whose variables have the shape ``(chain, draw, ...)``.
 
     Returns:
-        The axes, ``(num_panels,)``, on a figure that ArviZ made.
+        The axes, ``(num_panels,)``, on a figure that ArviZ created.
 
     Raises:
         EnergyError: (a ValueError) for draws that `to_arviz` refuses, for variables, entries or groups that are not
@@ -56,16 +56,16 @@ def plot_trace(
     coords: dict[str, Any] | None = None,
     group: str = "posterior",
 ) -> np.ndarray:
-    """Densities and traces of the chains by ArviZ, a line for each chain, divergent draws marked.
+    """Draw densities and traces of the chains by ArviZ, with a line for each chain and marks for divergent draws.
 
     Args:
         draws: as in `plot_rank`.
-        var_names: which variables; None for all.
-        coords: which entries, by dimension; None for all. Up to 20 panels.
-        group: of ArviZ data, whose variables lead with chain and draw.
+        var_names: names of variables; None for all.
+        coords: entries to plot, by dimension; None for all. Up to 20 panels.
+        group: group of ArviZ data, whose variables have the shape ``(chain, draw, ...)``.
 
     Returns:
-        The axes, ``(num_panels, 2)``, a density and a trace in each row, on a figure that ArviZ made.
+        The axes, ``(num_panels, 2)``, with a density and a trace in each row, on a figure that ArviZ created.
 
     Raises:
         EnergyError: (a ValueError) for draws that `to_arviz` refuses, for variables, entries or groups that are not

@@ -1,4 +1,4 @@
-"""`plot_energy`: an energy of one or two dimensions, with chains and data on it."""
+"""`plot_energy`: an energy in one or two dimensions, with data, draws and chains."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ GRID = {1: 500, 2: 200}
 
 
 class _Overlays(NamedTuple):
-    """What lies on the landscape, as ``(..., d)``; None where there is none."""
+    """Points and paths to draw over the energy, as ``(..., d)``; None for those not given."""
 
     data: np.ndarray | None
     draws: np.ndarray | None
@@ -42,33 +42,35 @@ def plot_energy(
     num_points: int | None = None,
     names: Sequence[str] | None = None,
 ) -> Any:
-    r"""The landscape of an energy of one or two dimensions, with data, draws and the paths of chains on it.
+    r"""Plot the energy of events of one or two numbers, with data, draws and the paths of chains.
 
-    For events of two numbers: filled contours of :math:`\log p(x) - \max \log p` (base included, log Z cancels), ten levels
-    from ``-depth`` to 0 nats, and a colour bar. Data are dots, draws crosses, chains lines that start at their large marker.
-    For events of one number: the curve :math:`\exp(-E(x)) / Z` with ``Z`` summed over the grid, data as grey bars, draws
-    and chains as outlined ones. Points outside the support are not evaluated and stay blank.
+    For events of two numbers, the plot shows filled contours of :math:`\log p(x) - \max \log p` (base included, log Z
+    cancels), with ten levels from ``-depth`` to 0 nats and a colour bar. Data are dots, draws are crosses, and chains are
+    lines that start at their large marker. For events of one number it shows the curve :math:`\exp(-E(x)) / Z` with ``Z``
+    summed over the grid, data as grey bars, and draws and chains as outlined bars. Points outside the support are not
+    evaluated and stay blank.
 
     Args:
-        distribution: an `EnergyDistribution`, or a normalised NumPyro distribution without batch shape to compare with.
+        distribution: an `EnergyDistribution`, or for comparison a normalised NumPyro distribution without batch shape.
         ax: matplotlib axes to draw on; None for a new figure.
         data: rows, ``(..., *event_shape)``.
         draws: draws of the model, ``(..., *event_shape)``, or the result of `sample`.
         chains: paths of up to six chains, ``(num_chains, num_draws, *event_shape)``, or the result of `sample`.
-        limits: ``(low, high)`` for all coordinates, or one such pair for each. None for the range of what lies on the
-            landscape, or without that of what chains would start from (the base, a standard normal in unconstrained space).
-        row: which row of the batch shape, for energies with a context or a base of their own for each.
-        depth: nats below the top of the lowest level, of two-dimensional events.
-        num_points: grid points per coordinate; None for 500 in one dimension, 200 in two.
-        names: of the coordinates.
+        limits: ``(low, high)`` for all coordinates, or one such pair for each. None for the range of data, draws and chains,
+            or without these the range of starts of chains (the base, or a standard normal in unconstrained space).
+        row: index of the row in the batch shape, for energies with a context or a base for each row.
+        depth: depth of the lowest level below the top in nats, for events of two numbers.
+        num_points: grid points per coordinate; None for 500 in one dimension and 200 in two.
+        names: names of the coordinates.
 
     Returns:
         The axes.
 
     Raises:
-        EnergyError: (a ValueError) for events of more dimensions or a discrete support; for arrays that are no such events;
-            for a batch shape without ``row``; for more than six chains; for limits out of order or outside the support.
-        TypeError: for what is no distribution, and for one with a score alone.
+        EnergyError: (a ValueError) for events of more than two numbers or a discrete support; for arrays of other event
+            shapes; for a batch shape without ``row``; for more than six chains; for limits out of order or outside the
+            support.
+        TypeError: for anything but a distribution, and for a distribution with only a score.
         ImportError: without matplotlib.
 
     Example:
@@ -94,19 +96,19 @@ def plot_energy(
 
 
 def _check(distribution: Any, depth: Any, num_points: Any, names: Any) -> int:
-    """The number of coordinates."""
+    """Check the arguments, and return the number of coordinates."""
     if not isinstance(distribution, dist.Distribution):
         raise TypeError(f"{OWNER} needs an EnergyDistribution; got {type(distribution).__name__}.")
     if isinstance(distribution, EventDistribution) and not distribution.has_energy:
-        raise TypeError(f"{OWNER} needs an energy; {type(distribution).__name__} has a score alone.")
+        raise TypeError(f"{OWNER} needs an energy; {type(distribution).__name__} has only a score.")
     dim = int(np.prod(distribution.event_shape))
     if dim not in (1, 2) or len(distribution.event_shape) > 1:
         raise EnergyError(
-            f"{OWNER} draws events of one or two numbers; got event_shape={distribution.event_shape}. For more write "
+            f"{OWNER} needs events of one or two numbers; got event_shape={distribution.event_shape}. For more write "
             "plot_pairs(data, draws) or plot_marginals(data, draws)."
         )
     if distribution.support.is_discrete:  # pyright: ignore[reportOptionalMemberAccess]
-        raise EnergyError(f"{OWNER} draws continuous events; the support {distribution.support} is discrete.")
+        raise EnergyError(f"{OWNER} needs continuous events; the support {distribution.support} is discrete.")
     check_positive(OWNER, "depth", depth, scalar=True)
     if num_points is not None:
         check_count(OWNER, "num_points", num_points, 2)
@@ -128,7 +130,7 @@ def _overlays(event_shape: tuple[int, ...], data: Any, draws: Any, chains: Any) 
         )
     if len(paths) > len(SERIES):
         raise EnergyError(
-            f"{OWNER} tells up to {len(SERIES)} chains apart; got {len(paths)}. Write chains=chains[:{len(SERIES)}], or "
+            f"{OWNER} draws up to {len(SERIES)} chains; got {len(paths)}. Write chains=chains[:{len(SERIES)}], or "
             "draws=chains for points without paths."
         )
     return _Overlays(**flat, chains=paths.reshape(*paths.shape[:2], -1))
@@ -139,7 +141,7 @@ def _flat(events: np.ndarray) -> np.ndarray:
 
 
 def _limits(distribution: Any, overlays: _Overlays, limits: Any, dim: int) -> np.ndarray:
-    """``(dim, 2)``, the ends of the grid."""
+    """Return the ends of the grid, ``(dim, 2)``."""
     if limits is None:
         given = [values.reshape(-1, dim) for values in overlays if values is not None]
         return _range(np.concatenate(given), 0.0, 0.1) if given else _range(_reference(distribution, dim), 0.005, 0.25)
@@ -162,7 +164,7 @@ def _range(points: np.ndarray, tail: float, margin: float) -> np.ndarray:
 
 
 def _reference(distribution: Any, dim: int) -> np.ndarray:
-    """Draws of what chains would start from, or of a normalised distribution."""
+    """Draw starts of chains, or draws of a normalised distribution."""
     key = jax.random.key(0)
     is_ours = isinstance(distribution, EventDistribution)
     draws = (distribution.reference_sample if is_ours else distribution.sample)(key, (NUM_REFERENCE,))
@@ -170,7 +172,7 @@ def _reference(distribution: Any, dim: int) -> np.ndarray:
 
 
 def _on_grid(distribution: Any, row: Any, grid: list[np.ndarray]) -> np.ndarray:
-    """Log densities below the top, ``(num,)`` or ``(num_x, num_y)``; NaN outside the support."""
+    """Return log densities minus their maximum, ``(num,)`` or ``(num_x, num_y)``; NaN outside the support."""
     mesh = np.stack(np.meshgrid(*grid, indexing="ij"), axis=-1)
     points = jnp.asarray(mesh.reshape(-1, *distribution.event_shape), float)
     inside = np.asarray(distribution.support(points))
@@ -188,7 +190,7 @@ def _on_grid(distribution: Any, row: Any, grid: list[np.ndarray]) -> np.ndarray:
 
 
 def _log_density(distribution: Any, row: Any) -> Callable[[Array], Array]:
-    """Of events ``(num, *event_shape)`` in one row."""
+    """Return the log density of events ``(num, *event_shape)`` in one row, as a function."""
     index = _row_index(distribution.batch_shape, row)
     if not isinstance(distribution, EventDistribution):
         wide = (1,) * len(distribution.batch_shape) + distribution.event_shape
@@ -199,14 +201,13 @@ def _log_density(distribution: Any, row: Any) -> Callable[[Array], Array]:
 
 
 def _row_index(batch_shape: tuple[int, ...], row: Any) -> int:
-    """Place of a row among all of them."""
+    """Return the flat index of a row."""
     if row is None:
         if np.prod(batch_shape) == 1:
             return 0
         first = 0 if len(batch_shape) == 1 else (0,) * len(batch_shape)
         raise EnergyError(
-            f"The distribution has rows of shape {batch_shape}, each with a landscape of its own. Write {OWNER}(..., "
-            f"row={first})."
+            f"The distribution has rows of shape {batch_shape}, each with its own density. Write {OWNER}(..., row={first})."
         )
     try:
         return int(np.ravel_multi_index(row if isinstance(row, tuple) else (row,), batch_shape))

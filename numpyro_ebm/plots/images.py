@@ -11,7 +11,7 @@ from numpyro_ebm.plots._style import numbers, several_axes
 OWNER = "plot_images"
 GAP = 1
 GROUND = 0.5
-"""Grey between the images, which black and white ones both stand out from."""
+"""Grey between the images, from which black and white images both differ."""
 
 CELL = 0.55
 MAX_WIDTH = 10.0
@@ -27,27 +27,27 @@ def plot_images(
     num_columns: int = 8,
     limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """A grid of images, and beside it one of data, both on the same scale of grey.
+    """Plot a grid of images, and a grid of data images beside it, both on the same grey scale.
 
-    The first ``num_rows * num_columns`` images are shown in reading order, with grey between them; a label says which
-    values are black and white.
+    The plot shows the first ``num_rows * num_columns`` images in reading order, with grey between them. A label gives the
+    values of black and white.
 
     Args:
-        samples: images ``(num, height, width)``, in colour ``(num, height, width, 3)``, or with ``image_shape`` any
-            ``(..., *image_shape)`` or ``(..., prod(image_shape))``; or the result of `sample`, of one variable.
-        axes: one matplotlib axes, two with ``data``; None for a new figure.
+        samples: images ``(num, height, width)``, colour images ``(num, height, width, 3)``, or with ``image_shape`` any
+            ``(..., *image_shape)`` or ``(..., prod(image_shape))``; or the result of `sample` with one variable.
+        axes: one matplotlib axes, or two with ``data``; None for a new figure.
         data: images to show first, of the same shape.
-        image_shape: of one image, ``(height, width)`` or ``(height, width, 3)``.
-        num_rows: of the grid, at most.
-        num_columns: of the grid, at most.
-        limits: values that are black and white; None for the least and the largest that are finite in both sets, and for
-            colours inside [0, 1] for 0 and 1.
+        image_shape: shape of one image, ``(height, width)`` or ``(height, width, 3)``.
+        num_rows: largest number of rows of the grid.
+        num_columns: largest number of columns of the grid.
+        limits: values of black and white; None for the smallest and largest finite value of both sets, or for 0 and 1 where
+            colours lie inside [0, 1].
 
     Returns:
-        The axes, ``(1,)``, or ``(2,)`` with the data's first.
+        The axes, ``(1,)``, or ``(2,)`` with those of the data first.
 
     Raises:
-        EnergyError: (a ValueError) for arrays that are no images, limits out of order, and another number of axes.
+        EnergyError: (a ValueError) for arrays that are not images, limits out of order, and the wrong number of axes.
         ImportError: without matplotlib.
 
     Example:
@@ -78,7 +78,7 @@ def plot_images(
 
 
 def _images(name: str, values: Any, image_shape: tuple[int, ...] | None) -> np.ndarray:
-    """As ``(num, height, width)`` or ``(num, height, width, 3)``."""
+    """Return images as ``(num, height, width)`` or ``(num, height, width, 3)``."""
     array = numbers(OWNER, name, values)
     if image_shape is None:
         if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3):
@@ -100,7 +100,7 @@ def _images(name: str, values: Any, image_shape: tuple[int, ...] | None) -> np.n
 
 
 def _limits(sets: dict[str, np.ndarray], limits: tuple[float, float] | None) -> tuple[float, float]:
-    """The values that are black and white."""
+    """Return the values of black and white."""
     if limits is None:
         values = np.concatenate([images.reshape(-1) for images in sets.values()])
         values = values[np.isfinite(values)]
@@ -118,7 +118,7 @@ def _limits(sets: dict[str, np.ndarray], limits: tuple[float, float] | None) -> 
 
 
 def _mosaic(images: np.ndarray, num_columns: int) -> np.ndarray:
-    """One picture of all images in reading order."""
+    """Join all images in one, in reading order."""
     num, height, width = images.shape[:3]
     num_columns = min(num_columns, num)
     num_rows = -(-num // num_columns)

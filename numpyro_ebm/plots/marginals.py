@@ -12,6 +12,7 @@ from numpyro_ebm.plots._style import figure_legend, several_axes
 
 OWNER = "plot_marginals"
 MAX_DIMS = 24
+"""Most panels of one figure; more are too small to read."""
 NUM_COLUMNS = 4
 
 
@@ -24,28 +25,28 @@ def plot_marginals(
     dims: Sequence[int | str] | None = None,
     bins: int = 40,
 ) -> np.ndarray:
-    """Marginals of data (grey bars) and of a model's draws (outline), a panel per dimension.
+    """Plot the marginals of data (grey bars) and of a model's draws (outline), one panel per dimension.
 
-    Bins cover the range of the data and 15 % on either side, and a bin per value where all are whole numbers. Bars have the
-    area of the share of values in them, so that draws elsewhere are missing in the outline; where they are 1 % or more the
-    panel's title says how many. Missing data (NaN) are left out, draws that are not finite count as outside.
+    Bins cover the range of the data and 15 % on either side; whole numbers have one bin per value. The area of a bar is the
+    fraction of all values in its bin, so draws outside the bins are missing from the outline; the title gives their fraction
+    from 1 % on. Missing data (NaN) are left out, and draws that are not finite count as outside.
 
     Args:
         data: ``(num_rows, *event_shape)``.
-        draws: ``(..., *event_shape)``: chains and draws in front. An xarray DataArray, such as
-            ``to_arviz(mcmc).posterior["x"]``, names the dimensions by its last coordinate. Or the result of `sample`, of one
-            variable.
-        axes: as many matplotlib axes as dimensions; None for a new figure.
-        names: of all dimensions; None for those of the coordinate, or ``x1, x2, ...``.
-        dims: which dimensions, by place or by name, up to 24; None for all.
-        bins: how many.
+        draws: ``(..., *event_shape)``, with chains and draws in front; an xarray DataArray, such as
+            ``to_arviz(mcmc).posterior["x"]``, names the dimensions by its last coordinate. Or the result of `sample` with
+            one variable.
+        axes: one matplotlib axes per dimension; None for a new figure.
+        names: names of all dimensions; None for those of the coordinate, or ``x1, x2, ...``.
+        dims: dimensions to plot, by index or by name, up to 24; None for all.
+        bins: number of bins.
 
     Returns:
         The axes, ``(num_dims,)``.
 
     Raises:
-        EnergyError: (a ValueError) for shapes, names or dims that do not fit, more than 24 dimensions, and another number
-            of axes.
+        EnergyError: (a ValueError) for shapes, names or dims that do not fit, for more than 24 dimensions, and for the wrong
+            number of axes.
         ImportError: without matplotlib.
 
     Example:

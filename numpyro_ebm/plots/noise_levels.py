@@ -1,4 +1,4 @@
-"""`plot_noise_levels`: a ladder of noise levels, or a noise process, against the data's own lengths."""
+"""`plot_noise_levels`: noise levels, or a noise process, beside the length scales of the data."""
 
 from typing import Any
 
@@ -13,41 +13,43 @@ from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_sigmas
 
 OWNER = "plot_noise_levels"
 MAX_ROWS = 1000
+"""Most rows for the distances between all pairs, whose number grows with the square."""
 NUM_TIMES = 200
 GOOD_OVERLAP = 0.5
+"""Overlap of neighbouring levels that Song and Ermon (2020) advise, technique 2."""
 
 
 def plot_noise_levels(noise: Any, data: Any = None, axes: Any = None, *, dim: int | None = None) -> np.ndarray:
-    r"""Noise levels on a logarithmic scale, the data's lengths beside them, and how much neighbouring levels overlap.
+    r"""Plot noise levels on a logarithmic scale, with length scales of the data and the overlap of neighbouring levels.
 
-    Lines mark the largest distance between two data, which the largest level should be of the order of (technique 1 of Song
-    and Ermon); the data's standard deviation, pooled over coordinates; and the median distance to the nearest neighbour. In
-    ``d`` dimensions noise of level :math:`\sigma` has length :math:`\sqrt d \sigma`: the least level should be small against
-    the nearest neighbour's distance over :math:`\sqrt d`, which is the line that is drawn for it.
+    Lines mark the largest distance between two rows, to which the largest level should be comparable (technique 1 of Song
+    and Ermon); the standard deviation of the data, pooled over coordinates; and the median distance to the nearest neighbour
+    over :math:`\sqrt d`. In ``d`` dimensions noise of level :math:`\sigma` has length :math:`\sqrt d \sigma`, so the
+    smallest level should be small compared with this last line.
 
-    A second panel, for a ladder in a known dimension, shows the overlap of each level with the one above it,
+    A second panel, for levels in a known dimension, shows the overlap of each level with the one above it,
 
     .. math:: C = \Phi(\sqrt{2 d} (\gamma - 1) + 3 \gamma) - \Phi(\sqrt{2 d} (\gamma - 1) - 3 \gamma), \qquad
         \gamma = \sigma_{i-1} / \sigma_i
 
-    the chance that noise of the lower level has a length within three standard deviations of that of the upper one; about
-    0.5 is advised (technique 2). It is an approximation for many dimensions: in few, it is near 1 at any ratio.
+    the probability that noise of the lower level has a length within three standard deviations of that of the upper one;
+    about 0.5 is advised (technique 2). The formula approximates many dimensions: in few, it is near 1 at any ratio.
 
     Args:
-        noise: levels, the largest first, as `geometric_sigmas` gives them, drawn over their index; or a noise process (`VE`,
-            `VP`), drawn over time as the noise in the unit of the data, :math:`\sigma(t) / \alpha(t)`.
+        noise: levels, the largest first, as `geometric_sigmas` returns them, drawn over their index; or a noise process
+            (`VE`, `VP`), drawn over time as the noise in units of the data, :math:`\sigma(t) / \alpha(t)`.
         data: rows ``(num_rows, *event_shape)`` in the space of the noise (unconstrained space). Distances are those among at
-            most 1000 rows, evenly spaced.
+            most 1000 evenly spaced rows.
         axes: one matplotlib axes, or two where the overlap is drawn; None for a new figure.
-        dim: dimensions of an event, for the overlap without data; None for those of the data.
+        dim: dimension of an event, for the overlap without data; None for that of the data.
 
     Returns:
         The axes, ``(1,)`` or ``(2,)``.
 
     Raises:
-        EnergyError: (a ValueError) for levels that are not positive or not falling, fewer than two finite rows, a ``dim``
-            that is not the data's or goes with a process, and another number of axes.
-        TypeError: for data that are no numbers.
+        EnergyError: (a ValueError) for levels that are not positive or not decreasing, for fewer than two finite rows, for a
+            ``dim`` that differs from the data's or comes with a process, and for the wrong number of axes.
+        TypeError: for data that are not numbers.
         ImportError: without matplotlib.
 
     Example:
@@ -80,7 +82,7 @@ def plot_noise_levels(noise: Any, data: Any = None, axes: Any = None, *, dim: in
 
 
 def _rows(data: Any) -> np.ndarray:
-    """``(num_rows, d)``, those that are finite."""
+    """Return the finite rows, ``(num_rows, d)``."""
     array = np.atleast_1d(numbers(OWNER, "data", data))
     rows = array.reshape(len(array), -1)
     rows = rows[np.isfinite(rows).all(axis=1)]
@@ -93,7 +95,9 @@ def _ladder(noise: Any) -> np.ndarray:
     check_sigmas(OWNER, noise)
     sigmas = np.asarray(noise, float)
     if np.any(np.diff(sigmas) >= 0):
-        raise EnergyError(f"{OWNER} needs the largest level first, each below the last; got {sigmas}. Sort them downwards.")
+        raise EnergyError(
+            f"{OWNER} needs decreasing levels, the largest level first; got {sigmas}. Sort them in decreasing order."
+        )
     return sigmas
 
 
@@ -103,9 +107,9 @@ def _dimension(dim: int | None, rows: np.ndarray | None, *, is_process: bool) ->
         return known
     check_count(OWNER, "dim", dim)
     if is_process:
-        raise EnergyError(f"dim={dim} is for the overlap of a ladder's levels; a process has none. Leave it out.")
+        raise EnergyError(f"dim={dim} is for the overlap of noise levels; a process has none. Leave it out.")
     if known not in (None, dim):
-        raise EnergyError(f"dim={dim} came beside data of {known} dimensions. Leave it out.")
+        raise EnergyError(f"dim={dim} differs from data of {known} dimensions. Leave it out.")
     return dim
 
 
@@ -114,7 +118,7 @@ def _draw_lengths(ax: Any, rows: np.ndarray | None) -> None:
         farthest, nearest = _distances(rows)
         scale = float(np.sqrt(np.mean(spread(rows) ** 2)))
         lengths = (
-            (farthest, "--", "largest distance of two data"),
+            (farthest, "--", "largest distance between two rows"),
             (scale, "-.", "standard deviation of the data"),
             (nearest / np.sqrt(rows.shape[1]), ":", r"nearest neighbour's distance / $\sqrt{d}$"),
         )
@@ -125,7 +129,7 @@ def _draw_lengths(ax: Any, rows: np.ndarray | None) -> None:
 
 
 def _distances(rows: np.ndarray) -> tuple[float, float]:
-    """The largest of all, and the median of those to the nearest neighbour."""
+    """Return the largest distance, and the median distance to the nearest neighbour."""
     some = rows[np.unique(np.linspace(0, len(rows) - 1, min(MAX_ROWS, len(rows))).astype(int))]
     some = some - some.mean(axis=0)
     squares = np.sum(some**2, axis=1)

@@ -12,8 +12,9 @@ from numpyro_ebm.plots._style import MODEL, figure_legend, pyplot, several_axes
 
 OWNER = "plot_pairs"
 MAX_DIMS = 8
+"""Most dimensions of one figure; more give panels that are too small to read."""
 SHARES = (0.9, 0.5)
-"""Of the draws, inside the outer and the inner contour."""
+"""Fractions of the draws inside the outer and the inner contour."""
 
 DASHES = {0.9: "--", 0.5: "-"}
 DOTS = "0.6"
@@ -32,28 +33,28 @@ def plot_pairs(
     bins: int = 40,
     max_points: int = 500,
 ) -> np.ndarray:
-    """Pairs of dimensions: data as dots, draws as the regions that hold 50 % and 90 % of them; marginals on the diagonal.
+    """Plot pairs of dimensions: data as dots, draws as regions with 50 % and 90 % of them, and marginals on the diagonal.
 
-    The regions are those of a histogram smoothed by a Gaussian one bin wide, highest densities first; all draws count, those
-    outside the panel too. Where less than 50 or 90 % of the draws lie in a panel, which covers the range of the data
-    and 15 % on either side, it lacks that contour, and the marginals' titles say how many are outside.
+    The regions have the highest density in a histogram that is smoothed by a Gaussian of one bin. All draws count, including
+    those outside the panel, which covers the range of the data and 15 % on either side. A panel with less than 50 or 90 % of
+    the draws lacks that contour, and the titles of the marginals give the fraction outside.
 
     Args:
-        data: ``(num_rows, *event_shape)``, of two dimensions or more.
+        data: ``(num_rows, *event_shape)`` with two dimensions or more.
         draws: ``(..., *event_shape)``; an xarray DataArray names the dimensions by its last coordinate. Or the result of
-            `sample`, of one variable.
+            `sample` with one variable.
         axes: ``d * d`` matplotlib axes in reading order; None for a new figure. Those above the diagonal are turned off.
-        names: of all dimensions; None for those of the coordinate, or ``x1, x2, ...``.
-        dims: which dimensions, by place or by name, two to eight; None for all.
-        bins: of the marginals and of the histograms, in each direction.
-        max_points: of the data that are drawn, evenly spaced among the rows.
+        names: names of all dimensions; None for those of the coordinate, or ``x1, x2, ...``.
+        dims: dimensions to plot, by index or by name, two to eight; None for all.
+        bins: number of bins of the marginals, and of the histograms in each direction.
+        max_points: largest number of data points to draw, evenly spaced among the rows.
 
     Returns:
         The axes, ``(d, d)``.
 
     Raises:
-        EnergyError: (a ValueError) for shapes, names or dims that do not fit, fewer than two or more than eight dimensions,
-            and another number of axes.
+        EnergyError: (a ValueError) for shapes, names or dims that do not fit, for fewer than two or more than eight
+            dimensions, and for the wrong number of axes.
         ImportError: without matplotlib.
 
     Example:
@@ -85,7 +86,7 @@ def _draw_cell(ax: Any, both: Columns, i: int, j: int, bins: int, max_points: in
 
 
 def _draw_pair(ax: Any, both: Columns, x: int, y: int, bins: int, max_points: int) -> None:
-    """Column ``x`` of the data across, column ``y`` up."""
+    """Draw column ``x`` on the horizontal axis and column ``y`` on the vertical one."""
     edges = both.edges(x, bins), both.edges(y, bins)
     rows = both.data[:, [x, y]]
     rows = rows[np.isfinite(rows).all(axis=1)]
@@ -113,17 +114,17 @@ def _smooth(counts: np.ndarray) -> np.ndarray:
 
 
 def _levels(counts: np.ndarray, density: np.ndarray, num_draws: int) -> list[tuple[float, float]]:
-    """For each share that lies in the panel, the smoothed density above which bins hold it."""
+    """Return the fractions of draws that the panel contains, each with the density above which bins contain it."""
     order = np.argsort(density, axis=None)[::-1]
     held = np.cumsum(counts.reshape(-1)[order]) / num_draws
-    # Half way to the next bin, so that a single one that holds all has a contour around it.
+    # Halfway to the next bin, so that a single bin with all draws has a contour around it.
     ordered = np.append(density.reshape(-1)[order], 0.0)
     levels = (ordered[:-1] + ordered[1:]) / 2
     return [(share, levels[np.searchsorted(held, share)]) for share in SHARES if held[-1] > share]
 
 
 def _label(ax: Any, names: tuple[str, ...], i: int, j: int) -> None:
-    """Names on the outer axes alone."""
+    """Label the outer axes only."""
     last = len(names) - 1
     ax.set_xlabel(names[j] if i == last else "")
     ax.set_ylabel(names[i] if j == 0 and i > 0 else "density" if i == j == 0 else "")

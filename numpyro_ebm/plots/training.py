@@ -23,33 +23,32 @@ def plot_training(
     num_rows: tuple[int, int] | None = None,
     site: str | None = None,
 ) -> np.ndarray:
-    """Losses over the updates with their running mean, held-out losses with the best check, and the chains' health.
+    """Plot losses with their running mean, held-out losses with the best check, and the health of the chains.
 
-    Panels from above, over the same steps: the loss of each update (faint) and its running mean; the held-out losses at
-    each check, if there are any, the best marked; then, for estimators with chains, the energy gap (mean energy of the data
-    minus that of the negatives, near 0 for a model that fits) and the acceptance rate. Losses are sums over rows, so that
-    those of training and of held-out rows have panels of their own, unless ``num_rows`` brings both to one row. Non-finite
-    values leave gaps. The surrogates of "gradient" estimators (cd, pcd, mle, ...) have values that say nothing of the fit:
-    look at the health there.
+    The panels share their steps. From the top they show the loss of each update (faint) and its running mean; the held-out
+    losses at each check, if any, with the best one marked; and, for estimators with chains, the energy gap (mean energy of
+    the data minus that of the negatives, near 0 for a model that fits) and the acceptance rate. Losses are sums over rows,
+    so training and held-out losses have separate panels, unless ``num_rows`` converts both to losses per row. Non-finite
+    values leave gaps. The surrogate values of "gradient" estimators (cd, pcd, mle, ...) do not measure the fit: look at the
+    health instead.
 
     Args:
-        result: what `fit` returned, or ``svi.run``.
-        axes: a matplotlib axes for each panel, in this order; None for a new figure.
-        health: records of the chains over training; None for those that `fit` kept, one for each check. A sequence of
-            `NegativePhaseHealth`, one of them with stacked arrays, or a dict of arrays ``energy_gap`` (nats) and
-            ``acceptance_rate``, either or both, ``(num_records,)``.
-        health_steps: how many updates had been made at each record; None where there is one for each update, or one for
-            each check.
-        window: updates of the running mean; None for a fiftieth of all.
-        num_rows: rows of a training update and of the held-out set, to divide the losses by.
-        site: whose health, where `fit` kept that of several energy sites.
+        result: the result of `fit` or ``svi.run``.
+        axes: one matplotlib axes per panel, in this order; None for a new figure.
+        health: records of the chains over training: a sequence of `NegativePhaseHealth`, one of them with stacked arrays, or
+            a dict of arrays ``energy_gap`` (nats) and ``acceptance_rate``, either or both, ``(num_records,)``. None for the
+            records that `fit` kept, one per check.
+        health_steps: number of updates before each record; None where there is one record per update or per check.
+        window: number of updates in the running mean; None for a fiftieth of all updates.
+        num_rows: numbers of rows of a training update and of the held-out set, by which the losses are divided.
+        site: name of the energy site, where `fit` kept the health of several.
 
     Returns:
         The axes, ``(num_panels,)``.
 
     Raises:
-        EnergyError: (a ValueError) for records that are not as many as steps, and another number of axes.
-        TypeError: for a result without losses, and for health that is none.
+        EnergyError: (a ValueError) for different numbers of records and steps, and for the wrong number of axes.
+        TypeError: for a result without losses, and for health of any other type.
         ImportError: without matplotlib.
 
     Example:
@@ -85,7 +84,7 @@ def plot_training(
 
 
 def _losses(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Losses, held-out losses and the steps of these."""
+    """Return losses, held-out losses and the steps of the latter."""
     if getattr(result, "losses", None) is None:
         raise TypeError(f"{OWNER} needs the result of fit or of svi.run; got {type(result).__name__}.")
     losses = numbers(OWNER, "losses", result.losses).reshape(-1)
@@ -104,17 +103,17 @@ def _units(num_rows: Any) -> tuple[tuple[int, int], str]:
 
 
 def _kept(recorded: Any, site: str | None) -> tuple[Any, np.ndarray]:
-    """What `fit` kept of a site, and at how many updates."""
+    """Return the health that `fit` kept of a site, and its steps."""
     names = sorted(recorded.sites)
     if site is None and len(names) > 1:
-        raise EnergyError(f"There is health of the sites {names}. Write {OWNER}(result, site='{names[0]}').")
+        raise EnergyError(f"The result has the health of the sites {names}. Write {OWNER}(result, site='{names[0]}').")
     if site is not None and site not in names:
         raise EnergyError(f"There is no health of a site '{site}'. {nearest(site, names)}")
     return recorded.sites[site or names[0]], recorded.steps
 
 
 def _records(health: Any) -> dict[str, np.ndarray]:
-    """The figures that there are, each ``(num_records,)``."""
+    """Return the available figures, each ``(num_records,)``."""
     if health is None:
         return {}
     if isinstance(health, Mapping):
@@ -134,7 +133,7 @@ def _records(health: Any) -> dict[str, np.ndarray]:
 
 
 def _steps(records: dict[str, np.ndarray], given: Any, num_updates: int, checks: np.ndarray) -> np.ndarray:
-    """At how many updates the records were taken."""
+    """Return the number of updates before each record."""
     shapes = {name: values.shape for name, values in records.items()}
     if not records:
         if given is not None:
@@ -164,7 +163,7 @@ def _draw_losses(ax: Any, losses: np.ndarray, window: int) -> None:
 
 
 def _running_mean(losses: np.ndarray, window: int) -> np.ndarray:
-    """Of the last ``window`` losses; NaN where one of them is not finite."""
+    """Return the mean of the last ``window`` losses; NaN where one of them is not finite."""
     windows = np.lib.stride_tricks.sliding_window_view(np.where(np.isfinite(losses), losses, np.nan), window)
     return windows.mean(axis=1)
 

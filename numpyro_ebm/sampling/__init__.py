@@ -1,4 +1,4 @@
-"""Draws of a distribution or a model, by chains or down from noise."""
+"""Sampling from distributions and models: by MCMC, or from noise down a sequence of noise levels."""
 
 from numpyro_ebm.sampling._sample import Draws as Draws
 from numpyro_ebm.sampling._sample import sample as sample

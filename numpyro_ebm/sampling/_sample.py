@@ -1,4 +1,4 @@
-"""`sample`: warm-up and draws of all chains by one compiled program, a block of transitions at a time."""
+"""`sample`: warm-up and draws of all chains in one compiled program, run in blocks of transitions."""
 
 import dataclasses
 import time
@@ -25,19 +25,20 @@ from numpyro_ebm.sampling import _target
 FIRST_BLOCK = 10
 """Transitions in the first block. Its time includes compilation, so it does not set the length of the next block."""
 BLOCK_SECONDS = 0.5
-"""Length of a block: an interruption loses at most one. Shorter blocks would cost time in calls and copies of the draws."""
+"""Target duration of a block: an interruption loses at most one. Shorter blocks spend more time on calls and on copies."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Draws of MCMC chains, as `to_arviz` takes them.
+    """Draws of MCMC chains, as `to_arviz` accepts them.
 
     Attributes:
-        samples: by site, ``(num_chains, num_samples, ...)``, constrained; deterministic sites included.
-        stats: by name, ``(num_chains, num_samples)`` or longer: what the kernel's ``statistics`` names of
+        samples: draws by site, ``(num_chains, num_samples, ...)``, constrained, including deterministic sites.
+        stats: statistics by name, ``(num_chains, num_samples)`` followed by any batch shape. They are those of
             ``acceptance_rate``, ``is_divergent``, ``num_gradients``, ``is_nonfinite``, ``energy``, ``tree_depth`` and
-            ``swap_rate`` (see `TransitionInfo`), and its ``step_size`` if it has one (not for a distribution with rows).
-        kernel: the adapted kernel, its leaves led by ``num_chains``.
+            ``swap_rate`` that the kernel lists in ``statistics`` (see `TransitionInfo`), and its ``step_size`` if it has
+            one (not for a distribution with rows).
+        kernel: the adapted kernel; ``num_chains`` is the leading axis of its leaves.
     """
 
     samples: dict[str, Array]
@@ -45,7 +46,7 @@ class Draws:
     kernel: AbstractKernel
 
     def get_samples(self, *, group_by_chain: bool = False) -> dict[str, Array]:
-        """Draws by site, chains merged unless asked otherwise (as ``MCMC.get_samples``)."""
+        """Return the draws by site, with the chains merged unless ``group_by_chain`` (as ``MCMC.get_samples``)."""
         if group_by_chain:
             return self.samples
         return {name: value.reshape((-1, *value.shape[2:])) for name, value in self.samples.items()}
@@ -64,27 +65,27 @@ def sample(
     model_args: tuple = (),
     model_kwargs: dict[str, Any] | None = None,
 ) -> Draws:
-    """Draw from an energy or a model by MCMC, all chains in one compiled program.
+    """Draw from an energy or a model by MCMC, with all chains in one compiled program.
 
-    Each chain warms up by itself (step size and mass matrix, of kernels that adapt), then draws. The program runs for about
-    half a second at a time, which does not change the draws: an interruption from the keyboard (Ctrl-C) ends the run with a
-    warning, and the draws until then are returned.
+    Each chain adapts by itself during warm-up (step size and mass matrix, for kernels that adapt them), then draws. The
+    program runs in blocks of about half a second, which does not change the draws. A keyboard interruption (Ctrl-C) ends the
+    run with a warning and returns the draws so far.
 
-    A second call with the same shapes compiles nothing as long as the energy, or the model's log density, computes the same
-    from other arrays and coefficients: it is traced at each call, and what it computes is the key.
+    The log density is traced at each call, and the traced computation is the key of the compiled program. A second call with
+    the same shapes therefore compiles nothing if only the arrays and coefficients in the log density differ.
 
     Args:
         rng_key: random key.
-        model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`; the site of the latter two is
-            called "x", and each row of a batch shape has chains of its own.
-        kernel: a name or a kernel; None for "nuts", and "gibbs" where what is sampled is discrete.
+        model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`. The site of a distribution is named
+            "x", and each row of a batch shape has its own chains.
+        kernel: a name or a kernel; None for "nuts", or "gibbs" if the target is discrete.
         params: values of the model's ``numpyro.param`` sites.
-        num_warmup: adapted transitions per chain, thrown away.
+        num_warmup: warm-up transitions per chain, whose draws are discarded.
         num_samples: draws per chain.
-        num_chains: chains.
-        start: for a distribution, a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are where the
-            chains start (`AnnealedLangevin`, say); None for the base, or a standard normal in unconstrained space. Where
-            the density or its gradient is not finite there, others are tried, farther and farther out.
+        num_chains: number of chains.
+        start: for a distribution, a sampler ``start(rng_key, distribution, sample_shape)`` that draws the initial events
+            (`AnnealedLangevin`, say). None draws them from the base, or from a standard normal in unconstrained space, and
+            redraws them with increasing spread where the density or its gradient is not finite.
         model_args: arguments of the model.
         model_kwargs: keyword arguments of the model.
 
@@ -92,14 +93,14 @@ def sample(
         `Draws`.
 
     Warns:
-        UserWarning: if an interruption ends the run early, with the number of draws that are returned.
+        UserWarning: if an interruption ends the run early; the message gives the number of draws returned.
 
     Raises:
-        EnergyError: (a ValueError) for counts that are none, an unknown kernel, one that cannot move on the support, a
-            model whose parameters have no value, one with both discrete and continuous latents, and where no start
-            with a finite log density and gradient was found.
-        TypeError: for something that is neither a model nor such a distribution, for params beside the latter, and for a
-            start that is no sampler or is beside a model.
+        EnergyError: (a ValueError) for invalid counts, an unknown kernel, a kernel that cannot move on the support, a model
+            whose parameters have no value or whose latents are both discrete and continuous, and if no start with a finite
+            log density and gradient is found.
+        TypeError: if ``model_or_dist`` is neither a model nor such a distribution, if ``params`` are given with a
+            distribution, and if ``start`` is not a sampler or is given with a model.
         KeyboardInterrupt: for an interruption before the first draw.
 
     Example:
@@ -115,22 +116,24 @@ def sample(
         check_count("sample", name, count, 0 if name == "num_warmup" else 1)
     if isinstance(model_or_dist, EventDistribution):
         if params is not None or model_args or model_kwargs:
-            raise TypeError("params and arguments belong to a model; a distribution holds its own.")
+            raise TypeError("params and arguments belong to a model; a distribution has its own. Leave them out.")
         check_start("sample", start)
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
         task: Any = _OfDistribution(resolved, model_or_dist.closed(), num_chains)
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
-            raise TypeError("start belongs to a distribution; chains of a model start where NumPyro's do. Write start=None.")
+            raise TypeError(
+                "start belongs to a distribution; chains of a model start at NumPyro's initial values. Write start=None."
+            )
         arguments: Any = (model_args, model_kwargs)
         resolved = _target.kernel_for(_target.check_model(model_or_dist, params, *arguments), kernel)
         fixed, keys, starts = _target.fixed(model_or_dist, params), jax.random.split(key_start, num_chains), None
         task = programs.compiled(lambda keys, kernel: _of_model(keys, kernel, fixed, *arguments), keys, resolved)
     else:
         raise TypeError(
-            f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. Rows go "
-            "into EnergyDistribution(..., batch_shape=...)."
+            f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. For "
+            "several rows write EnergyDistribution(..., batch_shape=...)."
         )
     progress, finite = _begin(task, key_start, key_run, starts, num_warmup=num_warmup, num_samples=num_samples)
     check_outside_jit("sample", finite)
@@ -177,7 +180,7 @@ class _OfDistribution:
 
 
 class _OfModel(NamedTuple):
-    """Chains of a model's latents, its log density and postprocessing as programs."""
+    """Chains of the latents of a model, with its log density and postprocessing as traced programs."""
 
     kernel: AbstractKernel
     positions: Position
@@ -208,7 +211,7 @@ def _of_model(keys: PRNGKey, kernel: AbstractKernel, model: Callable, args: tupl
 
 @programs.jit(static_argnames=("num_warmup", "num_samples"))
 def _begin(task, key_start, key_run, starts, *, num_warmup, num_samples):
-    """The chains before their first transition, and which of them are where the density is finite."""
+    """Return the chains before their first transition, and whether the density is finite at each start."""
     positions, finite = task.start(key_start, starts)
     counts = {"num_warmup": num_warmup, "num_samples": num_samples}
     log_density, local = task.density()
@@ -227,7 +230,7 @@ def _finish(task, progress):
 
 
 def _in_blocks(task: Any, progress: chains.Progress) -> chains.Progress:
-    """Run to the end, or to an interruption, which cuts the draws off; an interruption before the first draw is raised."""
+    """Run the chains to the end. An interruption keeps the draws so far, and is raised if there are none."""
     num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
     try:
         while done < num_steps:
@@ -246,7 +249,7 @@ def _in_blocks(task: Any, progress: chains.Progress) -> chains.Progress:
 
 
 def _next_length(length: int, seconds: float) -> int:
-    """The number of transitions that takes `BLOCK_SECONDS` if ``length`` of them took ``seconds``; at most 16 times more."""
+    """Return how many transitions take `BLOCK_SECONDS` if ``length`` take ``seconds``, at most 16 times ``length``."""
     return max(1, int(length * min(BLOCK_SECONDS / max(seconds, 1e-9), 16)))
 
 
@@ -259,6 +262,6 @@ def _stats(run: chains.Run) -> dict[str, Array]:
 
 
 def _rows_after_draws(leaf: Array, batch_shape: tuple[int, ...]) -> Array:
-    """From ``(chains * rows, draws, ...)`` to ``(chains, draws, *rows, ...)``."""
+    """Reshape ``(chains * rows, draws, ...)`` to ``(chains, draws, *rows, ...)``."""
     leaf = leaf.reshape((*batch_shape, *leaf.shape[1:]))
     return jnp.moveaxis(leaf, len(batch_shape), 1)

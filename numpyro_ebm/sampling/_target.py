@@ -1,4 +1,4 @@
-"""A NumPyro model as a target for kernels: its parameters fixed, its latents unconstrained, or all discrete."""
+"""A NumPyro model as the target of a kernel: its parameters fixed, its latents unconstrained or all discrete."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,13 +23,14 @@ from numpyro_ebm.kernels.names import resolve_kernel
 
 
 class Target(NamedTuple):
-    """What a kernel needs of a model.
+    """Functions of a model that a kernel needs.
 
     Attributes:
-        position: initial unconstrained latents by site; led by the keys' batch shape.
-        log_density: ``log_density(args, kwargs)`` is a function of a position.
-        postprocess: ``postprocess(args, kwargs)`` takes a position to constrained latents and deterministic sites.
-        discrete_values: by site, the values that an element of it takes, where all latents are discrete.
+        position: initial unconstrained latents by site; the batch shape of the keys is their leading shape.
+        log_density: ``log_density(args, kwargs)`` returns a function of a position.
+        postprocess: ``postprocess(args, kwargs)`` returns the map from a position to constrained latents and deterministic
+            sites.
+        discrete_values: by site, the values that one of its elements takes; None unless all latents are discrete.
     """
 
     position: Position
@@ -39,10 +40,10 @@ class Target(NamedTuple):
 
 
 class unsubsampled(Messenger):  # noqa: N801
-    """Undo the scale of subsampled plates on latent sites, and refuse observed sites under them.
+    """Undo the scale of subsampled plates on latent sites, and refuse observed sites in them.
 
-    Rows that nobody observed are independent draws, whatever part of them is drawn: scaled by size / subsample_size their
-    density would be raised to that power.
+    Unobserved rows are independent draws, however many of them are drawn. A scale of size / subsample_size would raise their
+    density to that power.
     """
 
     def __enter__(self):
@@ -50,7 +51,7 @@ class unsubsampled(Messenger):  # noqa: N801
         return super().__enter__()
 
     def process_message(self, msg: Any) -> None:
-        """Note the plates; correct the sites in them."""
+        """Record the subsampled plates, and correct the scale of the sites in them."""
         if msg["type"] == "plate":
             size, subsample_size = msg["args"]
             if subsample_size is not None and 0 < subsample_size < size:
@@ -70,7 +71,7 @@ class unsubsampled(Messenger):  # noqa: N801
 
 
 def fixed(model: Callable, params: PyTree | None) -> Callable:
-    """The model with its parameters fixed and its plates as MCMC needs them."""
+    """Return the model with its parameters fixed and its plates corrected for MCMC."""
     return unsubsampled(handlers.substitute(model, data=dict(params or {})))
 
 
@@ -78,9 +79,9 @@ class Latents(NamedTuple):
     """The latent sites of a model.
 
     Attributes:
-        discrete: by site, the values that an element takes; None where they cannot be listed.
-        energies: which of these are energies.
-        continuous: the others.
+        discrete: by discrete site, the values that one of its elements takes; None if they cannot be listed.
+        energies: names of the discrete sites that are energies.
+        continuous: names of the continuous sites.
     """
 
     discrete: dict[str, np.ndarray | None]
@@ -89,55 +90,55 @@ class Latents(NamedTuple):
 
 
 def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dict) -> Latents:
-    """Refuse a model whose parameters would silently stay at their initial values, and one without latents.
+    """Find the latents of a model, and refuse parameters without values, which would silently stay at their initial ones.
 
     Returns:
-        Its latent sites.
+        The latent sites.
 
     Raises:
-        EnergyError: naming the parameters that have no value.
-        TypeError: for values that are not by name.
+        EnergyError: for parameters without values, which the message names, and for a model without latents.
+        TypeError: if ``params`` are not a mapping by name.
     """
     if params is not None and not isinstance(params, Mapping):
         raise TypeError(
-            f"params are values by name; got {type(params).__name__}. Write params=result.params of what fit or svi.run "
-            "returned, or params=svi.get_params(state)."
+            f"params needs a dict of values by name; got {type(params).__name__}. Write params=result.params with the "
+            "result of fit or svi.run, or params=svi.get_params(state)."
         )
     trace = _trace(fixed(model, params), args, kwargs)
     missing = [n for n, site in trace.items() if site["type"] == "param" and (params or {}).get(n) is None]
     if missing:
         raise EnergyError(
-            f"The model has parameters {missing} without values, so MCMC would use their initial ones. Pass those that "
-            "were trained: params=svi_result.params."
+            f"The model has parameters {missing} without values, so MCMC would use their initial ones. Pass the "
+            "trained values: params=svi_result.params."
         )
     found = _latents(trace)
     if not (found.discrete or found.continuous):
         raise EnergyError("The model has no latent site, so there is nothing to sample. Call it without data.")
-    if not found.continuous:  # with continuous latents derivatives tell, and estimate itself judges
+    if not found.continuous:  # with continuous latents, the guard on derivatives and `estimate` refuse them
         _check_log_density(trace, sorted(found.discrete))
     return found
 
 
 def _check_log_density(trace: Mapping[str, Any], latents: list[str]) -> None:
-    """Refuse sites whose log probability is none of the discrete latents, which no derivative tells."""
+    """Refuse sites whose log probability is not a log density of the discrete latents: no derivative would show it."""
     surrogates = [n for n, s in trace.items() if s["type"] == "sample" and isinstance(s["fn"], Surrogate | FrozenEnergy)]
     if surrogates:
         raise EnergyError(
-            f"The model comes from estimate, and the surrogates at {surrogates} are no log densities of discrete latents. "
-            "Sample the model itself, its parameters fixed: sample(rng_key, model, params=result.params)."
+            f"The model comes from estimate, and the surrogates at {surrogates} are not log densities of discrete latents. "
+            "Sample the model itself with its parameters fixed: sample(rng_key, model, params=result.params)."
         )
     for name, site in trace.items():
         unwrapped = unwrap(site["fn"]) if site["type"] == "sample" and site["is_observed"] else None
         if unwrapped is not None and not getattr(unwrapped.distribution, "normalized", False):
             raise EnergyError(
-                f"The energy at the observed site '{name}' is known up to log Z only, which may depend on the latents "
+                f"The energy at the observed site '{name}' is known only up to log Z, which may depend on the latents "
                 f"{latents}: their draws would be wrong. If Z is constant or already inside the energy, write "
                 "EnergyDistribution(..., normalized=True)."
             )
 
 
 def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:
-    """The kernel that moves these latents: the one given, or for None "nuts", and "gibbs" where all of them are discrete.
+    """Return the kernel for these latents: the given one, or for None "nuts", and "gibbs" if all of them are discrete.
 
     Raises:
         EnergyError: for discrete latents beside continuous ones, which no kernel moves together, and for a kernel that
@@ -148,7 +149,7 @@ def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:
     if latents.discrete and not is_discrete and (latents.energies or is_gibbs):
         both = f"the discrete latent sites {sorted(latents.discrete)} beside the continuous {sorted(latents.continuous)}"
         raise EnergyError(
-            f"The model has {both}, and no kernel here moves both. Fix one kind and sample the other: "
+            f"The model has {both}, and no kernel moves both together. Fix one kind and sample the other: "
             f"numpyro.handlers.condition(model, {{'{min(latents.continuous)}': value}}) for 'gibbs', "
             f"{{'{min(latents.discrete)}': value}} for 'nuts'."
         )
@@ -156,7 +157,7 @@ def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform) -> dict[str, Any]:
-    """One run of a model whose latents are started as kernels start them, not drawn: no chain of an energy's runs."""
+    """Trace one run of a model with its latents at initial values, so that no energy runs chains to draw them."""
     started = handlers.substitute(handlers.seed(model, 0), substitute_fn=_starting(init_strategy))
     with handlers.block(), handlers.trace() as trace:
         started(*args, **kwargs)
@@ -164,7 +165,7 @@ def _trace(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable =
 
 
 def _starting(init_strategy: Callable) -> Callable:
-    """NumPyro's strategy, which knows no start of a discrete energy: there a draw of its reference."""
+    """Extend NumPyro's initialisation to discrete energies, which start at a draw of their reference."""
     strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
 
     def start(site: dict[str, Any]) -> Any:
@@ -202,7 +203,7 @@ def make_target(
 
     Raises:
         EnergyError: for discrete latents without bounds.
-        RuntimeError: by NumPyro, outside jit, where no finite starting point is found.
+        RuntimeError: by NumPyro, outside jit, if no finite starting point is found.
     """
     latents = _latents(_trace(model, args, kwargs))
     if not latents.continuous:
@@ -219,12 +220,12 @@ def make_target(
 
 
 def _discrete_target(rng_key: PRNGKey, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable):
-    """The target of a model whose latents are all discrete: positions are their values."""
+    """Return the target of a model whose latents are all discrete; positions are the values themselves."""
     for name, values in latents.discrete.items():
         if values is None:
             raise EnergyError(
-                f"At site '{name}': the values of its support cannot be listed: it needs two bounds, the same for all "
-                "elements, as constraints.boolean and constraints.integer_interval(0, 9) have."
+                f"At site '{name}': the values of its support cannot be listed. The support needs two bounds, the same "
+                "for all elements, as in constraints.boolean and constraints.integer_interval(0, 9)."
             )
 
     def start(key):

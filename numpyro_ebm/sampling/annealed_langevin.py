@@ -23,34 +23,35 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class AnnealedLangevin:
-    r"""Annealed Langevin dynamics (Song and Ermon): unadjusted Langevin at one noise level after the other, downwards.
+    r"""Annealed Langevin dynamics (Song and Ermon): unadjusted Langevin steps at one noise level after the other, downwards.
 
-    From ``N(0, sigma_1^2)`` in unconstrained space; at level ``i`` the step is
+    The chain starts from ``N(0, sigma_1^2)`` in unconstrained space. At level ``i`` its step size is
     ``eps_i = step_size * sigma_i^2 / sigma_L^2``:
 
     .. math:: x \leftarrow x + \epsilon_i s(x, \sigma_i) + \sqrt{2 \epsilon_i}\, z
 
-    (NCSN writes ``alpha_i = 2 eps_i``), and at the end the noise of the last level is taken out in the mean,
-    ``x + sigma_L^2 s(x, sigma_L)``. The steps never reject: on a Gaussian of variance ``v`` the law at a level has the
-    variance ``u / (1 - eps_i / (2 u))`` with ``u = v + sigma_i^2``. Where modes lie apart, their weights are settled at the
-    levels that still join them, so that it takes levels and steps enough there: of modes at -4 and 4 (deviation .5),
-    one of weight .2 has .211 of the draws with 24 levels of 60 steps from 16 to .1, and .205 with 48.
+    (NCSN writes ``alpha_i = 2 eps_i``). At the end, the denoising step removes the noise of the last level in the mean,
+    ``x + sigma_L^2 s(x, sigma_L)``. The steps are never rejected: for a Gaussian of variance ``v``, the stationary variance
+    at a level is ``u / (1 - eps_i / (2 u))`` with ``u = v + sigma_i^2``. The weights of distant modes are settled at the
+    levels that still connect them, so these need enough levels and steps: for modes at -4 and 4 (standard deviation 0.5),
+    the mode of weight 0.2 has 0.211 of the draws with 24 levels of 60 steps from 16 to 0.1, and 0.205 with 48 levels.
 
-    The model takes the level through its context (see `MultiscaleDenoisingScoreMatching`) and was trained with a ladder or
-    with `VE`; one trained with `VP` shrinks its data as the noise grows, and wants `ReverseSDE` or `ProbabilityFlow`.
+    The model receives the level through its context (see `MultiscaleDenoisingScoreMatching`) and must be trained with a
+    ladder or with `VE`. For a model trained with `VP`, whose data shrink as the noise grows, use `ReverseSDE` or
+    `ProbabilityFlow`.
 
     Args:
-        sigmas: the noise levels, in any order; `geometric_sigmas`.
+        sigmas: the noise levels, in any order; see `geometric_sigmas`.
         steps_per_sigma: steps at each level.
         step_size: the step at the smallest level, a squared length well below its ``sigma_L^2``; None for
-            ``sigma_L^2 / 10``, NCSN's own.
-        denoise: whether the denoising step is made.
-        start: a sampler whose draws are where it starts, instead of ``N(0, sigma_1^2)``.
+            ``sigma_L^2 / 10``, as in NCSN.
+        denoise: whether to make the denoising step.
+        start: a sampler that draws the initial events, instead of ``N(0, sigma_1^2)``.
 
     Raises:
-        EnergyError: for levels or a step that are not positive, a count that is none, and a model whose context has no noise
+        EnergyError: for levels or a step size that are not positive, a count below 1, and a model whose context has no noise
             level.
-        TypeError: for a start that is no sampler.
+        TypeError: if ``start`` is not a sampler.
 
     Example:
         >>> import jax
@@ -79,11 +80,11 @@ class AnnealedLangevin:
         check_start("AnnealedLangevin", self.start)
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
-        """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         return self._run(rng_key, distribution, sample_shape, sample_shape + distribution.batch_shape)[0]
 
     def trajectory(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape = ()) -> Array:
-        """The same draws on their way: where they are at the end of each level, before any denoising.
+        """Return the path of the same draws: where they are at the end of each level, before the denoising step.
 
         Returns:
             ``(num_levels,) + sample_shape + batch_shape + event_shape``, the largest level first.
@@ -92,16 +93,17 @@ class AnnealedLangevin:
         return self._run(rng_key, distribution, sample_shape, shape, keep_path=True)[1]
 
     def inpaint(self, rng_key: PRNGKey, distribution: Any, value: Any, mask: Any, sample_shape: Shape = ()) -> Array:
-        """Draw some elements of an event given the others, by holding the others at the data plus each level's noise.
+        """Draw some elements of an event given the others, which are held at the data plus the noise of each level.
 
-        At level ``i`` the known elements are ``value + sigma_i z``, ``z`` drawn once per level (in unconstrained space), so
-        that the unknown ones follow their conditional law of the smoothed density; at the end the known ones are ``value``.
+        At level ``i`` the known elements are ``value + sigma_i z``, with ``z`` drawn once per level (in unconstrained
+        space), so that the unknown elements follow their conditional distribution under the smoothed density. At the end the
+        known elements are ``value``.
 
         Args:
             rng_key: random key.
             distribution: the model.
-            value: events, ``... + event_shape``, leading as ``batch_shape`` does or as rows of one distribution; unknown
-                elements may hold anything.
+            value: events, ``rows + event_shape``, where ``rows`` broadcasts with ``batch_shape``; unknown elements may hold
+                anything.
             mask: True where an element is known; broadcast to ``value``.
             sample_shape: shape of independent draws for each event.
 
@@ -110,10 +112,10 @@ class AnnealedLangevin:
 
         Raises:
             EnergyError: for a mask that is not boolean or does not broadcast, a known element that is not inside the
-                support, and a support that ties elements to each other (a simplex).
+                support, and a support that couples the elements of an event (a simplex).
 
         Example:
-            ``sampler.inpaint(key, distribution, images, jnp.arange(64) < 32)`` gives lower halves for upper ones.
+            ``sampler.inpaint(key, distribution, images, jnp.arange(64) < 32)`` draws lower halves given upper ones.
 
         References:
             Song and Ermon (2019), algorithm 2.
@@ -127,8 +129,8 @@ class AnnealedLangevin:
         known = to_positions(distribution, jnp.broadcast_to(value, shape + distribution.event_shape))
         if is_concrete(known, mask) and not bool(jnp.all(jnp.isfinite(jnp.where(mask, known, 0.0)))):
             raise EnergyError(
-                f"A known element of the events to inpaint is not inside the support {distribution.support} or not finite. "
-                "Leave it out of the mask."
+                f"A known element of the events to inpaint is not inside the support {distribution.support} or is not "
+                "finite. Leave it out of the mask."
             )
         draws = self._run(rng_key, distribution, sample_shape, shape, (jnp.where(mask, known, 0.0), mask))[0]
         return jnp.where(mask.reshape(draws.shape), value, draws)
@@ -140,14 +142,14 @@ class AnnealedLangevin:
         if self.start is not None and shape != sample_shape + distribution.batch_shape:
             raise EnergyError(
                 f"start draws one event per row of batch_shape={distribution.batch_shape}; there are {shape} events to "
-                "inpaint. Write AnnealedLangevin(..., start=None), or give the distribution these rows."
+                "inpaint. Write AnnealedLangevin(..., start=None), or declare the distribution with these rows."
             )
         start = draw_start(self.start, key_start, distribution, sample_shape)
         if start is None:
             positions = normal_rows(key_start, distribution, shape) * jnp.max(jnp.asarray(self.sigmas, float))
         else:
             positions = to_positions(distribution, start)
-        bare = dataclasses.replace(self, start=None)  # a function is no argument of jit
+        bare = dataclasses.replace(self, start=None)  # jit does not accept functions as arguments
         return _anneal(key_levels, closed_at_levels(distribution), bare, positions, held, shape=shape, keep_path=keep_path)
 
 
@@ -184,7 +186,7 @@ def _anneal(rng_key, distribution, sampler, positions, held, *, shape, keep_path
 
 
 def _holder(rng_key: PRNGKey, held: tuple[Array, Array] | None, sigma: Array) -> Callable[[Array], Array]:
-    """What puts known elements back in their place, with one level's noise on them."""
+    """Return a function that resets the known elements to their values plus the noise of one level."""
     if held is None:
         return lambda positions: positions
     known, mask = held
@@ -198,8 +200,8 @@ def _check_elementwise(distribution: Any) -> None:
         support = support.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
     if support.event_dim or distribution.unconstrained_shape != distribution.event_shape:
         raise EnergyError(
-            f"The support {support} ties the elements of an event to each other, so that some cannot be held and others "
-            "drawn. Declare the event on a support of each element, e.g. support=constraints.positive."
+            f"The support {support} ties the elements of an event to each other, so inpaint cannot hold some of them and "
+            "draw the others. Declare the event on an elementwise support, e.g. support=constraints.positive."
         )
 
 
@@ -212,5 +214,5 @@ def _mask_of(mask: Any, shape: Shape) -> Array:
         pass
     raise EnergyError(
         f"inpaint needs a boolean mask that broadcasts to {shape}, True where an element is known; got {mask.dtype} of "
-        f"shape {mask.shape}. Write mask=jnp.arange(64) < 32, say."
+        f"shape {mask.shape}. Write for example mask=jnp.arange(64) < 32."
     )

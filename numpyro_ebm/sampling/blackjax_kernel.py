@@ -1,4 +1,4 @@
-"""`BlackJAXKernel`: BlackJAX's kernels in ``numpyro.infer.MCMC``."""
+"""`BlackJAXKernel`: the kernels of BlackJAX in ``numpyro.infer.MCMC``."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,25 +21,25 @@ from numpyro_ebm.sampling import _target
 
 
 class BlackJAXState(NamedTuple):
-    """State of one chain, with the names that NumPyro's own HMC uses where they mean the same.
+    """State of one chain. Fields that NumPyro's own HMC also has have the same names.
 
-    What is None or 0 for a kernel that does not have it is not among the kernel's default fields.
+    A field that does not apply to a kernel is None or 0, and is not among its default fields.
 
     Attributes:
-        i: transitions so far.
-        z: unconstrained latents by site (with tempering, at temperature 1).
+        i: number of transitions so far.
+        z: unconstrained latents by site (at temperature 1 under tempering).
         kernel_state: BlackJAX's state.
-        warmup: dual averaging, mass matrix and the kernel as adapted so far.
+        warmup: state of dual averaging and of the mass matrix, and the kernel as adapted so far.
         accept_prob: acceptance probability of the last transition.
-        mean_accept_prob: its mean since the start, or since the end of the warm-up.
+        mean_accept_prob: mean acceptance probability since the start, or since the end of the warm-up.
         diverging: whether the last transition diverged.
         potential_energy: minus the log density at ``z``; None for kernels that do not evaluate it.
-        energy: Hamiltonian of the last proposal; None without momentum.
+        energy: Hamiltonian of the last proposal; None for a kernel without momentum.
         step_size: step size of the last transition; None for a kernel without one.
         num_steps: gradient evaluations of the last transition.
-        tree_depth: doublings of the last NUTS trajectory.
-        is_nonfinite: whether the last transition wanted to go where the log density is not finite.
-        swap_rate: acceptance probability of the last swaps between temperatures; None without them.
+        tree_depth: number of doublings of the last NUTS trajectory.
+        is_nonfinite: whether the last transition proposed a point where the log density is not finite.
+        swap_rate: acceptance probability of the last swaps between temperatures; None without tempering.
         rng_key: random key.
     """
 
@@ -69,29 +69,30 @@ FIELDS = {
     "is_nonfinite": "is_nonfinite",
     "swap_rate": "swap_rate",
 }
-"""Fields of `TransitionInfo` and what the state calls them."""
+"""Fields of `TransitionInfo`, and their names in `BlackJAXState`."""
 
 
 class BlackJAXKernel(MCMCKernel):
     """A BlackJAX kernel for ``numpyro.infer.MCMC``, on any NumPyro model.
 
-    Latents move in unconstrained space. During NumPyro's warm-up the step size adapts by dual averaging and the mass matrix,
-    where the kernel has one to adapt, in Stan's windows; unadjusted kernels keep their settings. Works with vectorized,
-    sequential and parallel chains, the progress bar and extra fields (see `BlackJAXState`).
+    Latents move in unconstrained space. During NumPyro's warm-up the step size adapts by dual averaging, and the mass
+    matrix, for kernels that adapt one, in Stan's windows; unadjusted kernels keep their settings. The kernel works with
+    vectorized, sequential and parallel chains, the progress bar and extra fields (see `BlackJAXState`).
 
     Args:
-        model: a NumPyro model, energy sites or not.
-        kernel: a name of `available_kernels` or a kernel object, whose settings the warm-up starts from; "gibbs" for a model
-            whose latents are all discrete.
-        params: values of the model's ``numpyro.param`` sites, as ``svi.run(...).params``; names that are not the model's
-            (a guide's) are left alone.
+        model: a NumPyro model, with or without energy sites.
+        kernel: a name from `available_kernels`, or a kernel object with the initial settings of the warm-up; "gibbs" for a
+            model whose latents are all discrete.
+        params: values of the model's ``numpyro.param`` sites, such as ``svi.run(...).params``; names that are not the
+            model's (a guide's) are ignored.
         init_strategy: as in NumPyro's kernels.
 
     Raises:
         EnergyError: (a ValueError) for an unknown kernel; at the first run, for a kernel that cannot move on the latents'
-            supports, latents that are discrete and continuous, a model whose parameters have no value, an energy whose
-            parameters are sampled with it, an observed site in a subsampled plate, and a model without latents.
-        RuntimeError: by NumPyro, where no finite starting point is found.
+            supports, for latents of which some are discrete and others continuous, a model whose parameters have no value,
+            an energy whose parameters are sampled with it, an observed site in a subsampled plate, and a model without
+            latents.
+        RuntimeError: by NumPyro, if no finite starting point is found.
 
     Example:
         >>> mcmc = MCMC(BlackJAXKernel(model, "nuts", params=params), num_warmup=500, num_samples=1000)  # doctest: +SKIP
@@ -110,12 +111,12 @@ class BlackJAXKernel(MCMCKernel):
     ):
         if not callable(model):
             raise TypeError(f"BlackJAXKernel needs a NumPyro model; got {type(model).__name__}.")
-        # Read only: what NumPyro has compiled would not see a change.
+        # Read-only: the functions that NumPyro has compiled would not see a change.
         self._kernel = resolve_kernel(kernel, is_discrete=None)
         self._params = params
         self._model = model
         self._init_strategy = init_strategy
-        # NumPyro asks for these names before the first run.
+        # NumPyro reads these attributes before the first run.
         self._sample_fn: Callable | None = None
         self._bound = self._kernel
         self._target: _target.Target | None = None
@@ -129,7 +130,7 @@ class BlackJAXKernel(MCMCKernel):
 
     @property
     def kernel(self) -> AbstractKernel:
-        """The kernel with the settings that a warm-up starts from."""
+        """The kernel with its settings at the start of the warm-up."""
         return self._kernel
 
     @property
@@ -139,21 +140,21 @@ class BlackJAXKernel(MCMCKernel):
 
     @property
     def sample_field(self) -> str:
-        """The field that holds the draw."""
+        """Name of the state field that holds the draw."""
         return "z"
 
     @property
     def default_fields(self) -> tuple[str, ...]:
-        """The draw and the statistics that mean something for this kernel."""
+        """Names of the draw and of the statistics that apply to this kernel."""
         statistics = tuple(FIELDS[name] for name in self._kernel.statistics)
         step_size = () if self._kernel.step_size is None else ("step_size",)
         return ("z", *statistics, *step_size, *(() if self._kernel.name == "langevin" else ("potential_energy",)))
 
     @in_own_modes
     def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
-        """The state of one chain, or of a batch of chains for a batch of keys."""
+        """Return the state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
-        if not isinstance(rng_key, Array | np.ndarray):  # one key, or those of many chains
+        if not isinstance(rng_key, Array | np.ndarray):  # an array holds one key, or the keys of many chains
             check_key("MCMC.run", rng_key)
         if self._target is None:
             _target.kernel_for(_target.check_model(self._model, self._params, model_args, kwargs), self._kernel)
@@ -167,36 +168,36 @@ class BlackJAXKernel(MCMCKernel):
             self._bound = self._kernel.bind(self._target)
         position = self._target.position if init_params is None else init_params
         start = partial(self._start, self._target.log_density(model_args, kwargs))
-        # A batch of keys is a batch of chains, here and at every transition.
+        # A batch of keys means a batch of chains, here and at every transition.
         self._sample_fn = _call if single else jax.vmap
         return jax.jit(self._sample_fn(start))(keys[1], position)
 
     @in_own_modes
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
-        """The next state."""
+        """Return the state after one transition."""
         if self._sample_fn is None or self._target is None:
             raise EnergyError("BlackJAXKernel.sample was called before init. Run it in numpyro.infer.MCMC.")
-        # Built from the arguments given here: under jit_model_args they are new in each run.
+        # Built from these arguments, because under jit_model_args each run has new ones.
         transition = partial(self._transition, self._target.log_density(model_args, model_kwargs or {}))
         return self._sample_fn(transition)(state)
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
-        """From unconstrained latents to their supports, with the deterministic sites."""
+        """Return the map from unconstrained latents to constrained latents and deterministic sites."""
         if self._target is None:
             return lambda z: z
         return self._target.postprocess(model_args, model_kwargs or {})
 
     def get_diagnostics_str(self, state: BlackJAXState) -> str:
-        """Words for the progress bar."""
+        """Return the text for the progress bar."""
         step = "" if state.step_size is None else f"step {state.step_size:.2e}, "
         return f"{int(state.num_steps)} gradients, {step}acceptance {state.mean_accept_prob:.2f}"
 
     def _known(self, statistic: str, value: Array | None) -> Array | None:
-        """A statistic of the kernel; None, in every state alike, where it means nothing."""
+        """Return a statistic if the kernel has it; else None, in every state alike."""
         return value if statistic in self._kernel.statistics else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Settings only: what a run has built is built again."""
+        """Return the settings only; a run rebuilds the rest."""
         return {**self.__dict__, "_sample_fn": None, "_target": None}
 
     def _start(self, log_density: Callable, rng_key: Array, position: PyTree) -> BlackJAXState:

@@ -1,4 +1,4 @@
-"""The noise level that a model is conditioned on: where it lies in the context, and how it is replaced."""
+"""The noise level that a model is conditioned on: its place in the context, and its replacement."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -11,18 +11,19 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PyTree
 
 ENTRY = "sigma"
+"""Entry of a dict context that holds the noise level."""
 
 
 def check_level(owner: str, distribution: Any) -> None:
     """Refuse a distribution whose context has no noise level.
 
     Raises:
-        EnergyError: with what came and the line to write.
+        EnergyError: with the context found and the line to write.
     """
     context = distribution.context
     level = context.get(ENTRY) if isinstance(context, Mapping) else context
     if not isinstance(level, Mapping | tuple | list) and level is not None:
-        shape = distribution.alone().batch_shape  # rows that `expand` and plates add share the level
+        shape = distribution.alone().batch_shape  # rows added by `expand` and plates share the level
         if jnp.ndim(level) == len(shape):
             return
         came = f"of shape {jnp.shape(level)} for the batch shape {shape}"
@@ -30,18 +31,18 @@ def check_level(owner: str, distribution: Any) -> None:
         came = _describe(context)
     kind = type(distribution).__name__
     raise EnergyError(
-        f"{owner} needs a model conditioned on the noise level: a context that is the noise's standard deviation, one "
-        f"scalar per row, or a dict with that as its entry '{ENTRY}'; the context is {came}. Write {kind}(lambda x, sigma: "
+        f"{owner} needs a model conditioned on the noise level: its context has to be the noise's standard deviation, one "
+        f"scalar per row, or a dict with this as its entry '{ENTRY}'; the context is {came}. Write {kind}(lambda x, sigma: "
         f"..., event_shape={distribution.event_shape}, context=jnp.asarray(sigma_min)), or "
-        f"context={{'{ENTRY}': ..., 'x': ...}} beside covariates."
+        f"context={{'{ENTRY}': ..., 'x': ...}} with covariates."
     )
 
 
 def at_level(local: PyTree, sigma: Any) -> PyTree:
-    """What a row has of its own, with the noise level ``sigma`` in the place of the one declared.
+    """Return the local values of a row with its declared noise level replaced by ``sigma``.
 
     Args:
-        local: ``(context, base_parameters)`` of one row, or of rows, the context having a level (`check_level`).
+        local: ``(context, base_parameters)`` of one row or of several; the context has a level (see `check_level`).
         sigma: the level, or one per row.
     """
     context, base_parameters = local
@@ -49,7 +50,7 @@ def at_level(local: PyTree, sigma: Any) -> PyTree:
 
 
 def closed_at_levels(distribution: Any, *, order: int = 1) -> Any:
-    """The distribution closed (`EventDistribution.closed`), its level in the float type in use, as levels come."""
+    """Return the closed distribution (`EventDistribution.closed`), its level cast to the default float type of levels."""
     context = distribution.context
     level = jnp.asarray(context[ENTRY] if isinstance(context, Mapping) else context, float)
     leveled = copy.copy(distribution)
@@ -58,12 +59,12 @@ def closed_at_levels(distribution: Any, *, order: int = 1) -> Any:
 
 
 def score_at_level(distribution: Any) -> Callable[[Array, Any, PyTree], Array]:
-    """``score(position, sigma, local)`` of one row in unconstrained space."""
+    """Return ``score(position, sigma, local)`` of one row, in unconstrained space."""
     return lambda position, sigma, local: distribution.unconstrained_score(position, at_level(local, sigma))
 
 
 def score_of_rows(distribution: Any, local: PyTree) -> Callable[[Array, Any], Array]:
-    """``score(positions, sigma)`` of all rows at one level, rows first."""
+    """Return ``score(positions, sigma)`` of all rows at one level, with rows as the leading axis."""
     score = jax.vmap(score_at_level(distribution), in_axes=(0, None, 0))
     return lambda positions, sigma: score(positions, sigma, local)
 

@@ -1,4 +1,4 @@
-"""Noise processes, which carry data to noise, and the ladder of noise levels."""
+"""Noise processes, which carry data to noise, and ladders of noise levels."""
 
 import abc
 import dataclasses
@@ -16,18 +16,20 @@ from numpyro_ebm._core.typing import Array
 
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, num: int) -> Array:
-    """A ladder of noise levels in geometric progression, the largest first.
+    """Return a ladder of noise levels in geometric progression, the largest first.
 
-    Song and Ermon (2020) advise a largest level of the order of the largest distance between two data, and a ratio at which
-    neighbouring levels overlap, about ``1 + 1 / sqrt(2 d)`` in ``d`` dimensions and more where fewer levels have to do.
+    Song and Ermon (2020) recommend a largest level of the order of the largest distance between two data points, and a ratio
+    at which neighbouring levels overlap: about ``1 + 1 / sqrt(2 d)`` in ``d`` dimensions, or more if fewer levels have to
+    suffice.
 
     Args:
-        sigma_max: the first level (a standard deviation).
-        sigma_min: the last.
-        num: how many levels.
+        sigma_max: the largest level (a standard deviation).
+        sigma_min: the smallest level.
+        num: number of levels.
 
     Raises:
-        EnergyError: for levels that are not positive or not in this order, and for fewer than one, or one of two ends.
+        EnergyError: for levels that are not positive or not in this order, and for ``num`` below 1, or equal to 1 with two
+            different levels.
 
     Example:
         >>> [round(float(s), 6) for s in geometric_sigmas(1.0, 0.01, 3)]
@@ -42,8 +44,8 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num: int) -> Array:
     check_count("geometric_sigmas", "num", num)
     if sigma_max < sigma_min or (num == 1 and sigma_max != sigma_min):
         raise EnergyError(
-            f"A ladder goes down from sigma_max to sigma_min in num levels; got {sigma_max}, {sigma_min} and {num}. "
-            "Write geometric_sigmas(10.0, 0.01, 10)."
+            f"geometric_sigmas needs sigma_max >= sigma_min, and num > 1 if they differ; got {sigma_max}, {sigma_min} and "
+            f"num={num}. Write geometric_sigmas(10.0, 0.01, 10)."
         )
     return jnp.geomspace(sigma_max, sigma_min, num, dtype=float)
 
@@ -51,54 +53,54 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num: int) -> Array:
 class AbstractNoiseProcess(abc.ABC):
     r"""A diffusion ``dx = f(x, t) dt + g(t) dw`` that carries data to noise as ``t`` goes to 1.
 
-    Its law given the data is ``x_t = alpha(t) x_0 + sigma(t) e`` with ``e ~ N(0, I)``; ``sigma`` grows with ``t``, and a
-    model is conditioned on it. Time runs from ``t_min``, where a little noise is there already, to 1.
+    Given the data, its distribution is that of ``x_t = alpha(t) x_0 + sigma(t) e`` with ``e ~ N(0, I)``; ``sigma`` grows
+    with ``t``, and a model is conditioned on it. Time runs from ``t_min``, where there already is a little noise, to 1.
 
     Attributes:
-        t_min: the least time.
+        t_min: the smallest time.
     """
 
     t_min: Any
 
     @abc.abstractmethod
     def alpha(self, t: Any) -> Array:
-        """What is left of the data at ``t``."""
+        """Return the factor of the data at ``t``."""
 
     @abc.abstractmethod
     def sigma(self, t: Any) -> Array:
-        """Standard deviation of the noise at ``t``."""
+        """Return the standard deviation of the noise at ``t``."""
 
     @abc.abstractmethod
     def drift(self, x: Array, t: Any) -> Array:
-        """``f(x, t)``."""
+        """Return the drift ``f(x, t)``."""
 
     @abc.abstractmethod
     def diffusion(self, t: Any) -> Array:
-        """``g(t)``."""
+        """Return the diffusion coefficient ``g(t)``."""
 
     @abc.abstractmethod
     def transition(self, t: Any, later: Any) -> tuple[Array, Array]:
-        """``(a, v)`` with ``x_later | x_t ~ N(a x_t, v I)``."""
+        """Return ``(a, v)`` with ``x_later | x_t ~ N(a x_t, v I)``."""
 
     @abc.abstractmethod
     def prior(self, event_shape: tuple[int, ...] = ()) -> dist.Distribution:
-        """The noise that the process ends in, as if nothing of the data were left at ``t = 1``."""
+        """Return the distribution of the noise at ``t = 1``, as if nothing of the data were left there."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VE(AbstractNoiseProcess):
-    r"""Variance exploding: the data stay, the noise grows geometrically; the limit of a geometric ladder.
+    r"""Variance-exploding process, the limit of a geometric ladder: the data stay, and the noise grows geometrically.
 
     .. math:: \alpha = 1, \quad \sigma(t) = \sigma_{min} (\sigma_{max} / \sigma_{min})^t, \quad
         f = 0, \quad g^2 = 2 \sigma^2 \log(\sigma_{max} / \sigma_{min})
 
-    Time starts at 0, where the noise is ``sigma_min``. The prior is ``N(0, sigma_max^2)``: it forgets the data's mean and
-    variance, so that ``sigma_max`` has to be large against them.
+    Time starts at 0, where the noise is ``sigma_min``. The prior is ``N(0, sigma_max^2)``. It ignores the mean and variance
+    of the data, so ``sigma_max`` has to be large compared with them.
 
     Args:
-        sigma_min: the least noise, in units of the data (in unconstrained space).
-        sigma_max: the largest.
+        sigma_min: the smallest noise level, in units of the data (in unconstrained space).
+        sigma_max: the largest noise level.
 
     Raises:
         EnergyError: for levels that are not positive or not in this order.
@@ -123,31 +125,31 @@ class VE(AbstractNoiseProcess):
 
     @property
     def t_min(self) -> float:
-        """0."""
+        """The smallest time, 0."""
         return 0.0
 
     def alpha(self, t):
-        """1."""
+        """Return 1, the factor of the data."""
         return jnp.ones_like(jnp.asarray(t, float))
 
     def sigma(self, t):
-        """``sigma_min (sigma_max / sigma_min)^t``."""
+        """Return ``sigma_min (sigma_max / sigma_min)^t``."""
         return self.sigma_min * jnp.exp(self._log_ratio * jnp.asarray(t, float))
 
     def drift(self, x, t):
-        """0."""
+        """Return 0, the drift."""
         return jnp.zeros_like(x)
 
     def diffusion(self, t):
-        """``sigma sqrt(2 log(sigma_max / sigma_min))``."""
+        """Return ``sigma sqrt(2 log(sigma_max / sigma_min))``."""
         return self.sigma(t) * jnp.sqrt(2 * self._log_ratio)
 
     def transition(self, t, later):
-        """``(1, sigma(later)^2 - sigma(t)^2)``."""
+        """Return ``(1, sigma(later)^2 - sigma(t)^2)``."""
         return self.alpha(t), self.sigma(t) ** 2 * jnp.expm1(2 * self._log_ratio * (later - t))
 
     def prior(self, event_shape=()):
-        """``N(0, sigma_max^2)``."""
+        """Return ``N(0, sigma_max^2)``."""
         return _normal(self.sigma_max, event_shape)
 
     @property
@@ -158,17 +160,17 @@ class VE(AbstractNoiseProcess):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VP(AbstractNoiseProcess):
-    r"""Variance preserving: the data shrink as the noise grows; the limit of DDPM. Data of unit variance keep it.
+    r"""Variance-preserving process, the limit of DDPM: the data shrink as the noise grows. Data of unit variance keep it.
 
     .. math:: \beta(t) = \beta_{min} + t (\beta_{max} - \beta_{min}), \quad f = -\tfrac12 \beta x, \quad g^2 = \beta, \quad
         \log \alpha = -\tfrac12 \int_0^t \beta, \quad \sigma^2 = 1 - \alpha^2
 
-    The prior is ``N(0, 1)``. At ``t_min`` the data carry noise of ``sigma / alpha`` in their own unit: 0.01 by default.
+    The prior is ``N(0, 1)``. At ``t_min`` the data have noise of ``sigma / alpha`` in their own units, 0.01 by default.
 
     Args:
         beta_min: rate at time 0.
         beta_max: rate at time 1.
-        t_min: the least time; at 0 there is no noise, and no score.
+        t_min: the smallest time; at 0 there is no noise, and no score.
 
     Raises:
         EnergyError: for rates that are not positive, and a ``t_min`` outside (0, 1).
@@ -192,28 +194,28 @@ class VP(AbstractNoiseProcess):
             raise EnergyError(f"VP needs 0 < t_min < 1; got t_min={self.t_min}. Write VP(t_min=1e-3).")
 
     def alpha(self, t):
-        """``exp(-int beta / 2)``."""
+        """Return ``exp(-int beta / 2)``."""
         return jnp.exp(self._log_alpha(t))
 
     def sigma(self, t):
-        """``sqrt(1 - alpha^2)``."""
+        """Return ``sqrt(1 - alpha^2)``."""
         return jnp.sqrt(-jnp.expm1(2 * self._log_alpha(t)))
 
     def drift(self, x, t):
-        """``-beta x / 2``."""
+        """Return ``-beta x / 2``."""
         return -0.5 * self._beta(t) * x
 
     def diffusion(self, t):
-        """``sqrt(beta)``."""
+        """Return ``sqrt(beta)``."""
         return jnp.sqrt(self._beta(t))
 
     def transition(self, t, later):
-        """``(alpha(later) / alpha(t), 1 - (alpha(later) / alpha(t))^2)``."""
+        """Return ``(alpha(later) / alpha(t), 1 - (alpha(later) / alpha(t))^2)``."""
         log_a = self._log_alpha(later) - self._log_alpha(t)
         return jnp.exp(log_a), -jnp.expm1(2 * log_a)
 
     def prior(self, event_shape=()):
-        """``N(0, 1)``."""
+        """Return ``N(0, 1)``."""
         return _normal(1.0, event_shape)
 
     def _beta(self, t: Any) -> Array:
@@ -225,12 +227,12 @@ class VP(AbstractNoiseProcess):
 
 
 def check_process(owner: str, process: Any) -> None:
-    """Refuse what is no noise process.
+    """Refuse an object that is not a noise process.
 
     Raises:
-        TypeError: with what came.
+        TypeError: with the type that came.
     """
-    # A pytree is also rebuilt around placeholders.
+    # JAX also rebuilds a pytree around placeholders of type object.
     if not isinstance(process, AbstractNoiseProcess) and type(process) is not object:
         raise TypeError(f"{owner} needs a noise process, e.g. VE(0.01, 10.0) or VP(); got {type(process).__name__}.")
 
@@ -239,7 +241,7 @@ def check_sigmas(owner: str, sigmas: Any) -> None:
     """Refuse levels that are not a list of positive numbers.
 
     Raises:
-        EnergyError: with what came.
+        EnergyError: with the value that came.
     """
     if not isinstance(sigmas, str) and not is_concrete(sigmas):
         return

@@ -1,4 +1,4 @@
-"""The probability flow: a noise process as an ordinary differential equation, for draws and for likelihoods."""
+"""The probability flow: a noise process as an ordinary differential equation, for draws and likelihoods."""
 
 import dataclasses
 import math
@@ -30,33 +30,36 @@ class ProbabilityFlow:
 
     .. math:: \frac{dx}{dt} = v(x, t) = f(x, t) - \tfrac12 g(t)^2 s(x, \sigma(t))
 
-    As a sampler it runs from ``prior`` at ``t = 1`` to ``t_min``. As a density it runs up and adds the change in volume:
+    To draw samples, it is solved from ``prior`` at ``t = 1`` down to ``t_min``. To evaluate the density, it is solved
+    upwards, and the change in volume is added:
 
     .. math:: \log p(x_0) = \log p_1(x_1) + \int_{t_{min}}^1 \operatorname{tr} \frac{\partial v}{\partial x} dt
 
-    What this is the likelihood of: the law that the sampler draws from, which is the learned law of the data with the noise
-    of ``t_min`` on them (of variance ``sigma_min^2`` for `VE`, ``(sigma / alpha)^2`` in the data's unit for `VP`), as far as
-    the score is exact and ``prior`` is the law at ``t = 1``. It is normalised whatever the score is.
+    This is the density of the distribution that the sampler draws from: the learned distribution of the data with the noise
+    of ``t_min`` on them (of variance ``sigma_min^2`` for `VE`, ``(sigma / alpha)^2`` in the data's units for `VP`), to the
+    extent that the score is exact and ``prior`` is the distribution at ``t = 1``. It is normalised for any score.
 
-    The model takes the level through its context (see `MultiscaleDenoisingScoreMatching`); on a support other than the real
-    line the flow runs in unconstrained space, and `log_prob` has the Jacobian. Each row has its own step sizes. diffrax
-    comes with the extra ``pip install 'numpyro-ebm[ode]'``.
+    The model receives the level through its context (see `MultiscaleDenoisingScoreMatching`). On a support other than the
+    real line the flow runs in unconstrained space, and `log_prob` includes the Jacobian. Each row has its own step sizes.
+    diffrax comes with the extra ``pip install 'numpyro-ebm[ode]'``.
 
     Args:
         process: `VE` or `VP`, as the model was trained with (or with a ladder that covers its levels, for `VE`).
         rtol: relative tolerance of the solver.
         atol: absolute tolerance of the solver.
-        max_steps: steps after which the solver gives up.
-        num_probes: random directions per row for the trace in `log_prob`, drawn once for the whole path (Hutchinson):
-            without bias, and cheaper than the exact trace, None, which takes one forward derivative per dimension.
-        prior: a normalised NumPyro distribution of one event in unconstrained space, the law at ``t = 1``; None for the
-            process's own. For `VE` the mean of the data, and their variance plus ``sigma_max^2``, are better than ``N(0,
-            sigma_max^2)``: with data of mean 2.4 and ``sigma_max = 50``, a mode of weight .2 has .211 of the draws without.
+        max_steps: number of steps after which the solver gives up.
+        num_probes: number of random directions per row that estimate the trace in `log_prob` (Hutchinson), drawn once for
+            the whole path. The estimate is unbiased and cheaper than the exact trace (None), which takes one forward
+            derivative per dimension.
+        prior: a normalised NumPyro distribution of one event in unconstrained space, the distribution at ``t = 1``; None for
+            that of the process. For `VE`, a prior with the mean of the data, and their variance plus ``sigma_max^2``, is
+            better than ``N(0, sigma_max^2)``: without it, for data of mean 2.4 and ``sigma_max = 50``, a mode of weight 0.2
+            has 0.211 of the draws.
 
     Raises:
         EnergyError: for tolerances or counts that are not positive, a prior of another shape, a model whose context has no
-            noise level, and where the solver does not reach the end (inside an outer ``jit`` a RuntimeError of equinox).
-        TypeError: for what is no process, and a prior that is no distribution.
+            noise level, and if the solver does not reach the end (inside an outer ``jit``, equinox raises a RuntimeError).
+        TypeError: if ``process`` is not a noise process or ``prior`` is not a distribution.
         ImportError: without diffrax.
 
     Example:
@@ -85,7 +88,7 @@ class ProbabilityFlow:
             raise TypeError(f"ProbabilityFlow needs prior as a numpyro distribution; got {type(self.prior).__name__}.")
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
-        """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ProbabilityFlow", rng_key)
         self._check(distribution)
         shape = sample_shape + distribution.batch_shape
@@ -93,12 +96,12 @@ class ProbabilityFlow:
         return self._reached(draws, reached)
 
     def log_prob(self, distribution: Any, value: Any, rng_key: PRNGKey | None = None) -> Array:
-        """Log density of events, by the instantaneous change of variables.
+        """Return the log density of events, by the instantaneous change of variables.
 
         Args:
             distribution: the model; its context apart from the noise level is each row's own.
             value: events, ``sample_shape + batch_shape + event_shape``.
-            rng_key: random key of the directions; for ``num_probes`` and only for it.
+            rng_key: random key of the directions; required with ``num_probes`` and refused without.
 
         Returns:
             Nats, ``sample_shape + batch_shape``; minus infinity outside the support.
@@ -108,7 +111,7 @@ class ProbabilityFlow:
         """
         if (rng_key is None) != (self.num_probes is None):
             raise EnergyError(
-                f"log_prob takes a random key where num_probes is a number, and no key where the trace is exact; got "
+                f"log_prob needs a random key where num_probes is a number, and no key where the trace is exact; got "
                 f"rng_key={rng_key} and num_probes={self.num_probes}. Write ProbabilityFlow(process, num_probes=4)"
                 ".log_prob(distribution, value, jax.random.key(0))."
             )
@@ -117,7 +120,7 @@ class ProbabilityFlow:
         return self._reached(values, reached)
 
     def latent_law(self, event_shape: Shape) -> dist.Distribution:
-        """The law at ``t = 1``."""
+        """Return the distribution at ``t = 1``."""
         return self.process.prior(event_shape) if self.prior is None else self.prior
 
     def _check(self, distribution: Any) -> None:
@@ -133,7 +136,7 @@ class ProbabilityFlow:
     def _reached(self, result: Array, reached: Array) -> Array:
         message = (
             f"The solver did not reach the end of the probability flow in max_steps={self.max_steps} steps, or met values "
-            "that are not finite. Look at the score between the levels it was trained at, or write "
+            "that are not finite. Look at the score between the levels at which it was trained, or write "
             "ProbabilityFlow(..., rtol=1e-3, atol=1e-3)."
         )
         if not is_concrete(reached):
@@ -198,7 +201,7 @@ def _velocity(process: AbstractNoiseProcess, distribution: Any) -> Any:
 
 
 def _trace(sampler: ProbabilityFlow, rng_key: PRNGKey | None, like: Array) -> Any:
-    """``trace(field, x)``: a vector field at a point, and its divergence there."""
+    """Return ``trace(field, x)``, the value and the divergence of a vector field at a point."""
     probes = None
     if rng_key is not None:
         probes = jax.random.rademacher(rng_key, (sampler.num_probes or 1, like.size), like.dtype)
@@ -214,7 +217,7 @@ def _trace(sampler: ProbabilityFlow, rng_key: PRNGKey | None, like: Array) -> An
 
 
 def _solve(sampler: ProbabilityFlow, rates: Any, start: Any, begin: Any, end: Any) -> tuple[Any, Array]:
-    """The state at ``end``, and whether the solver got there."""
+    """Return the state at ``end``, and whether the solver reached it."""
     diffrax = _diffrax()
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(rates),

@@ -22,8 +22,8 @@ Shape = tuple[int, ...]
 class ReverseSDE:
     r"""Predictor-corrector sampling (Song et al.) of the reverse-time equation ``dx = (f - g^2 s) dt + g dw``.
 
-    From the process's prior at ``t = 1`` to ``t_min``, on an even grid. Between two times, whose forward transition is
-    ``N(a x, v)``, the predictor is the reverse diffusion
+    The sampler runs from the process's prior at ``t = 1`` to ``t_min``, on an even grid. Between two times, whose forward
+    transition is ``N(a x, v)``, the predictor is the reverse diffusion
 
     .. math:: x \leftarrow (2 - a) x + v\, s(x, \sigma(t_{i+1})) + \sqrt{v}\, z
 
@@ -32,23 +32,24 @@ class ReverseSDE:
     .. math:: x \leftarrow x + \epsilon s(x, \sigma(t_i)) + \sqrt{2 \epsilon}\, z, \qquad
         \epsilon = 2 a^2 r^2 \sigma(t_i)^2
 
-    The paper has ``|z| / |s|``, averaged over a batch, in the place of ``sigma``: this is its typical value, and draws stay
-    independent of each other. At the end the remaining noise is taken out in the mean (Tweedie),
-    ``(x + sigma^2 s) / alpha`` at ``t_min``, or only the scale is, ``x / alpha``.
+    The paper uses ``|z| / |s|``, averaged over a batch, in the place of ``sigma``, which is its typical value and keeps the
+    draws independent of each other. At the end the remaining noise is removed in the mean (Tweedie),
+    ``(x + sigma^2 s) / alpha`` at ``t_min``; without ``denoise`` only the scale is removed, ``x / alpha``.
 
-    The model takes the level through its context (see `MultiscaleDenoisingScoreMatching`); on a support other than the real
-    line the process runs in unconstrained space.
+    The model receives the level through its context (see `MultiscaleDenoisingScoreMatching`); on a support other than the
+    real line the process runs in unconstrained space.
 
     Args:
         process: `VE` or `VP`, as the model was trained with (or with a ladder that covers its levels, for `VE`).
-        num_steps: steps in time.
-        corrector_steps: Langevin steps after each.
-        snr: ``r``, the corrector's ratio of signal to noise.
-        denoise: whether the denoising step is made.
+        num_steps: number of steps in time.
+        corrector_steps: number of Langevin steps after each step in time.
+        snr: ``r``, the corrector's signal-to-noise ratio.
+        denoise: whether to make the denoising step.
 
     Raises:
-        EnergyError: for counts that are none, a ratio that is not positive, and a model whose context has no noise level.
-        TypeError: for what is no process.
+        EnergyError: for ``num_steps`` below 1 or ``corrector_steps`` below 0, a ratio that is not positive, and a model
+            whose context has no noise level.
+        TypeError: if ``process`` is not a noise process.
 
     Example:
         ``EnergyDistribution(energy, (64,), context=jnp.asarray(0.01), sampler=ReverseSDE(VE(0.01, 10.0)))``
@@ -71,7 +72,7 @@ class ReverseSDE:
         check_positive("ReverseSDE", "snr", self.snr)
 
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
-        """Draws of shape ``sample_shape + batch_shape + event_shape``."""
+        """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ReverseSDE", rng_key)
         check_level("ReverseSDE", distribution)
         return _reverse(rng_key, closed_at_levels(distribution), self, shape=sample_shape + distribution.batch_shape)

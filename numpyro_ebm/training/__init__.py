@@ -1,4 +1,4 @@
-"""Training with checks and checkpoints."""
+"""Training by SVI, with held-out checks, recorded chains and alternating optimisers."""
 
 from numpyro_ebm.training._fit import FitResult as FitResult
 from numpyro_ebm.training._fit import fit as fit

@@ -1,4 +1,4 @@
-"""`fit`: SVI with held-out rows, early stopping, and an end that keeps what was trained."""
+"""`fit`: SVI with held-out rows and early stopping, which returns what was trained however the run ends."""
 
 import warnings
 from collections.abc import Iterator
@@ -43,20 +43,20 @@ Stop = Literal["end", "patience", "nonfinite", "interrupted", "unhealthy"]
 
 
 class FitResult(NamedTuple):
-    """What `fit` returns.
+    """Result of `fit`.
 
     Attributes:
-        params: values of the ``numpyro.param`` sites: those of the best check where rows were held out, the last finite ones
-            elsewhere.
-        state: the last finite state of SVI; `fit` goes on from it by ``init_state``.
-        losses: ``(num_updates,)``, the loss of each update that was made, non-finite ones included.
+        params: values of the ``numpyro.param`` sites: those of the best check with held-out rows, the last finite ones
+            without.
+        state: the last finite state of SVI; `fit` continues from it by ``init_state``.
+        losses: ``(num_updates,)``, the loss of each update that was made, including non-finite ones.
         held_out_losses: loss of the held-out rows at each check, the first before any update; empty without such rows.
-        check_steps: how many updates had been made at each of these checks.
-        best_step: how many updates ``params`` have seen.
-        stopped: why it stopped: "end" (all updates were made), "patience", "nonfinite", "interrupted" (from the keyboard),
-            or "unhealthy" (in the ``result`` of an `UnhealthyChainsError`).
-        chains: `RecordedChains`, where ``record_chains`` asked for them.
-        health: `RecordedHealth`, where an estimator runs chains: energy gap, acceptance and more at each check.
+        check_steps: number of updates before each of these checks.
+        best_step: number of updates that produced ``params``.
+        stopped: why the run stopped: "end" (all updates were made), "patience", "nonfinite", "interrupted" (from the
+            keyboard), or "unhealthy" (in the ``result`` of an `UnhealthyChainsError`).
+        chains: `RecordedChains`; None without ``record_chains``.
+        health: `RecordedHealth` (energy gap, acceptance and more at each check); None unless an estimator runs chains.
     """
 
     params: dict[str, Any]
@@ -71,7 +71,7 @@ class FitResult(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What to train on, and what to look at on the way; the latter as programs, traced once per call of `fit`."""
+    """Training and held-out rows, with the repeated computations as programs, traced once per call of `fit`."""
 
     svi: SVI
     train: Arguments
@@ -84,7 +84,7 @@ class _Task(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """A run so far; `fit` replaces it as a whole, so that an interruption leaves one that is consistent."""
+    """A run so far. `fit` replaces it as a whole, so that an interruption leaves a consistent one."""
 
     state: SVIState
     params: dict[str, Any] | None
@@ -115,52 +115,53 @@ def fit(
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> FitResult:
-    r"""Run SVI as ``svi.run`` does, look at held-out rows on the way, and keep what was trained whatever happens.
+    r"""Run SVI as ``svi.run`` does, evaluate held-out rows on the way, and return what was trained however the run ends.
 
-    The updates between two checks are one compiled ``lax.scan``. The update is traced at each call, and what it computes is
-    the key under which it is compiled: a second call compiles nothing, and sees whatever model, guide and energy read anew.
-    Arrays among the arguments are traced, as in ``jax.jit(svi.update)``; numbers and strings stay as they are.
+    The updates between two checks are one compiled ``lax.scan``. The update is traced at each call, and the traced
+    computation is the key of the compiled program: a second call compiles nothing, and still sees every change in what the
+    model, guide and energy read. Arrays among the arguments are traced, as in ``jax.jit(svi.update)``; numbers and strings
+    stay as they are.
 
-    Held-out rows take the place of the training rows in the same model and guide, and their loss is found at each check
-    under one fixed key: random losses (dsm, ssm, nce) then change with the parameters alone. Losses are sums over rows, as
-    NumPyro's are, so those of training and of held-out rows differ by their numbers too; a model that subsamples looks at
-    one fixed subset. The number of rows has to come from the arguments: ``numpyro.plate("rows", len(x))``.
+    Held-out rows replace the training rows in the same model and guide. Their loss is evaluated at each check under one
+    fixed key, so that random losses (dsm, ssm, nce) change with the parameters alone. Losses are sums over rows, as in
+    NumPyro, so those of training and held-out rows also differ by the numbers of rows; a model that subsamples evaluates one
+    fixed subset. The number of rows has to come from the arguments: ``numpyro.plate("rows", len(x))``.
 
     Args:
         rng_key: random key; the updates are those of ``svi.run`` under it.
-        svi: the SVI object, its model usually one of `estimate`.
-        num_steps: updates.
-        *args: arguments of the model and the guide.
+        svi: the SVI object, usually with a model from `estimate`.
+        num_steps: number of updates.
+        *args: positional arguments of the model and the guide.
         held_out: the positional arguments with held-out rows in their place, a tuple as long as ``args``; None for no
             held-out rows.
         held_out_kwargs: keyword arguments that differ for the held-out rows; the others are those of training.
-        check_every: updates between checks.
+        check_every: number of updates between checks.
         patience: stop when the held-out loss has not improved for this many checks in a row; None for never.
-        init_state: state to go on from, as ``FitResult.state``; ``rng_key`` then serves the held-out loss alone.
-        init_params: values of parameters to start from, as in ``svi.run``.
-        record_chains: how many of the persistent chains of each energy site ("pcd", "replay", "f_ebm") to look at, at every
-            check: where each of that many slots of its pool is then, kept in ``FitResult.chains``. A slot of "replay" now
-            and then begins anew.
+        init_state: state to continue from, as ``FitResult.state``; ``rng_key`` then serves the held-out loss alone.
+        init_params: initial values of parameters, as in ``svi.run``.
+        record_chains: how many persistent chains of each energy site ("pcd", "replay", "f_ebm") to record in
+            ``FitResult.chains`` at every check. Each is the chain in one slot of the pool; "replay" occasionally restarts a
+            slot.
         progress_bar: whether to show progress, with the mean loss since the last check and the held-out loss.
         **kwargs: keyword arguments of the model and the guide.
 
     Returns:
-        `FitResult`. With held-out rows ``params`` are those of the check with the smallest held-out loss, whether or not
-        there was ``patience``, and ``state`` is the last one. A loss or parameters that are not finite stop the run at the
-        next check, and an interruption from the keyboard at once; both return what there was.
+        `FitResult`. With held-out rows ``params`` are those of the check with the smallest held-out loss, with or without
+        ``patience``, and ``state`` is the last one. A loss or parameters that are not finite stop the run at the next check,
+        and a keyboard interruption stops it at once; both return the results so far.
 
     Raises:
         UnhealthyChainsError: under ``on_unhealthy="raise"``; its ``result`` is the `FitResult` as of the last check, from
-            whose ``state`` training can go on.
-        EnergyError: (a ValueError) for counts that are none, ``patience`` without held-out rows, held-out rows under a
-            "gradient" estimator, whose surrogate has no meaningful value, held-out rows that the model does not take,
-            ``init_params`` beside ``init_state``, and ``record_chains`` where none persist, or fewer.
-        TypeError: for an ``svi`` that is none, and for ``held_out`` that is not a tuple.
+            whose ``state`` training can continue.
+        EnergyError: (a ValueError) for counts below 1, ``patience`` without held-out rows, held-out rows under a "gradient"
+            estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept, ``init_params``
+            beside ``init_state``, and ``record_chains`` above the number of persistent chains.
+        TypeError: for an ``svi`` that is not an SVI, and for ``held_out`` that is not such a tuple.
 
     Warns:
-        OverfittingWarning: where the held-out loss has risen well above its best while the training loss fell, or the
-            loss of an "objective" estimator runs away downwards, as score matching's can: it has no lower bound.
-        NonFiniteLossWarning: where a loss or parameters are not finite any more.
+        OverfittingWarning: if the held-out loss has risen well above its best while the training loss fell, or if the loss
+            of an "objective" estimator falls ever faster, as that of score matching can: it has no lower bound.
+        NonFiniteLossWarning: if a loss or parameters become non-finite.
 
     Example:
         ``result = fit(key, svi, 5000, x_train, held_out=(x_test,), patience=5)``
@@ -205,15 +206,15 @@ def _check_settings(svi: Any, num_steps: Any, check_every: Any, patience: Any, *
         check_count("fit", "patience", patience)
         if not is_held_out:
             raise EnergyError(
-                f"patience={patience} waits for the loss of held-out rows, and there are none. Write fit(rng_key, svi, "
+                f"patience={patience} needs the loss of held-out rows, and there are none. Write fit(rng_key, svi, "
                 f"num_steps, x_train, held_out=(x_test,), patience={patience})."
             )
     gradient = [estimator.name for estimator in estimators_of(svi) if estimator.role == "gradient"]
     if is_held_out and gradient:
         raise EnergyError(
             f"Held-out rows cannot be compared under the estimator '{gradient[0]}': only the gradient of its surrogate "
-            "means something, its value is no measure of fit. Train without held_out and look at training_report, at draws, "
-            "or at estimates of log Z; or take an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
+            "is meaningful, and its value is no measure of fit. Train without held_out and look at training_report, "
+            "at draws or at estimates of log Z; or use an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
         )
 
 
@@ -227,8 +228,8 @@ def _make_task(
     if held_out is not None and (not isinstance(held_out, tuple) or len(held_out) != len(args)):
         what = f"a tuple of {len(held_out)}" if isinstance(held_out, tuple) else type(held_out).__name__
         raise TypeError(
-            f"held_out takes the place of the model's {len(args)} positional arguments, as a tuple; got {what}. Write "
-            "fit(rng_key, svi, num_steps, x_train, held_out=(x_test,)); for keyword arguments held_out_kwargs={'x': x_test}."
+            f"held_out replaces the model's {len(args)} positional arguments, as a tuple; got {what}. Write fit(rng_key, "
+            "svi, num_steps, x_train, held_out=(x_test,)), or held_out_kwargs={'x': x_test} for keyword arguments."
         )
     rows = take_apart(args if held_out is None else held_out, kwargs | (held_out_kwargs or {}))
     return _Task(svi, train, rows, key)
@@ -238,9 +239,9 @@ def _start(
     rng_key: PRNGKey, task: _Task, args: tuple, kwargs: dict, init_state: SVIState | None, init_params: dict | None
 ) -> tuple[_Run, _Task]:
     if init_state is not None and init_params is not None:
-        raise EnergyError("init_state holds parameters already, so that init_params would do nothing. Pass one of the two.")
+        raise EnergyError("init_state already holds parameters, so init_params would have no effect. Pass one of the two.")
     state = init_state
-    if state is None or task.svi.constrain_fn is None:  # which init sets
+    if state is None or task.svi.constrain_fn is None:  # init sets constrain_fn
         started = task.svi.init(rng_key, *args, init_params=init_params, **kwargs)
         state = started if state is None else state
     check_outside_jit("fit", state)
@@ -255,13 +256,13 @@ def _start(
     if not np.isfinite(run.held_out_losses[0]):
         raise EnergyError(
             f"The loss of the held-out rows is {run.held_out_losses[0]} before the first update. Look at these rows (NaN, "
-            "values outside the support or where the energy overflows), and at the initial parameters."
+            "values outside the support or at which the energy overflows) and at the initial parameters."
         )
     return run, task
 
 
 def _traced(task: _Task, state: SVIState) -> _Task:
-    """The task with what is computed again and again as programs."""
+    """Return the task with its repeated computations traced as programs."""
     rows: Any = task.held_out
     svi, train, num = task.svi, task.train, task.num_recorded
 
@@ -283,7 +284,7 @@ def _traced(task: _Task, state: SVIState) -> _Task:
 
 
 def _strong(leaf: Any) -> Any:
-    """Without weak types, which the first update would turn into strong ones, and so into a second program."""
+    """Remove weak types. The first update would make them strong, and so need a second program."""
     leaf = jnp.asarray(leaf)
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, leaf.dtype)
 
@@ -320,7 +321,7 @@ def _record(run: _Run, task: _Task) -> _Run:
 
 
 def _check(run: _Run, task: _Task, patience: int | None) -> _Run:
-    """The loss of the held-out rows, and whether to wait for a better one."""
+    """Evaluate the loss of the held-out rows, and stop if ``patience`` has run out."""
     if task.held_out is None or run.stopped:
         return run
     loss, params = programs.call(task.loss, run.state, task.held_out.arrays)
@@ -371,13 +372,13 @@ def _warn(result: FitResult, task: _Task) -> None:
 
 
 def _overfitting(result: FitResult, task: _Task) -> str | None:
-    remedies = "more rows, a smaller net, or an estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'"
+    remedies = "more rows, a smaller network, or an estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'"
     if result.check_steps.size > 1:
         curves = result.held_out_losses, result.check_steps, result.losses[: result.check_steps[-1]]
         rise = held_out_rise(*curves)
         if rise and is_significant(_row_differences(result, task)):
             return (
-                f"Overfitting: {rise}. The parameters returned are those after {result.best_step}. Stop there by "
+                f"Overfitting: {rise}. The parameters returned are those after {result.best_step}. Stop there with "
                 f"fit(..., patience=5), or use {remedies}."
             )
     estimators = estimators_of(task.svi)
@@ -388,7 +389,7 @@ def _overfitting(result: FitResult, task: _Task) -> str | None:
 
 
 def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
-    """What each held-out row lost from the best check to the end; not known where a guide draws many times."""
+    """Return the increase in each held-out row's loss from the best check to the end; empty if a guide draws many times."""
     if getattr(task.svi.loss, "multi_sample_guide", False):
         return []
     mutable = result.state.mutable_state or {}

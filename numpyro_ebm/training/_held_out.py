@@ -1,4 +1,4 @@
-"""The loss of held-out rows under one fixed key, as a whole and row by row."""
+"""The loss of held-out rows under one fixed key, in total and row by row."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -17,52 +17,52 @@ from numpyro_ebm._core.typing import Array, PRNGKey
 
 
 class Arguments(NamedTuple):
-    """Arguments of a model as jit takes them: what is traced, and what is not."""
+    """Arguments of a model as jit takes them: the arrays, which are traced, and the rest, which is not."""
 
     arrays: list[Any]
     structure: Structure
 
 
 def take_apart(args: tuple, kwargs: dict[str, Any]) -> Arguments:
-    """Arguments with their arrays on the device, so that repeated calls copy nothing."""
+    """Split arguments into arrays on the device, so that repeated calls copy nothing, and the rest."""
     arrays, structure = dismantle((args, kwargs))
     return Arguments([jnp.asarray(array) for array in arrays], structure)
 
 
 def check_taken(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) -> None:
-    """Trace the loss once with the rows in sight, where data that do not fit are seen.
+    """Trace the loss once with concrete rows, so that rows that do not fit raise here.
 
     Raises:
-        EnergyError: where the model or the guide does not run on these rows.
+        EnergyError: if the model or the guide does not run on these rows.
     """
     args, kwargs = assemble(*rows)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # svi.init said it of the training rows
+            warnings.simplefilter("ignore")  # svi.init gave the same warnings for the training rows
             jax.eval_shape(lambda state: _loss(svi, args, kwargs, rng_key, state), state)
     except (AssertionError, TypeError, ValueError) as error:
         raise EnergyError(
             f"The model or the guide does not take the held-out rows: {error} The number of rows has to come from the "
-            "arguments, so that it may differ from that in training: numpyro.plate('rows', len(x)), and no local latents "
-            "of the guide."
+            "arguments, because it may differ from that in training. Write numpyro.plate('rows', len(x)), and a guide "
+            "without local latents."
         ) from error
 
 
 def loss_and_params(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) -> tuple[Array, dict[str, Any]]:
-    """The loss of the rows, and the constrained parameters that it is of."""
+    """Return the loss of the rows, and the constrained parameters at which it is evaluated."""
     args, kwargs = assemble(*rows)
     return _loss(svi, args, kwargs, rng_key, state), svi.get_params(state)
 
 
 def _loss(svi: SVI, args: tuple, kwargs: dict[str, Any], rng_key: PRNGKey, state: SVIState) -> Array:
-    params = svi.get_params(state) | (state.mutable_state or {})  # which svi.evaluate would start anew
+    params = svi.get_params(state) | (state.mutable_state or {})  # svi.evaluate would restart the mutable state
     return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
 
 
 def row_differences(
     svi: SVI, rows: Arguments, rng_key: PRNGKey, before: dict[str, Any], after: dict[str, Any]
 ) -> list[np.ndarray]:
-    """What each row lost from one set of parameters to another, its noise the same; an array per shape of the sites."""
+    """Return how much each row's loss rose between two sets of parameters under the same noise, an array per site shape."""
     first, second = (_compiled_losses(svi, rows, rng_key, params) for params in (before, after))
     return [np.asarray(second[shape] - first[shape]) for shape in first]
 
@@ -73,7 +73,7 @@ def _compiled_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[s
 
 
 def why_nonfinite(arguments: Arguments) -> str:
-    """What to look at where a loss is not finite: the first row that is not, or what else to try."""
+    """Return advice on a non-finite loss: the first row that is not finite, or else what to try."""
     for array in arguments.arrays:
         is_float = array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating)
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)) if is_float and array.size else []
@@ -83,14 +83,15 @@ def why_nonfinite(arguments: Arguments) -> str:
                 "rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
             )
     return (
-        "Use a smaller learning rate, optax.chain(optax.clip_by_global_norm(1.0), ...), or look where the energy overflows."
+        "Use a smaller learning rate, or optax.chain(optax.clip_by_global_norm(1.0), ...), "
+        "or find where the energy overflows."
     )
 
 
 def _row_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:
     args, kwargs = assemble(*rows)
     kwargs = kwargs | svi.static_kwargs
-    key_model, key_guide = jax.random.split(rng_key)  # as Trace_ELBO does, so that the noise is that of the loss
+    key_model, key_guide = jax.random.split(rng_key)  # as in Trace_ELBO, so that the noise is that of the loss
     guide = handlers.trace(handlers.substitute(handlers.seed(svi.guide, key_guide), params)).get_trace(*args, **kwargs)
     model = handlers.replay(handlers.substitute(handlers.seed(svi.model, key_model), params), guide)
     losses: dict[str, Array] = {}

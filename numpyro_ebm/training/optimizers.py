@@ -1,4 +1,4 @@
-"""An optimiser for two players: an adversary that moves at every update, and the rest that waits for it."""
+"""An optimiser for two players: the adversary moves at every update, the other parameters less often."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,26 +18,27 @@ def alternate(
     adversary: str | Sequence[str],
     num_adversary_steps: int = 5,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimiser for the min-max estimators ("lsd", "adversarial", "f_ebm"), which train an adversary along the way.
+    """Return an optimiser for the min-max estimators ("lsd", "adversarial", "f_ebm"), which also train an adversary.
 
-    The adversary's parameters move at every update by their own optimiser, all others at each ``num_adversary_steps``-th
-    update only (the 5th, the 10th, ...), and meet an adversary that has come after them. The others' optimiser sees the
-    gradients of those updates alone, and its schedules count them: ``svi.run(key, 5000, x)`` gives the energy 1000 steps.
+    The adversary's parameters move at every update by their own optimiser. All others move only at each
+    ``num_adversary_steps``-th update (the 5th, the 10th, ...), after the adversary has adapted to them. Their optimiser sees
+    the gradients of those updates alone, and its schedules count only them: ``svi.run(key, 5000, x)`` gives the energy 1000
+    steps.
 
-    The adversary's gradient comes reversed from the estimator, so both optimisers descend. One optimiser for all, such as
-    ``SVI(..., optax.adam(1e-3), ...)``, works too (simultaneous gradient descent and ascent). It takes no care that the
-    adversary keeps up: the loss may go round in circles, which smaller steps or more of the adversary's steps damp.
+    The estimator already reverses the adversary's gradient, so both optimisers descend. One optimiser for all, such as
+    ``SVI(..., optax.adam(1e-3), ...)``, also works (simultaneous gradient descent and ascent), but it does not ensure that
+    the adversary keeps up: the loss may oscillate, which smaller steps or more steps of the adversary damp.
 
     Args:
-        optimizer: for all parameters but the adversary's, a guide's included.
-        adversary_optimizer: for the adversary's.
-        adversary: names of its ``numpyro.param`` sites, or what they begin with: ``"x$critic"`` (the built-in critic of the
-            site x), ``"critic"`` for all of ``nnx_module("critic", ...)``.
-        num_adversary_steps: updates of the adversary for one of the rest; 1 moves both at every update.
+        optimizer: optimiser of all parameters but the adversary's, including a guide's.
+        adversary_optimizer: optimiser of the adversary's parameters.
+        adversary: names of the adversary's ``numpyro.param`` sites, or prefixes of them: ``"x$critic"`` (the built-in critic
+            of the site x), ``"critic"`` for all of ``nnx_module("critic", ...)``.
+        num_adversary_steps: updates of the adversary per update of the rest; 1 moves both at every update.
 
     Raises:
         EnergyError: for a count below 1, no name, and in ``svi.init`` for a name that no parameter has or begins with.
-        TypeError: for an optimiser that is not of optax, and for parameters that are no dict by site name.
+        TypeError: for an optimiser that is not from optax, and for parameters that are not a dict by site name.
 
     Example:
         ::
@@ -67,16 +68,16 @@ def _every(num: int) -> Any:
 
 
 def _players(params: Any, names: tuple[str, ...]) -> dict[str, Player]:
-    """Whose each parameter is."""
+    """Return which player each parameter belongs to."""
     if not isinstance(params, dict):
         raise TypeError(
-            f"alternate needs parameters by the names of their sites, as SVI has them; got {type(params).__name__}. Write "
-            "SVI(model, guide, ebm.alternate(...), Trace_ELBO())."
+            f"alternate needs a dict of parameters by the names of their sites, as in SVI; got {type(params).__name__}. "
+            "Write SVI(model, guide, ebm.alternate(...), Trace_ELBO())."
         )
     for name in names:
         if not any(site.startswith(name) for site in params):
             raise EnergyError(
-                f"alternate got '{name}' as an adversary's parameter, and no parameter has that name or begins with it. "
+                f"alternate got '{name}' as an adversary's parameter, but no parameter has that name or begins with it. "
                 f"{nearest(name, params)}"
             )
     return {site: "adversary" if site.startswith(names) else "rest" for site in params}
@@ -84,4 +85,4 @@ def _players(params: Any, names: tuple[str, ...]) -> dict[str, Player]:
 
 def _check_is_optax(optimizer: Any) -> None:
     if not (isinstance(optimizer, tuple) and hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"alternate needs optimisers of optax; got {type(optimizer).__name__}. Write optax.adam(1e-3).")
+        raise TypeError(f"alternate needs optimisers from optax; got {type(optimizer).__name__}. Write optax.adam(1e-3).")

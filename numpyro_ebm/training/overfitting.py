@@ -1,29 +1,37 @@
-"""What loss curves say of a training that went too far. Plain NumPy, on curves that are already on the host."""
+"""Signs of overfitting in loss curves. Plain NumPy, on curves that are already on the host."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-TAIL = 5  # checks that stand for the end
+TAIL = 5
+"""Last checks whose median stands for the end of the run: more average out fluctuations, fewer see a late rise sooner."""
 MIN_TAIL = 3
+"""Fewest checks after the best one: two would show no spread about their own line, since it passes through both."""
 PART_OF_FALL = 0.1
+"""Least rise as a share of the fall to the best check: the optima of two finite sets of rows also differ by a small rise."""
 PART_OF_LOSS = 0.05
+"""Least rise as a share of the best loss, for the same reason; it decides where the fall is small."""
 STANDARD_ERRORS = 3.5
+"""Least total rise of the held-out rows in standard errors; a normal variable exceeds 3.5 with probability 2e-4."""
 RUNAWAY_GROWTH = 100.0
+"""Least final size of the loss in units of its first tenth: lower warns of losses that later settle, higher warns late."""
 MIN_UPDATES = 60
+"""Fewest updates to judge, so that each mean over a twentieth of the run has at least three losses."""
 
 
 def held_out_rise(held_out: np.ndarray, check_steps: np.ndarray, losses: np.ndarray) -> str | None:
-    """Words where the held-out loss ends well above its best though the training loss fell; None elsewhere.
+    """Describe a held-out loss that ends well above its best although the training loss fell; None for any other.
 
-    The median of the last checks after the best one, at least three, has to be above the best by more than these spread
-    about their own line, so that parameters that jitter about an optimum do not count, and by a tenth of the whole fall and
-    a twentieth of the loss itself, so that the small step between the optima of two finite sets of rows does not.
+    The rise is that of the median of the last checks after the best one, at least three. It has to exceed the spread of
+    these checks about their own line, so that parameters that fluctuate about an optimum do not count. It also has to exceed
+    a tenth of the whole fall and a twentieth of the loss itself, so that the small distance between the optima of two finite
+    sets of rows does not count.
 
     Args:
         held_out: loss at each check, the first before any update.
-        check_steps: how many updates had been made.
-        losses: of every update.
+        check_steps: number of updates before each check.
+        losses: loss of every update.
     """
     best = int(np.nanargmin(held_out))
     tail = held_out[best + 1 :][-TAIL:]
@@ -49,22 +57,23 @@ def _spread(values: np.ndarray) -> float:
 
 
 def is_significant(differences: Sequence[np.ndarray]) -> bool:
-    """Whether rows lost more, all in all, than 3.5 standard errors of the sum of their differences.
+    """Return whether the losses of the rows rose in total by more than 3.5 standard errors of the sum of their differences.
 
-    Few held-out rows have an optimum of their own far from that of the training rows, without any fault of the energy.
+    A small set of held-out rows may have its optimum far from that of the training rows without any fault of the energy.
 
     Args:
-        differences: arrays of differences; those of one array are of one kind.
+        differences: arrays of increases in loss, each of rows of one kind.
     """
     variance = sum(each.size * np.var(each.astype(float)) for each in differences)
     lost = sum(each.astype(float).sum() for each in differences)
-    return not lost < STANDARD_ERRORS * np.sqrt(variance)  # NaN is lost
+    return not lost < STANDARD_ERRORS * np.sqrt(variance)  # NaN counts as a rise
 
 
 def runaway(losses: np.ndarray) -> str | None:
-    """Words where the training loss falls ever faster, to a hundred times the size that it had at first; None elsewhere.
+    """Describe a training loss that falls ever faster, to a hundred times its initial size; None for any other.
 
-    A run that settles falls ever slower. Means over a twentieth of the run stand for its start, its thirds and its end.
+    The loss of a run that settles falls ever slower. Means over a twentieth of the run stand for its start, its thirds and
+    its end.
     """
     size = len(losses)
     if size < MIN_UPDATES or not np.isfinite(losses).all():

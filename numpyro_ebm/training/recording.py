@@ -1,4 +1,4 @@
-"""Persistent chains as they are along training: which estimators have them, and a look at some of them."""
+"""Records of persistent chains during training: which estimators have them, and snapshots of some of them."""
 
 from typing import Any, NamedTuple
 
@@ -24,15 +24,15 @@ from numpyro_ebm.training._held_out import Arguments
 
 
 class RecordedChains(NamedTuple):
-    """Persistent chains along training, a draw of each at every check of `fit`.
+    """Persistent chains during training: a draw of each at every check of `fit`.
 
     Attributes:
         samples: by energy site, ``(num_chains, num_checks, ...)``, constrained. A joint event of several sites is one
-            vector, called by their names joined by commas.
+            vector, named by their names joined by commas.
         energies: by energy site, ``(num_chains, num_checks)``, minus the log density without log Z, base included, under the
-            parameters of that check. Not there where the density of a chain is not known from the batch (rows of their own
+            parameters of that check. Missing if the batch does not determine the density of a chain (rows with their own
             context in a plate that subsamples).
-        steps: ``(num_checks,)``, how many updates had been made.
+        steps: ``(num_checks,)``, number of updates before each check.
     """
 
     samples: dict[str, np.ndarray]
@@ -41,11 +41,11 @@ class RecordedChains(NamedTuple):
 
 
 class RecordedHealth(NamedTuple):
-    """Figures of the chains along training, of the last update before every check of `fit`.
+    """Figures of the chains during training, from the last update before every check of `fit`.
 
     Attributes:
-        sites: by energy site, `NegativePhaseHealth` whose leaves lead with ``num_checks``.
-        steps: ``(num_checks,)``, how many updates had been made.
+        sites: by energy site, `NegativePhaseHealth` with ``num_checks`` as the leading axis of its leaves.
+        steps: ``(num_checks,)``, number of updates before each check.
     """
 
     sites: dict[str, NegativePhaseHealth]
@@ -53,10 +53,10 @@ class RecordedHealth(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One look at a training: what the chains did, and a draw of each that is recorded.
+    """Snapshot of a training run: the health of its chains, and a draw of each recorded chain.
 
     Attributes:
-        step: updates made.
+        step: number of updates so far.
         health: by site.
         samples: by site, ``(num_chains, ...)``.
         energies: by site, ``(num_chains,)``.
@@ -69,12 +69,12 @@ class Look(NamedTuple):
 
 
 def find_estimate(svi: SVI) -> estimate | None:
-    """The handler `estimate` in an SVI's model, under whatever is around it; None where there is none."""
+    """Return the handler `estimate` in the model of an SVI, inside any other handlers; None if there is none."""
     return estimated_in(svi.model)
 
 
 def estimators_of(svi: SVI) -> list[AbstractEstimator]:
-    """The estimators of an SVI's model; none where it does not come from `estimate`."""
+    """Return the estimators in the model of an SVI; an empty list if it does not come from `estimate`."""
     model = find_estimate(svi)
     if model is None:
         return []
@@ -82,11 +82,10 @@ def estimators_of(svi: SVI) -> list[AbstractEstimator]:
 
 
 def check_recordable(svi: SVI, num_chains: Any, state: SVIState) -> None:
-    """Refuse to record chains that are not there.
+    """Refuse to record more persistent chains than there are.
 
     Raises:
-        EnergyError: for a count that is none, estimators that keep no chains from one update to the next, and more chains
-            than there are.
+        EnergyError: for a negative count, estimators without persistent chains, and more chains than there are.
     """
     check_count("fit", "record_chains", num_chains, 0)
     if not num_chains:
@@ -96,26 +95,26 @@ def check_recordable(svi: SVI, num_chains: Any, state: SVIState) -> None:
     if not pools:
         names = sorted({each.name for each in estimators_of(svi)})
         raise EnergyError(
-            f"record_chains={num_chains} records chains that go on from one update to the next, and there are none: the "
-            f"estimators are {names}. Those of {keepers} do: estimate(model, 'pcd'). For chains of a trained energy write "
-            "ebm.sample(rng_key, model, params=result.params)."
+            f"record_chains={num_chains} needs chains that persist from one update to the next, and there are none: the "
+            f"estimators are {names}. The chains of {keepers} do persist: estimate(model, 'pcd'). For chains of a "
+            "trained energy write ebm.sample(rng_key, model, params=result.params)."
         )
     for name, pool in pools.items():
         size = len(pool.age)
         if num_chains > size:
             raise EnergyError(
-                f"record_chains={num_chains}, and the site '{name}' has {size} persistent chains. Write "
+                f"record_chains={num_chains}, but the site '{name}' has {size} persistent chains. Write "
                 f"record_chains={min(size, 16)}."
             )
 
 
 def look(state: SVIState, step: int, pools: tuple[dict[str, Any], dict[str, Any]]) -> Look:
-    """Health, and what `look_at_pools` has found."""
+    """Return a snapshot: the health in ``state``, and the draws and energies from `look_at_pools`."""
     return Look(step, jax.device_get(_health(state)), *jax.device_get(pools))
 
 
 def health_of(looks: tuple[Look, ...]) -> RecordedHealth | None:
-    """The health of all looks as one record; None for none."""
+    """Return the health of all snapshots as one record; None if there is none."""
     if not looks or not looks[0].health:
         return None
     sites = {
@@ -125,7 +124,7 @@ def health_of(looks: tuple[Look, ...]) -> RecordedHealth | None:
 
 
 def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
-    """The draws of all looks as one record; None for none."""
+    """Return the draws of all snapshots as one record; None if there are none."""
     if not looks or not looks[0].samples:
         return None
     samples, energies = (
@@ -136,7 +135,7 @@ def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
 
 
 def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVIState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where the first ``num_chains`` chains of each pool are, and their energies."""
+    """Return the events of the first ``num_chains`` chains of each pool, and their energies."""
     args, kwargs = assemble(*arguments)
     samples, energies, pools = {}, {}, _pools(state)
     for estimator, site in _sites(svi, args, kwargs | svi.static_kwargs, state):
@@ -155,7 +154,7 @@ def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVISta
 
 
 def _sites(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> list[tuple[AbstractEstimator, Site]]:
-    """The energy sites under the parameters of a state; latent values are one draw of the guide's."""
+    """Return the energy sites under the parameters of a state, with latents drawn once from the guide."""
     model: Any = find_estimate(svi)
     mutable = {name: value for name, value in (state.mutable_state or {}).items() if not holds_state(name, value)}
     given = svi.get_params(state) | mutable
@@ -171,17 +170,17 @@ def _health(state: SVIState) -> dict[str, NegativePhaseHealth]:
 
 
 def _pools(state: SVIState) -> dict[str, Pool]:
-    """Persistent chains by energy site."""
+    """Return the persistent chains by energy site."""
     chains = chain_states(state.mutable_state)
     return {site: each.pool for site, each in chains.items() if each.pool is not None}
 
 
 def _local(site: Site, pool: Pool, num_chains: int) -> tuple[bool, PyTree]:
-    """Whether it is known what these chains' densities have of their own, and what."""
+    """Return whether the local values of these chains are known, and the values."""
     if site.local is None:
         return True, None
     local = pool.local
-    if local is None:  # a chain per row of the whole data set
+    if local is None:  # one chain per row of the whole data set
         if site.num_total != site.num_rows:
             return False, None
         local = site.local

@@ -1,1 +1,1 @@
-"""The only door to ArviZ, for its versions 0.23 and 1.x; it is slow to import and waits for its first use."""
+"""ArviZ, versions 0.23 and 1.x: no other package imports it. It is slow to import, so the import waits for its first use."""

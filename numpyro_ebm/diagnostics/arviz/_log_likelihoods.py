@@ -1,4 +1,4 @@
-"""Log likelihoods of an energy's rows, once log Z is known: what may be compared, and how far it may be off."""
+"""Log likelihoods of an energy's rows from an estimate of log Z, with notes on its error."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ Shape = tuple[int, ...]
 
 
 def normalized(name: str, values: np.ndarray, log_partition: Any, sample_shape: Shape) -> tuple[np.ndarray, dict[str, Any]]:
-    """Take log Z off the unnormalised log densities of a site.
+    """Subtract log Z from the unnormalised log densities of a site.
 
     Args:
-        name: the site.
+        name: name of the site.
         values: ``sample_shape + rows``.
-        log_partition: has ``value`` and ``standard_error`` of one shape: ``()`` or ``rows`` where the energy is the same in
-            all draws; per draw ``(chains, draws)`` or ``(chains * draws,)``, with or without ``rows`` behind. May have
-            ``bound``.
+        log_partition: object with ``value`` and ``standard_error`` of one shape: ``()`` or ``rows`` where the energy is the
+            same in all draws; otherwise per draw, ``(chains, draws)`` or ``(chains * draws,)``, with or without ``rows`` at
+            the end. May have ``bound``.
         sample_shape: ``(chains, draws)``.
 
     Returns:
-        The log likelihood, shaped as ``values``, and notes: the largest standard error of log Z, its bound, and both in
-        words.
+        The log likelihood, of the shape of ``values``, and notes: the largest standard error of log Z, its bound, and both
+        in words.
 
     Raises:
-        EnergyError: naming the site, for log Z of another shape, one for all draws where the energy differs between them, or
-            one that is not finite.
-        TypeError: for something without ``value`` and ``standard_error``.
+        EnergyError: for log Z of the wrong shape, a single log Z where the energy differs between draws, or log Z that is
+            not finite; the message names the site.
+        TypeError: for an object without ``value`` and ``standard_error``.
     """
     if not (hasattr(log_partition, "value") and hasattr(log_partition, "standard_error")):
         raise TypeError(
@@ -44,14 +44,14 @@ def normalized(name: str, values: np.ndarray, log_partition: Any, sample_shape: 
 
 
 def _over_draws(name: str, log_z: np.ndarray, values: np.ndarray, sample_shape: Shape) -> np.ndarray:
-    """Log Z shaped so that it broadcasts against the values."""
+    """Return log Z in a shape that broadcasts against the values."""
     rows, num_draws = values.shape[2:], sample_shape[0] * sample_shape[1]
     per_draw = {(*lead, *tail) for lead in (sample_shape, (num_draws,)) for tail in ((), rows)}
     shared = {(), rows}
     if log_z.shape in per_draw & shared and num_draws > 1:
         raise EnergyError(
-            f"At site '{name}': log Z of shape {log_z.shape} may be one per draw or one per row. Write it as {sample_shape} "
-            f"or {(*sample_shape, *rows)}."
+            f"At site '{name}': log Z of shape {log_z.shape} may be one per draw or one per row. Give it shape "
+            f"{sample_shape} or {(*sample_shape, *rows)}."
         )
     if log_z.shape in per_draw:
         tail = log_z.shape[2:] if log_z.shape[:2] == sample_shape else log_z.shape[1:]
@@ -59,13 +59,13 @@ def _over_draws(name: str, log_z: np.ndarray, values: np.ndarray, sample_shape: 
     if log_z.shape not in shared:
         raise EnergyError(
             f"At site '{name}': log Z has shape {log_z.shape}; it needs one value per draw, {sample_shape} or "
-            f"{(num_draws,)}, with the rows' shape {rows} behind it where each row has its own."
+            f"{(num_draws,)}, followed by the rows' shape {rows} where each row has its own."
         )
     if np.any(values != values[:1, :1]):
         raise EnergyError(
-            f"At site '{name}': the energy differs from draw to draw, so that its log Z does in general, and one of shape "
-            f"{log_z.shape} came for all. Find log Z under each draw's parameters and pass shape {sample_shape}. Where Z is "
-            f"known not to depend on what is drawn, write value=numpy.broadcast_to(value, {sample_shape})."
+            f"At site '{name}': the energy differs from draw to draw, so in general its log Z does too, but log Z of shape "
+            f"{log_z.shape} is the same for all draws. Estimate log Z with each draw's parameters and pass shape "
+            f"{sample_shape}. If Z does not depend on the draws, write value=numpy.broadcast_to(value, {sample_shape})."
         )
     return log_z
 
@@ -77,14 +77,12 @@ def _notes(name: str, error: np.ndarray, bound: str | None, rows: Shape) -> dict
         shared = 1 if rows and error.shape[-len(rows) :] == rows else int(np.prod(rows))
         words += f" with a standard error of up to {largest:.3g} nats"
         if shared > 1 and largest > 0:
-            words += (
-                f", which all {shared} rows share: where it is one error for all draws, elpd is off by {shared} times it"
-            )
+            words += f", which all {shared} rows share: if all draws share it too, elpd is off by {shared} times this error"
     else:
-        words += " whose standard error is not known"
+        words += " with an unknown standard error"
     directions = {
-        "lower": "log Z is a stochastic lower bound, so that the log likelihood is optimistic: too high in expectation",
-        "upper": "log Z is a stochastic upper bound, so that the log likelihood is pessimistic: too low in expectation",
+        "lower": "log Z is a stochastic lower bound, so the log likelihood is optimistic: too high in expectation",
+        "upper": "log Z is a stochastic upper bound, so the log likelihood is pessimistic: too low in expectation",
     }
     words += f". {directions[bound]}." if bound in directions else "."
     return {

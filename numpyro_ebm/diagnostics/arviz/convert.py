@@ -1,4 +1,4 @@
-"""From draws to ArviZ: the only door to it, the same for ArviZ 0.23 and 1.x; slow to import, it waits for its first use."""
+"""`to_arviz`: draws and training chains as data for ArviZ 0.23 or 1.x, which is imported at the first use."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -28,10 +28,10 @@ def to_arviz(
     dims: Mapping[str, list[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Draws, sampler statistics and training chains as ArviZ data: ``InferenceData`` (0.23) or ``DataTree`` (1.x).
+    """Convert draws, sampler statistics and training chains to ArviZ's ``InferenceData`` (0.23) or ``DataTree`` (1.x).
 
-    There is no ``log_likelihood`` group of itself: the term of an energy site lacks log Z, and ``loo`` of it would be a
-    number without meaning. Given log Z with its error, it is there, with the error in the group's ``attrs``.
+    By default there is no ``log_likelihood`` group: the term of an energy site lacks log Z, so its ``loo`` would be
+    meaningless. The group exists where log Z is given with its error, which is stored in the group's ``attrs``.
 
     Args:
         draws: a finished ``numpyro.infer.MCMC``, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)``,
@@ -39,30 +39,30 @@ def to_arviz(
         training: the result of `fit` that the draws belong to.
         observed_data: by name, arrays without chain and draw.
         prior: by name, prior draws ``(num_draws, ...)``.
-        prior_predictive: by name, the same of the data.
+        prior_predictive: by name, prior draws of the data ``(num_draws, ...)``.
         posterior_predictive: by name, draws ``(num_chains, num_draws, ...)`` or ``(num_chains * num_draws, ...)``.
-        log_likelihood: by observed site, ``(num_chains, num_draws, *rows)`` or ``(num_chains * num_draws, *rows)``, what
-            ``numpyro.infer.log_likelihood(model, samples)`` gives of the bare model: unnormalised at energy sites.
+        log_likelihood: by observed site, ``(num_chains, num_draws, *rows)`` or ``(num_chains * num_draws, *rows)``, the
+            result of ``numpyro.infer.log_likelihood(model, samples)`` for the bare model, unnormalised at energy sites.
         log_partition: by the same sites, log Z as `log_partition` returns it, one per draw (and row) where the draws change
-            the energy; None for an ordinary site, whose values are normalised as they are.
+            the energy; None for an ordinary site, whose values are normalised already.
         dims: by variable, names of the dimensions after chain and draw.
         coords: by dimension, its coordinates.
 
     Returns:
         Groups ``posterior`` and, where known, ``sample_stats`` (``acceptance_rate``, ``diverging``, ``energy``, ``lp``,
         ``n_steps``, ``nonfinite``, ``step_size``, ``swap_rate``, ``tree_depth``), ``observed_data``, ``prior``,
-        ``prior_predictive``, ``posterior_predictive``, ``log_likelihood``. Of training ``training``, the persistent chains
-        that ``fit(..., record_chains=n)`` recorded, a draw per check (its coordinate the number of updates), their energies
-        as ``"<site>_energy"``; and ``training_stats``, ``loss`` by update and ``held_out_loss`` by check.
+        ``prior_predictive``, ``posterior_predictive``, ``log_likelihood``. A training adds ``training``, the persistent
+        chains that ``fit(..., record_chains=n)`` recorded, with one draw per check (its coordinate is the number of updates)
+        and their energies as ``"<site>_energy"``; and ``training_stats``, ``loss`` by update and ``held_out_loss`` by check.
 
-        ``arviz.convert_to_dataset(data, group="training")`` is what R-hat, ESS and rank plots of either ArviZ take. For zarr
-        write ``data.to_zarr(path)`` under ArviZ 1, and under 0.23, which does not know zarr 3,
+        R-hat, ESS and rank plots of both versions take ``arviz.convert_to_dataset(data, group="training")``. For zarr write
+        ``data.to_zarr(path)`` with ArviZ 1, and with 0.23, which does not support zarr 3,
         ``data.to_datatree().to_zarr(path)`` and ``arviz.InferenceData.from_datatree(xarray.open_datatree(path))``.
 
     Raises:
-        EnergyError: (a ValueError) for arrays that are not led by chains and draws, an MCMC that has not run, log
-            likelihoods without log Z, and log Z of a shape that does not fit.
-        TypeError: for anything else.
+        EnergyError: (a ValueError) for arrays whose shapes do not begin with chains and draws, an MCMC that has not run, log
+            likelihoods without log Z, and log Z of the wrong shape.
+        TypeError: for other types.
 
     Example:
         ``arviz.summary(to_arviz(mcmc))``
@@ -72,7 +72,7 @@ def to_arviz(
             raise TypeError("to_arviz got two results of fit. Write to_arviz(result), or to_arviz(draws, training=result).")
         draws, training = {}, draws
     if training is not None and not isinstance(training, FitResult):
-        raise TypeError(f"training is what fit returned; got {type(training).__name__}.")
+        raise TypeError(f"training must be what fit returned; got {type(training).__name__}.")
     posterior, stats = collect("to_arviz", draws)
     shape = check_shapes(posterior) if posterior or training is None else None
     given = {"posterior_predictive": posterior_predictive, "log_likelihood": log_likelihood}
@@ -96,9 +96,9 @@ def to_arviz(
 
 
 def _by_chain(group: str, values: Mapping[str, Any], shape: tuple[int, int] | None) -> dict[str, Array]:
-    """Arrays led by chains and draws."""
+    """Return the arrays as ``(chains, draws, ...)``."""
     if values and shape is None:
-        raise EnergyError(f"{group} belongs to draws, and there are none. Write to_arviz(draws, training=result, ...).")
+        raise EnergyError(f"{group} needs draws, and there are none. Write to_arviz(draws, training=result, ...).")
     return {name: _one_by_chain(group, name, value, cast(Any, shape)) for name, value in values.items()}
 
 
@@ -107,24 +107,24 @@ def _one_by_chain(group: str, name: str, value: Any, shape: tuple[int, int]) -> 
     if value.shape[:2] == shape:
         return value
     if value.shape[:1] != (shape[0] * shape[1],):
-        raise EnergyError(f"{group} '{name}' leads with {value.shape[:2]}; the draws have {shape}.")
+        raise EnergyError(f"The shape of {group} '{name}' begins with {value.shape[:2]}; the draws have {shape}.")
     return value.reshape((*shape, *value.shape[1:]))
 
 
 def _likelihoods(
     values: Mapping[str, Array], log_partition: Mapping[str, Any], shape: tuple[int, int] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Log likelihoods less log Z, and what is to say of log Z."""
+    """Return log likelihoods, with log Z subtracted, and notes on log Z."""
     missing, unused = sorted(set(values) - set(log_partition)), sorted(set(log_partition) - set(values))
     if missing:
         raise EnergyError(
-            f"log_likelihood of {missing} came without log Z, and loo of an unnormalised log density means nothing. Write "
-            f"to_arviz(..., log_partition={{'{missing[0]}': log_z}}) with what log_partition(...) returned, under each "
-            f"draw's parameters; for an ordinary, normalised site write {{'{missing[0]}': None}}."
+            f"log_likelihood of {missing} came without log Z, and loo of an unnormalised log density is meaningless. Write "
+            f"to_arviz(..., log_partition={{'{missing[0]}': log_z}}) with the result of log_partition(...) for each draw's "
+            f"parameters; for an ordinary, normalised site write {{'{missing[0]}': None}}."
         )
     if unused:
         raise EnergyError(
-            f"log_partition has {unused}, of which there is no log_likelihood. Write to_arviz(..., "
+            f"log_partition has {unused}, which log_likelihood does not have. Write to_arviz(..., "
             f"log_likelihood=numpyro.infer.log_likelihood(model, samples, x))."
         )
     likelihoods, notes = {}, {}
@@ -137,7 +137,7 @@ def _likelihoods(
 
 
 def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, Any]) -> dict[str, Any]:
-    """Groups of a training."""
+    """Return the groups of a training."""
     if result is None:
         return {}
     import xarray
@@ -152,7 +152,7 @@ def _training(result: FitResult | None, dims: dict[str, Any], coords: dict[str, 
         return {"training_stats": stats}
     chains = {name: as_numpy(name, value) for name, value in result.chains.samples.items()}
     chains |= {f"{name}_energy": as_numpy(name, value) for name, value in result.chains.energies.items()}
-    # By hand: ArviZ warns of more chains than draws, and here both are meant.
+    # Without ArviZ's converter, which warns where there are more chains than draws.
     variables = {}
     for name, value in chains.items():
         names = dims.get(name, [f"{name}_dim_{i}" for i in range(value.ndim - 2)])
@@ -172,7 +172,7 @@ def _build(
     import arviz
     import xarray
 
-    # ArviZ 1 took InferenceData away, and answers a look for it with a warning.
+    # ArviZ 1 has no InferenceData, and accessing the name gives a warning.
     if arviz.__version__.startswith("0."):
         data: Any = arviz.from_dict(**groups, dims=dims, coords=coords)  # pyright: ignore
         if training:

@@ -12,18 +12,19 @@ from numpyro_ebm.diagnostics.arviz.read import (
 )
 
 MAX_PANELS = 20
+"""Most panels of one figure; more are too small to read."""
 
 
 def draw_chains(
     kind: Literal["rank", "trace"], draws: Any, group: str, colors: list[str], dashes: list[Any], **choice: Any
 ) -> np.ndarray:
-    """Rank or trace plots by whichever ArviZ there is; what `numpyro_ebm.plots` draws chains by.
+    """Draw rank or trace plots with the installed ArviZ, for `numpyro_ebm.plots`.
 
     Args:
-        kind: which.
-        draws: what `to_arviz` takes or returns.
-        group: the group to draw.
-        colors: of the chains, in turn.
+        kind: kind of plot.
+        draws: argument or result of `to_arviz`.
+        group: name of the group to draw.
+        colors: colours of the chains, in turn.
         dashes: line styles of the chains, in turn.
         **choice: ArviZ's ``var_names`` and ``coords``.
 
@@ -31,7 +32,7 @@ def draw_chains(
         The axes, ``(num_panels,)`` or for traces ``(num_panels, 2)``.
 
     Raises:
-        EnergyError: for groups, variables or coordinates that are not there, and for more than 20 panels.
+        EnergyError: for groups, variables or coordinates that do not exist, and for more than 20 panels.
     """
     import arviz
     import xarray
@@ -40,7 +41,7 @@ def draw_chains(
     data = draws if isinstance(draws, arviz.InferenceData if is_old else xarray.DataTree) else to_arviz(draws)
     _check_choice(data, group, **choice)
     with warnings.catch_warnings():
-        # ArviZ 0.23 calls what matplotlib 3.11 is going to take away, and has no successor of its own line.
+        # ArviZ 0.23 calls a function that matplotlib 3.11 will remove, and has no later release of its own.
         warnings.filterwarnings("ignore", "Passing a dict or None as alias_mapping")
         axes = (_draw_by_0 if is_old else _draw_by_1)(arviz, kind, data, group, colors, dashes, choice)
     axes.flat[0].figure.set_layout_engine("constrained")
@@ -64,7 +65,7 @@ def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
     panels = sum(value.size // (value.sizes["chain"] * value.sizes["draw"]) for value in chosen.values())
     if panels > MAX_PANELS:
         raise EnergyError(
-            f"{panels} panels are too many to read, {MAX_PANELS} the most. Write var_names=['x'] or coords="
+            f"{panels} panels are too many to read; the maximum is {MAX_PANELS}. Write var_names=['x'] or coords="
             f"{{'x_dim_0': [0, 1]}} for some of the {dict(chosen.sizes)}."
         )
 

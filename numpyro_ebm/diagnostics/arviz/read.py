@@ -1,4 +1,4 @@
-"""Draws of any source as arrays by name."""
+"""Read draws of any source as arrays by name."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,15 +26,15 @@ STATISTICS = {
     "is_nonfinite": "nonfinite",
     "swap_rate": "swap_rate",
 }
-"""The names of statistics here, and ArviZ's."""
+"""ArviZ's names of the statistics, by the names that samplers give them."""
 
 
 def collect(owner: str, draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and sampler statistics by name, of whatever holds draws.
+    """Return arrays and sampler statistics by name from an MCMC, `Draws` or a dict.
 
     Raises:
         EnergyError: for an MCMC that has not run.
-        TypeError: for anything else.
+        TypeError: for any other type.
     """
     if isinstance(draws, Draws):
         return dict(draws.samples), dict(draws.stats)
@@ -51,10 +51,10 @@ def collect(owner: str, draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_shapes(posterior: dict[str, Any]) -> tuple[int, int]:
-    """The (chains, draws) that all variables share.
+    """Return the shape (chains, draws) that all variables share.
 
     Raises:
-        EnergyError: where they do not share one, or a variable has none.
+        EnergyError: for variables whose shapes do not begin with the same (chains, draws).
     """
     for name, value in posterior.items():
         if isinstance(value, Mapping):
@@ -63,27 +63,27 @@ def check_shapes(posterior: dict[str, Any]) -> tuple[int, int]:
     distinct = set(shapes.values())
     if len(distinct) != 1 or len(next(iter(distinct))) != 2:
         raise EnergyError(
-            f"Every variable leads with the same (chains, draws); got {shapes}. For a single chain write x[None]."
+            f"All variables need shapes that begin with the same (chains, draws); got {shapes}. For one chain write x[None]."
         )
     return next(iter(distinct))  # pyright: ignore[reportReturnType]
 
 
 def as_numpy(name: str, value: Any) -> np.ndarray:
-    """An array that netCDF can hold: half precision widened, random keys refused."""
+    """Convert to an array that netCDF can store: half precision is widened, and random keys raise an EnergyError."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        raise EnergyError(f"'{name}' holds random keys, which are no data. Leave it out.")
-    value = np.asarray(value)  # not by JAX, which would narrow float64
+        raise EnergyError(f"'{name}' holds random keys, which are not data. Leave it out.")
+    value = np.asarray(value)  # NumPy, because JAX would narrow float64
     return value.astype(np.float32) if value.dtype in (jnp.bfloat16, jnp.float16) else value
 
 
 class Recorded(NamedTuple):
-    """Draws as diagnostics read them, whatever they came as.
+    """Draws in the form that the diagnostics use.
 
     Attributes:
-        variables: by name, ``(chains, draws, ...)``.
-        stats: by ArviZ's names, ``(chains, draws, ...)``.
-        observed: by name, data that came with the draws.
-        kernel: what drew them, where it is known.
+        variables: draws by variable, ``(chains, draws, ...)``.
+        stats: sampler statistics by ArviZ's names, ``(chains, draws, ...)``.
+        observed: data that came with the draws, by name.
+        kernel: kernel that drew them, where it is known.
     """
 
     variables: dict[str, np.ndarray]
@@ -93,22 +93,22 @@ class Recorded(NamedTuple):
 
 
 def read(owner: str, draws: Any) -> Recorded:
-    """Take what `to_arviz` takes, what it gives, or training chains.
+    """Read draws in any form that `to_arviz` accepts or returns, or training chains.
 
     Args:
-        owner: who asks, for messages.
+        owner: name of the calling function, for messages.
         draws: an MCMC, `Draws`, a dict of arrays, ``InferenceData``, a ``DataTree``, or the result of `fit` with its
             recorded chains.
 
     Raises:
-        EnergyError: (a ValueError) for draws that are not there, or not led by chains and draws.
-        TypeError: for anything else.
+        EnergyError: (a ValueError) for missing draws, or shapes that do not begin with chains and draws.
+        TypeError: for any other type.
     """
     if isinstance(draws, FitResult):
         if draws.chains is None:
             raise EnergyError(f"{owner}: this result of fit has no chains. Write fit(..., record_chains=8).")
         return Recorded(draws.chains.samples, {}, {})
-    if hasattr(draws, "groups"):  # ArviZ's, of either kind
+    if hasattr(draws, "groups"):  # ArviZ data of either version
         if "posterior" not in group_names(draws):
             raise EnergyError(f"{owner} needs a posterior group. Write to_arviz(draws).")
         return Recorded(*(arrays_of(draws, group) for group in ("posterior", "sample_stats", "observed_data")))
@@ -121,13 +121,13 @@ def read(owner: str, draws: Any) -> Recorded:
 
 
 def group_names(data: Any) -> set[str]:
-    """Names of the groups of ArviZ data of either version."""
+    """Return the names of the groups of ArviZ data of either version."""
     names: Any = data.groups() if callable(data.groups) else data.groups
     return {name.strip("/") for name in names}
 
 
 def arrays_of(data: Any, group: str) -> dict[str, np.ndarray]:
-    """The variables of a group of ArviZ data, led by chains and draws; empty where there is no such group."""
+    """Return the variables of a group of ArviZ data as ``(chains, draws, ...)``; empty where the group is missing."""
     if group not in group_names(data):
         return {}
     arrays = {name: data[group][name] for name in data[group].data_vars}

@@ -4,12 +4,12 @@ import numpy as np
 
 
 def rank_rhat(values: np.ndarray) -> np.ndarray:
-    """Rank-normalised split R-hat of ``(chains, draws, ...)``, by coordinate; NaN for one chain or constant values."""
+    """Return rank-normalised split R-hat of ``(chains, draws, ...)`` by coordinate; NaN for one chain or constant values."""
     return _of_coordinates("rhat", values, "rank")
 
 
 def effective_size(values: np.ndarray, method: str = "bulk") -> np.ndarray:
-    """Effective sample size of ``(chains, draws, ...)``, by coordinate."""
+    """Return the effective sample size of ``(chains, draws, ...)`` by coordinate."""
     return _of_coordinates("ess", values, method)
 
 

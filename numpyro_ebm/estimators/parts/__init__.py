@@ -1,1 +1,1 @@
-"""What several estimators share: the negative phase, its starts, pools and health; noise; projections; critics."""
+"""Helpers shared by several estimators: the negative phase, its starts, pools and health; noise; projections; critics."""

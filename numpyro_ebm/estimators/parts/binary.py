@@ -1,4 +1,4 @@
-"""Which supports are those of binary units, 0 or 1, and what is refused of their data."""
+"""Checks for estimators of binary units: a support of 0 and 1, and data of 0 and 1."""
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,21 @@ from numpyro_ebm.distributions.site import Site
 
 
 def check_binary(site: Site, estimator: str) -> None:
-    """Refuse a support that is not that of binary units, and data other than 0 and 1.
+    """Check that the support is that of binary units and that the data are 0 and 1, and raise otherwise.
 
     Args:
         site: the rows.
-        estimator: who asks, by name.
+        estimator: name of the estimator, for messages.
 
     Raises:
-        EnergyError: with the support or the row that came.
+        EnergyError: for another support, and for a row with other values.
     """
     distribution = site.distribution
     if not (distribution.is_discrete and [_allows(distribution, v) for v in (-1, 0, 1, 2)] == [False, True, True, False]):
         raise EnergyError(
             f"The estimator '{estimator}' trains binary units, 0 or 1; the support is {distribution.support}. Write "
-            "EnergyDistribution(..., support=numpyro.distributions.constraints.boolean), spins of +-1 as 2 * x - 1 in the "
-            "energy; for continuous events, estimate(model, 'cd')."
+            "EnergyDistribution(..., support=numpyro.distributions.constraints.boolean), with spins of +-1 as 2 * x - 1 in "
+            "the energy; for continuous events, write estimate(model, 'cd')."
         )
     if not is_concrete(site.value):
         return

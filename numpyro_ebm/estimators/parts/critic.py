@@ -24,12 +24,12 @@ WIDTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-    """The critic's model, and its parameters.
+    """A critic's model, and its parameters.
 
     Attributes:
-        model: ``model()`` gives a function of one event in unconstrained space, and of its row's context where there is one.
-        params: by the names of their sites.
-        shape: of what the function returns.
+        model: ``model()`` returns a function of one event in unconstrained space, and of the row's context if there is one.
+        params: values of the parameters, by the names of their sites.
+        shape: shape of the function's value.
     """
 
     model: Callable[[], Callable[..., Any]]
@@ -38,18 +38,18 @@ class Critic:
 
     @classmethod
     def of(cls, model: Any, site: Site, rng_key: PRNGKey, shape: tuple[int, ...]) -> "Critic":
-        """The critic with its parameters' values, which the handlers around get to see.
+        """Run the model once and return the critic; the surrounding handlers record its parameters.
 
         Args:
-            model: as the user gives it, or None for the built-in network.
+            model: a NumPyro model that returns the function, or None for the built-in network.
             site: the rows.
-            rng_key: for initial parameters.
-            shape: of what it returns.
+            rng_key: random key for initial parameters.
+            shape: shape of the function's value.
 
         Raises:
             EnergyError: for a model that samples, keeps state or shares a parameter with the energy, and for a function that
-                declares parameters of its own or returns another shape.
-            TypeError: where it does not return a function.
+                declares parameters or returns another shape.
+            TypeError: if the model does not return a function.
         """
         model = _network(site, shape) if model is None else model
         declared = numpyro_stack.declared_params()
@@ -63,32 +63,32 @@ class Critic:
         return critic
 
     def adversary(self) -> "Critic":
-        """The same, its parameters' derivatives times -1: it ascends where the energy descends."""
+        """Return the same critic with its gradient reversed: it ascends where the energy descends."""
         return dataclasses.replace(self, params=reverse_gradient(self.params))
 
     def bounded(self) -> "Critic":
-        """The same with spectral norms of at most 1 (see `bounded`)."""
+        """Return the same critic with spectral norms of at most 1 (see `bounded`)."""
         return dataclasses.replace(self, params={name: bounded(name, tree) for name, tree in self.params.items()})
 
     def function(self) -> Callable[..., Array]:
-        """``function(position, *context)`` of one event."""
+        """Return the critic as ``function(position, *context)`` of one event."""
         function = self._declared()
         return lambda *inputs: jnp.asarray(function(*inputs)).reshape(self.shape)
 
     def _declared(self) -> Callable[..., Any]:
-        """What the model returns for these parameters."""
+        """Return the model's function for these parameters."""
         with handlers.block(), handlers.seed(rng_seed=0), handlers.substitute(data=self.params):
             return self.model()
 
     def _check_function(self, site: Site) -> None:
-        """Refuse a function that declares parameters where they cannot be found, or returns another shape."""
+        """Check that the function declares no parameters and returns the right shape, and raise otherwise."""
         first = jax.tree.map(lambda leaf: leaf[0], (site.position, *context_of(site)))
         with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
             result = jax.eval_shape(self._declared(), *first)
         if trace:
             raise EnergyError(
                 f"The critic declares {sorted(trace)} inside the function that it returns, where they would never be "
-                "trained. Declare them before: w = numpyro.param(...), and then return lambda x: w @ x."
+                "trained. Declare them first, w = numpyro.param(...), and then return lambda x: w @ x."
             )
         if result.shape != self.shape and (result.shape, self.shape) != ((1,), ()):
             raise EnergyError(
@@ -98,11 +98,11 @@ class Critic:
 
 
 def bounded(name: str, params: PyTree) -> PyTree:
-    """Every matrix, vector and number divided by its largest singular value (its length, its size) where that is above 1.
+    """Divide every matrix, vector and number by its largest singular value (its length, its size) if that exceeds 1.
 
     Args:
-        name: of the parameter's site, for messages.
-        params: its value.
+        name: name of the parameter's site, for messages.
+        params: value of the parameter.
 
     Raises:
         EnergyError: for arrays of more than two dimensions.
@@ -111,10 +111,10 @@ def bounded(name: str, params: PyTree) -> PyTree:
     def bound(leaf):
         if jnp.ndim(leaf) > 2:
             raise EnergyError(
-                f"The critic's parameter '{name}' has an array of shape {jnp.shape(leaf)}, and a largest singular value is "
-                "that of a matrix. Write a critic of dense layers, or penalty='l2'."
+                f"The critic's parameter '{name}' has an array of shape {jnp.shape(leaf)}, but only a matrix has a largest "
+                "singular value. Write a critic of dense layers, or penalty='l2'."
             )
-        # A square root of squares has no derivative at 0, where nothing is divided.
+        # Clip inside the square root, whose derivative at 0 is infinite; shorter vectors are not divided anyway.
         size = jnp.linalg.norm(leaf, 2) if jnp.ndim(leaf) == 2 else jnp.sqrt(jnp.maximum(jnp.sum(leaf**2), 1.0))
         return leaf / jnp.maximum(size, 1.0)
 
@@ -122,26 +122,26 @@ def bounded(name: str, params: PyTree) -> PyTree:
 
 
 def check_not_shared(role: str, params: Iterable[str], declared: set[str]) -> None:
-    """Refuse an adversary with a parameter of the energy's: it would be pulled both ways.
+    """Check that an adversary shares no parameter with the energy, and raise otherwise: both players would move it.
 
     Args:
-        role: what messages call the adversary.
+        role: name of the adversary in messages.
         params: names of its parameters.
-        declared: names of the parameters that were there before it.
+        declared: names of the parameters declared before it.
 
     Raises:
-        EnergyError: naming them.
+        EnergyError: with the shared names.
     """
     shared = sorted(declared.intersection(params))
     if shared:
         raise EnergyError(
             f"The {role} has parameters {shared}, and so has the model (or another site's {role}): one player would descend "
-            f"in them and the other ascend. Give the {role}'s other names, e.g. nnx_module('{role}', net)."
+            f"in them and the other ascend. Give the {role}'s parameters other names, e.g. nnx_module('{role}', net)."
         )
 
 
 def check_critic(owner: str, critic: Any) -> None:
-    """Refuse a critic that is no model.
+    """Check that a critic is None or a model, and raise otherwise.
 
     Raises:
         TypeError: with the line to write.
@@ -154,7 +154,7 @@ def check_critic(owner: str, critic: Any) -> None:
 
 
 def _network(site: Site, shape: tuple[int, ...]) -> Callable[[], Callable[..., Array]]:
-    """Two hidden layers of SiLU units."""
+    """Return the built-in model: two hidden layers of SiLU units."""
     first = jax.tree.map(lambda leaf: leaf[0], (site.position, *context_of(site)))
     sizes = [ravel_pytree(first)[0].size, WIDTH, WIDTH, math.prod(shape)]
 
@@ -181,12 +181,12 @@ def _check(trace: Any, function: Any) -> None:
     for name, msg in trace.items():
         if msg["type"] == "sample":
             raise EnergyError(
-                f"The critic samples '{name}'; it is trained by gradient ascent and has parameters only. Write "
+                f"The critic samples '{name}', but it is trained by gradient ascent and may have parameters only. Write "
                 "numpyro.param or nnx_module in it."
             )
         if msg["type"] == "mutable":
             raise EnergyError(
-                f"The critic has a layer with state, '{name}' (batch norm, dropout, spectral norm), and it is called for "
+                f"The critic has a layer with state, '{name}' (batch norm, dropout, spectral norm), but it is called for "
                 "one event at a time. Use a layer without state, such as layer norm."
             )
     if not callable(function):

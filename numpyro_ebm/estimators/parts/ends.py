@@ -1,4 +1,4 @@
-"""Where the coordinates of an event end, and weights that vanish there."""
+"""Ends of the intervals of an event's coordinates, and weights that vanish at these ends."""
 
 from typing import Any, NamedTuple
 
@@ -11,11 +11,11 @@ from numpyro_ebm.distributions.blocks import Blocks, is_real, lay_end_to_end
 
 
 class Ends(NamedTuple):
-    """The interval of each coordinate of an event, infinite where it does not end.
+    """The interval of each coordinate of an event; an end is infinite where the coordinate is unbounded.
 
     Attributes:
         low: lower ends, of the event's shape.
-        high: upper ends.
+        high: upper ends, of the event's shape.
     """
 
     low: Array
@@ -23,15 +23,15 @@ class Ends(NamedTuple):
 
     @property
     def is_bounded(self) -> Array:
-        """Which coordinates end on a side at least."""
+        """Which coordinates have at least one finite end."""
         return jnp.isfinite(self.low) | jnp.isfinite(self.high)
 
 
 def ends_of(support: Any, shape: tuple[int, ...]) -> Ends:
-    """The ends of a support that is a product of intervals, half lines and lines.
+    """Return the ends of a support that is a product of intervals, half lines and lines.
 
     Raises:
-        EnergyError: for any other.
+        EnergyError: for any other support.
     """
     if isinstance(support, constraints.independent):  # pyright: ignore[reportArgumentType]
         return ends_of(support.base_constraint, shape)  # pyright: ignore[reportAttributeAccessIssue]
@@ -49,18 +49,18 @@ def ends_of(support: Any, shape: tuple[int, ...]) -> Ends:
 
 
 def square(x: Array, ends: Ends) -> Array:
-    """The product of the squared distances to the finite ends, 1 without any."""
+    """Return the product of the squared distances to the finite ends of each coordinate; 1 if it has none."""
     below, above = _distances(x, ends)
     below, above = (jnp.where(jnp.isfinite(d), d, 1.0) for d in (below, above))
     return (below * above) ** 2
 
 
 def distance(x: Array, ends: Ends) -> Array:
-    """The distance to the nearest end, infinite where there is none."""
+    """Return the distance of each coordinate to its nearest end; infinite if it has none."""
     return jnp.minimum(*_distances(x, ends))
 
 
 def _distances(x: Array, ends: Ends) -> tuple[Array, Array]:
-    # No derivative passes through an infinite end.
+    # Replace infinite ends first, so that no derivative passes through them.
     low, high = (jnp.where(jnp.isfinite(end), end, 0.0).astype(x.dtype) for end in ends)
     return jnp.where(jnp.isfinite(ends.low), x - low, jnp.inf), jnp.where(jnp.isfinite(ends.high), high - x, jnp.inf)

@@ -1,4 +1,4 @@
-"""Entropy by distances to nearest neighbours (Kozachenko and Leonenko), differentiable in the points."""
+"""Nearest-neighbour estimate of entropy (Kozachenko and Leonenko), differentiable in the points."""
 
 import math
 
@@ -10,26 +10,26 @@ from jax.scipy.special import digamma, gammaln
 from numpyro_ebm._core.typing import Array
 
 GROUP = 256
-"""Points among which neighbours are looked for: the distances grow as the square of it."""
+"""Points per search for neighbours. The distances grow as the square of it; groups keep the cost linear in the rows."""
 
 
 def neighbor_entropies(points: Array, takes_part: Array, num_neighbors: int | None) -> Array:
-    r"""What each point says of the entropy of their common law, so that the mean over points estimates it.
+    r"""Return one term per point; their mean estimates the entropy of the points' common distribution.
 
     .. math:: \psi(n) - \psi(k) + \log V_d + d \log |x_i - x_{i(k)}|
 
-    with ``V_d`` the volume of the unit ball and ``x_{i(k)}`` the k-th nearest of the other points. Both ends are
-    differentiated. More than 256 points are split into groups of at most that many, an estimate each.
+    with ``V_d`` the volume of the unit ball and ``x_{i(k)}`` the k-th nearest of the other points. The gradient flows
+    through both points. More than 256 points are split into groups of at most 256, with one estimate per group.
 
     Args:
         points: ``(num_rows, d)``.
-        takes_part: ``(num_rows,)``, which of them count; the others say 0, as do those at distance 0 of their neighbour.
-        num_neighbors: ``k``. None for the nearest in three dimensions and more, and the square root of the group's size
-            below, where the nearest one's gradient has no finite variance.
+        takes_part: ``(num_rows,)``, which points count. The others get 0, as do points at distance 0 from their neighbour.
+        num_neighbors: ``k``. None for 1 in three or more dimensions, and for the square root of the group's size in fewer,
+            where the gradient of the nearest neighbour's distance has infinite variance.
     """
     num_rows = len(points)
     num_groups = -(-num_rows // GROUP)
-    # Shuffled, for rows may come in an order; a group's size is filled up with points that take no part.
+    # Shuffle, because rows may come in an order; pad groups with points that take no part.
     order = np.random.default_rng(0).permutation(num_rows)
     places = np.resize(order, num_groups * -(-num_rows // num_groups)).reshape(num_groups, -1)
     is_first = (np.arange(places.size) < num_rows).reshape(places.shape)

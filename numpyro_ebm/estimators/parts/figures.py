@@ -1,4 +1,4 @@
-"""What reports say of the data under a trained energy, for estimators that keep no chains."""
+"""Figures of the data under a trained energy, for the reports of estimators without chains."""
 
 import jax.numpy as jnp
 
@@ -7,10 +7,11 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.projections import directions, inner, score_and_curvatures
 
 PROBES = 8
+"""Rademacher probes per row for the trace: more reduce its noise, at a cost in proportion."""
 
 
 def mean_over_rows(values: Array, mask: Array | None) -> Array:
-    """Mean over the rows that take part; NaN where none does."""
+    """Return the mean over the rows that take part; NaN if there are none."""
     if mask is None:
         return jnp.mean(values, axis=0)
     keep = mask.reshape((-1,) + (1,) * (values.ndim - 1))
@@ -18,12 +19,12 @@ def mean_over_rows(values: Array, mask: Array | None) -> Array:
 
 
 def score_figures(rng_key: PRNGKey, site: Site) -> dict[str, Array]:
-    r"""Size of the score ``s`` and of its divergence at the rows, per dimension (unconstrained space).
+    r"""Return the size of the score ``s`` and of its divergence at the rows, per dimension of unconstrained space.
 
-    ``score_norm`` is :math:`\sqrt{E|s|^2 / d}` and ``trace_per_dim`` is :math:`E \operatorname{tr} \nabla s / d`, by eight
-    Rademacher probes a row. By parts :math:`E|s|^2 = -E \operatorname{tr} \nabla s` under the model itself, and on the rows
-    for training at the optimum of score matching, where the energy has a factor of its own. On rows that were held out the
-    two part where it learned its rows by heart.
+    ``score_norm`` is :math:`\sqrt{E|s|^2 / d}` and ``trace_per_dim`` is :math:`E \operatorname{tr} \nabla s / d`, estimated
+    by eight Rademacher probes per row. Integration by parts gives :math:`E|s|^2 = -E \operatorname{tr} \nabla s` under the
+    model itself. On the training rows this also holds at the optimum of score matching if the energy has a free scale
+    factor. On held-out rows the two sides differ if the model has memorised its training rows.
 
     References:
         Hyvarinen, Estimation of non-normalized statistical models by score matching (2005).

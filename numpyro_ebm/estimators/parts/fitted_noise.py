@@ -1,4 +1,4 @@
-"""Noise fitted to the batch: a Gaussian, or a mixture of kernels around rows, in unconstrained space."""
+"""Noise fitted to the batch in unconstrained space: a Gaussian, or a mixture of Gaussian kernels centred on rows."""
 
 import math
 from typing import NamedTuple
@@ -11,18 +11,19 @@ from numpyro_ebm._core.spreads import spread
 from numpyro_ebm._core.typing import Array, PRNGKey
 
 MAX_KERNELS = 64
+"""Largest number of kernels in a mixture: more follow the rows more closely, at a cost in proportion."""
 
 
 class FittedNoise(NamedTuple):
-    """Equal-weight mixtures of Gaussians of one covariance, one mixture for each half of the batch.
+    """Equal-weight mixtures of Gaussians with a common covariance, one mixture for each half of the batch.
 
-    A row's mixture is fitted to the half that the row is not in (even rows against odd ones): given its noise, a row is a
-    draw of the data's distribution like any other, which is what the consistency of the contrastive estimators rests on.
+    A row's mixture is fitted to the half that does not contain the row (even against odd rows). Given its noise, a row is
+    therefore still a draw of the data's distribution, which the consistency of the contrastive estimators requires.
 
     Attributes:
         centres: ``(2, num_kernels, d)``.
         scale_tril: Cholesky factors of the covariances, ``(2, d, d)``.
-        half: which mixture is each row's, ``(num_rows,)``.
+        half: index of each row's mixture, ``(num_rows,)``.
     """
 
     centres: Array
@@ -30,7 +31,7 @@ class FittedNoise(NamedTuple):
     half: Array
 
     def sample(self, rng_key: PRNGKey, num: int) -> Array:
-        """Flat positions ``(num, num_rows, d)``."""
+        """Draw flat positions ``(num, num_rows, d)``, each from its row's mixture."""
         key_kernel, key_normal = jax.random.split(rng_key)
         shape = num, len(self.half)
         which = jax.random.randint(key_kernel, shape, 0, self.centres.shape[1])
@@ -39,7 +40,7 @@ class FittedNoise(NamedTuple):
         return self.centres[self.half, which] + jnp.where(self.half[:, None] == 0, first, second)
 
     def log_prob(self, positions: Array) -> Array:
-        """Of positions ``(num, num_rows, ...)``, each under its row's mixture."""
+        """Return the log densities of positions ``(num, num_rows, ...)``, each under its row's mixture."""
         flat = positions.reshape(-1, self.centres.shape[2])
         both = jax.vmap(_log_mixture, in_axes=(0, 0, None))(self.centres, self.scale_tril, flat)
         first, second = both.reshape(2, *positions.shape[:2])
@@ -47,10 +48,10 @@ class FittedNoise(NamedTuple):
 
 
 def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str) -> FittedNoise:
-    """The "gaussian" (moments, shrunk towards the diagonal) or the "mixture" (kernels of Silverman's width) of a batch.
+    """Fit a "gaussian" (moments, shrunk towards the diagonal) or a "mixture" (kernels of Silverman's width) to a batch.
 
     Args:
-        rng_key: random key; "mixture" chooses its kernels' rows by it.
+        rng_key: random key, by which "mixture" chooses the rows of its kernels.
         positions: the rows in unconstrained space.
         mask: rows that take part, or None for all.
         kind: "gaussian" or "mixture".
@@ -61,7 +62,7 @@ def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str)
     num_rows = len(positions)
     if num_rows < 2:
         raise EnergyError(
-            f"The {kind} noise is fitted to the batch, and this one has one row. Give a larger batch, or write the noise as "
+            f"The {kind} noise is fitted to the batch, which has only one row. Give a larger batch, or write the noise as "
             "a distribution."
         )
     flat = jax.lax.stop_gradient(positions).reshape(num_rows, -1)
@@ -72,7 +73,7 @@ def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str)
     if kind == "gaussian":
         return FittedNoise(mean[:, None], scale_tril, half)
     num, d = min(MAX_KERNELS, num_rows // 2), flat.shape[1]
-    # A uniform draw of rows without replacement, those of the other half first.
+    # Draw rows uniformly without replacement, those of the other half first.
     order = jnp.where(others, jax.random.uniform(rng_key, others.shape), -1.0)
     width = (4 / (d + 2) / num) ** (1 / (d + 4))
     return FittedNoise(flat[jax.lax.top_k(order, num)[1]], width * scale_tril, half)
@@ -85,7 +86,7 @@ def _moments(flat: Array, takes_part: Array) -> tuple[Array, Array]:
     deviation = flat - mean
     covariance = (weights[:, None] * deviation).T @ deviation / num
     variance = spread(flat, takes_part[:, None]) ** 2
-    # With few rows the covariance is singular; a dimension without spread gets that of a standard normal.
+    # With few rows the covariance is singular; a dimension without spread gets a variance of 1.
     shrinkage = (d + 1) / (num + d + 1)
     ridge = jnp.diag(jnp.where(variance > 0, shrinkage * variance, 1.0))
     return mean, (1 - shrinkage) * covariance + ridge

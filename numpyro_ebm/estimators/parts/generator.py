@@ -1,4 +1,4 @@
-"""A NumPyro model of one event, run once per row: the proposal of "cooperative", the noise of the contrastive estimators."""
+"""A NumPyro model of one event, run once per row: the proposal of "cooperative", the noise of contrastive estimators."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from numpyro_ebm.distributions.supports import check_same_support
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """The model of one event, and its parameters."""
+    """A NumPyro model of one event, and its parameters."""
 
     model: Callable[..., Any]
     params: dict[str, PyTree]
@@ -35,19 +35,19 @@ class Generator:
         latents: bool = True,
         is_differentiated: bool = False,
     ) -> "Generator":
-        """The model with its parameters' values, which the handlers around get to see.
+        """Run the model once and return it with its parameters, which the surrounding handlers record.
 
         Args:
-            model: ``model()``, or ``model(context)`` where rows have a context.
+            model: ``model()``, or ``model(context)`` if rows have a context.
             site: the rows.
             rng_key: random key.
-            role: what messages call it.
-            latents: whether it may have latents before the event.
-            is_differentiated: whether derivatives pass through its draws. Elsewhere chains move its latents.
+            role: name of the model in messages.
+            latents: whether the model may have latents besides the event.
+            is_differentiated: whether gradients flow through its draws. If not, chains move its latents.
 
         Raises:
-            EnergyError: where it does not sample the site, gives it another shape, has latents that may not be or draws that
-                cannot be differentiated.
+            EnergyError: if the model does not sample the site, samples it with another shape or support, has latents that
+                are not allowed, or has draws that cannot be differentiated where they have to be.
         """
         first = jax.tree.map(lambda leaf: leaf[0], context_of(site))
         only_params = handlers.block(hide_fn=lambda msg: msg["type"] != "param")
@@ -64,19 +64,19 @@ class Generator:
         return cls(model, {name: msg["value"] for name, msg in trace.items() if msg["type"] == "param"})
 
     def frozen(self) -> "Generator":
-        """The same, its parameters cut off from differentiation."""
+        """Return the same model with its parameters cut off from differentiation."""
         return Generator(self.model, jax.lax.stop_gradient(self.params))
 
     def adversary(self) -> "Generator":
-        """The same, its parameters' derivatives times -1: it ascends where the energy descends."""
+        """Return the same model with its gradient reversed: it ascends where the energy descends."""
         return Generator(self.model, reverse_gradient(self.params))
 
     def draw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
-        """Latents and event of one draw per row, cut off from differentiation."""
+        """Draw latents and event once per row, cut off from differentiation."""
         return jax.lax.stop_gradient(self.frozen().rdraw(rng_key, site))
 
     def rdraw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
-        """The same as functions of the parameters, where its distributions allow that (reparameterisation)."""
+        """Draw latents and event once per row, differentiable in the parameters where they are reparameterised."""
 
         def draw_one(key, context):
             with handlers.block():
@@ -87,7 +87,7 @@ class Generator:
         return jax.vmap(draw_one)(keys, context_of(site))
 
     def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Array:
-        """Of one row's latents and event."""
+        """Return the log density of one row's latents and event."""
         with handlers.block():
             return jnp.asarray(log_density(self._model, context, {}, draws)[0])
 
@@ -97,7 +97,7 @@ class Generator:
 
 
 def context_of(site: Site) -> tuple[PyTree, ...]:
-    """The model's arguments, led by the rows."""
+    """Return the model's arguments, with a leading dimension of rows: the context, if there is one."""
     return () if site.local is None or site.local[0] is None else (site.local[0],)
 
 
@@ -106,7 +106,7 @@ def _is_drawn(msg: Any) -> bool:
 
 
 def _check(trace: Any, site: Site, role: str) -> None:
-    """Refuse a model that does not draw events of this site."""
+    """Check that the model draws events of this site, and raise otherwise."""
     sampled = trace.get(site.name)
     if sampled is None or not _is_drawn(sampled):
         raise EnergyError(
@@ -121,24 +121,24 @@ def _check(trace: Any, site: Site, role: str) -> None:
 
 
 def _check_latent(name: str, fn: Any, site: Site, role: str, *, allowed: bool, is_moved: bool) -> None:
-    """Refuse a latent where none may be, and one off the real line where chains move it."""
+    """Check that a latent is allowed, and on the real line if chains move it, and raise otherwise."""
     if not allowed:
         raise EnergyError(
-            f"The {role} has a latent '{name}', and its density of '{site.name}' alone has to be known. Write a model "
+            f"The {role} has a latent '{name}', but its density of '{site.name}' alone has to be known. Write a model "
             f"that samples '{site.name}' and nothing else."
         )
     if is_moved and not is_real(fn.support):
         raise EnergyError(
-            f"The {role}'s latent '{name}' has support {fn.support}; its chains move on the real line. Write a "
+            f"The {role}'s latent '{name}' has support {fn.support}, but its chains move on the real line. Write a "
             f"normal latent and transform it inside the {role}."
         )
 
 
 def _check_is_differentiable(name: str, fn: Any, role: str) -> None:
-    """Refuse a law whose draws are no differentiable function of its parameters."""
+    """Check that a distribution's draws are differentiable in its parameters, and raise otherwise."""
     if not fn.has_rsample:
         raise EnergyError(
             f"The {role} draws '{name}' from a {type(fn).__name__}, whose draws are no differentiable function of its "
-            "parameters (has_rsample is False), and it learns through its draws. Write a distribution that has one: normals "
-            "and what transforms make of them (flows), or a mixture by way of a continuous latent."
+            "parameters (has_rsample is False), but it learns through its draws. Write a reparameterised distribution: "
+            "normals, transformed normals (flows), or a mixture by way of a continuous latent."
         )

@@ -1,4 +1,4 @@
-"""The health of a negative phase: its figures, what they mean, and who is told."""
+"""The health of a negative phase: its figures, the conditions that they imply, and the warnings."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,36 +19,45 @@ from numpyro_ebm.kernels.chains import ChainHealth
 Policy = Literal["warn", "raise", "reset"]
 
 RUNAWAY_DISTANCE = 1e5
-RUNAWAY_GAP = 1e3  # nats per coordinate
+"""In standard deviations of the data: 100 times the widest Gaussian energy that the tests require to pass (1000)."""
+RUNAWAY_GAP = 1e3
+"""Nats per coordinate. The gap of a model that fits is near 0; the bound leaves room for a model before training."""
 GAP_GROWTH = 10.0
+"""In units of the largest gap of the first updates: a gap that is large from the start has not grown."""
 NONFINITE_RATE = 0.5
+"""Share of the proposals: kernels reject fewer of them harmlessly, as near a wall; more waste most transitions."""
 COLLAPSED_ACCEPTANCE = 0.02
+"""Far below the acceptances that the kernels aim at (0.4 to 0.8): a chain moves once in 50 transitions."""
 FROZEN_MOVE = 1e-5
+"""In standard deviations of the data per update: a random walk of such steps needs 1e10 updates to cross one."""
 SLOW_MOVE, SLOW_SHARE = 1e-3, 1e-2
-"""A coordinate is frozen too where it moves by less than this, and by this share of the coordinate that moves most."""
+"""A coordinate is also frozen if it moves by less than this, and by less than this share of the fastest coordinate."""
 STUCK_EXCESS = 0.1
-"""Share of the chains, beyond what chance allows, that may end an update where they began."""
+"""Share of the chains, beyond chance, that may end an update where they started: fewer bias the gradient little."""
 PATIENCE = 20
+"""Updates that the moving averages cover, and after which conditions on them count: fewer are noisier, more warn later."""
 RAY = tuple(10.0**i for i in range(7))
+"""Probes along a ray, in units of the chain's distance from the data: up to a million times as far."""
 RAYS = 4
+"""Number of rays that are probed, through the farthest chains: each costs one log density per probe."""
 
 CONDITIONS = {
-    "unbounded": "the energy falls without limit away from the data, so that it has no density at all. Give the "
+    "unbounded": "the energy falls without limit away from the data, so it defines no density. Give the "
     "EnergyDistribution a base, e.g. base=numpyro.distributions.Normal(0, 1).expand([d]).to_event(1), or an energy that "
     "grows at infinity",
-    "runaway": "chains are {distance:.3g} standard deviations of the data away from them. Give the EnergyDistribution a "
+    "runaway": "chains are {distance:.3g} standard deviations of the data away from its mean. Give the EnergyDistribution a "
     "base, or use a smaller step_size, a kernel that rejects (mala, hmc) or on_unhealthy='reset'",
-    "gap": "the energies of data and chains have grown {energy_gap:.3g} nats apart: the chains do not follow the energy, "
-    "which runs away from them. Use more num_steps, a smaller learning rate, or chains that start nearer (start='data')",
-    "nonfinite": "the log density is not finite at {nonfinite_rate:.0%} of the proposals, or where chains ended. Look at "
+    "gap": "the energies of data and chains have grown {energy_gap:.3g} nats apart: the energy changes faster than "
+    "the chains follow. Use more num_steps, a smaller learning rate, or chains that start nearer (start='data')",
+    "nonfinite": "the log density is not finite at {nonfinite_rate:.0%} of the proposals, or where chains ended. Check "
     "the energy there (overflow, a logarithm of 0), or use a smaller step_size",
-    "collapse": "the acceptance has come down to {mean_acceptance:.2g}. Use a smaller step_size (it is {step_size:.2g}), or "
-    "leave it to adapt_step_size=True",
+    "collapse": "the acceptance has fallen to {mean_acceptance:.2g}. Use a smaller step_size (it is {step_size:.2g}), or "
+    "adapt_step_size=True",
     "frozen": "chains move by {slowest_move:.2g} standard deviations of the data per update in coordinate "
-    "{slowest_coordinate:.0f}, and by {mean_move:.2g} over all. Use a larger step_size (it is {step_size:.2g}), a kernel "
+    "{slowest_coordinate:.0f}, and by {mean_move:.2g} on average. Use a larger step_size (it is {step_size:.2g}), a kernel "
     "whose step size adapts (mala) or scale='data', which measures each coordinate in its own spread",
-    "stuck": "{stuck_rate:.0%} of the chains have not moved in an update, {stuck_by_chance:.0%} by chance: one step size is "
-    "too large for some of them, which stand still while the mean acceptance is {mean_acceptance:.2g}. Use a smaller "
+    "stuck": "{stuck_rate:.0%} of the chains have not moved in an update, {stuck_by_chance:.0%} are expected by chance: the "
+    "step size is too large for some of them, although the mean acceptance is {mean_acceptance:.2g}. Use a smaller "
     "step_size (it is {step_size:.2g}), more num_steps, or 'pcd' or 'mle', whose chains have step sizes of their own where "
     "rows have a context",
 }
@@ -56,7 +65,7 @@ STEPLESS = {
     "frozen": "chains move by {mean_move:.2g} standard deviations of the data per update. Use more num_steps, or a kernel "
     "with a step size (mala)",
 }
-"""What is said in their place where the kernel has no step size."""
+"""Texts that replace those of `CONDITIONS` for a kernel without a step size."""
 
 
 class NegativePhaseHealth(NamedTuple):
@@ -65,24 +74,24 @@ class NegativePhaseHealth(NamedTuple):
     Attributes:
         acceptance_rate: mean acceptance probability of the transitions.
         divergence_rate: fraction of divergent transitions.
-        nonfinite_rate: fraction of transitions whose proposal had no finite log density.
+        nonfinite_rate: fraction of transitions whose proposal has no finite log density.
         swap_rate: mean acceptance of swaps between temperatures; None without tempering.
         num_gradients: gradient evaluations per chain.
-        step_size: the kernel's step size (where chains have their own, their geometric mean); None for a kernel without one.
+        step_size: the kernel's step size (the geometric mean if chains have their own); None for a kernel without one.
         energy_gap: mean energy (base included) of the data minus that of the negatives; near 0 for a model that fits.
         distance: distance from the data's mean to the farthest negative (root mean square over coordinates).
         move: root mean square move of the chains over the update.
         early_gap: largest absolute ``energy_gap`` of the first 20 updates.
         mean_acceptance: moving average of ``acceptance_rate`` over about 20 updates.
         mean_move: moving average of ``move``.
-        mean_moves: the same coordinate by coordinate, of the shape of unconstrained space.
-        slowest_coordinate: the coordinate (counted flat) that moves least in its own standard deviations; constant ones do
-            not count.
-        slowest_move: by how much it does.
-        stuck_rate: moving average of the share of chains that ended an update where they began.
-        stuck_by_chance: the same for chains that all have the mean acceptance; 0 for a kernel that never rejects.
-        conditions: ``(7,)``, which of unbounded, runaway, gap, nonfinite, collapse, frozen, stuck hold.
-        reported: ``(7,)``, which of them a warning has been given for.
+        mean_moves: moving average of the move of each coordinate, of the shape of unconstrained space.
+        slowest_coordinate: flat index of the coordinate that moves least; coordinates that are constant in the data do not
+            count.
+        slowest_move: the average move of that coordinate.
+        stuck_rate: moving average of the share of chains that ended an update where they started.
+        stuck_by_chance: the share expected if all chains have the mean acceptance; 0 for a kernel that never rejects.
+        conditions: ``(7,)``, whether unbounded, runaway, gap, nonfinite, collapse, frozen and stuck hold.
+        reported: ``(7,)``, whether a warning has been given for each.
     """
 
     acceptance_rate: Array
@@ -107,19 +116,19 @@ class NegativePhaseHealth(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What one update's chains did.
+    """One update's chains, as `examine` needs them.
 
     Attributes:
         chains: figures of the run.
-        start: where the chains started, ``(num_chains, ...)``.
-        end: where they ended.
-        stayed: ``(num_chains,)``, which of them ended where they started.
-        num_steps: transitions of each.
+        start: positions where the chains started, ``(num_chains, ...)``.
+        end: positions where they ended.
+        stayed: ``(num_chains,)``, whether each chain ended where it started.
+        num_steps: transitions per chain.
         spread: running moments of the data.
-        log_density_end: at the ends.
-        log_density_data: at the batch.
-        step_size: the kernel's.
-        is_adjusted: whether the kernel rejects, so that its acceptance means something.
+        log_density_end: log densities at the ends.
+        log_density_data: log densities at the batch.
+        step_size: step size of the kernel.
+        is_adjusted: whether the kernel rejects, so that its acceptance is meaningful.
         num_updates: updates before this one.
     """
 
@@ -137,11 +146,11 @@ class Observed(NamedTuple):
 
 
 def unknown(kernel: AbstractKernel, shape: tuple[int, ...]) -> NegativePhaseHealth:
-    """Health before the first update of chains that this kernel moves: zeros, and averages of 1.
+    """Return the health before the first update: zeros, and ones for the averages of acceptance and moves.
 
     Args:
-        kernel: the kernel.
-        shape: of an event in unconstrained space.
+        kernel: the kernel that moves the chains.
+        shape: shape of an event in unconstrained space.
     """
     nothing, zero, one = jnp.zeros(len(CONDITIONS), bool), jnp.zeros((), float), jnp.ones((), float)
     figures: dict[str, Any] = dict.fromkeys(NegativePhaseHealth._fields, zero)
@@ -155,7 +164,7 @@ def unknown(kernel: AbstractKernel, shape: tuple[int, ...]) -> NegativePhaseHeal
 
 
 def in_words(condition: str, health: NegativePhaseHealth) -> str:
-    """What a condition means and what to do, with the figures in it."""
+    """Return the text of a condition, with its figures and what to do."""
     text = CONDITIONS[condition] if health.step_size is not None else STEPLESS.get(condition, CONDITIONS[condition])
     return f"{text.format(**health._asdict())}."
 
@@ -163,13 +172,13 @@ def in_words(condition: str, health: NegativePhaseHealth) -> str:
 def examine(
     before: NegativePhaseHealth, seen: Observed, log_density: Callable[[Array, PyTree], Array], local: PyTree
 ) -> tuple[NegativePhaseHealth, Array]:
-    """The figures after an update, and which chains are lost: not finite, or out of all proportion.
+    """Return the health after an update, and which chains are lost: not finite, or too far from the data.
 
     Args:
-        before: health after the last update.
-        seen: what the chains did.
+        before: health after the previous update.
+        seen: the update's chains.
         log_density: ``log_density(position, local)`` of one chain.
-        local: what each chain has of its own.
+        local: context and base of each chain.
     """
     centre, spread = seen.spread.mean, or_one(seen.spread.sd)[None]
     size = max(centre.size, 1)
@@ -219,11 +228,11 @@ def examine(
 
 
 def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePhaseHealth:
-    """Warn of conditions that were not reported yet, or raise; from inside a compiled program where need be.
+    """Warn of conditions that were not reported yet, or raise, also from inside a compiled program.
 
     Raises:
-        UnhealthyChainsError: under the policy "raise". Out of a compiled program, and so of ``svi.run``, it arrives as a
-            ``jax.errors.JaxRuntimeError`` whose message ends in it; `fit` raises it as it is.
+        UnhealthyChainsError: under the policy "raise". From a compiled program, and hence from ``svi.run``, it arrives as a
+            ``jax.errors.JaxRuntimeError`` whose message ends in it; `fit` raises the error itself.
     """
     news = health.conditions if policy == "raise" else health.conditions & ~health.reported
 
@@ -239,11 +248,11 @@ def _report_all(owner: str, policy: Policy, news: Array, health: Any) -> None:
 
 @contextmanager
 def as_it_was_raised() -> Iterator[None]:
-    """Raise what the host raised inside a compiled program as it is; JAX wraps it in a message of its own.
+    """Raise an error of the host, which JAX has wrapped inside a compiled program, in its original form.
 
     Raises:
-        UnhealthyChainsError: for one of `tell`.
-        KeyboardInterrupt: for one that came while the host was called.
+        UnhealthyChainsError: if `tell` raised it.
+        KeyboardInterrupt: if it came during a call of the host.
     """
     try:
         yield
@@ -263,18 +272,18 @@ def _report(message: str, policy: Policy) -> None:
 
 
 def _length(moves: Array) -> Array:
-    """Root mean square over the coordinates of each chain."""
+    """Return the root mean square over the coordinates of each chain."""
     return jnp.sqrt(jnp.mean(moves.reshape(len(moves), -1) ** 2, axis=1))
 
 
 def _moves(moves: Array, finite: Array) -> Array:
-    """Root mean square over the chains that are finite, coordinate by coordinate."""
+    """Return the root mean square over the finite chains, coordinate by coordinate."""
     counted = jnp.where(finite.reshape((-1,) + (1,) * (moves.ndim - 1)), moves, 0.0)
     return jnp.sqrt(jnp.mean(counted**2, axis=0)).astype(float)
 
 
 def _slowest(moves: Array, spread: Spread) -> tuple[Array, Array]:
-    """The coordinate that moves least, and by how much, among those that are not constant in the data."""
+    """Return the coordinate that moves least, among those that vary in the data, and its move."""
     if not moves.size:
         return jnp.zeros((), float), jnp.ones((), float)
     counted = jnp.where(spread.variance > 0, moves, jnp.inf).reshape(-1)
@@ -284,10 +293,10 @@ def _slowest(moves: Array, spread: Spread) -> tuple[Array, Array]:
 
 
 def _is_unbounded(log_density: Callable, centre: Array, ends: Array, distances: Array, local: PyTree) -> Array:
-    """Whether the density still rises a million times farther out than the farthest chains are.
+    """Return whether the density still rises at a million times the distance of the farthest chains.
 
-    Probes the rays from the data's mean through those chains. Along a ray a proper quadratic falls in the end; it is not
-    taken for unbounded unless its mode is half a million times farther away than the chain.
+    It probes the rays from the data's mean through these chains. Along a ray, a proper quadratic falls eventually; it counts
+    as unbounded only if its mode is half a million times farther away than the chain.
     """
     distances = jnp.where(jnp.isfinite(distances), distances, -1.0)
     _, farthest = jax.lax.top_k(distances, min(RAYS, len(distances)))

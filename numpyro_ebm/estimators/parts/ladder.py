@@ -1,4 +1,4 @@
-"""What the estimators that draw a noise level per row share."""
+"""Shared by the estimators that draw a noise level per row."""
 
 import warnings
 from typing import Any
@@ -12,23 +12,23 @@ from numpyro_ebm.distributions.site import Site
 
 
 def stratified(rng_key: PRNGKey, num: int) -> Array:
-    """A uniform number per row, one in each of ``num`` equal parts of [0, 1)."""
+    """Draw a uniform number per row, one in each of ``num`` equal parts of [0, 1)."""
     key_order, key_shift = jax.random.split(rng_key)
     order = jax.random.permutation(key_order, num)
     return (order + jax.random.uniform(key_shift)) / num
 
 
 def rungs_at(quantile: Array, num: int) -> Array:
-    """Which of ``num`` rungs of a ladder lies at each quantile, in [0, 1)."""
+    """Return which of ``num`` rungs of a ladder lies at each quantile in [0, 1)."""
     return jnp.minimum(jnp.floor(quantile * num).astype(int), num - 1)
 
 
 def warn_of_scale(site: Site, largest: Any) -> None:
-    """Warn where the largest level is below the data's own scale.
+    """Warn if the largest noise level is below the data's standard deviation.
 
     Args:
         site: the rows.
-        largest: in units of the data.
+        largest: largest level, in units of the data.
 
     Warns:
         UserWarning: with both numbers.
@@ -38,7 +38,7 @@ def warn_of_scale(site: Site, largest: Any) -> None:
     if largest < spread:
         warnings.warn(
             f"At site '{site.name}': the largest noise level is {largest:.3g}, the data's standard deviation "
-            f"{spread:.3g}; noise that small does not join modes that lie apart, so their weights are not learned. Give "
+            f"{spread:.3g}; noise that small does not connect separate modes, so their weights are not learned. Give "
             "larger levels.",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""What the estimators that tell a row from itself moved a little share."""
+"""Shared by the estimators that compare each row with slightly moved copies of itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,21 +14,21 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.saturation import slope, warn_where_saturated
 
 FAULT = "the moves lead out of the density"
-FIX = "Make them shorter: some standard deviations of the data at most."
+FIX = "Make them shorter: a few standard deviations of the data at most."
 
 
 def logistic(rise: Array) -> Array:
-    """``2 log(1 + p(x + v) / p(x))``, of the log of the ratio."""
+    """Return ``2 log(1 + p(x + v) / p(x))`` from the log of the ratio."""
     return 2 * jax.nn.softplus(rise)
 
 
 def loss_of_moves(site: Site, moves: Array, link: Callable[[Array], Array] = logistic) -> Array:
-    """``mean_j link(log p(x + v_j) - log p(x))`` per row, in unconstrained space with the Jacobian.
+    """Return ``mean_j link(log p(x + v_j) - log p(x))`` per row, in unconstrained space with the Jacobian.
 
     Args:
         site: the rows.
-        moves: ``v_j``, of a law that is symmetric about zero, ``(num, num_rows, *unconstrained_shape)``.
-        link: a convex function that grows.
+        moves: ``v_j``, draws of a distribution that is symmetric about zero, ``(num, num_rows, *unconstrained_shape)``.
+        link: an increasing convex function.
     """
     stays = jnp.zeros_like(moves[:1])
     values = site.over_draws(site.log_density, site.position + jnp.concatenate([stays, moves]))
@@ -38,23 +38,25 @@ def loss_of_moves(site: Site, moves: Array, link: Callable[[Array], Array] = log
 
 
 def in_pairs(draws: Array, num: int) -> Array:
-    """Draws and their negatives, cut to ``num``."""
+    """Return draws and their negatives, cut to ``num``."""
     return jnp.concatenate([draws, -draws])[:num]
 
 
 def scale_of(site: Site, given: Any, share: float) -> Array:
-    """Standard deviation of moves: as given, or a share of the batch's, per dimension (of 1 where that is 0)."""
+    """Return the standard deviation of moves: as given, or a share of the batch's per dimension (of 1 where that is 0)."""
     if given is not None:
         return jnp.asarray(given, site.position.dtype)
     return share * or_one(site.spread)
 
 
 def check_scale(site: Site, name: str, given: Any) -> None:
-    """Refuse a standard deviation that is neither one number nor one for each coordinate.
+    """Check that a standard deviation is one number or one per coordinate, and raise otherwise.
 
     Raises:
         EnergyError: with both shapes.
     """
     shape = site.distribution.unconstrained_shape
     if given is not None and np.shape(given) not in ((), shape):
-        raise EnergyError(f"{name} has shape {np.shape(given)}, the event has {shape}. Write one number, or one each.")
+        raise EnergyError(
+            f"{name} has shape {np.shape(given)}, the event has {shape}. Write one number, or one per coordinate."
+        )

@@ -1,4 +1,4 @@
-"""What the estimators that sample from the model share: the negative phase, its tuning, its health and the contrast."""
+"""The negative phase, shared by the estimators that sample from the model: its tuning, its health and the contrast."""
 
 import abc
 import dataclasses
@@ -30,18 +30,18 @@ from numpyro_ebm.kernels.names import resolve_kernel
 Scale = Literal["auto", "data"]
 
 WIDEST_MOVE = 10.0
-"""The longest move, in standard deviations of the data, that an adapted step size grows to."""
+"""Longest move, in standard deviations of the data, to which step sizes adapt: a flat energy gives no bound of its own."""
 
 
 class Phase(NamedTuple):
-    """What a negative phase came to.
+    """Outcome of one update's negative phase.
 
     Attributes:
-        ended: where the chains are, as the kernel moves them.
+        ended: positions of the chains, as the kernel moves them.
         health: figures and conditions.
-        lost: ``(num_chains,)``, which of them are lost.
-        log_factor: of each chain's own step size, or None.
-        score: gradient of the log density where they are, ``(num_chains, ...)``, where scales adapt to it, or None.
+        lost: ``(num_chains,)``, which chains are lost.
+        log_factor: log factor of each chain's own step size, or None.
+        score: gradients of the log density at the ends, ``(num_chains, ...)``, if the scales adapt to them, or None.
     """
 
     ended: Position
@@ -53,14 +53,14 @@ class Phase(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ChainEstimator(AbstractEstimator):
-    """The negative phase; each estimator says where its chains start and what it keeps of them.
+    """An estimator with a negative phase; subclasses define where its chains start and what it keeps of them.
 
     State, in the mutable site ``"<site>$<name>"``: `ChainState`.
 
     Attributes:
-        paces_rows: whether rows of different densities have step sizes of their own, which follow their chains. A step that
-            depends on where the chain has been leaves no law as it is until it settles, so not where chains begin in the
-            law of the data to see how they leave it.
+        paces_rows: whether rows of different densities have step sizes of their own, which follow their chains. A step size
+            that depends on the chain's past leaves no distribution invariant until it settles, so this is off if chains
+            start from the data's distribution to see how they leave it.
     """
 
     role = "gradient"
@@ -90,25 +90,25 @@ class ChainEstimator(AbstractEstimator):
         self._temperatures()
 
     def check(self, site: Site) -> None:
-        """Refuse scales that do not fit the event."""
+        """Check that the scales fit the event, and raise otherwise."""
         super().check(site)
         if not isinstance(self.scale, str):
             check_scale(site, "scale", self.scale)
 
     @abc.abstractmethod
     def begin(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel) -> Start:
-        """Where this update's chains begin."""
+        """Return where this update's chains start."""
 
     @abc.abstractmethod
     def fresh(self, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
-        """Unconstrained positions, and their locals, for chains that begin anew."""
+        """Return unconstrained positions, with contexts and bases, for chains that restart."""
 
     def keep(self, state: ChainState, site: Site, start: Start, ended: Position, lost: Array) -> ChainState:
-        """The state with what the next update needs of the chains; lost ones have just begun anew."""
+        """Return the state with what the next update needs of the chains; lost chains have just restarted."""
         return state
 
     def init(self, rng_key: PRNGKey, site: Site) -> ChainState:
-        """Health, counters and step size before the first update."""
+        """Return the state before the first update."""
         shape = site.position.shape[1:]
         zeros = jnp.zeros(shape, float)
         return ChainState(
@@ -120,7 +120,7 @@ class ChainEstimator(AbstractEstimator):
         )
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: ChainState) -> tuple[Array, ChainState]:
-        """Log density of each row minus that of the negatives, unnormalised: log Z cancels in the gradient."""
+        """Return each row's log density minus that of the negatives, unnormalised: log Z cancels in the gradient."""
         key_start, key_chains = jax.random.split(rng_key)
         kernel = self.tuned(site, state)
         start = self.begin(key_start, site, state, kernel)
@@ -130,7 +130,7 @@ class ChainEstimator(AbstractEstimator):
     def update(
         self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start
     ) -> tuple[Array, ChainState]:
-        """Where the chains ended, in unconstrained space, and the state with their health and the next step size."""
+        """Move the chains; return their ends in unconstrained space, and the state with health and next step size."""
         key_chains, key_reset = jax.random.split(rng_key)
         num_updates = state.num_updates
         state = state._replace(spread=state.spread.then(Spread.of(site), num_updates))
@@ -150,30 +150,32 @@ class ChainEstimator(AbstractEstimator):
         return jax.vmap(kernel.lower)(ended), state
 
     def notes(self) -> tuple[str, ...]:
-        """A penalty, a temperature and an unadjusted kernel change what is estimated."""
+        """Return notes on a penalty, a temperature and an unadjusted kernel, which change what is estimated."""
         notes = []
         if self.energy_l2 != 0:
-            notes.append(f"energy_l2={self.energy_l2}: a penalty on both energies is part of what was maximised")
+            notes.append(f"energy_l2={self.energy_l2}: the maximised objective includes a penalty on both energies")
         temperatures = self._temperatures()
         if temperatures is not None and temperatures[-1] != 1:
-            notes.append(f"the chains end at temperature {float(temperatures[-1]):.3g}: their law is p^(1/T), not p")
+            notes.append(
+                f"the chains end at temperature {float(temperatures[-1]):.3g}: their distribution is p^(1/T), not p"
+            )
         if not self.kernel.is_exact:
             notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
         return tuple(notes)
 
     def negative_phase(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> Phase:
-        """Where the chains of this update end; an estimator whose chains carry a derivative overrides it."""
+        """Run this update's chains; estimators whose chains carry a derivative override this method."""
         return self.run_chains(rng_key, site, state, kernel, start)
 
     def run_chains(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> Phase:
-        """Move the chains under parameters cut off from differentiation."""
+        """Run the chains with the parameters cut off from differentiation."""
         lower = jax.vmap(kernel.lower)
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
         log_density = freeze(site.log_density, *first)
         owner = f"At site '{site.name}', estimator '{self.name}'"
         follows_score = state.log_scale is not None
 
-        @jax.jit  # one program also where the model runs outside jit, as in svi.init
+        @jax.jit  # one program even if the model runs outside jit, as in svi.init
         def run(rng_key, kernel, position, local, pace, data, data_local, state):
             scale = self._scale(state)
             advanced, stayed = self.advance(rng_key, kernel, log_density, position, local, scale, pace)
@@ -197,7 +199,7 @@ class ChainEstimator(AbstractEstimator):
             gradient = None
             if follows_score:
                 gradient = advanced.gradient
-                if gradient is None:  # this kernel keeps none
+                if gradient is None:  # this kernel does not keep it
                     gradient = jax.vmap(jax.grad(log_density))(end, local)
             factor = None if pace is None else pace.log_factor
             return Phase(ended, tell(examined, self.on_unhealthy, owner), lost, factor, gradient)
@@ -217,10 +219,10 @@ class ChainEstimator(AbstractEstimator):
         scale: Array | None,
         pace: chains.Pace | None = None,
     ) -> tuple[chains.Advanced, Array]:
-        """Move the chains, in the coordinates of the scale, by the estimator's steps and temperatures.
+        """Move the chains, in scaled coordinates, by the estimator's steps and temperatures.
 
         Returns:
-            Where they came to, and which ended where they began.
+            The ends of the chains, and whether each chain ended where it started.
         """
 
         def scaled(position, local):
@@ -244,13 +246,13 @@ class ChainEstimator(AbstractEstimator):
         return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
 
     def contrast(self, site: Site, negatives: Array, local: PyTree, *, paired: bool) -> Array:
-        """Log density of each row minus that of its own negative, or minus the mean over all negatives."""
+        """Return each row's log density minus that of its own negative, or minus the mean over all negatives."""
         ours = self._penalised(site, site.position, site.local, 1.0)
         theirs = self._penalised(site, negatives, local, -1.0)
         return ours - (theirs if paired else jnp.mean(theirs))
 
     def tuned(self, site: Site, state: ChainState) -> AbstractKernel:
-        """The kernel with the step size of this update."""
+        """Return the kernel with the step size of this update."""
         kernel = self.kernel.bind(site.distribution)
         if self.step_size_schedule is not None:
             return kernel.adapted(step_size=jnp.asarray(self.step_size_schedule(state.num_updates), float))
@@ -265,14 +267,14 @@ class ChainEstimator(AbstractEstimator):
         return self.adapt_step_size
 
     def _scales(self, site: Site) -> bool:
-        """Whether scales of the dimensions adapt."""
+        """Return whether the scales of the dimensions adapt."""
         if not isinstance(self.scale, str):
             return False
         has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
         return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
 
     def _scale(self, state: ChainState) -> Array | None:
-        """Lengths that positions are measured in, per dimension; None for 1."""
+        """Return the lengths in which positions are measured, per dimension; None for 1."""
         if state.log_scale is None:
             return None if self.scale is None or isinstance(self.scale, str) else jnp.asarray(self.scale, float)
         of_data = jnp.log(or_one(state.spread.sd))
@@ -280,7 +282,7 @@ class ChainEstimator(AbstractEstimator):
         return jnp.exp(log_scale - jnp.mean(log_scale) if self.scale == "auto" else log_scale)
 
     def _pace(self, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> chains.Pace | None:
-        """The chains' own step sizes, where rows have densities of their own and the step size adapts."""
+        """Return the chains' own step sizes if rows have their own densities and the step size adapts; None otherwise."""
         if not (self.paces_rows and self._adapts and site.local is not None):
             return None
         num_chains = jax.tree.leaves(start.position)[0].shape[0]
@@ -290,13 +292,13 @@ class ChainEstimator(AbstractEstimator):
         return chains.Pace(log_factor, age, largest)
 
     def _widest(self, state: ChainState, kernel: AbstractKernel) -> Array:
-        """The largest step size that adaptation goes to."""
+        """Return the largest step size that adaptation allows."""
         spread = or_one(in_scale(self._scale(state), state.spread.sd))
         pooled = jnp.sqrt(jnp.mean(spread**2))
         return jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * kernel.step_exponent))
 
     def _adapt(self, state: ChainState, kernel: AbstractKernel) -> Any:
-        """One step of dual averaging on the mean acceptance of all chains; a flat energy cannot send the step off."""
+        """Take one step of dual averaging on the chains' mean acceptance, with the step size bounded by `_widest`."""
         health = state.health
         updated = next_averaging(state.averaging, kernel, health.acceptance_rate)
         largest = jnp.log(self._widest(state, kernel))
@@ -307,12 +309,12 @@ class ChainEstimator(AbstractEstimator):
         return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), averaging_of(self.kernel), updated)
 
     def replaced(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
-        """The ends of the chains, with fresh starts in the place of lost ones."""
+        """Return the ends of the chains, with fresh starts in place of lost chains."""
         fresh = jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0])
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
 
     def _penalised(self, site: Site, positions: Array, local: PyTree, sign: float) -> Array:
-        """Log densities; with `energy_l2`, less ``sign * energy_l2 * E(x)^2``."""
+        """Return log densities, with `energy_l2` minus ``sign * energy_l2 * E(x)^2``."""
         values = jax.vmap(site.log_density)(positions, local)
         if is_concrete(self.energy_l2) and self.energy_l2 == 0:
             return values
@@ -337,19 +339,19 @@ class ChainEstimator(AbstractEstimator):
         if isinstance(self.scale, str):
             if self.scale not in get_args(Scale):
                 raise EnergyError(
-                    f"Unknown scale='{self.scale}'. {nearest(self.scale, get_args(Scale))} Or numbers, or None."
+                    f"Unknown scale='{self.scale}'. {nearest(self.scale, get_args(Scale))} Or write numbers, or None."
                 )
         else:
             check_positive(name, "scale", self.scale)
         if self.kernel.step_size is None and self.scale not in ("auto", None):
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' has no step size to measure in scale={self.scale!r}. Leave scale out."
+                f"The kernel '{self.kernel.name}' has no step size for scale={self.scale!r} to apply to. Leave scale out."
             )
 
     def _check_step_size(self, name: str) -> None:
         if self.step_size_schedule is not None and (self.adapt_step_size or not callable(self.step_size_schedule)):
             raise EnergyError(
-                f"{name} takes a step_size_schedule (a function of the number of updates) in the place of adaptation. Write "
+                f"{name} takes a step_size_schedule (a function of the number of updates) instead of adaptation. Write "
                 "step_size_schedule=optax.exponential_decay(0.1, 1000, 0.5) without adapt_step_size=True."
             )
         if self.adapt_step_size and self.kernel.target_acceptance is None:

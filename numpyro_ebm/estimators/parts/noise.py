@@ -1,4 +1,4 @@
-"""What the estimators that tell data from noise share: the noise of each row, its draws, and log ratios to it."""
+"""Shared by the estimators that classify data against noise: each row's noise, its draws, and log ratios to it."""
 
 import dataclasses
 import warnings
@@ -25,6 +25,7 @@ from numpyro_ebm.estimators.parts.generator import Generator, context_of
 Fitted = Literal["gaussian", "mixture"]
 
 NUM_TYPICAL = 1000
+"""Fewest noise draws in the check for overlap: fewer would warn by chance, more would miss noise that hardly overlaps."""
 WIDER = "Write wider noise, e.g. noise=numpyro.distributions.Normal(mean, 2 * sd)."
 NEARER = (
     "Write noise around the data, noise='gaussian' (fitted to the batch) or numpyro.distributions.Normal(data.mean(0), "
@@ -33,13 +34,13 @@ NEARER = (
 
 
 class LogRatios(NamedTuple):
-    """Log of unnormalised model density over noise density, ``log w = log p~ - log q``.
+    """Log ratios of unnormalised model density to noise density, ``log w = log p~ - log q``.
 
     Attributes:
         data: at the rows, ``(num_rows,)``.
         noise: at each row's noise draws, ``(nu, num_rows)``.
-        is_inside: which draws count, ``(nu, num_rows)``: one rounded to the wall of the support has no density there.
-        learning: ``(num_rows,)``, zero, with the gradient that fits a noise model's parameters to the data.
+        is_inside: ``(nu, num_rows)``, which draws count: a draw rounded to the edge of the support has no density there.
+        learning: ``(num_rows,)``, zeros whose gradient fits a noise model's parameters to the data.
     """
 
     data: Array
@@ -49,7 +50,7 @@ class LogRatios(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """The noise of a site: draws ``(num, num_rows, *event_shape)``, and their log densities, each under its row's law."""
+    """A site's noise: draws ``(num, num_rows, *event_shape)``, and log densities, each under its row's distribution."""
 
     sample: Callable[[PRNGKey, int], Array]
     log_prob: Callable[[Array], Array]
@@ -76,7 +77,7 @@ class NoiseEstimator(AbstractEstimator):
             )
 
     def check(self, site: Site) -> None:
-        """Refuse noise that does not fit, and warn of noise that cannot teach."""
+        """Check that the noise fits the site, and warn of noise from which nothing can be learned."""
         super().check(site)
         noise = self.noise if self.noise is not None else site.distribution.reference
         if not isinstance(noise, dist.Distribution):
@@ -90,7 +91,7 @@ class NoiseEstimator(AbstractEstimator):
                 _check_overlap(_of_distribution(noise, site), site)
 
     def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
-        """The rows and their fresh noise, under the model and under the noise."""
+        """Return the log ratios of model to noise at the rows and at fresh noise draws."""
         noise, learning = self.resolve(rng_key, site)
         draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
         inside = jax.vmap(jax.vmap(site.distribution.is_inside))(draws)
@@ -109,23 +110,23 @@ class NoiseEstimator(AbstractEstimator):
         return site.over_draws(site.distribution.log_density, events) - at_noise
 
     def _is_relative(self, site: Site) -> bool:
-        """Whether the noise is the base and has no known density, which cancels."""
+        """Return whether the noise is a base whose density is not known but cancels."""
         if isinstance(self.noise, Empirical):
             raise EnergyError(
-                "Empirical rows have no known density, and as noise they need one unless they are the base as well. Write "
+                "Empirical rows have no known density, so they can be the noise only if they are also the base. Write "
                 f"EnergyDistribution(..., base=Empirical(rows)) and estimate(model, '{self.name}') without noise."
             )
         return self.noise is None and isinstance(site.distribution.base, Empirical)
 
     def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
-        """The noise, and what fits its parameters to the data (`LogRatios.learning`)."""
+        """Return the noise, and the term that fits its parameters to the data (`LogRatios.learning`)."""
         return noise_of(self.noise, jax.random.fold_in(rng_key, 1), site)
 
 
 def noise_of(noise: Any, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
-    """Noise as the user names it, and what fits its parameters to the data.
+    """Return the noise that the user names, and the term that fits its parameters to the data.
 
-    It is what it is: where its parameters are the model's own (its base), no gradient goes through it.
+    No gradient flows through the noise, even where its parameters belong to the model (its base).
     """
     still = jnp.zeros(site.num_rows, site.value.dtype)
     if isinstance(noise, str):
@@ -162,14 +163,14 @@ def _of_fitted(fitted: FittedNoise, site: Site) -> Noise:
 
 
 def _of_model(model: Generator, site: Site) -> tuple[Noise, Array]:
-    """The noise of a model, and what fits its parameters to the data by maximum likelihood."""
+    """Return a model's noise, and the term that fits its parameters to the data by maximum likelihood."""
     own = log_prob_of_model(model, site, site.value[None])[0]
     own = own if site.mask is None else jnp.where(site.mask, own, 0.0)
     return _still(noise_of_model(model.frozen(), site)), own - jax.lax.stop_gradient(own)
 
 
 def noise_of_model(model: Generator, site: Site) -> Noise:
-    """Draws and densities as functions of the model's parameters."""
+    """Return draws and log densities as functions of the model's parameters."""
     return Noise(
         lambda key, num: jax.vmap(lambda k: model.rdraw(k, site)[site.name])(jax.random.split(key, num)),
         lambda events: log_prob_of_model(model, site, events),
@@ -177,13 +178,13 @@ def noise_of_model(model: Generator, site: Site) -> Noise:
 
 
 def log_prob_of_model(model: Generator, site: Site, events: Array) -> Array:
-    """Of events ``(num, num_rows, *event_shape)``."""
+    """Return the log densities of events ``(num, num_rows, *event_shape)``."""
     log_prob = jax.vmap(lambda event, context: model.log_density({site.name: event}, context))
     return jax.vmap(lambda events: log_prob(events, context_of(site)))(events)
 
 
 def _still(noise: Noise) -> Noise:
-    """The same, without gradients in its parameters; in events that learn its density has one."""
+    """Return the same noise without gradients in its parameters; gradients in the events remain."""
     return Noise(
         lambda key, num: jax.lax.stop_gradient(noise.sample(key, num)),
         lambda events: freeze(noise.log_prob, events)(events),
@@ -199,7 +200,8 @@ def _check_fits(noise: dist.Distribution, site: Site) -> None:
         raise EnergyError(
             f"The noise has event shape {noise.event_shape} and batch shape {noise.batch_shape}; the energy has event shape "
             f"{site.distribution.event_shape} in rows {site.batch_shape}. Write noise={type(noise).__name__}(...)"
-            ".to_event(1), one law for all rows or one for each; under a subsampling plate, a NumPyro model noise(context)."
+            ".to_event(1), one distribution for all rows or one per row; under a subsampling plate, write a NumPyro model "
+            "noise(context)."
         )
     check_same_support("noise", noise, site.distribution.support)
 
@@ -210,8 +212,8 @@ def _check_positive_density(at_data: Array, site: Site) -> None:
     outside = np.flatnonzero(~np.isfinite(np.asarray(at_data)))
     if outside.size:
         raise EnergyError(
-            f"The noise has log density {at_data[outside[0]]} at row {outside[0]}: its density has to be positive wherever "
-            f"the data are. {WIDER}"
+            f"The noise has log density {at_data[outside[0]]} at row {outside[0]}: its density has to be positive at "
+            f"all data. {WIDER}"
         )
 
 
@@ -219,7 +221,7 @@ def _check_overlap(noise: Noise, site: Site) -> None:
     keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
     at_data = np.where(keep, np.asarray(noise.log_prob(site.value[None]))[0], 0.0)
     _check_positive_density(at_data, site)  # pyright: ignore[reportArgumentType]
-    # Typical values of the noise's own log density; where every datum lies below them all, the classes separate.
+    # If the noise density at every row is below that at all noise draws, the classes separate.
     num = -(-NUM_TYPICAL // max(site.num_rows, 1))
     typical = np.asarray(noise.log_prob(noise.sample(jax.random.key(0), num)))[:, keep]
     if keep.any() and at_data[keep].max() < typical.min():

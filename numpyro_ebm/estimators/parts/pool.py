@@ -1,4 +1,4 @@
-"""Chains that go on from one update to the next, kept in slots."""
+"""Chains that continue from one update to the next, kept in slots."""
 
 import abc
 import dataclasses
@@ -17,10 +17,10 @@ from numpyro_ebm.estimators.state import ChainState, Pool
 
 @dataclasses.dataclass(frozen=True)
 class PoolEstimator(ChainEstimator):
-    """A pool of chains, of which each update moves as many as there are rows, or all where there are fewer.
+    """An estimator with a pool of chains; an update moves as many as there are rows, or all if there are fewer.
 
-    State: that of `ChainEstimator`, its chains in ``pool``. Chains with a density of their own have step sizes of their own
-    where the step size adapts.
+    State: `ChainState` with a ``pool``. Chains with densities of their own have step sizes of their own if the step size
+    adapts.
     """
 
     start: Any = "data"
@@ -29,23 +29,23 @@ class PoolEstimator(ChainEstimator):
 
     @abc.abstractmethod
     def size(self, site: Site) -> int:
-        """How many chains there are."""
+        """Return the number of chains in the pool."""
 
     def begins_anew(self, rng_key: PRNGKey, num_chains: int) -> Array | None:
-        """Which of the chains drawn begin anew; None where none ever does."""
+        """Return which of the chains drawn restart; None if none ever does."""
         return None
 
     def check(self, site: Site) -> None:
-        """Refuse a start of another event."""
+        """Check that the start fits the event, and raise otherwise."""
         super().check(site)
         check_start(self.start, site)
 
     def fresh(self, rng_key, site: Site, num_chains):
-        """Draws of ``start``."""
+        """Draw from ``start``."""
         return draw_start(self.start, rng_key, site, num_chains)
 
     def init(self, rng_key, site: Site):
-        """A pool of fresh chains."""
+        """Return a state with a pool of fresh chains."""
         size = self.size(site)
         position, local = self.fresh(rng_key, site, size)
         log_factor = jnp.zeros(size, float) if local is not None and self._adapts else None
@@ -54,11 +54,11 @@ class PoolEstimator(ChainEstimator):
         return super().init(rng_key, site)._replace(pool=pool)
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
-        """Chains of a run of slots that begins anywhere, some of them anew."""
+        """Take the chains of consecutive slots from a random slot on, and restart some of them."""
         key_slots, key_which, key_fresh = jax.random.split(rng_key, 3)
         pool = pool_of(state)
         size = len(pool.age)
-        # Any slot is as likely as another, and none comes twice; a permutation of the pool would cost more than the chains.
+        # All slots are equally likely, and none comes twice; a permutation of the pool would cost more than the chains.
         slots = (jax.random.randint(key_slots, (), 0, size) + jnp.arange(min(size, site.num_rows))) % size
         kept = jax.tree.map(lambda leaf: leaf[slots], pool)
         anew = self.begins_anew(key_which, len(slots))
@@ -70,22 +70,22 @@ class PoolEstimator(ChainEstimator):
         return Start(kept.position, kept.local, paired=False, slots=slots, age=kept.age, log_factor=kept.log_factor)
 
     def keep(self, state, site: Site, start: Start, ended, lost):
-        """Chains go back to the slots they were drawn from."""
+        """Write the chains back to the slots that they were taken from."""
         pool, age, log_factor = pool_of(state), start.age, start.log_factor
         age = None if age is None else jnp.where(lost, 0, age + self.num_steps)
         log_factor = None if log_factor is None else jnp.where(lost, 0.0, log_factor)
-        local = None if pool.local is None else start.local  # else each chain belongs to its row
+        local = None if pool.local is None else start.local  # without it each chain belongs to its row
         moved = Pool(ended, age, local, log_factor)  # pyright: ignore[reportArgumentType]
         written = jax.tree.map(lambda old, new: old.at[start.slots].set(new, unique_indices=True), pool, moved)
         return state._replace(pool=written)
 
 
 def pool_of(state: ChainState) -> Pool:
-    """The persistent chains of a state.
+    """Return the persistent chains of a state.
 
     Raises:
-        EnergyError: for a state of another estimator, which has none.
+        EnergyError: for the state of an estimator without persistent chains.
     """
     if state.pool is None:
-        raise EnergyError("This state holds no persistent chains. Write init_state=None to begin anew.")
+        raise EnergyError("This state holds no persistent chains. Write init_state=None to start with new ones.")
     return state.pool

@@ -13,22 +13,22 @@ Projection = Literal["rademacher", "gaussian", "sphere"]
 
 
 def check_projection(law: str) -> None:
-    """Refuse the name of a law that is not known.
+    """Check that the distribution of directions is known, and raise otherwise.
 
     Raises:
-        EnergyError: with the known ones.
+        EnergyError: with the known names.
     """
     if law not in get_args(Projection):
         raise EnergyError(f"Unknown projection '{law}'. {nearest(str(law), get_args(Projection))}")
 
 
 def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Array:
-    """``num`` independent directions ``v`` with ``E[v v^T] = I`` for each row, drawn all at once.
+    """Draw ``num`` independent directions ``v`` with ``E[v v^T] = I`` for each row, all at once.
 
     Args:
         rng_key: random key.
         law: "rademacher" (signs), "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
-        num: how many.
+        num: number of directions per row.
         rows: events, ``(num_rows, ...)``; the directions have their shape and dtype.
 
     Returns:
@@ -46,7 +46,7 @@ def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Arra
 
 
 def score_and_curvatures(site: Site, directions: Array) -> tuple[Array, Array]:
-    """The score ``s`` of each row, and ``v^T grad s v`` along its directions ``v``, one direction at a time.
+    """Return the score ``s`` of each row, and ``v^T grad s v`` along its directions ``v``, one direction at a time.
 
     Args:
         site: the rows.
@@ -60,5 +60,5 @@ def score_and_curvatures(site: Site, directions: Array) -> tuple[Array, Array]:
 
 
 def inner(a: Array, b: Array) -> Array:
-    """Inner products of events led by the rows."""
+    """Return the inner product of each row of ``a`` with that of ``b``."""
     return jnp.sum((a * b).reshape(len(a), -1), axis=1)

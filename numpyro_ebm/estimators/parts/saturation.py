@@ -1,4 +1,4 @@
-"""A warning where the loss of a classifier is saturated and its gradient is lost."""
+"""A warning for a classifier whose loss is saturated, so that its gradient vanishes."""
 
 import warnings
 from collections.abc import Callable
@@ -13,24 +13,25 @@ from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.site import Site
 
 SATURATED = 1e-6
+"""Mean derivative of the loss in the log ratios below which it does not train the energy; otherwise it is of order 1."""
 
 
 def warn_where_saturated(site: Site, factors: Array, fault: str, fix: str) -> None:
-    """Warn where the loss does not feel the energy: its mean derivative in the log ratios is below 1e-6.
+    """Warn if the loss does not depend on the energy: its mean derivative in the log ratios is below 1e-6.
 
     Args:
         site: the rows.
-        factors: sizes of these derivatives, ``(num_rows,)``.
-        fault: what is wrong with what the rows are compared with.
+        factors: absolute values of these derivatives, ``(num_rows,)``.
+        fault: what is wrong with the noise or the moves that the rows are compared with.
         fix: what to write.
 
     Warns:
-        UserWarning: at once where the values are known, from inside a compiled program elsewhere.
+        UserWarning: at once for concrete values, otherwise from inside the compiled program.
     """
     takes_part = jnp.ones(site.num_rows, bool) if site.mask is None else site.mask
     factor = jax.lax.stop_gradient(jnp.mean(factors, where=takes_part))
 
-    # The same words at every update, which Python shows once.
+    # The text is the same at every update, so Python shows it once.
     words = (
         f"At site '{site.name}': {fault} (mean derivative of the loss in the log ratios below {SATURATED}): nothing is "
         f"learned. {fix}"
@@ -46,5 +47,5 @@ def _warn(words: str, *_: Any) -> None:
 
 
 def slope(fn: Callable[[Array], Array], at: Array) -> Array:
-    """Size of an elementwise function's derivative."""
+    """Return the absolute value of an elementwise function's derivative."""
     return jnp.abs(jax.jvp(fn, (at,), (jnp.ones_like(at),))[1])

@@ -1,4 +1,4 @@
-"""Lengths per dimension: the spread of the data over updates, and the scales in which chains move."""
+"""Lengths per dimension: the running spread of the data, and the scales in which chains move."""
 
 from typing import Any, NamedTuple
 
@@ -10,19 +10,19 @@ from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.site import Site
 
 MEMORY = 100
-"""Updates after which the spread begins to forget, since the rows of a latent site move."""
+"""Updates after which the spread starts to forget, because rows of a latent site move; fewer make it noisier."""
 STEEPEST = 1e6
-"""The largest score that counts, in units of the data's spread: a wall or an overflow makes no scale of 0."""
+"""Largest score that counts, in units of the data's spread: a wall or an overflow does not give a scale of 0."""
 PATIENCE = 20
-"""Updates over which scales are averaged."""
+"""Updates over which scales are averaged: fewer are noisier, more lag behind the energy."""
 
 
 class Spread(NamedTuple):
     """Running moments of the rows, per dimension of unconstrained space.
 
     Attributes:
-        mean: ``unconstrained_shape``.
-        variance: of the same shape; exactly 0 for a column that is constant.
+        mean: of shape ``unconstrained_shape``.
+        variance: of the same shape; exactly 0 for a constant column.
     """
 
     mean: Array
@@ -30,7 +30,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, site: Site) -> "Spread":
-        """Of the rows of one batch that take part."""
+        """Return the moments of the rows of one batch that take part."""
         mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (site.position.ndim - 1))
         counted = site.position if mask is None else jnp.where(mask, site.position, 0)
         num = jnp.maximum(site.num_rows if mask is None else jnp.sum(mask), 1)
@@ -38,7 +38,7 @@ class Spread(NamedTuple):
         return cls(jax.lax.stop_gradient(mean).astype(float), (site.spread**2).astype(float))
 
     def then(self, batch: "Spread", num_updates: Array) -> "Spread":
-        """With one more batch, by West's update; batches of one row have a spread between them."""
+        """Return the moments with one more batch, by West's update, which also counts the spread between batches."""
         rate = 1.0 / jnp.minimum(num_updates + 1.0, MEMORY)
         change = batch.mean - self.mean
         is_rounding = jnp.abs(change) <= ROUNDING * eps_of(batch.mean) * jnp.abs(batch.mean)
@@ -48,28 +48,28 @@ class Spread(NamedTuple):
 
     @property
     def sd(self) -> Array:
-        """Standard deviations."""
+        """Standard deviations per dimension."""
         return jnp.sqrt(self.variance)
 
 
 def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: Array) -> Array:
-    """Moving average of the logs of ``min(sd of the data, 1 / sd of the score over the chains)``.
+    """Return the moving average of the logs of ``min(sd of the data, 1 / sd of the score over the chains)``.
 
-    The second is how far the density lets a chain move (the inverse of the Fisher information of a shift, the
-    preconditioner that is best for MALA): the width of a mode where the data have several, and the data's own where the
-    model is a Gaussian that fits. The first bounds it where the energy is flat.
+    The second term is how far the density lets a chain move (from the inverse Fisher information of a shift, the optimal
+    preconditioner of MALA): the width of a mode if the data have several, and the sd of the data if the model is a Gaussian
+    that fits. The first term bounds it where the energy is flat.
 
     Args:
         log_scale: the last average.
         spread: standard deviations of the data, per dimension.
-        score: gradient of the log density where the chains ended, ``(num_chains, ...)``.
+        score: gradients of the log density where the chains ended, ``(num_chains, ...)``.
         num_updates: updates before this one.
 
     References:
         Titsias, Optimal preconditioning and Fisher adaptive Langevin sampling (2023).
     """
     finite = jnp.all(jnp.isfinite(score), axis=tuple(range(1, score.ndim)), keepdims=True)
-    # Without any, of zeros: nothing is divided by their number.
+    # If no score is finite, average zeros instead of dividing by a count of 0.
     deviation = jnp.std(jnp.where(finite, score, 0.0), axis=0, where=finite | ~jnp.any(finite))
     spread = or_one(spread)
     scale = 1 / jnp.clip(deviation.astype(float), 1 / spread, STEEPEST / spread)
@@ -78,12 +78,12 @@ def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: A
 
 
 def in_scale(scale: Array | None, tree: Any) -> Any:
-    """Positions measured in the scale, which leads to their last dimensions."""
+    """Divide positions by the scale, which broadcasts over their last dimensions."""
     return tree if scale is None else jax.tree.map(lambda leaf: leaf / _over(scale, leaf), tree)
 
 
 def out_of_scale(scale: Array | None, tree: Any) -> Any:
-    """What `in_scale` takes back."""
+    """Undo `in_scale`."""
     return tree if scale is None else jax.tree.map(lambda leaf: leaf * _over(scale, leaf), tree)
 
 

@@ -1,4 +1,4 @@
-"""What the estimators with second derivatives share: rows in bounded memory, probes, and energies that do not bend."""
+"""Shared by the estimators with second derivatives: rows in bounded memory, probes, and a check for curvature."""
 
 import math
 import warnings
@@ -15,10 +15,11 @@ from numpyro_ebm.estimators.parts.figures import score_figures
 from numpyro_ebm.estimators.parts.projections import Projection, directions, inner, score_and_curvatures
 
 ELEMENTS_AT_ONCE = 2**20
+"""Elements of the Hessians held at once, 4 MiB in single precision: fewer save memory, more run faster."""
 
 
 class SecondOrderEstimator(AbstractEstimator):
-    """An objective that weighs second derivatives of the log density."""
+    """An objective that contains second derivatives of the log density."""
 
     role = "objective"
     needs_energy = False
@@ -29,19 +30,19 @@ class SecondOrderEstimator(AbstractEstimator):
         check_bends(site, self.name)
 
     def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
-        """Size of the score and of its divergence."""
+        """Return the size of the score and of its divergence."""
         return score_figures(rng_key, site)
 
 
 def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Array:
-    """``row_loss(position, local, ...)`` for every row, as many rows at once as have Hessians of a million elements.
+    """Return ``row_loss(position, local, ...)`` for every row, as many rows at once as have Hessians of a million elements.
 
-    Where they do not all fit, what a row leaves for the gradient is computed again instead of kept.
+    If the rows do not all fit, the backward pass computes a row's intermediate values again instead of keeping them.
 
     Args:
         row_loss: loss of one row.
         site: the rows.
-        *each: more arguments, led by the rows.
+        *each: further arguments, with a leading dimension of rows.
     """
     rows = (site.position, site.local, *each)
     size = math.prod(site.position.shape[1:])
@@ -52,13 +53,13 @@ def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Arra
 
 
 def probed_loss(rng_key: PRNGKey, site: Site, law: Projection, num: int) -> Array:
-    """The score matching loss of each row, the mean over random probes (Hutchinson) in the place of the trace."""
+    """Return the score matching loss of each row, with the mean over random probes (Hutchinson) for the trace."""
     score, curvatures = score_and_curvatures(site, directions(rng_key, law, num, site.position))
     return 0.5 * inner(score, score) + jnp.mean(curvatures, axis=0)
 
 
 def check_bends(site: Site, estimator: str) -> None:
-    """Warn of an energy that is linear piece by piece: its second derivatives, which the loss weighs, are all zero.
+    """Warn of a piecewise linear energy: its second derivatives, which the loss contains, are zero almost everywhere.
 
     Warns:
         UserWarning: with what to use instead.
@@ -70,8 +71,8 @@ def check_bends(site: Site, estimator: str) -> None:
     context = None if local is None else local[0]
     if is_piecewise_linear(lambda z: distribution.evaluate_energy(distribution.constrain(z), context), position):
         warnings.warn(
-            f"At site '{site.name}': the energy is linear piece by piece (ReLU, abs, max), so its second derivatives are "
+            f"At site '{site.name}': the energy is piecewise linear (ReLU, abs, max), so its second derivatives are "
             f"zero almost everywhere and '{estimator}' learns a flat energy. Use a smooth activation (softplus, silu), or "
-            "estimate(model, 'dsm', sigma=0.1), which takes no second derivative.",
+            "estimate(model, 'dsm', sigma=0.1), which needs no second derivatives.",
             stacklevel=2,
         )

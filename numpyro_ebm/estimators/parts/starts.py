@@ -1,4 +1,4 @@
-"""Where the chains of a negative phase begin."""
+"""Starting positions of the chains of a negative phase."""
 
 from typing import Any, NamedTuple
 
@@ -13,15 +13,15 @@ from numpyro_ebm.distributions.supports import check_same_support
 
 
 class Start(NamedTuple):
-    """Where the chains of one update begin.
+    """Start of one update's chains.
 
     Attributes:
-        position: as the kernel moves it (`AbstractKernel.lift`), leaves led by the number of chains.
-        local: what each chain's density has of its own, or None.
-        paired: whether there is one chain per row, of that row's own density.
+        position: as the kernel moves it (`AbstractKernel.lift`), leaves with a leading dimension of chains.
+        local: context and base of each chain, or None.
+        paired: whether there is one chain per row, with that row's density.
         slots: where the chains are kept between updates, or None.
-        age: transitions of each chain since it began, where chains are kept.
-        log_factor: of each chain's own step size (`chains.Pace`), where it is kept.
+        age: transitions since each chain started, if chains are kept.
+        log_factor: log factor of each chain's own step size (`chains.Pace`), if it is kept.
     """
 
     position: Position
@@ -33,18 +33,18 @@ class Start(NamedTuple):
 
 
 def over(flags: Array, leaf: Array) -> Array:
-    """Flags of chains, shaped to go over a leaf that they lead."""
+    """Reshape flags of chains so that they broadcast over a leaf with a leading dimension of chains."""
     return flags.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
 def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
-    """Unconstrained starts, and what their rows have of their own, over the rows as evenly as it goes.
+    """Draw unconstrained starts, spread evenly over the rows, and return them with the contexts and bases of these rows.
 
     Args:
         start: "data", "base", or a distribution of one event.
         rng_key: random key.
         site: the rows.
-        num_chains: how many.
+        num_chains: number of chains.
     """
     key_rows, key_draws = jax.random.split(rng_key)
     rows = jnp.resize(jax.random.permutation(key_rows, site.num_rows), (num_chains,))
@@ -54,7 +54,7 @@ def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tup
 
 
 def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Array:
-    """Unconstrained starts for each row, ``(repeats, num_rows, ...)``: the row itself, or draws of its own base."""
+    """Return unconstrained starts per row, ``(repeats, num_rows, ...)``: the row, or draws of its base or of ``start``."""
     distribution = site.distribution
     if isinstance(start, str) and start == "data":
         return jnp.broadcast_to(site.position, (repeats, *site.position.shape))
@@ -66,20 +66,22 @@ def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Arr
     draws = jax.lax.stop_gradient(jax.vmap(jax.vmap(distribution.unconstrain))(events))
     if site.mask is None:
         return draws
-    # The base of a masked row may be missing as well.
+    # The base of a masked row may be missing, too.
     return jnp.where(over(site.mask, site.position), draws, jax.lax.stop_gradient(site.position))
 
 
 def check_start(start: Any, site: Site) -> None:
-    """Refuse a start that is unknown, or of another event shape or support than the energy's.
+    """Check that a start is known and has the energy's event shape and support, and raise otherwise.
 
     Raises:
-        EnergyError: naming both.
-        TypeError: where it is neither a name nor a distribution.
+        EnergyError: for an unknown name, and for another event shape or support.
+        TypeError: if it is neither a name nor a distribution.
     """
     if isinstance(start, str):
         if start not in ("data", "base"):
-            raise EnergyError(f"Unknown start '{start}'. {nearest(start, ('data', 'base'))} Or a numpyro distribution.")
+            raise EnergyError(
+                f"Unknown start '{start}'. {nearest(start, ('data', 'base'))} Or write a numpyro distribution."
+            )
         return
     if not isinstance(start, dist.Distribution):
         raise TypeError(f"start needs 'data', 'base' or a numpyro distribution; got {type(start).__name__}.")
