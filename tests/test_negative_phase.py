@@ -189,7 +189,7 @@ class TestStepSizes:
         schedule = optax.exponential_decay(0.2, 10, 0.5)
         state = train(site_model(lambda x: 0.5 * x**2), "cd", ROWS, 10, step_size_schedule=schedule)
         np.testing.assert_allclose(state.health.step_size, 0.1, rtol=1e-6)
-        assert "averaging" not in state
+        assert state.averaging is None
 
     def test_without_adaptation_it_stays(self):
         state = train(site_model(lambda x: 0.5 * x**2), "cd", ROWS, 10, kernel=ebm.MALA(0.01), adapt_step_size=False)
@@ -252,7 +252,7 @@ class TestScales:
             r"frozen: chains move by 0\.0001\d* standard deviations of the data per update in coordinate 1, .*scale='d"
         ):
             state = train(columns_model, "cd", COLUMNS, 25, **options)
-        assert "log_scale" not in state
+        assert state.log_scale is None
         state = train(columns_model, "cd", COLUMNS, 25, scale="data", **options)
         # The model is wider than the data, whose spread is the scale.
         np.testing.assert_allclose(state.health.mean_moves, np.sqrt(0.02), rtol=0.1)
@@ -309,7 +309,7 @@ class TestRowsOfDifferentScale:
     def test_each_chain_has_a_step_of_its_own(self, name):
         options, size = ({"buffer_size": 2000}, 2000) if name == "replay" else ({}, 200)
         state = train(widths_model, name, self.OF_ROWS, 150, num_steps=5, **options)
-        widths = np.asarray(WIDTHS) if name == "pcd" else np.asarray(state["local"][0])
+        widths = np.asarray(WIDTHS) if name == "pcd" else np.asarray(state.pool.local[0])
         assert state.pool.log_factor.shape == (size,)
         # The step is a squared length: its log factor goes with that of the width.
         slope = np.polyfit(np.log(widths), state.pool.log_factor, 1)[0]
@@ -475,7 +475,7 @@ class TestPools:
 
         options = {"buffer_size": 800, "num_steps": 10, "reinit_prob": 0.05, "start": "data", "kernel": ebm.HMC(0.1, 5)}
         state = train(model, "replay", y, 30, adapt_step_size=False, **options)
-        context = np.asarray(state["local"][0])
+        context = np.asarray(state.pool.local[0])
         assert set(np.unique(context)) == {np.float32(0.1), np.float32(10.0)}
         for value in (0.1, 10.0):
             spread = np.asarray(state.pool.position)[np.isclose(context, value)].std()

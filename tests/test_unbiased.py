@@ -361,7 +361,7 @@ class TestGradient:
             np.testing.assert_allclose(in_t, weights @ gap, rtol=1e-4)
             np.testing.assert_allclose(in_k, 2.0 * weights * gap, rtol=1e-4)
             np.testing.assert_allclose(values, 2.0 * gap, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(state["meeting_time"], np.mean(meeting.meeting_time))
+            np.testing.assert_allclose(state.meeting_time, np.mean(meeting.meeting_time))
 
     @pytest.mark.parametrize("num_chains", [None, 5])
     def test_starts(self, num_chains):
