@@ -233,7 +233,7 @@ class TestFlow:
                 surrogate(ebm.estimate(precision_model, "mpf", **options), {"t": 1.0}, np.zeros(4))
         for options, x, message in (
             ({"num_draws": 3}, STATES, r"site 'x': Binary events.*\['num_draws'\] does not apply"),
-            ({}, 2 * np.ones((3, 5)), "site 'x': Row 0 of the data is not all 0 and 1"),
+            ({}, 2 * np.ones((3, 5)), "site 'x': Row 0 of the data lies outside the support"),
         ):
             with pytest.raises(ValueError, match=message):
                 ebm.estimate(boltzmann_model, "mpf", **options)(x)

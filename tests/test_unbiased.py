@@ -388,9 +388,9 @@ class TestTraining:
         reports = [report(step_size) for step_size in (0.02, 0.2)]
         for each in reports:
             assert each.num_updates == 1
-            assert 1 <= each["meeting_time"] < each["max_meeting_time"] <= 1000
-        assert reports[1]["meeting_time"] < 0.5 * reports[0]["meeting_time"]
-        assert 0.5 < reports[1]["acceptance_rate"] < reports[0]["acceptance_rate"] < 1
+            assert 1 <= each.meeting_time < each.max_meeting_time <= 1000
+        assert reports[1].meeting_time < 0.5 * reports[0].meeting_time
+        assert 0.5 < reports[1].acceptance_rate < reports[0].acceptance_rate < 1
 
     @pytest.mark.slow
     @pytest.mark.parametrize("coupling", COUPLINGS)

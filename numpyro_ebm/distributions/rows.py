@@ -16,6 +16,7 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import check_mesh
 from numpyro_ebm.distributions.site import Site
 
+SPINS = " For spins of -1 and 1, pass data of 0 and 1, (x + 1) // 2, with 2 * x - 1 in the energy."
 ON_THE_END = (
     "Move such values inside (rounded or censored ones by a random fraction of the rounding); or, if the density is finite "
     "there, write estimate(model, 'generalized_sm'), which accepts them. If rows lie there with positive probability, they "
@@ -164,7 +165,8 @@ def _check_values(site: Site, *, may_touch_ends: bool) -> None:
         return
     support = site.distribution.support
     inside = jax.vmap(lambda event: jnp.all(support(event)))(site.value)
-    checks = [(inside, f"lies outside the support {support}", "Write the support of the data.")]
+    fix = f"Write the support of the data.{SPINS if site.distribution.is_discrete else ''}"
+    checks = [(inside, f"lies outside the support {support}", fix)]
     if not site.distribution.is_discrete:
         finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
         off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends
