@@ -164,7 +164,10 @@ REFUSED_MODELS = {
     "a real support": ((energy_of(BIASES, COUPLINGS), STATES, {"support": constraints.real}), "binary.*support=.*boolean"),
     "counts": ((energy_of(BIASES, COUPLINGS), STATES, {"support": constraints.nonnegative_integer}), "binary"),
     "more than two": ((energy_of(BIASES, COUPLINGS), STATES, {"support": constraints.integer_interval(0, 2)}), "binary"),
-    "spins": ((energy_of(BIASES, COUPLINGS), 2 * STATES - 1, {}), r"Row 0 of the data lies outside the support.*\(x \+ 1\) // 2"),
+    "spins": (
+        (energy_of(BIASES, COUPLINGS), 2 * STATES - 1, {}),
+        r"Row 0 of the data lies outside the support.*\(x \+ 1\) // 2",
+    ),
     "a base": (
         (energy_of(BIASES, COUPLINGS), STATES, {"base": dist.Bernoulli(0.5).expand([5]).to_event(1)}),
         "base.*logits into the energy",

@@ -313,7 +313,7 @@ class TestVelocity:
     def test_the_report_names_the_bias(self):
         report = ebm.training_report(ebm.estimate(precision_model, "minimum_velocity"), {"t": 2.0}, np.array([-1.0, 1.0]))
         np.testing.assert_allclose(report.sites[0].figures["score_norm"], 2.0, rtol=1e-6)
-        assert "carries a bias" in str(report)
+        assert "the energy is biased" in str(report)
 
     @pytest.mark.slow
     def test_masked_rows_do_not_move_the_default_step(self):

@@ -8,9 +8,10 @@ from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import PyTree
 
 
-def freeze(fn: Callable, *example: Any) -> Callable:
+def freeze(fn: Callable, *example: PyTree) -> Callable:
     """Return the same function without derivatives in the values that it closes over.
 
     ``stop_gradient`` on the output would still push tangents through the whole sampler and fails on a
@@ -25,7 +26,7 @@ def freeze(fn: Callable, *example: Any) -> Callable:
     return lambda *args: converted(*args, *constants)
 
 
-def reverse_gradient(tree: Any) -> Any:
+def reverse_gradient(tree: PyTree) -> PyTree:
     """Return the same values with their derivatives multiplied by -1, so that a descending optimiser ascends in them.
 
     Args:
@@ -37,7 +38,7 @@ def reverse_gradient(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: 2 * jax.lax.stop_gradient(leaf) - leaf, tree)
 
 
-def guard(fn: Callable, value: Any, message: str) -> Any:
+def guard(fn: Callable, value: PyTree, message: str) -> PyTree:
     """Evaluate ``fn(value)`` and allow its derivatives in ``value`` only.
 
     A derivative in anything else that ``fn`` depends on (parameters, context, other sites) raises: these also change
@@ -69,7 +70,7 @@ def guard(fn: Callable, value: Any, message: str) -> Any:
     return guarded(value, constants)
 
 
-def _is_symbolic(leaf: Any) -> bool:
+def _is_symbolic(leaf: object) -> bool:
     return isinstance(leaf, SymbolicZero)
 
 

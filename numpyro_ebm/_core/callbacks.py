@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from numpyro_ebm._core.typing import Array, PyTree
+
 
 @dataclasses.dataclass(frozen=True)
 class Told:
@@ -27,7 +29,7 @@ class Told:
         self.function(*self.settings, *args)
 
 
-def call_where_any(report: Told, flags: Any, values: Any) -> None:
+def call_where_any(report: Told, flags: Array, values: PyTree) -> None:
     """Call the host if any flag is set; under vmap, once, with the first batch element that has a flag set."""
     _notifier(report)(flags, values)
 

@@ -2,14 +2,15 @@
 
 import numbers
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
+from numpyro_ebm._core.typing import PyTree
 
-def is_concrete(*values: Any) -> bool:
+
+def is_concrete(*values: PyTree) -> bool:
     """Return whether every leaf is a concrete value, not a tracer or a placeholder."""
     leaves = jax.tree.leaves(values)
     return all(isinstance(leaf, numbers.Number | np.ndarray | np.generic | jax.Array) for leaf in leaves) and not any(
@@ -17,6 +18,6 @@ def is_concrete(*values: Any) -> bool:
     )
 
 
-def eager(*values: Any) -> AbstractContextManager:
+def eager(*values: PyTree) -> AbstractContextManager:
     """Under ``jit``, evaluate concrete values eagerly so that they can be checked."""
     return jax.ensure_compile_time_eval() if is_concrete(*values) else nullcontext()

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import PyTree
 
 
 def check_key(owner: str, rng_key: Any) -> None:
@@ -29,7 +30,7 @@ def check_key(owner: str, rng_key: Any) -> None:
     )
 
 
-def check_outside_jit(owner: str, *values: Any) -> None:
+def check_outside_jit(owner: str, *values: PyTree) -> None:
     """Check that all values are concrete, and raise inside ``jax.jit``, ``vmap`` or ``grad``.
 
     Raises:
@@ -43,7 +44,7 @@ def check_outside_jit(owner: str, *values: Any) -> None:
         )
 
 
-def as_arrays(owner: str, arguments: Any) -> Any:
+def as_arrays(owner: str, arguments: PyTree) -> PyTree:
     """Return a model's arguments with DataFrames, xarray arrays and lists of numbers converted to arrays.
 
     Everything with ``__array__`` is converted. All else is returned unchanged: numbers, strings, functions.
@@ -55,7 +56,7 @@ def as_arrays(owner: str, arguments: Any) -> Any:
     return jax.tree.map(lambda leaf: _as_array(owner, leaf), arguments, is_leaf=_is_whole)
 
 
-def _as_array(owner: str, leaf: Any) -> Any:
+def _as_array(owner: str, leaf: object) -> Any:
     if isinstance(leaf, Iterator):
         raise TypeError(
             f"{owner} got a {_described(leaf)}, which yields its rows only once and has no length. If all rows fit into "
@@ -80,12 +81,12 @@ def _as_array(owner: str, leaf: Any) -> Any:
     return array
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     """Return whether JAX must treat a value as one leaf."""
     return isinstance(value, Iterator) or _is_list_of_numbers(value)
 
 
-def _is_list_of_numbers(value: Any) -> bool:
+def _is_list_of_numbers(value: object) -> bool:
     """Return whether a list is a written-out array: numbers, or such lists of equal length."""
     if not isinstance(value, list) or not value:
         return False

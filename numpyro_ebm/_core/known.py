@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.typing import PyTree
 
 MAX_DEPTH = 50
 """Operations that `known` follows back from an array; constants in a model are a few operations deep."""
@@ -50,19 +52,19 @@ class Frozen(NamedTuple):
         return jax.tree.unflatten(self.treedef, [_thawed(leaf) for leaf in self.leaves])
 
 
-def freeze_tree(tree: Any) -> Frozen | None:
+def freeze_tree(tree: PyTree) -> Frozen | None:
     """Return a pytree of known arrays as `Frozen`; None if a leaf is unknown."""
     leaves, treedef = jax.tree.flatten(tree)
     values = [known(leaf) for leaf in leaves]
     return None if any(value is None for value in values) else Frozen(treedef, tuple(map(_frozen, values)))
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: ArrayLike) -> Any:
     array = np.asarray(value)
     return array.item() if array.ndim == 0 else (array.dtype.str, array.shape, array.tobytes())
 
 
-def _thawed(leaf: Any) -> Any:
+def _thawed(leaf: object) -> Any:
     if not isinstance(leaf, tuple):
         return leaf
     dtype, shape, data = leaf

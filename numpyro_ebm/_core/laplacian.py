@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.typing import Array
@@ -74,7 +74,7 @@ def count_operations(fn: Callable[..., Any], *args: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _count(jaxpr: Any) -> int:
+def _count(jaxpr: Jaxpr) -> int:
     return sum(_count_one(eqn) for eqn in jaxpr.eqns)
 
 
@@ -97,7 +97,7 @@ def _walk(
     missing: set[str] | None = None,
     *,
     integers: bool = False,
-    has_rule: Callable[[Any], bool] | None = None,
+    has_rule: Callable[[JaxprEqn], bool] | None = None,
 ) -> list[bool]:
     """Return which outputs depend on the marked inputs; add operations on the way without a rule to ``missing``.
 
@@ -130,7 +130,7 @@ def _walk(
     return [is_marked(atom) for atom in jaxpr.outvars]
 
 
-def _is_known(operation: Any) -> bool:
+def _is_known(operation: str | Primitive) -> bool:
     from folx.wrapped_functions import is_registered
 
     return is_registered(operation)

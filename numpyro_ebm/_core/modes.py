@@ -21,7 +21,7 @@ _users: ContextVar[tuple[Any, Any] | None] = ContextVar("users", default=None)
 
 
 @contextmanager
-def _promotion(rank: Any, dtype: Any) -> Iterator[None]:
+def _promotion(rank: str, dtype: str) -> Iterator[None]:
     with jax.numpy_rank_promotion(rank), jax.numpy_dtype_promotion(dtype):
         yield
 

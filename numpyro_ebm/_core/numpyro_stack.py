@@ -1,13 +1,13 @@
 """What is running the model (NUTS, an autoguide's set-up, an ELBO), read from NumPyro's handlers and the call stack."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any, NamedTuple
 
-from numpyro.distributions import Delta
+from numpyro.distributions import Delta, Distribution
 from numpyro.handlers import replay, scope, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import (
@@ -106,7 +106,7 @@ def gibbs_sites(scoring: Scoring) -> set[str]:
     return sites
 
 
-def model_given(model: Any) -> Any:
+def model_given(model: Callable | None) -> Any:
     """Return the model that a kernel was given, without NumPyro's wrappers for the potential; None outside of kernels."""
     while model is not None:
         if isinstance(model, _substitute_default_key):
@@ -198,13 +198,13 @@ def check_carries_state(estimator: str) -> None:
             )
 
 
-def scope_prefix(handlers: Iterable[Any], kind: str = "sample") -> str:
+def scope_prefix(handlers: Iterable[Messenger], kind: str = "sample") -> str:
     """Return the prefix that the scopes among handlers, outermost first, give to the name of a site of this kind."""
     scopes = [each for each in handlers if isinstance(each, scope) and kind not in each.hide_types]
     return "".join(f"{each.prefix}{each.divider}" for each in scopes)
 
 
-def name_at(handler: Messenger, message: Any) -> str:
+def name_at(handler: Messenger, message: Mapping[str, Any]) -> str:
     """Return the name that a message had at a handler, before the scopes outside of the handler added their prefixes."""
     around = _PYRO_STACK[: _PYRO_STACK.index(handler)]
     return message["name"].removeprefix(scope_prefix(around, message["type"]))
@@ -260,7 +260,7 @@ def check_latent(name: str, handler: Messenger) -> None:
             )
 
 
-def _has_value(handler: Any, name: str) -> bool:
+def _has_value(handler: Messenger, name: str) -> bool:
     return isinstance(handler, substitute) and (handler.substitute_fn is not None or name in (handler.data or {}))
 
 
@@ -279,7 +279,7 @@ def site_being_scored() -> str | None:
     return None if site is None else site["name"]
 
 
-def is_part_of_site(distribution: Any) -> bool:
+def is_part_of_site(distribution: Distribution) -> bool:
     """Return whether a distribution is only a component of the site whose log probability NumPyro is computing."""
     site = _site_being_scored()
     inner = None if site is None else _inner(site["fn"])

@@ -5,12 +5,13 @@ import numbers
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 
 
-def check_positive(owner: str, name: str, value: Any, *, scalar: bool = False) -> None:
+def check_positive(owner: str, name: str, value: ArrayLike | None, *, scalar: bool = False) -> None:
     """Check that a concrete value is positive and finite in every element, and a scalar if ``scalar`` is set.
 
     Raises:
@@ -27,7 +28,7 @@ def check_positive(owner: str, name: str, value: Any, *, scalar: bool = False) -
         raise EnergyError(f"{owner} needs {name} > 0 and finite; got {name}={value!r}. Write {owner}({name}=0.1).")
 
 
-def check_covariance(owner: str, name: str, value: Any, *, may_be_dense: bool = True) -> None:
+def check_covariance(owner: str, name: str, value: ArrayLike | None, *, may_be_dense: bool = True) -> None:
     """Check that concrete variances are positive and finite, or that a matrix is a covariance.
 
     Args:

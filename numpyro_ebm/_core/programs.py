@@ -9,17 +9,19 @@ import functools
 import os
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer, eval_jaxpr
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core import autodiff
 from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.typing import Array, PyTree
 
 MOST_KEPT = 64
 """Most compiled programs in the cache, each of about 10 MB; the least recently used is dropped first."""
@@ -31,7 +33,7 @@ JAX_FOLDER = os.path.dirname(jax.__file__)
 class _Same:
     """An object compared by identity, and kept alive so that its address is not reused."""
 
-    def __init__(self, value: Any):
+    def __init__(self, value: object):
         self.value = value
 
     def __eq__(self, other: object) -> bool:
@@ -51,7 +53,7 @@ class Code:
         out_tree: structure of the result.
     """
 
-    def __init__(self, jaxpr: Jaxpr, in_avals: tuple[Any, ...], in_tree: Any, out_tree: Any, rules: Hashable):
+    def __init__(self, jaxpr: Jaxpr, in_avals: tuple[Any, ...], in_tree: Hashable, out_tree: Hashable, rules: Hashable):
         self.jaxpr, self.in_avals, self.in_tree, self.out_tree = jaxpr, in_avals, in_tree, out_tree
         self._key = (_of_jaxpr(jaxpr), in_tree, out_tree, rules)
         self._hash = hash(self._key)
@@ -88,13 +90,13 @@ class Program:
         return self.constants, self.code
 
     @classmethod
-    def tree_unflatten(cls, code: Code, constants: Any) -> "Program":
+    def tree_unflatten(cls, code: Code, constants: Iterable[Any]) -> "Program":
         """Return the same program with other arrays."""
         return cls(list(constants), code)
 
 
 @in_own_modes
-def trace(function: Callable, *examples: Any, order: int = 0) -> Program:
+def trace(function: Callable, *examples: PyTree, order: int = 0) -> Program:
     """Trace a function, with the current values of all that it reads.
 
     For functions under the user's own ``jax.jit``, and for loop bodies that are defined only once, JAX may return its own
@@ -152,7 +154,7 @@ def jit(function: Callable | None = None, *, static_argnames: tuple[str, ...] = 
 _kept: OrderedDict[Hashable, Callable] = OrderedDict()
 
 
-def _unflattened(function: Callable, tree: Any, static: dict[str, Any], leaves: list[Any]) -> Any:
+def _unflattened(function: Callable, tree: Hashable, static: dict[str, Any], leaves: list[Any]) -> Any:
     args, kwargs = jax.tree.unflatten(tree, leaves)
     return function(*args, **kwargs, **static)
 
@@ -163,7 +165,7 @@ def call(program: Program, *args: Any) -> Any:
     return program(*args)
 
 
-def _snapshot(constant: Any) -> Any:
+def _snapshot(constant: ArrayLike) -> Array:
     """Return a constant as an immutable array; a NumPy array is copied, as it can change in place."""
     return constant if isinstance(constant, jax.Array) else jnp.array(np.asarray(constant))
 
@@ -173,7 +175,7 @@ def _without_numbers(jaxpr: Jaxpr) -> tuple[Jaxpr, list[np.ndarray]]:
     places: list[Any] = []
     numbers: list[np.ndarray] = []
 
-    def place(eqn: Any, operand: Any) -> Any:
+    def place(eqn: JaxprEqn, operand: Any) -> Any:
         if eqn.primitive.name not in ARITHMETIC or not _is_float(operand):
             return operand
         places.append(Var(operand.aval))
@@ -184,7 +186,7 @@ def _without_numbers(jaxpr: Jaxpr) -> tuple[Jaxpr, list[np.ndarray]]:
     return jaxpr.replace(eqns=eqns, constvars=[*jaxpr.constvars, *places]), numbers
 
 
-def _is_float(operand: Any) -> bool:
+def _is_float(operand: Var | Literal) -> bool:
     aval: Any = operand.aval
     return isinstance(operand, Literal) and jnp.issubdtype(aval.dtype, jnp.floating)
 
@@ -193,11 +195,11 @@ def _of_jaxpr(jaxpr: Jaxpr) -> Hashable:
     """Return a hashable description of a program, with its variables numbered in order."""
     numbers: dict[Any, int] = {}
 
-    def new(variables: Any) -> Hashable:
+    def new(variables: Sequence[Var]) -> Hashable:
         numbers.update((variable, len(numbers) + i) for i, variable in enumerate(variables))
         return tuple(variable.aval for variable in variables)
 
-    def old(operands: Any) -> Hashable:
+    def old(operands: Sequence[Var | Literal]) -> Hashable:
         return tuple(_of_literal(each) if isinstance(each, Literal) else numbers[each] for each in operands)
 
     start = new([*jaxpr.constvars, *jaxpr.invars]), len(jaxpr.constvars)
@@ -205,7 +207,7 @@ def _of_jaxpr(jaxpr: Jaxpr) -> Hashable:
     return start, eqns, old(jaxpr.outvars)
 
 
-def _of_params(eqn: Any) -> Hashable:
+def _of_params(eqn: JaxprEqn) -> Hashable:
     # Functions that hold a derivative rule are new objects in each trace; see `_derivatives`.
     kinds = (ClosedJaxpr, int) if eqn.primitive.name in RULES else object
     return tuple((name, _of_value(value)) for name, value in eqn.params.items() if isinstance(value, kinds))
@@ -237,11 +239,11 @@ def _of_value(value: Any) -> Hashable:
     return type(value), value
 
 
-def _of_literal(literal: Any) -> Hashable:
+def _of_literal(literal: Literal) -> Hashable:
     return literal.aval, _of_constant(literal.val)
 
 
-def _of_constant(value: Any) -> Hashable:
+def _of_constant(value: object) -> Hashable:
     """Return a key for an array inside a program: its identity if it is immutable, else its bytes."""
     if isinstance(value, jax.Array):
         return _Same(value)
@@ -249,7 +251,7 @@ def _of_constant(value: Any) -> Hashable:
     return (array.shape, array.dtype, array.tobytes()) if array.dtype != object else _Same(value)
 
 
-def _own_rules(jaxpr: Jaxpr) -> Iterator[Any]:
+def _own_rules(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Yield the equations with derivative rules that are not JAX's own; the program does not contain such rules."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in RULES and not _is_known_rule(eqn):
@@ -259,11 +261,11 @@ def _own_rules(jaxpr: Jaxpr) -> Iterator[Any]:
                 yield from _own_rules(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
 
 
-def _is_jaxpr(value: Any) -> bool:
+def _is_jaxpr(value: object) -> bool:
     return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
-def _is_known_rule(eqn: Any) -> bool:
+def _is_known_rule(eqn: JaxprEqn) -> bool:
     """Return whether an equation is a ``custom_jvp`` function of JAX itself, such as ``jax.nn.relu``, or the guard on log Z.
 
     The guard's derivative is that of the function inside it, which is part of the program.
@@ -276,7 +278,7 @@ def _is_known_rule(eqn: Any) -> bool:
 def _derivatives(jaxpr: Jaxpr, constants: list[Any], order: int) -> Hashable:
     """Return keys of the derivatives' programs, which contain the rules' computation; a unique key if tracing them fails."""
 
-    def pull(constants: Any, floats: Any, rest: Any) -> Any:
+    def pull(constants: list[Any], floats: list[Array], rest: list[Array]) -> Any:
         evaluate = lambda floats: eval_jaxpr(jaxpr, constants, *_merged(jaxpr.invars, floats, rest))  # noqa: E731
         values, back = jax.vjp(evaluate, floats)
         return back(values)
@@ -304,6 +306,6 @@ def _is_inexact(struct: Any) -> bool:
     return jnp.issubdtype(struct.dtype, jnp.inexact)
 
 
-def _merged(variables: Any, floats: Any, rest: Any) -> list[Any]:
+def _merged(variables: Sequence[Var], floats: Iterable[Array], rest: Iterable[Array]) -> list[Array]:
     floats, rest = iter(floats), iter(rest)
     return [next(floats) if _is_inexact(variable.aval) else next(rest) for variable in variables]

@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PyTree
 
 BY_VALUE = ("cloudpickle", "copy", "dill")
 """Packages that copy or pickle a function by its code."""
@@ -32,7 +33,7 @@ class _Dynamic(NamedTuple):
     """Placeholder for an array in `Structure.static`."""
 
 
-def dismantle(fn: Any) -> tuple[list[Any], Structure]:
+def dismantle(fn: PyTree) -> tuple[list[Any], Structure]:
     """Split a function, a ``functools.partial`` or a pytree (equinox, nnx, arguments) into arrays and structure.
 
     A plain function is structure only; arrays that it closes over stay inside.
@@ -97,7 +98,7 @@ class FunctionOfRow:
     structure: Structure
     has_context: bool
 
-    def __call__(self, event: Any, own: Any) -> Any:
+    def __call__(self, event: Array, own: tuple[list[Any], PyTree]) -> Any:
         """Evaluate the function of one event, given ``(arrays, context)``."""
         arrays, context = own
         function = assemble(arrays, self.structure)
@@ -135,7 +136,7 @@ class Replayed:
         return jax.tree.unflatten(self.treedef, jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))(*cast))
 
 
-def hoist(arrays: list[Any], structure: Structure, *example: Any) -> tuple[list[Any], Structure]:
+def hoist(arrays: list[Any], structure: Structure, *example: PyTree) -> tuple[list[Any], Structure]:
     """Move the traced values that a function closes over to its arrays.
 
     In a closure they would not outlive ``scan`` or ``vmap``. A function that closes over none is returned unchanged.
@@ -154,5 +155,5 @@ def hoist(arrays: list[Any], structure: Structure, *example: Any) -> tuple[list[
     return dismantle(functools.partial(replayed, list(closed.consts), arrays))
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: object) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)

@@ -27,7 +27,7 @@ class Registry(Generic[T]):
         """Return the known names, sorted."""
         return tuple(sorted(self.classes))
 
-    def resolve(self, spec: Any, **options: Any) -> T:
+    def resolve(self, spec: object, **options: Any) -> T:
         """Return an object of this kind, given its name and options or the object itself.
 
         Raises:

@@ -5,11 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_ebm._core.typing import Array
+
 ROUNDING = 8.0
 """Units in the last place by which equal numbers may differ after rounding; a larger value sets more small spreads to 0."""
 
 
-def spread(values: Any, where: Any = None, eps: float | None = None) -> Any:
+def spread(values: np.ndarray | Array, where: np.ndarray | Array | None = None, eps: float | None = None) -> Any:
     """Compute the standard deviation over the first axis, exactly 0 where it is no larger than rounding of the values.
 
     The mean of equal numbers is off by some units in the last place (600 rows of 0.48 in float32 have a standard deviation
@@ -39,12 +41,12 @@ def spread(values: Any, where: Any = None, eps: float | None = None) -> Any:
     return xp.where(result > ROUNDING * eps * size, result, 0.0)
 
 
-def eps_of(values: Any) -> float:
+def eps_of(values: np.ndarray | Array) -> float:
     """Return the spacing near 1 of the values' float type; 0 for integers."""
     return float(jnp.finfo(values.dtype).eps) if jnp.issubdtype(values.dtype, jnp.floating) else 0.0
 
 
-def or_one(scale: Any) -> Any:
+def or_one(scale: np.ndarray | np.generic | Array) -> Any:
     """Return a scale that can be divided by: 1 where it is 0."""
     if isinstance(scale, np.ndarray | np.generic):
         return np.where(np.asarray(scale, float) > 0, scale, 1.0)

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
+from numpyro.infer import MCMC
 from numpyro.infer.svi import SVIRunResult, SVIState
 from numpyro.primitives import Messenger
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
+from numpyro_ebm._core.typing import PyTree
 from numpyro_ebm.diagnostics import _chains
 from numpyro_ebm.diagnostics._data import check_fits, compare, fits
 from numpyro_ebm.diagnostics._report import Diagnosis, Finding, unchecked
@@ -16,10 +19,17 @@ from numpyro_ebm.diagnostics._sampler import check_sampler
 from numpyro_ebm.diagnostics._training import check_result, check_training
 from numpyro_ebm.diagnostics.arviz.read import Recorded, read
 from numpyro_ebm.handlers import estimated_in
+from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
 
 
-def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float | None = None, **kwargs: Any) -> Diagnosis:
+def diagnose(
+    subject: Messenger | MCMC | Draws | FitResult | SVIRunResult | SVIState | Mapping[str, Any],
+    *args: Any,
+    data: PyTree | None = None,
+    min_ess: float | None = None,
+    **kwargs: Any,
+) -> Diagnosis:
     r"""Check draws, or a training, for problems that raise no error, and say what to try.
 
     Finite numbers do not prove that a run is healthy: kernels reject points that are not finite, ArviZ counts every draw of
@@ -87,7 +97,7 @@ def diagnose(subject: Any, *args: Any, data: Any = None, min_ess: float | None =
     return Diagnosis(tuple(_draws(read("diagnose", subject), data, 100 if min_ess is None else min_ess)))
 
 
-def _draws(recorded: Recorded, data: Any, min_ess: float) -> list[Finding]:
+def _draws(recorded: Recorded, data: ArrayLike | Mapping[str, ArrayLike] | None, min_ess: float) -> list[Finding]:
     pairs = _pairs(recorded, data)
     chains = _chains.coordinates(recorded)
     found = [
@@ -106,7 +116,7 @@ def _draws(recorded: Recorded, data: Any, min_ess: float) -> list[Finding]:
     return found
 
 
-def _pairs(recorded: Recorded, data: Any) -> dict[str, np.ndarray]:
+def _pairs(recorded: Recorded, data: ArrayLike | Mapping[str, ArrayLike] | None) -> dict[str, np.ndarray]:
     """Return the data of each variable."""
     variables = recorded.variables
     if data is None:

@@ -83,7 +83,7 @@ class Diagnosis:
         return f"{counts['warning']} warnings, {counts['ok']} checks ok, {counts['not checked']} not checked"
 
 
-def judge(name: str, measured: str, bound: str, advice: str, *, is_bad: Any) -> Finding:
+def judge(name: str, measured: str, bound: str, advice: str, *, is_bad: object) -> Finding:
     """Return a warning with its advice where ``is_bad``, otherwise a finding that is ok."""
     return Finding(name, "warning" if is_bad else "ok", measured, bound, advice if is_bad else "")
 

@@ -85,7 +85,7 @@ def _nonfinite(flags: np.ndarray) -> Finding:
     )
 
 
-def _longest(kernel: Any) -> int | None:
+def _longest(kernel: object) -> int | None:
     depth = getattr(kernel, "max_num_doublings", getattr(kernel, "_max_tree_depth", None))
     return depth[-1] if isinstance(depth, tuple) else depth
 

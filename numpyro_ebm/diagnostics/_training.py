@@ -19,7 +19,7 @@ from numpyro_ebm.estimators.dsm import SMOOTHING_BOUNDS
 from numpyro_ebm.estimators.state import EstimatorState, Pool, carried, chain_states
 from numpyro_ebm.handlers import estimate
 from numpyro_ebm.handlers.energy_sites import energy_sites
-from numpyro_ebm.handlers.results import mutable_state, values_of
+from numpyro_ebm.handlers.results import Result, mutable_state, values_of
 from numpyro_ebm.training import FitResult
 from numpyro_ebm.training.overfitting import held_out_rise, runaway
 
@@ -51,7 +51,7 @@ class Seen:
         self.rows = np.asarray(site.position)[keep].reshape(len(self.energies), -1)
 
 
-def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, Any]) -> list[Finding]:
+def check_training(model: estimate, result: Result, args: tuple, kwargs: dict[str, Any]) -> list[Finding]:
     """Check a model with the result of its training."""
     found = check_losses(result, _roles(model))
     try:
@@ -68,7 +68,7 @@ def check_training(model: estimate, result: Any, args: tuple, kwargs: dict[str, 
     return found
 
 
-def check_result(result: Any) -> list[Finding]:
+def check_result(result: FitResult | SVIRunResult | SVIState) -> list[Finding]:
     """Check a result without its model."""
     found = check_losses(result, set())
     for each in carried(mutable_state(result)):
@@ -78,7 +78,7 @@ def check_result(result: Any) -> list[Finding]:
     return [*found, unchecked("figures", "figures of the data need the model", "Write diagnose(model, result, x).")]
 
 
-def check_losses(result: Any, roles: set[str]) -> list[Finding]:
+def check_losses(result: object, roles: set[str]) -> list[Finding]:
     """Check the losses, where the result has any."""
     if not isinstance(result, FitResult | SVIRunResult):
         return [unchecked("loss", "a state has no losses", "Pass the result of fit or of svi.run.")]
@@ -146,7 +146,7 @@ def _descent(losses: np.ndarray) -> list[Finding]:
     ]
 
 
-def _look(model: estimate, result: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Seen]:
+def _look(model: estimate, result: Result, args: tuple, kwargs: dict[str, Any]) -> dict[str, Seen]:
     found, _ = energy_sites(model.fn, values_of("diagnose", result), args, kwargs)
     seen = {}
     for estimator, site in model.lay_out(found).values():

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -12,6 +13,7 @@ from numpyro import handlers
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
 from numpyro_ebm._core.programs import compiled
+from numpyro_ebm._core.typing import Array
 from numpyro_ebm.diagnostics.standard_errors import standard_errors
 from numpyro_ebm.distributions.empirical import Empirical
 from numpyro_ebm.distributions.site import Site
@@ -208,7 +210,7 @@ def _log_normalizer(
     return value, (f"log_normalizer has no standard error here. {refusal}",)
 
 
-def site_report(carried: Carried, estimators: Any) -> SiteReport:
+def site_report(carried: Carried, estimators: AbstractEstimator | Mapping[str, AbstractEstimator]) -> SiteReport:
     """Report on the state of an estimator.
 
     Args:
@@ -231,5 +233,5 @@ def site_report(carried: Carried, estimators: Any) -> SiteReport:
     return SiteReport(carried.site, carried.estimator, figures, conditions, notes, held)
 
 
-def _names(conditions: Any) -> tuple[str, ...]:
+def _names(conditions: Array | np.ndarray) -> tuple[str, ...]:
     return tuple(name for name, holds in zip(CONDITIONS, np.asarray(conditions), strict=True) if holds)

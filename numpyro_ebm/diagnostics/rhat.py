@@ -7,12 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.programs import compiled
 from numpyro_ebm.diagnostics.arviz.read import read
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size, rank_rhat
+from numpyro_ebm.sampling import Draws
+from numpyro_ebm.training import FitResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,9 @@ class FunctionRhat:
         return f"{figures} ({self.note})" if self.note else figures
 
 
-def split_rhat(draws: Any, functions: Mapping[str, Callable[[Any], Any]]) -> dict[str, FunctionRhat]:
+def split_rhat(
+    draws: MCMC | Draws | FitResult | Mapping[str, Any], functions: Mapping[str, Callable[[Any], Any]]
+) -> dict[str, FunctionRhat]:
     r"""Compute R-hat and effective sample size of functions of the draws, such as the energy or the indicator of a mode.
 
     R-hat is the rank-normalised split R-hat of ArviZ (the larger of bulk and tail). Chains in different places may agree in
@@ -70,7 +75,9 @@ def split_rhat(draws: Any, functions: Mapping[str, Callable[[Any], Any]]) -> dic
 
 
 def nested_rhat(
-    draws: Any, num_superchains: int, functions: Mapping[str, Callable[[Any], Any]] | None = None
+    draws: MCMC | Draws | FitResult | Mapping[str, Any],
+    num_superchains: int,
+    functions: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> dict[str, np.ndarray]:
     r"""Compute nested R-hat of many chains that are too short for R-hat, grouped in superchains that share their start.
 
@@ -134,7 +141,9 @@ def _nested(values: np.ndarray, num_superchains: int) -> np.ndarray:
         return np.sqrt(1 + between / within.mean(axis=0))
 
 
-def _evaluate(owner: str, variables: Mapping[str, np.ndarray], functions: Any) -> dict[str, np.ndarray]:
+def _evaluate(
+    owner: str, variables: Mapping[str, np.ndarray], functions: Mapping[str, Callable[[Any], Any]]
+) -> dict[str, np.ndarray]:
     """Return the values ``(chains, draws)`` of each function."""
     if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
         raise TypeError(f"{owner} needs functions by name, e.g. {{'left': lambda x: x[0] < 0}}; got {functions!r}.")

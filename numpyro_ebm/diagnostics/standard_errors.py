@@ -190,7 +190,7 @@ def _parameters(
     return chosen, {name: biject_to(known[name]) for name in chosen}
 
 
-def _checked(model: Any) -> estimate:
+def _checked(model: object) -> estimate:
     estimated = estimated_in(model)
     if estimated is None:
         raise TypeError(f"standard_errors needs the model as estimate returned it; got {type(model).__name__}.")

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import ad, batching, mlir
+
+from numpyro_ebm._core.typing import PyTree
 
 SOURCE, EVENT, TERM, BASE = "source", "event", "term", "base"
 """Kinds of marks: a value that inference changes, an energy's event, its log density, a log density tilted by a factor."""
@@ -48,7 +50,7 @@ batching.primitive_batchers[mark_p] = lambda args, dims, **params: (mark_p.bind(
 mlir.register_lowering(mark_p, lambda ctx, x, **_: [x])
 
 
-def mark(tree: Any, kind: str, label: Hashable = "") -> Any:
+def mark(tree: PyTree, kind: str, label: Hashable = "") -> PyTree:
     """Return the same arrays, marked for `flows`.
 
     Args:
@@ -59,12 +61,12 @@ def mark(tree: Any, kind: str, label: Hashable = "") -> Any:
     return jax.tree.map(lambda leaf: mark_p.bind(jnp.asarray(leaf), kind=kind, label=label), tree)
 
 
-def flows(jaxpr: Any) -> list[Flow]:
+def flows(jaxpr: ClosedJaxpr) -> list[Flow]:
     """Return the `Flow` of each output of a closed jaxpr."""
     return _walk(jaxpr.jaxpr, [CONSTANT] * len(jaxpr.jaxpr.invars))
 
 
-def _walk(jaxpr: Any, inputs: Sequence[Flow]) -> list[Flow]:
+def _walk(jaxpr: Jaxpr, inputs: Sequence[Flow]) -> list[Flow]:
     known: dict[Any, Flow] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom):
@@ -75,7 +77,7 @@ def _walk(jaxpr: Any, inputs: Sequence[Flow]) -> list[Flow]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+def _apply(eqn: JaxprEqn, inputs: list[Flow]) -> list[Flow]:
     """Return the flow of each output of one equation."""
     name, inner = eqn.primitive.name, _inner(eqn)
     if name in _CONTROL:
@@ -89,7 +91,7 @@ def _apply(eqn: Any, inputs: list[Flow]) -> list[Flow]:
     return [_combine(name, inputs)] * len(eqn.outvars)
 
 
-def _inner(eqn: Any) -> Any:
+def _inner(eqn: JaxprEqn) -> Jaxpr | None:
     """Return the jaxpr that an equation calls (jit, checkpoint, custom derivatives), or None."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = eqn.params.get(key)
@@ -160,29 +162,29 @@ def _under(condition: Flow, flow: Flow) -> Flow:
     return _weighted(_join(flow, condition), condition)
 
 
-def _source(flow: Flow, label: str) -> Flow:
+def _source(flow: Flow, label: Hashable) -> Flow:
     return flow._replace(sources=flow.sources | {label}, outside=flow.outside | {label})
 
 
-def _event(flow: Flow, label: str) -> Flow:
+def _event(flow: Flow, label: Hashable) -> Flow:
     return flow._replace(outside=NONE, event=flow.event | {(label, source) for source in flow.outside})
 
 
-def _term(flow: Flow, label: str) -> Flow:
+def _term(flow: Flow, label: Hashable) -> Flow:
     # A term inside the energy is part of the energy, so no log Z of its own is missing.
     own = frozenset(source for name, source in flow.event if name == label)
     others = frozenset(pair for pair in flow.event if pair[0] != label)
     return Flow(flow.sources, flow.outside | own, others, has_term=True, shifts=flow.outside)
 
 
-def _base(flow: Flow, label: str) -> Flow:
+def _base(flow: Flow, label: Hashable) -> Flow:
     return flow._replace(has_term=True, shifts=flow.shifts | flow.outside)
 
 
 _MARKS = {SOURCE: _source, EVENT: _event, TERM: _term, BASE: _base}
 
 
-def _scan(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+def _scan(eqn: JaxprEqn, inputs: list[Flow]) -> list[Flow]:
     body = eqn.params["jaxpr"].jaxpr
     # The parameters that hold these counts differ between JAX versions, so infer them from the dimensions: scanned inputs
     # lose one inside the body, stacked outputs gain one outside, and the carry keeps its own.
@@ -198,7 +200,7 @@ def _ndim(atom: Any) -> int:
     return len(atom.aval.shape)
 
 
-def _while(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+def _while(eqn: JaxprEqn, inputs: list[Flow]) -> list[Flow]:
     num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     of_cond, of_body = inputs[:num_cond], inputs[num_cond : num_cond + num_body]
 
@@ -209,7 +211,7 @@ def _while(eqn: Any, inputs: list[Flow]) -> list[Flow]:
     return _settle(once, inputs[num_cond + num_body :])
 
 
-def _cond(eqn: Any, inputs: list[Flow]) -> list[Flow]:
+def _cond(eqn: JaxprEqn, inputs: list[Flow]) -> list[Flow]:
     branches = [_walk(branch.jaxpr, inputs[1:]) for branch in eqn.params["branches"]]
     return [_under(inputs[0], _together(outs)) for outs in zip(*branches, strict=True)]
 

@@ -45,7 +45,7 @@ class RowDistribution(dist.Distribution):
     pytree_data_fields = ("context", "base", "_sampler_arrays", "_row_marker")
     pytree_aux_fields = ("_own_shape", "_is_told")
 
-    def _place(self, context: PyTree, batch_shape: Any) -> None:
+    def _place(self, context: PyTree, batch_shape: tuple[int, ...] | None) -> None:
         """Set the context and the shape of the rows that differ in it: as given, or that of the enclosing plates."""
         self._is_told = batch_shape is not None or context is None
         if batch_shape is None:

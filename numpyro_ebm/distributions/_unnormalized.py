@@ -21,6 +21,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.autodiff import guard
 from numpyro_ebm._core.errors import EnergyError, UntrainedParametersWarning
+from numpyro_ebm._core.typing import PyTree
 from numpyro_ebm.distributions._flow import BASE, EVENT, SOURCE, TERM, Flow, flows, mark
 
 WAYS_OUT = (
@@ -55,7 +56,7 @@ _checked: weakref.WeakSet[Any] = weakref.WeakSet()
 """Handlers that NumPyro put around a model to score it, once checked; NumPyro makes a new one each time."""
 
 
-def log_density(fn: Callable, value: Any, site: str | None) -> Any:
+def log_density(fn: Callable, value: PyTree, site: str | None) -> Any:
     """Return ``fn(value)``, the unnormalised log density of a distribution, after a check of the model being scored.
 
     Args:

@@ -1,7 +1,7 @@
 """Split a batched base distribution into one distribution per row."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -92,12 +92,14 @@ def _take_apart(whole: Distribution, shape: tuple[int, ...]) -> tuple[PyTree, Ca
     return local, build
 
 
-def _take_all_apart(parts: Any, shape: tuple[int, ...]) -> tuple[PyTree, Callable[[PyTree], Any]]:
+def _take_all_apart(parts: Sequence[Distribution], shape: tuple[int, ...]) -> tuple[PyTree, Callable[[PyTree], Any]]:
     taken = [_take_apart(part, shape) for part in parts]
     return [local for local, _ in taken], lambda own: [build(o) for (_, build), o in zip(taken, own, strict=True)]
 
 
-def _rows_of(whole: Distribution, name: str, value: Any, shape: tuple[int, ...]) -> tuple[PyTree, Callable[[PyTree], Any]]:
+def _rows_of(
+    whole: Distribution, name: str, value: PyTree, shape: tuple[int, ...]
+) -> tuple[PyTree, Callable[[PyTree], Any]]:
     """Return the arrays of one argument, broadcast to the rows; elementwise ones have the dimensions of one draw."""
     leaves, treedef = jax.tree.flatten(value)
     constraint = whole.arg_constraints.get(name)
@@ -125,11 +127,11 @@ def _arguments(whole: Distribution) -> dict[str, Any]:
     return values
 
 
-def _holds_arrays(value: Any) -> bool:
+def _holds_arrays(value: object) -> bool:
     return any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(value))
 
 
-def _parts(value: Any) -> Any:
+def _parts(value: PyTree) -> Sequence[PyTree]:
     return value if isinstance(value, list | tuple) else [value]
 
 

@@ -1,16 +1,17 @@
 """Events concatenated in one vector: their support, its transform, and the product of their distributions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 
 Shape = tuple[int, ...]
 
@@ -32,7 +33,7 @@ def lay_end_to_end(blocks: Sequence[Array], shapes: Sequence[Shape]) -> Array:
     return jnp.concatenate(flat, axis=-1)
 
 
-def is_real(constraint: Any) -> bool:
+def is_real(constraint: constraints.Constraint | None) -> bool:
     """Return whether a constraint allows every real number."""
     while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
         constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
@@ -65,13 +66,13 @@ class Blocks(constraints.Constraint):
         """Whether any block is discrete."""
         return any(part.is_discrete for part in self.parts)
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
         """Return, for each vector, whether every block satisfies its constraint."""
         x = jnp.asarray(x)
         checks = [_reduce(jnp.all, part(block), x.ndim - 1) for part, block in self._blocks(x)]
         return jnp.stack(checks).all(axis=0)
 
-    def feasible_like(self, prototype: Any) -> Array:
+    def feasible_like(self, prototype: ArrayLike) -> Array:
         """Return a vector that satisfies every constraint."""
         prototype = jnp.asarray(prototype)
         blocks = [
@@ -113,12 +114,12 @@ class BlocksTransform(Transform):
         """The constraint of the blocks."""
         return self.support
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Array) -> Array:
         """Map a real vector to the support."""
         blocks = [transform(block) for transform, block in zip(self._parts, cut(x, self._sources), strict=True)]
         return lay_end_to_end(blocks, self.support.shapes)
 
-    def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Any:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree | None = None) -> Any:
         """Return the log Jacobian determinant, summed over the blocks."""
         blocks = zip(self._parts, cut(x, self._sources), cut(y, self.support.shapes), strict=True)
         return sum(_reduce(jnp.sum, t.log_abs_det_jacobian(xs, ys), jnp.ndim(x) - 1) for t, xs, ys in blocks)
@@ -139,7 +140,7 @@ class BlocksTransform(Transform):
         """Flatten, with the support as the only data."""
         return (self.support,), (("support",), {})
 
-    def _inverse(self, y: Any) -> Any:
+    def _inverse(self, y: Array) -> Array:
         blocks = [t._inverse(block) for t, block in zip(self._parts, cut(y, self.support.shapes), strict=True)]
         return lay_end_to_end(blocks, self._sources)
 
@@ -191,13 +192,13 @@ class Product(dist.Distribution):
         ]
         return lay_end_to_end(draws, self.shapes)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Any:
         """Return the log probability, summed over the events."""
         blocks = zip(self.parts, cut(jnp.asarray(value), self.shapes), strict=True)
         return sum(part.log_prob(block) for part, block in blocks)
 
 
-def _reduce(fold: Any, x: Any, num_batch: int) -> Array:
+def _reduce(fold: Callable[..., Array], x: ArrayLike, num_batch: int) -> Array:
     """Reduce with ``fold`` over all but the first ``num_batch`` dimensions."""
     x = jnp.asarray(x)
     return fold(x.reshape((*x.shape[:num_batch], -1)), axis=-1)

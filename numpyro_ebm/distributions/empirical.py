@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.concrete import eager, is_concrete
@@ -45,7 +46,9 @@ class Empirical(dist.Distribution):
     arg_constraints = {}
     pytree_data_fields = ("rows", "_support")
 
-    def __init__(self, rows: Any, support: Any = constraints.real, *, validate_args: bool | None = None):
+    def __init__(
+        self, rows: object, support: constraints.Constraint = constraints.real, *, validate_args: bool | None = None
+    ):
         self.rows = jnp.asarray(as_arrays("Empirical", rows), float)
         if self.rows.ndim == 0 or len(self.rows) == 0:
             raise EnergyError(f"Empirical needs rows, of shape (num_rows, *event_shape); got shape {self.rows.shape}.")
@@ -73,7 +76,7 @@ class Empirical(dist.Distribution):
             raise EnergyError("Empirical.sample needs a random key. Inside a model, write numpyro.handlers.seed(model, 0).")
         return self.rows[jax.random.randint(key, sample_shape, 0, len(self.rows))]
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> NoReturn:
         """Raise, because the density is not known.
 
         Raises:
@@ -85,7 +88,7 @@ class Empirical(dist.Distribution):
         )
 
 
-def _check_inside(rows: Array, support: Any) -> None:
+def _check_inside(rows: Array, support: constraints.Constraint) -> None:
     """Refuse concrete rows that cannot be noise: draws outside the support are not counted, which would bias log Z."""
     if not is_concrete(rows):
         return

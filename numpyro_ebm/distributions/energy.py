@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError, at_site
@@ -16,6 +17,7 @@ from numpyro_ebm._core.pytrees import assemble, dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, PyTree
 from numpyro_ebm.distributions import _unnormalized
 from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.kernels.names import resolve_kernel
 
@@ -69,7 +71,7 @@ class EnergyDistribution(EventDistribution):
         *,
         context: PyTree = None,
         batch_shape: tuple[int, ...] | None = None,
-        support: Any = constraints.real,
+        support: constraints.Constraint = constraints.real,
         base: dist.Distribution | None = None,
         sampler: Callable[..., Array] | None = None,
         normalized: bool = False,
@@ -107,7 +109,7 @@ class EnergyDistribution(EventDistribution):
         return new
 
     @in_own_modes
-    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         """Return ``log base(x) - E(x)`` per row: the log density without log Z.
 
         Args:
@@ -170,7 +172,7 @@ class EnergyDistribution(EventDistribution):
             raise EnergyError(f"A score is a gradient; the support {self.support} is discrete. Write kernel='gibbs'.")
         return jax.grad(self.unconstrained_log_density)(position, local)
 
-    def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
+    def target(self, kernel: AbstractKernel) -> Callable[[Array, PyTree], Array]:
         """Return `unconstrained_log_density`, the target of every kernel that works on the support."""
         resolve_kernel(kernel, is_discrete=self.is_discrete)
         return self.unconstrained_log_density

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.typing import DTypeLike
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
@@ -54,7 +55,7 @@ class EventDistribution(RowDistribution):
         event_shape: tuple[int, ...],
         context: PyTree,
         batch_shape: tuple[int, ...] | None,
-        support: Any,
+        support: constraints.Constraint,
         base: dist.Distribution | None,
         sampler: Callable[..., Array],
         *,
@@ -71,7 +72,7 @@ class EventDistribution(RowDistribution):
         self.base = base
         super().__init__(self._own_shape, event_shape, validate_args=validate_args)
 
-    def closed(self, dtype: Any = None, *, order: int = 1) -> Any:
+    def closed(self, dtype: DTypeLike | None = None, *, order: int = 1) -> Any:
         """Return a copy with the energy or score traced, so that compiled programs are cached by what it computes.
 
         The copy has no sampler: draws are taken outside such programs.
@@ -104,7 +105,7 @@ class EventDistribution(RowDistribution):
         """Return a copy with another energy or score."""
         raise NotImplementedError
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Reduce like any object, after a check that pickle finds its functions.
 
         Raises:
@@ -230,7 +231,7 @@ class EventDistribution(RowDistribution):
         """Shape of one event in unconstrained space."""
         return self.event_shape if self.is_discrete else tuple(self._transform.inverse_shape(self.event_shape))
 
-    def as_events(self, value: Any) -> Array:
+    def as_events(self, value: object) -> Array:
         """Return values as an array of the default float type (discrete ones as integers), and check their shape.
 
         Raises:
@@ -269,7 +270,7 @@ class EventDistribution(RowDistribution):
             return jnp.zeros((), float)
         return jnp.sum(self._transform.log_abs_det_jacobian(position, self.constrain(position)))
 
-    def _call(self, function: Any, event: Array, context: PyTree) -> Array:
+    def _call(self, function: Callable[..., Any], event: Array, context: PyTree) -> Array:
         """Call the user's function on one event and, if there is a context, its row's context."""
         own = () if self.context is None else (jax.tree.map(lambda leaf: widen(leaf, booleans=False), context),)
         with in_users_modes():
@@ -288,14 +289,16 @@ class EventDistribution(RowDistribution):
         return is_real(self.support)
 
 
-def _event_shape(shape: Any) -> tuple[int, ...]:
+def _event_shape(shape: object) -> tuple[int, ...]:
     shape = as_shape("event_shape", shape)
     if 0 in shape:
         raise EnergyError(f"event_shape={shape} is an event without elements. Write event_shape=() for a scalar, or (3,).")
     return shape
 
 
-def _check_base(base: Any, event_shape: tuple[int, ...], batch_shape: tuple[int, ...], support: Any) -> tuple[int, ...]:
+def _check_base(
+    base: object, event_shape: tuple[int, ...], batch_shape: tuple[int, ...], support: constraints.Constraint
+) -> tuple[int, ...]:
     """Check that the base fits, and return the batch shape broadcast with the base's."""
     if not isinstance(base, dist.Distribution):
         raise TypeError(f"base needs a numpyro distribution; got {type(base).__name__}.")
@@ -315,5 +318,5 @@ def _flat_rows(leaf: Array, ndim: int) -> Array:
     return leaf.reshape((-1, *leaf.shape[ndim:]))
 
 
-def _no_sampler(rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
+def _no_sampler(rng_key: PRNGKey, distribution: EventDistribution, sample_shape: tuple[int, ...]) -> Array:
     raise TypeError("A distribution inside a traced program has no sampler.")

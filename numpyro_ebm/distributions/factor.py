@@ -1,5 +1,6 @@
 """`energy_factor`: a factor ``exp(-energy)`` on the density of the sites that it names."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.primitives import _PYRO_STACK
@@ -15,7 +17,7 @@ from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.modes import in_own_modes, in_users_modes
 from numpyro_ebm._core.numpyro_stack import plates_shape, scope_prefix, site_being_scored
-from numpyro_ebm._core.typing import Array, EnergyFn
+from numpyro_ebm._core.typing import Array, EnergyFn, PRNGKey
 from numpyro_ebm.distributions import _unnormalized
 from numpyro_ebm.distributions.shapes import all_arrays, insert_ones, widen
 
@@ -43,7 +45,7 @@ class EnergyFactor(dist.Distribution):
         self,
         name: str,
         energy: EnergyFn,
-        values: dict[str, Array],
+        values: dict[str, Array | np.ndarray],
         sites: frozenset[str],
         batch_shape: tuple[int, ...],
         row_mask: Array | None = None,
@@ -66,17 +68,17 @@ class EnergyFactor(dist.Distribution):
             new._batch_shape = shape
         return new
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Return the empty value of a factor."""
         return jnp.zeros(sample_shape + self.batch_shape + self.event_shape)
 
-    def mask(self, mask: Any) -> "EnergyFactor":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def mask(self, mask: ArrayLike) -> "EnergyFactor":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a factor in which only the rows of the mask take part."""
         mask = jnp.broadcast_to(mask, self.batch_shape) & (True if self.row_mask is None else self.row_mask)
         return EnergyFactor(self.name, self.energy, self.values, self.sites, self.batch_shape, mask)
 
     @in_own_modes
-    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         """Return minus the energy of each row; a derivative in anything but the named sites raises."""
         rows = flatten_rows(self.values, self.batch_shape)
         if self.row_mask is not None:
@@ -93,7 +95,7 @@ class EnergyFactor(dist.Distribution):
         result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
         return result.reshape(self.batch_shape)
 
-    def evaluate_energy(self, row: dict[str, Array]) -> Array:
+    def evaluate_energy(self, row: Mapping[str, Array | np.ndarray]) -> Array:
         """Return the energy of one row as a scalar.
 
         Raises:
@@ -160,7 +162,7 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
     numpyro.sample(name, factor, obs=factor.sample(None), infer={"is_auxiliary": True})
 
 
-def flatten_rows(values: dict[str, Array], batch_shape: tuple[int, ...]) -> dict[str, Array]:
+def flatten_rows(values: Mapping[str, Array | np.ndarray], batch_shape: tuple[int, ...]) -> dict[str, Array]:
     """Lay out values, one row per entry of ``batch_shape``; scalars are repeated."""
     rows = {}
     for name, value in values.items():
@@ -169,7 +171,7 @@ def flatten_rows(values: dict[str, Array], batch_shape: tuple[int, ...]) -> dict
     return rows
 
 
-def _as_array(value: Any) -> Any:
+def _as_array(value: object) -> Array | np.ndarray:
     # Return arrays unchanged: `estimate` compares a site's value with the factor's by identity.
     if isinstance(value, np.ndarray | jax.Array):
         return value
@@ -184,7 +186,7 @@ def _size(batch_shape: tuple[int, ...]) -> int:
     return size
 
 
-def _lead(factor: str, name: str, value: Any, batch_shape: tuple[int, ...]) -> Any:
+def _lead(factor: str, name: str, value: Array | np.ndarray, batch_shape: tuple[int, ...]) -> Array | np.ndarray:
     if value.ndim == 0:
         return value
     lead = value.shape[: len(batch_shape)]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Plate(NamedTuple):
     size: int
 
 
-def unwrap(fn: Any) -> Unwrapped | None:
+def unwrap(fn: Distribution) -> Unwrapped | None:
     """Return the energy or score inside expand, mask and to_event, or None if there is none."""
     batch_shape, event_dims, masks = tuple(fn.batch_shape), 0, []
     inner = fn
@@ -63,7 +63,7 @@ def unwrap(fn: Any) -> Unwrapped | None:
     return Unwrapped(inner.alone(), batch_shape, event_dims, mask)
 
 
-def check_holds_no_energy(fn: Any) -> None:
+def check_holds_no_energy(fn: Distribution) -> None:
     """Refuse a distribution that contains an unnormalised energy: a mixture, a zero inflation, a transformed distribution.
 
     Raises:
@@ -80,14 +80,14 @@ def check_holds_no_energy(fn: Any) -> None:
         check_holds_no_energy(inner)
 
 
-def _distributions_in(fn: Any) -> list[Any]:
+def _distributions_in(fn: Distribution) -> list[Distribution]:
     """Return the distributions that are attributes of a distribution."""
     parts = [part for value in vars(fn).values() for part in (value if isinstance(value, list | tuple) else [value])]
     return [part for part in parts if isinstance(part, Distribution)]
 
 
 def lay_out(
-    name: str, unwrapped: Unwrapped, value: Any, plates: Mapping[int, Plate], *, may_touch_ends: bool = False
+    name: str, unwrapped: Unwrapped, value: object, plates: Mapping[int, Plate], *, may_touch_ends: bool = False
 ) -> Site:
     """Lay out a site's data, one event per row, and check concrete values; ``plates`` are keyed by dimension.
 

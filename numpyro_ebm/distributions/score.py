@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NoReturn
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError, at_site
@@ -14,6 +15,7 @@ from numpyro_ebm._core.numpyro_stack import site_being_scored
 from numpyro_ebm._core.pytrees import assemble, dismantle
 from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 
 NO_DENSITY = (
@@ -70,7 +72,7 @@ class ScoreDistribution(EventDistribution):
         *,
         context: PyTree = None,
         batch_shape: tuple[int, ...] | None = None,
-        support: Any = constraints.real,
+        support: constraints.Constraint = constraints.real,
         base: dist.Distribution | None = None,
         sampler: Callable[..., Array] | None = None,
         validate_args: bool | None = None,
@@ -108,7 +110,7 @@ class ScoreDistribution(EventDistribution):
         new._score_arrays, new._score_structure = dismantle(function)
         return new
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> NoReturn:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> NoReturn:
         """Raise, because a score has no log density.
 
         Raises:
@@ -132,7 +134,7 @@ class ScoreDistribution(EventDistribution):
         event, pull_back = jax.vjp(self.constrain, position)
         return pull_back(self._total_score(event, local))[0] + jax.grad(self.log_jacobian)(position)
 
-    def target(self, kernel: Any) -> Callable[[Array, PyTree], Array]:
+    def target(self, kernel: AbstractKernel) -> Callable[[Array, PyTree], Array]:
         """Return a stand-in for the log density, for kernels that use only its gradient: 0, with the score as gradient.
 
         Raises:

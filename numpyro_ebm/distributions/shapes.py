@@ -1,12 +1,13 @@
 """Shapes of rows: of contexts in plates, of data against a batch shape, and those that ``vmap`` or ``scan`` add."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType
+from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent
 from numpyro.distributions.batch_util import promote_batch_shape
 
@@ -16,9 +17,10 @@ from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.distributions.blocks import Product
 
 Shape = tuple[int, ...]
+V = TypeVar("V", bound=ArrayLike)
 
 
-def as_shape(name: str, shape: Any) -> Shape:
+def as_shape(name: str, shape: object) -> Shape:
     """Return a shape as a tuple of sizes.
 
     Raises:
@@ -130,7 +132,7 @@ def check_mesh(value: Array) -> None:
         )
 
 
-def widen(value: Any, *, booleans: bool = True) -> Any:
+def widen(value: V, *, booleans: bool = True) -> V | Array:
     """Return narrow integers (and booleans) as the default integer type, in which an energy does not overflow.
 
     Random keys and floating-point values are returned unchanged.
@@ -140,13 +142,13 @@ def widen(value: Any, *, booleans: bool = True) -> Any:
     return jnp.asarray(value).astype(int) if is_narrow or (booleans and jnp.issubdtype(dtype, jnp.bool_)) else value
 
 
-def insert_ones(leaf: Any, position: int, number: int) -> Array:
+def insert_ones(leaf: ArrayLike, position: int, number: int) -> Array:
     """Insert ``number`` dimensions of size 1 at a position of a leaf's shape."""
     leaf = jnp.asarray(leaf)
     return jnp.reshape(leaf, leaf.shape[:position] + (1,) * number + leaf.shape[position:]) if number else leaf
 
 
-def repeat(leaf: Any, own_ndim: int, batch_shape: Shape) -> Array:
+def repeat(leaf: ArrayLike, own_ndim: int, batch_shape: Shape) -> Array:
     """Broadcast the rows of a leaf, its first ``own_ndim`` dimensions, to ``batch_shape``."""
     event = jnp.shape(leaf)[own_ndim:]
     return jnp.broadcast_to(insert_ones(leaf, 0, len(batch_shape) - own_ndim), batch_shape + event)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
@@ -24,7 +25,7 @@ SPHERE = (
 REGISTER = "Write another support, or give {name} a transform: numpyro.distributions.biject_to.register(type(support))(...)."
 
 
-def event_support(support: Any, event_shape: tuple[int, ...]) -> Frozen:
+def event_support(support: constraints.Constraint, event_shape: tuple[int, ...]) -> Frozen:
     """Return the constraint of a whole event, given that of its elements, as static structure known under jit."""
     extra = len(event_shape) - support.event_dim
     if extra < 0:
@@ -44,7 +45,7 @@ def event_support(support: Any, event_shape: tuple[int, ...]) -> Frozen:
     return frozen
 
 
-def _check_transform(support: Any) -> None:
+def _check_transform(support: constraints.Constraint) -> None:
     """Refuse a continuous support without a transform, on which no chain or score can work."""
     if support.is_discrete:
         return
@@ -59,7 +60,7 @@ def _check_transform(support: Any) -> None:
         ) from None
 
 
-def check_one_support(support: Any, event_shape: tuple[int, ...]) -> None:
+def check_one_support(support: constraints.Constraint, event_shape: tuple[int, ...]) -> None:
     """Refuse bounds that differ between rows.
 
     Raises:
@@ -73,7 +74,7 @@ def check_one_support(support: Any, event_shape: tuple[int, ...]) -> None:
             )
 
 
-def check_same_support(role: str, distribution: dist.Distribution, support: Any) -> None:
+def check_same_support(role: str, distribution: dist.Distribution, support: constraints.Constraint) -> None:
     """Refuse a distribution whose support is not that of the energy.
 
     Raises:
@@ -93,7 +94,7 @@ def check_same_support(role: str, distribution: dist.Distribution, support: Any)
         )
 
 
-def discrete_values(support: Any) -> np.ndarray | None:
+def discrete_values(support: constraints.Constraint) -> np.ndarray | None:
     """Return the values of one element of a discrete support, in increasing order; None without two finite bounds."""
     region = region_of(support)
     if region.kind != "integers" or any(bound is None for bound in region.bounds):
@@ -104,7 +105,7 @@ def discrete_values(support: Any) -> np.ndarray | None:
     return np.arange(int(low[0]), int(high[0]) + 1)
 
 
-def elementary(constraint: Any) -> Any:
+def elementary(constraint: constraints.Constraint | None) -> Any:
     """Return the constraint of one element."""
     while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
         constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
@@ -128,7 +129,7 @@ class Region(NamedTuple):
         return self.kind == other.kind and len(self.bounds) == len(other.bounds) and all(_equal(a, b) for a, b in pairs)
 
 
-def region_of(constraint: Any) -> Region:
+def region_of(constraint: constraints.Constraint) -> Region:
     """Return the set that the constraint of an event or of its elements describes."""
     constraint = elementary(constraint)
     if isinstance(constraint, Blocks):
@@ -144,7 +145,7 @@ def region_of(constraint: Any) -> Region:
     return Region("integers" if constraint.is_discrete else "interval", tuple(map(known, bounds)))
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: ArrayLike, b: ArrayLike) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     try:
         return bool(np.all(np.isclose(a, b, rtol=SAME_BOUND, atol=0.0)))
@@ -152,6 +153,6 @@ def _equal(a: Any, b: Any) -> bool:
         return False
 
 
-def name_of(constraint: Any) -> str:
+def name_of(constraint: constraints.Constraint) -> str:
     """Return the name of a constraint, without its bounds."""
     return type(elementary(constraint)).__name__.removeprefix("_")

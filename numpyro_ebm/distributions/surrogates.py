@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.numpyro_stack import unguarded
@@ -16,11 +17,11 @@ class Surrogate(dist.Distribution):
     arg_constraints = {}
     pytree_data_fields = ("log_factor", "_support")
 
-    def __init__(self, log_factor: Array, event_shape: tuple[int, ...], support: Any):
+    def __init__(self, log_factor: Array, event_shape: tuple[int, ...], support: dist.constraints.Constraint):
         self.log_factor, self._support = log_factor, support
         super().__init__(jnp.shape(log_factor), event_shape)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         """Return the surrogate of each row."""
         return self.log_factor
 
@@ -53,7 +54,7 @@ class FrozenEnergy(dist.Distribution):
         """Draw from the energy."""
         return self.distribution.sample(key, sample_shape)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Any:
         """Return ``log base - E``, with a gradient in the value alone."""
         value = jnp.asarray(value)
         with unguarded():

@@ -1,10 +1,11 @@
 """The interface of every estimator: settings in a frozen dataclass, a surrogate per row, state in and state out."""
 
 import abc
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.lattice import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
 
@@ -72,7 +73,7 @@ class AbstractEstimator(abc.ABC):
                 "EnergyDistribution."
             )
 
-    def draws_noise(self, distribution: Any) -> bool:
+    def draws_noise(self, distribution: EventDistribution) -> bool:
         """Return whether the surrogate uses randomness for events of this distribution."""
         return not self.is_deterministic
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -172,7 +174,7 @@ class DenoisingScoreMatching(AbstractEstimator):
         return {"smoothing_min": jnp.min(ratio), "smoothing_max": jnp.max(ratio)}
 
 
-def _choose(flag: Any, yes: Any, no: Any) -> Array:
+def _choose(flag: ArrayLike, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
     """Run one of two computations; the other never runs, whether the flag is concrete or traced."""
     if is_concrete(flag) or isinstance(flag, bool):
         return yes() if flag else no()
@@ -189,7 +191,7 @@ def _square(a: Array) -> Array:
     return _dot(a, a)
 
 
-def _information(noise: Any) -> Array:
+def _information(noise: dist.Distribution) -> Array:
     """Return ``E |grad log q|^2`` of a Gaussian, the trace of its precision."""
     if isinstance(noise, dist.MultivariateNormal):
         precision: Any = noise.precision_matrix
@@ -197,7 +199,7 @@ def _information(noise: Any) -> Array:
     return jnp.sum(1 / noise.variance)
 
 
-def _check_covariance(matrix: Any) -> None:
+def _check_covariance(matrix: ArrayLike | None) -> None:
     if matrix is not None and not is_positive_definite(np.asarray(matrix, float)):
         raise EnergyError(
             f"covariance_matrix needs a symmetric positive definite matrix; got shape {np.shape(matrix)}. Write "

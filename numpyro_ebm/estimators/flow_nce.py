@@ -84,7 +84,7 @@ def adversary(model: Callable[..., Any], rng_key: PRNGKey, site: Site, role: str
     return noise_of_model(generator.adversary(), site)
 
 
-def check_is_model(owner: str, option: str, model: Any, name: str) -> None:
+def check_is_model(owner: str, option: str, model: object, name: str) -> None:
     """Check that an option is a NumPyro model.
 
     Raises:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.binary import check_binary
@@ -87,7 +88,7 @@ class MinimumProbabilityFlow(AbstractEstimator):
         if self.num_draws is not None:
             check_count(type(self).__name__, "num_draws", self.num_draws)
 
-    def draws_noise(self, distribution: Any) -> bool:
+    def draws_noise(self, distribution: EventDistribution) -> bool:
         """Whether the events are continuous; for binary events every flip is taken."""
         return not distribution.is_discrete
 

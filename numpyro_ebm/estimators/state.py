@@ -85,7 +85,7 @@ def state_site(site: str, estimator: str) -> str:
     return f"{site}${estimator}"
 
 
-def holds_state(name: str, value: Any) -> bool:
+def holds_state(name: str, value: object) -> bool:
     """Return whether a mutable site holds the state of an estimator."""
     return "$" in name and isinstance(value, Mapping) and set(value) == {"state"}
 

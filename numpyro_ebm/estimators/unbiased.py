@@ -186,7 +186,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             complain(is_any, figures)
 
 
-def _complain(name: str, num_pairs: int, max_num_steps: int, _: Any, figures: Any) -> NoReturn:
+def _complain(name: str, num_pairs: int, max_num_steps: int, _: Array, figures: tuple[Array, Array]) -> NoReturn:
     num_unmet, rate = figures
     raise UnhealthyChainsError(
         f"At site '{name}': {int(num_unmet)} of {num_pairs} pairs of chains had not met after max_num_steps={max_num_steps} "

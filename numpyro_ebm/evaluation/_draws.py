@@ -1,17 +1,20 @@
 """Draws of the compared models, thinned to their effective number."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.diagnostics import rhat
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation._autocorrelation import effective_size, with_squares
+from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.sampling import sample
 
@@ -41,7 +44,9 @@ class ModelDraws(NamedTuple):
         return self.all is not self.independent and len(self.independent) < FEW_DRAWS
 
 
-def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normalized: bool) -> ModelDraws:
+def draw(
+    rng_key: PRNGKey, site: Site, kernel: str | AbstractKernel | None, num_draws: int, *, is_normalized: bool
+) -> ModelDraws:
     """Draw from the density that a site's rows have under the model.
 
     A normalised distribution, rows with a context each (one draw per row) and a distribution with its own sampler give
@@ -61,7 +66,7 @@ def draw(rng_key: PRNGKey, site: Site, kernel: Any, num_draws: int, *, is_normal
     return given(chains.reshape(NUM_CHAINS, num, *distribution.event_shape), site, num_draws)
 
 
-def given(draws: Any, site: Site, num_draws: int | None = None) -> ModelDraws:
+def given(draws: ArrayLike, site: Site, num_draws: int | None = None) -> ModelDraws:
     """Take given draws as independent, or thin them where they are laid out by chains.
 
     Raises:
@@ -105,7 +110,7 @@ def _mixing(chains: Array) -> tuple[Array, Array]:
     return effective_size(both), jnp.max(jnp.where(moves, jnp.atleast_1d(rhat(both)), 1.0))
 
 
-def _is_chain_sampler(distribution: Any) -> bool:
+def _is_chain_sampler(distribution: EventDistribution) -> bool:
     """Whether ``sample`` would run chains anyway, so that a few long chains suffice."""
     sampler = distribution.sampler
     return distribution.has_energy and isinstance(sampler, ChainSampler) and sampler.start is None

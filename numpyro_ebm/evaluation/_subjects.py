@@ -1,10 +1,9 @@
 """Inputs of the measures: rows under an energy, a score, a normalised distribution or a model."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -15,7 +14,7 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.handlers.sites import as_energy, data_site
 
 
-def rows_under(owner: str, subject: Any, rows: Any, site: str | None = None) -> Site:
+def rows_under(owner: str, subject: object, rows: ArrayLike, site: str | None = None) -> Site:
     """Lay out and check rows under one of the things that measures compare.
 
     Args:
@@ -46,7 +45,7 @@ def check_continuous(owner: str, site: Site) -> None:
         )
 
 
-def as_vectors(name: str, events: Any) -> Array:
+def as_vectors(name: str, events: ArrayLike) -> Array:
     """Return events ``(num, ...)`` as finite vectors ``(num, d)``.
 
     Raises:

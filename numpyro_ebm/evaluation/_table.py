@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.typing import Array
 from numpyro_ebm.evaluation.likelihood import Difference, paired_difference
 
 BLANK = "-"
@@ -36,7 +37,7 @@ def _with_error(value: float, error: float) -> str:
     return f"{value:.{decimals}f} +- {error:.{decimals}f}"
 
 
-def _with_p(value: float, error: float, p_value: float) -> str:
+def _with_p(value: Array | float, error: Array | float, p_value: Array | float) -> str:
     return f"{_with_error(float(value), float(error))}, p={float(p_value):.2g}"
 
 
@@ -45,7 +46,7 @@ def _numbers(*names: str) -> Callable[[Any], dict[str, Any]]:
     return lambda result: {name: _plain(getattr(result, name)) for name in names}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return np.asarray(value, float).tolist() if hasattr(value, "dtype") else value
 
 

@@ -2,10 +2,11 @@
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
@@ -13,6 +14,9 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey
 from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
 
 
 class C2ST(NamedTuple):
@@ -35,10 +39,10 @@ class C2ST(NamedTuple):
 
 def classifier_two_sample_test(
     rng_key: PRNGKey,
-    draws: Any,
-    rows: Any,
+    draws: ArrayLike,
+    rows: ArrayLike,
     *,
-    classifier: Any = None,
+    classifier: "BaseEstimator | None" = None,
     num_folds: int = 5,
     num_permutations: int = 0,
 ) -> C2ST:
@@ -109,7 +113,7 @@ def _error(accuracy: float, num: int, num_folds: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / (2 * num) * (1 + num_folds / (num_folds - 1)))
 
 
-def _default() -> Any:
+def _default() -> "BaseEstimator":
     _sklearn()
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
@@ -119,7 +123,7 @@ def _default() -> Any:
 
 
 def _held_out(
-    rng: np.random.Generator, classifier: Any, x: np.ndarray, labels: np.ndarray, num_folds: int
+    rng: np.random.Generator, classifier: "BaseEstimator", x: np.ndarray, labels: np.ndarray, num_folds: int
 ) -> tuple[float, float]:
     """Return accuracy and area under the ROC curve of the predictions for the held-out folds."""
     _sklearn()

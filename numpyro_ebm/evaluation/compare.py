@@ -1,19 +1,20 @@
 """`evaluate`: compare models on held-out rows."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import numpyro.distributions as dist
+from numpy.typing import ArrayLike
 
 from numpyro_ebm import partition
 from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning, nearest
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation import _draws
@@ -26,7 +27,8 @@ from numpyro_ebm.evaluation.ksd import ksd_of
 from numpyro_ebm.evaluation.likelihood import ApartBounds, likelihood_of
 from numpyro_ebm.evaluation.modes import mode_weights
 from numpyro_ebm.evaluation.sm import sm_of
-from numpyro_ebm.partition import LogPartition, LogPartitionBounds
+from numpyro_ebm.kernels import AbstractKernel
+from numpyro_ebm.partition import AbstractPartition, LogPartition, LogPartitionBounds
 
 OF_DRAWS = ("mmd", "c2st", "modes")
 DEFAULT = ("log_likelihood", "sm", "ksd", "mmd")
@@ -46,14 +48,16 @@ class Subject(NamedTuple):
 def evaluate(
     rng_key: PRNGKey,
     models: Mapping[str, Any],
-    rows: Any,
+    rows: ArrayLike,
     *,
     measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
-    log_partition: Any = "ais",
+    log_partition: str
+    | AbstractPartition
+    | Mapping[str, str | AbstractPartition | LogPartition | LogPartitionBounds] = "ais",
     draws: Mapping[str, Any] | None = None,
     num_draws: int = 1000,
-    kernel: Any = None,
-    modes: Any = None,
+    kernel: str | AbstractKernel | None = None,
+    modes: Callable[[Array], Any] | ArrayLike | None = None,
     site: str | None = None,
 ) -> Evaluation:
     """Compare models on rows that none of them was trained on.
@@ -228,7 +232,7 @@ def _rows(subject: Subject) -> Any:
     return site.value if site.mask is None else site.value[np.asarray(site.mask)]
 
 
-def _measures(measures: Any, modes: Any) -> dict[str, dict[str, Any]]:
+def _measures(measures: Iterable[str] | Mapping[str, Mapping[str, Any]] | None, modes: object) -> dict[str, dict[str, Any]]:
     """Check the measures, and return their options by name."""
     if measures is None:
         measures = DEFAULT if modes is None else (*DEFAULT, "modes")
@@ -246,7 +250,7 @@ def _measures(measures: Any, modes: Any) -> dict[str, dict[str, Any]]:
     return {name: dict(measures[name]) if isinstance(measures, Mapping) else {} for name in chosen}
 
 
-def _check_names(models: Mapping[str, Any], draws: Any, log_partition: Any) -> None:
+def _check_names(models: Mapping[str, Any], draws: Mapping[str, Any] | None, log_partition: object) -> None:
     if not isinstance(models, Mapping) or not models:
         raise EnergyError(
             "evaluate needs a dict of models by name. Write evaluate(rng_key, {'energy': distribution}, x_test)."

@@ -1,10 +1,13 @@
 """Maximum mean discrepancy between draws and rows."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
@@ -32,7 +35,14 @@ class MMDTest(NamedTuple):
     bandwidth: Array
 
 
-def mmd(rng_key: PRNGKey, draws: Any, rows: Any, *, bandwidth: Any = None, num_permutations: int = 1000) -> MMDTest:
+def mmd(
+    rng_key: PRNGKey,
+    draws: npt.ArrayLike,
+    rows: npt.ArrayLike,
+    *,
+    bandwidth: ArrayLike | Sequence[float] | None = None,
+    num_permutations: int = 1000,
+) -> MMDTest:
     r"""Test whether draws of a model and rows have the same distribution, by the means of a Gaussian kernel.
 
     .. math:: \widehat{\mathrm{MMD}}^2 = \frac{\sum_{i \ne j} k(x_i, x_j)}{m(m-1)}

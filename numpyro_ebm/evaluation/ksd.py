@@ -2,16 +2,20 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy.typing as npt
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import KernelSteinDiscrepancy
 from numpyro_ebm.estimators.ksd import Kernel
@@ -37,11 +41,11 @@ class KSDTest(NamedTuple):
 
 def ksd_test(
     rng_key: PRNGKey,
-    distribution: Any,
-    rows: Any,
+    distribution: dist.Distribution | tuple[Callable[..., Any], PyTree],
+    rows: npt.ArrayLike,
     *,
     kernel: Kernel = "imq",
-    bandwidth: Any = None,
+    bandwidth: ArrayLike | None = None,
     beta: float | None = None,
     num_bootstraps: int = 1000,
     site: str | None = None,

@@ -2,18 +2,22 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.distributions.score import NO_DENSITY
 from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.evaluation.sm import SMLoss
 from numpyro_ebm.handlers.sites import data_site
+from numpyro_ebm.partition import LogPartition, LogPartitionBounds
 from numpyro_ebm.partition.bounds import LEVEL, RELIABLE_GAP, widened
 
 FEW_SAMPLES = 10.0
@@ -59,7 +63,7 @@ class Difference(NamedTuple):
         return f"{self.mean:+.3g} +- {self.standard_error:.2g}"
 
 
-def paired_difference(first: Any, second: Any) -> Difference:
+def paired_difference(first: "LogLikelihood | SMLoss", second: "LogLikelihood | SMLoss") -> Difference:
     """Return the mean of ``first.rows - second.rows`` over the rows that both have, with its standard error.
 
     Errors of log Z count as independent of each other and of the rows.
@@ -170,7 +174,12 @@ class _LogZ:
 
 
 def log_likelihood(
-    dist_or_model: Any, params: Any, *args: Any, log_partition: Any, site: str | None = None, **kwargs: Any
+    dist_or_model: Callable[..., Any] | dist.Distribution,
+    params: PyTree | None,
+    *args: Any,
+    log_partition: LogPartition | LogPartitionBounds,
+    site: str | None = None,
+    **kwargs: Any,
 ) -> LogLikelihood:
     r"""Compute the log likelihood of held-out rows, :math:`\log \tilde p(x) - \log Z`, in nats and bits per dimension.
 
@@ -227,7 +236,7 @@ def log_likelihood(
     return likelihood_of(data_site("log_likelihood", dist_or_model, params, args, kwargs, site), log_partition)
 
 
-def likelihood_of(site: Site, log_partition: Any) -> LogLikelihood:
+def likelihood_of(site: Site, log_partition: LogPartition | LogPartitionBounds) -> LogLikelihood:
     """Compute `log_likelihood` for rows that are laid out already."""
     log_z = _read(log_partition)
     with at_site(site.name):
@@ -305,7 +314,7 @@ def _read(log_partition: Any) -> _LogZ:
     return _one(log_partition)
 
 
-def _one(log_partition: Any) -> _LogZ:
+def _one(log_partition: LogPartition) -> _LogZ:
     missing = [n for n in ("value", "standard_error", "ess", "bound") if not hasattr(log_partition, n)]
     if missing:
         raise TypeError(f"{NEEDED}; got {type(log_partition).__name__}, which has no {missing}.")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.diagnostics import effective_sample_size
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
@@ -38,7 +39,7 @@ class ModeWeights(NamedTuple):
 
 
 def mode_weights(
-    labels_of: Callable[[Array], Any] | Any, draws: Any, rows: Any, *, num_modes: int | None = None
+    labels_of: Callable[[Array], Any] | Any, draws: ArrayLike, rows: ArrayLike, *, num_modes: int | None = None
 ) -> ModeWeights:
     r"""Compare the weights of labelled modes in draws of a model and in rows; scores and kernels hardly depend on them.
 
@@ -94,7 +95,7 @@ def mode_weights(
     )
 
 
-def _labeller(labels_of: Any, rows: Array) -> Callable[[Array], np.ndarray]:
+def _labeller(labels_of: Callable[[Array], Any] | ArrayLike, rows: Array) -> Callable[[Array], np.ndarray]:
     if callable(labels_of):
         return lambda events: np.asarray(compiled(jax.vmap(labels_of), events))
     centres = jnp.asarray(labels_of)

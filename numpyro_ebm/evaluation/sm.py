@@ -1,13 +1,16 @@
 """The exact score matching loss of rows."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpyro.distributions as dist
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import at_site
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import ScoreMatching
 from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
@@ -27,7 +30,9 @@ class SMLoss(NamedTuple):
     standard_error: float
 
 
-def sm_loss(distribution: Any, rows: Any, *, site: str | None = None) -> SMLoss:
+def sm_loss(
+    distribution: dist.Distribution | tuple[Callable[..., Any], PyTree], rows: ArrayLike, *, site: str | None = None
+) -> SMLoss:
     r"""Compute the exact score matching loss of each row, ``|s|^2 / 2 + tr grad s``, which needs no log Z.
 
     Its mean is half the Fisher divergence from the data distribution to the model, plus a constant of the data. Only

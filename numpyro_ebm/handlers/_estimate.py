@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.estimators.names import ESTIMATORS
 from numpyro_ebm.estimators.state import state_site
 from numpyro_ebm.handlers._emit import emit, kept
-from numpyro_ebm.handlers._joint import FactoredSites, JointSite
+from numpyro_ebm.handlers._joint import FactoredSites, JointSite, Message
 from numpyro_ebm.handlers.energy_sites import TWICE, EnergySite, energy_sites
 
 
@@ -80,7 +81,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     fn: Callable[..., Any]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, fn: Callable, estimator: Any, **options: Any):
+    def __init__(
+        self, fn: Callable, estimator: str | AbstractEstimator | Mapping[str, str | AbstractEstimator], **options: Any
+    ):
         if not callable(fn):
             raise TypeError(f"estimate needs a NumPyro model; got {type(fn).__name__}. Write estimate(model, 'cd').")
         _check_not_estimated(fn)
@@ -121,7 +124,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         """The estimator, or a dict of them by site. Read only: compiled functions would not see a change."""
         return self._estimators
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Reduce like any object, after a check that pickle finds the model.
 
         Raises:
@@ -134,7 +137,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         self._forget()
         return super().__enter__()
 
-    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         # The record of a run may hold tracers and objects that cannot be pickled.
         self._forget()
         super().__exit__(exc_type, exc_value, traceback)
@@ -167,7 +172,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 warn_uncalibrated(self._objectives[0], "The guide")
         return result
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: Message) -> None:
         """Replace an energy site's distribution by its surrogate; record factors and sites without a value yet."""
         if msg["type"] != "sample":
             return
@@ -191,7 +196,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             msg["fn"] = FrozenEnergy(fn)
             self._latents[name] = unwrapped, kept(msg)
 
-    def postprocess_message(self, msg: Any) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         """Record values, plates, and the state of network layers, which an energy must not change."""
         if msg["type"] == "plate":
             self._plates[numpyro_stack.name_at(self, msg)] = Plate(msg["value"], msg["args"][0])
@@ -214,7 +219,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         emit(f"{joint.name}$surrogate", log_factor - joint.own_log_prob(), message)
 
     @in_own_modes
-    def _surrogate(self, name: str, unwrapped: Unwrapped, value: Any, msg: Any, members: Sequence[str] = ()) -> Array:
+    def _surrogate(self, name: str, unwrapped: Unwrapped, value: object, msg: Message, members: Sequence[str] = ()) -> Array:
         """Return the site's surrogate, in the batch shape of its log probability."""
         with at_site(name), numpyro_stack.outside_scopes(self):
             self._seen |= {name, *members}
@@ -251,7 +256,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
         return self._estimators[given[0]]
 
-    def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Any) -> None:
+    def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Message) -> None:
         if estimator.is_persistent:
             numpyro_stack.check_carries_state(estimator.name)
         if estimator.role == "objective" and msg["is_observed"]:
@@ -308,7 +313,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
 
 
-def _check_not_estimated(fn: Any) -> None:
+def _check_not_estimated(fn: object) -> None:
     """Refuse a model that is the result of `estimate`, possibly under other handlers."""
     while isinstance(fn, Messenger):
         if isinstance(fn, estimate):
@@ -366,7 +371,7 @@ def gradient_in_value(site: Site) -> Array:
     return log_density - jax.lax.stop_gradient(log_density)
 
 
-def estimated_in(model: Any) -> estimate | None:
+def estimated_in(model: object) -> estimate | None:
     """Return the handler `estimate` in a model, which may be under other handlers; None if there is none.
 
     Scopes around it are moved inside, so that its sites have the names that they have in the whole model.

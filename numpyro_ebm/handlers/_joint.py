@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import ExpandedDistribution, MaskedDistribution
+from jax.typing import ArrayLike
+from numpyro.distributions import Distribution, ExpandedDistribution, MaskedDistribution
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -269,7 +270,7 @@ class FactoredSites:
             )
 
 
-def strip_masks(fn: Any) -> tuple[Any, Any]:
+def strip_masks(fn: Distribution) -> tuple[Distribution, Array | None]:
     """Return a distribution without its masks of rows, and the combined mask (None for all)."""
     batch_shape, mask = tuple(fn.batch_shape), None
     while isinstance(fn, MaskedDistribution) or (
@@ -282,7 +283,7 @@ def strip_masks(fn: Any) -> tuple[Any, Any]:
     return fn, mask
 
 
-def _covariates(factor: EnergyFactor, sites: Collection[str]) -> tuple[dict[str, Array], dict[str, Array]]:
+def _covariates(factor: EnergyFactor, sites: Collection[str]) -> tuple[dict[str, Array | np.ndarray], dict[str, Array]]:
     """Return a factor's covariates: those that all rows share, and those that lead with the rows."""
     shape = factor.batch_shape
     beside = {name: value for name, value in factor.values.items() if name not in sites}
@@ -316,14 +317,14 @@ def _plates(message: Message) -> list[str]:
     return sorted(frame.name for frame in message["cond_indep_stack"])
 
 
-def _known_to_differ(ours: Any, theirs: Any) -> bool:
+def _known_to_differ(ours: ArrayLike | None, theirs: ArrayLike | None) -> bool:
     ours, theirs = (1.0 if scale is None else scale for scale in (ours, theirs))
     if ours is theirs or not is_concrete(ours, theirs):
         return False
     return not np.allclose(np.asarray(ours), np.asarray(theirs))
 
 
-def _is_same(ours: Any, theirs: Any) -> bool:
+def _is_same(ours: ArrayLike, theirs: ArrayLike) -> bool:
     if ours is theirs:
         return True
     if jnp.shape(ours) != jnp.shape(theirs) or not is_concrete(ours, theirs):

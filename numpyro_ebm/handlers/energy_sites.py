@@ -55,7 +55,7 @@ class EnergySite(NamedTuple):
 class whole_plates(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
     """Handler under which plates that subsample hold all their rows."""
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: dict[str, Any]) -> None:
         """Replace a subset of the indices by all of them."""
         if msg["type"] == "plate":
             size = msg["args"][0]

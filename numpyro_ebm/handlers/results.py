@@ -34,7 +34,7 @@ def mutable_state(state: Any) -> Mapping[str, Any]:
     return state or {}
 
 
-def values_of(owner: str, state: Any) -> dict[str, Any]:
+def values_of(owner: str, state: object) -> dict[str, Any]:
     """Return the parameters that have a value, and the mutable state of layers, without that of estimators.
 
     Raises:

@@ -63,7 +63,7 @@ def find_distribution(
 
 
 def data_site(
-    owner: str, dist_or_model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None = None
+    owner: str, dist_or_model: object, params: PyTree | None, args: tuple, kwargs: dict[str, Any], site: str | None = None
 ) -> Site:
     """Lay out and check the rows of a distribution, or of the observed energy site of a model.
 
@@ -122,7 +122,7 @@ def as_energy(distribution: dist.Distribution) -> EnergyDistribution:
     )
 
 
-def bare_model(model: Any) -> Any:
+def bare_model(model: Callable[..., Any]) -> Callable[..., Any]:
     """Return the model inside `estimate`; a model without it is returned unchanged."""
     estimated = estimated_in(model) if isinstance(model, Messenger) else None
     return model if estimated is None else estimated.fn
@@ -143,7 +143,9 @@ def _any_value(message: dict[str, Any]) -> Any:
     return jnp.broadcast_to(events, unwrapped.batch_shape + unwrapped.distribution.event_shape)
 
 
-def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: Any) -> Site:
+def _of_distribution(
+    owner: str, distribution: dist.Distribution, params: PyTree | None, args: tuple, kwargs: dict[str, Any], site: str | None
+) -> Site:
     if params is not None or kwargs or site is not None or len(args) != 1:
         raise TypeError(
             f"{owner} of a distribution takes None for params and its rows, nothing else; a distribution holds its own "
@@ -160,7 +162,9 @@ def _of_distribution(owner: str, distribution: Any, params: Any, args: tuple, kw
     return lay_out("x", unwrapped, args[0], {})
 
 
-def _of_model(owner: str, model: Any, params: Any, args: tuple, kwargs: dict[str, Any], site: str | None) -> Site:
+def _of_model(
+    owner: str, model: Callable[..., Any], params: PyTree | None, args: tuple, kwargs: dict[str, Any], site: str | None
+) -> Site:
     given = values_of(owner, {} if params is None else params)
     with whole_plates():
         found, trace = energy_sites(bare_model(model), given, args, kwargs)

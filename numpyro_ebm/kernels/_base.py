@@ -9,10 +9,11 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 from blackjax.util import pytree_size
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_covariance, check_positive
-from numpyro_ebm._core.typing import Array, Position, PRNGKey
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
 
 K = TypeVar("K", bound=type)
 C = TypeVar("C", bound=Callable)
@@ -76,7 +77,7 @@ class AbstractKernel(abc.ABC):
     step_size: Any
 
     @abc.abstractmethod
-    def init(self, rng_key: PRNGKey, position: Position, log_density: Any) -> Any:
+    def init(self, rng_key: PRNGKey, position: Position, log_density: Callable[[Position], Array]) -> Any:
         """Return the state at a position, evaluated under the given log density.
 
         It is a NamedTuple with ``position`` and, if the kernel keeps them, ``logdensity`` and ``logdensity_grad``. The key
@@ -84,7 +85,7 @@ class AbstractKernel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def step(self, rng_key: PRNGKey, state: Any, log_density: Any) -> tuple[Any, TransitionInfo]:
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: Callable[[Position], Array]) -> tuple[Any, TransitionInfo]:
         """Make a transition that leaves ``exp(log_density)`` invariant (unadjusted kernels: up to the step's bias)."""
 
     def bind(self, distribution: Any) -> Any:
@@ -99,11 +100,11 @@ class AbstractKernel(abc.ABC):
         """Return the position of the target, given what the kernel moves: ``lower(lift(x))`` is ``x``."""
         return position
 
-    def gradient(self, state: Any) -> Position | None:
+    def gradient(self, state: PyTree) -> Position | None:
         """Return the gradient of the log density at the target position if the state holds it, else None."""
         return getattr(state, "logdensity_grad", None)
 
-    def adapted(self, **settings: Any) -> Any:
+    def adapted(self, **settings: PyTree) -> Any:
         """Return the same kernel with adapted settings."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore
         return rebuilt(type(self), {**own, **settings})
@@ -177,19 +178,19 @@ def mass_matrix(kernel: Any, position: Position) -> Array:
     return matrix
 
 
-def not_finite(*values: Any) -> Array:
+def not_finite(*values: PyTree) -> Array:
     """Return whether anything in these pytrees is NaN or infinite."""
     return ~jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)]).all()
 
 
 def info(
-    acceptance_rate: Any,
-    is_divergent: Any,
-    num_gradients: Any,
-    energy: Any = None,
-    tree_depth: Any = 0,
-    is_nonfinite: Any = False,  # noqa: FBT002
-    swap_rate: Any = None,
+    acceptance_rate: ArrayLike,
+    is_divergent: ArrayLike,
+    num_gradients: ArrayLike,
+    energy: ArrayLike | None = None,
+    tree_depth: ArrayLike = 0,
+    is_nonfinite: ArrayLike = False,  # noqa: FBT002
+    swap_rate: ArrayLike | None = None,
 ):
     """Return a `TransitionInfo` whose fields are arrays of fixed types, as required by a scan."""
     acceptance_rate = jnp.asarray(acceptance_rate, float)

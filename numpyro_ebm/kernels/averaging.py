@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from blackjax.adaptation.step_size import dual_averaging_adaptation
+from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.kernels._base import AbstractKernel
@@ -22,7 +22,9 @@ def averaging_of(kernel: AbstractKernel) -> Any:
     return dual_averaging_adaptation(0.0)[0](step_size / 10)._replace(log_step_size=jnp.log(step_size))
 
 
-def next_averaging(averaging: Any, kernel: AbstractKernel, acceptance_rate: Array) -> Any:
+def next_averaging(
+    averaging: DualAveragingAdaptationState, kernel: AbstractKernel, acceptance_rate: Array
+) -> DualAveragingAdaptationState:
     """Make one step of dual averaging towards the kernel's target acceptance."""
     acceptance_rate = jnp.nan_to_num(acceptance_rate)
     return dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance_rate)  # pyright: ignore

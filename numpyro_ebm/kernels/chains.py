@@ -319,7 +319,7 @@ def go_on(
 
 
 def _transition(
-    rng_key: PRNGKey, states: Any, warmups: adaptation.WarmupState, log_density: LogDensityFn, local: PyTree
+    rng_key: PRNGKey, states: PyTree, warmups: adaptation.WarmupState, log_density: LogDensityFn, local: PyTree
 ) -> tuple[Any, TransitionInfo]:
     """Make one transition of every chain, with its own adapted kernel."""
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -89,7 +90,9 @@ class Gibbs(AbstractKernel):
         return GibbsState(moved, logdensity), info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
 
 
-def _sweep(keys: PRNGKey, site: Array, logdensity: Array, is_nonfinite: Array, values: Any, score: Callable) -> tuple:
+def _sweep(
+    keys: PRNGKey, site: Array, logdensity: Array, is_nonfinite: Array, values: ArrayLike, score: Callable[[Array], Array]
+) -> tuple:
     """Draw each element of an array in turn; return the array, its log density, and whether any was NaN or infinite."""
     flat, shape = site.reshape(-1), site.shape
     values = jnp.asarray(values, flat.dtype)

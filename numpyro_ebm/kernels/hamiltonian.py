@@ -12,7 +12,7 @@ from blackjax.mcmc.metrics import default_metric
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
 
 STATISTICS = (*AbstractKernel.statistics, "energy")
@@ -248,7 +248,7 @@ def uniform_steps(maximum: int) -> Any:
     return lambda rng_key: jax.random.randint(rng_key, (), 1, maximum + 1)
 
 
-def _trajectory_info(state: Any, details: Any) -> TransitionInfo:
+def _trajectory_info(state: PyTree, details: PyTree) -> TransitionInfo:
     """Return the record of one trajectory, from the new state and BlackJAX's ``HMCInfo``."""
     end = details.proposal
     return info(

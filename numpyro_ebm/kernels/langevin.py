@@ -98,7 +98,7 @@ class MALA(AbstractKernel):
         )
 
 
-def _transition_energy(start: MALAState, end: MALAState, step_size: Any) -> Array:
+def _transition_energy(start: MALAState, end: MALAState, step_size: float | Array) -> Array:
     """Return minus the log of the density at the end times the proposal density from there back to the start."""
     back = jax.tree.map(lambda x, y, grad: x - y - step_size * grad, start.position, end.position, end.logdensity_grad)
     squares = jax.tree.map(lambda move: jnp.sum(move * move), back)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpyro.distributions import Distribution
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
@@ -34,7 +35,7 @@ def to_draws(distribution: Any, positions: Array, shape: Shape) -> Array:
     return jax.vmap(distribution.constrain)(positions).reshape(shape + distribution.event_shape)
 
 
-def check_start(owner: str, start: Any) -> None:
+def check_start(owner: str, start: object) -> None:
     """Check that a start is a sampler.
 
     Raises:
@@ -64,7 +65,7 @@ def draw_start(start: Callable[..., Array] | None, rng_key: PRNGKey, distributio
 
 def starts_of(
     rng_key: PRNGKey,
-    distribution: Any,
+    distribution: Distribution,
     log_density: Callable[..., Array],
     starts: Array | None,
     sample_shape: Shape,

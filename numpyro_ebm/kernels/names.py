@@ -1,7 +1,5 @@
 """Table of the kernels, and look-up of a kernel by name."""
 
-from typing import Any
-
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel
@@ -23,7 +21,9 @@ def available_kernels() -> tuple[str, ...]:
     return KERNELS.names()
 
 
-def resolve_kernel(kernel: Any, *, is_discrete: bool | None = False, otherwise: str = "") -> AbstractKernel:
+def resolve_kernel(
+    kernel: str | AbstractKernel | None, *, is_discrete: bool | None = False, otherwise: str = ""
+) -> AbstractKernel:
     """Return a kernel, given its name or itself, after a check of the kind of support (``is_discrete=None``: not yet known).
 
     ``kernel=None`` gives the default for the support: "nuts" or "gibbs". The message for a kernel that does not fit the

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+from numpyro.distributions import Distribution
 
 from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.concrete import is_concrete
@@ -77,7 +78,7 @@ def find_starts(
     return positions, finite
 
 
-def _spread(rng_key: PRNGKey, distribution: Any, drawn: Array, share: Array) -> Array:
+def _spread(rng_key: PRNGKey, distribution: Distribution, drawn: Array, share: Array) -> Array:
     """Move draws of the reference away from it, farther for a larger share of the tries used."""
     if not distribution.is_discrete:
         scale = NARROWEST * (WIDEST / NARROWEST) ** share
@@ -102,5 +103,5 @@ def check_starts(finite: Array) -> None:
         _refuse()
 
 
-def _refuse(*_: Any) -> NoReturn:
+def _refuse(*_: object) -> NoReturn:
     raise EnergyError(NO_START)

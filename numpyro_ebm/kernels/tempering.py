@@ -1,13 +1,15 @@
 """Parallel tempering for any kernel."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, Position, PRNGKey
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, rebuilt
 from numpyro_ebm.kernels._moves import MOVES
 from numpyro_ebm.kernels.langevin import MALA
@@ -110,7 +112,7 @@ class ParallelTempering(AbstractKernel):
         """Statistics of the inner kernel, and the swap rate."""
         return (*self.kernel.statistics, "swap_rate")
 
-    def adapted(self, **settings: Any) -> Any:
+    def adapted(self, **settings: PyTree) -> Any:
         """Return the same tempering with these settings of the inner kernel."""
         return self._over(self.kernel.adapted(**settings))
 
@@ -127,7 +129,7 @@ class ParallelTempering(AbstractKernel):
         """Return the position of the replica at temperature 1."""
         return jax.tree.map(lambda leaf: leaf[0], position)
 
-    def gradient(self, state: Any) -> Position | None:
+    def gradient(self, state: TemperingState) -> Position | None:
         """Return the gradient at the replica of temperature 1, if the state holds it."""
         gradient = self.kernel.gradient(state.replicas)
         return None if gradient is None else self.lower(gradient)
@@ -175,7 +177,7 @@ class ParallelTempering(AbstractKernel):
         return rebuilt(type(self), {"kernel": kernel, "temperatures": self.temperatures})
 
 
-def _checked(temperatures: Any) -> tuple[float, ...]:
+def _checked(temperatures: ArrayLike) -> tuple[float, ...]:
     """Check temperatures, and return them as a tuple of floats."""
     values = np.asarray(temperatures, float)
     rises = values.ndim == 1 and np.all(np.isfinite(values)) and np.all(np.diff(values) >= 0)
@@ -187,7 +189,7 @@ def _checked(temperatures: Any) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def _tempered(log_density: Any, temperature: Array) -> Any:
+def _tempered(log_density: Callable[[Position], Array], temperature: Array) -> Callable[[Position], Array]:
     return lambda position: log_density(position) / temperature
 
 
@@ -198,7 +200,7 @@ def _heated(kernel: AbstractKernel, temperature: Array) -> AbstractKernel:
     return kernel.adapted(step_size=kernel.step_size * temperature**kernel.step_exponent)
 
 
-def _log_densities(replicas: Any, temperatures: Array, log_density: Any) -> Array:
+def _log_densities(replicas: PyTree, temperatures: Array, log_density: Callable[[Position], Array]) -> Array:
     """Return ``log p`` of each replica, at temperature 1."""
     if hasattr(replicas, "logdensity"):
         return replicas.logdensity * temperatures
@@ -218,7 +220,7 @@ def _swaps(rng_key: PRNGKey, log_densities: Array, temperatures: Array, parity: 
     return order, jnp.mean(acceptance, where=index < partner)
 
 
-def _reordered(replicas: Any, order: Array, log_densities: Array, temperatures: Array) -> Any:
+def _reordered(replicas: PyTree, order: Array, log_densities: Array, temperatures: Array) -> PyTree:
     """Reorder positions and rescale log densities to the new temperatures; momenta stay, as all share one distribution."""
     changes = {"position": jax.tree.map(lambda leaf: leaf[order], replicas.position)}
     if hasattr(replicas, "logdensity"):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, Position, PRNGKey
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, Gibbs, chains
 from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.partition._base import Densities
@@ -55,7 +56,7 @@ class Annealed(NamedTuple):
     settled: Array
 
 
-def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
+def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistribution) -> AbstractKernel:
     """Return the given kernel, or one that suits the support, with the settings that it takes from the distribution.
 
     Raises:
@@ -66,7 +67,7 @@ def default_kernel(kernel: Any, distribution: Any) -> AbstractKernel:
     return resolve_kernel(kernel, is_discrete=distribution.is_discrete).bind(distribution)
 
 
-def exact_kernel(owner: str, kernel: Any) -> AbstractKernel:
+def exact_kernel(owner: str, kernel: str | AbstractKernel) -> AbstractKernel:
     """Return the kernel, which has to leave every density on the path invariant.
 
     Raises:
@@ -169,7 +170,14 @@ def adaptation_of(kernel: AbstractKernel, starts: Array) -> tuple[Array, tuple[A
     return jax.vmap(kernel.lift)(starts), (log_step, log_mass)
 
 
-def adapt(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, carry: Any, beta: Any, num_moves: int) -> Any:
+def adapt(
+    rng_key: PRNGKey,
+    kernel: AbstractKernel,
+    densities: Densities,
+    carry: tuple[Position, tuple[Array | None, Array | None]],
+    beta: Any,
+    num_moves: int,
+) -> tuple[Position, tuple[Array | None, Array | None]]:
     """Run transitions of `adaptation_of` chains at one level, while the step size follows their mean acceptance.
 
     The variances of the population are the inverse mass matrix of the next transition. Along a coordinate in which the
@@ -196,7 +204,9 @@ def tuned(kernel: AbstractKernel, settings: Levels) -> AbstractKernel:
     return kernel.adapted(**given) if given else kernel
 
 
-def move(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Any, beta: Any, num_steps: int) -> Any:
+def move(
+    rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Position, beta: Array | float, num_steps: int
+) -> Any:
     """Run transitions at one level, and return positions and health."""
     log_density = lambda position, _: densities.log_between(position, beta)  # noqa: E731
     return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps)

@@ -98,7 +98,7 @@ class Densities:
         """Return the log of target over start, and `NOTHING` where the target is 0."""
         return jnp.maximum(_no_nan(self.log_target(position) - self.log_start(position)), NOTHING)
 
-    def log_between(self, position: Position, beta: Array) -> Array:
+    def log_between(self, position: Position, beta: Array | float) -> Array:
         """Return the geometric path: ``(1 - beta)`` times the start's log density plus ``beta`` times the target's."""
         return self.log_start(position) + beta * self.log_ratio(position)
 
@@ -123,7 +123,7 @@ class AbstractPartition(abc.ABC):
     fits_start: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: Any, draws: Any) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Estimate log Z of one row.
 
         Args:
@@ -171,7 +171,7 @@ class AbstractPartition(abc.ABC):
             check_rows(owner, self.data, distribution, 2)
 
 
-def check_start_law(owner: str, law: Any, distribution: EventDistribution) -> None:
+def check_start_law(owner: str, law: object, distribution: EventDistribution) -> None:
     """Check that a start is a distribution of a single event on the energy's support, and raise otherwise.
 
     Raises:

@@ -1,12 +1,13 @@
 """The energy whose log Z is asked for, from a distribution or a model, laid out in rows."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays
@@ -17,7 +18,12 @@ from numpyro_ebm.handlers.sites import find_distribution
 
 
 def find(
-    owner: str, dist_or_model: Any, params: Any, site: str | None, args: tuple, kwargs: Mapping[str, Any] | None
+    owner: str,
+    dist_or_model: Callable | dist.Distribution,
+    params: PyTree | None,
+    site: str | None,
+    args: tuple,
+    kwargs: Mapping[str, Any] | None,
 ) -> EventDistribution:
     """Return the distribution whose log Z is asked for.
 
@@ -61,7 +67,7 @@ def local_of(distribution: EventDistribution) -> PyTree:
     return distribution.rows(like, distribution.batch_shape).local
 
 
-def start_positions(rng_key: PRNGKey, distribution: EventDistribution, law: Any, num: int) -> Array:
+def start_positions(rng_key: PRNGKey, distribution: EventDistribution, law: dist.Distribution | None, num: int) -> Array:
     """Draw from the start, ``(num_rows, num, ...)``, in unconstrained space."""
     if law is None:
         return _by_row(distribution, distribution.reference_sample(rng_key, (num,)))
@@ -78,7 +84,7 @@ def target_positions(rng_key: PRNGKey, distribution: EventDistribution, num: int
     return _by_row(distribution, distribution.sample(rng_key, (num,)))
 
 
-def data_positions(owner: str, distribution: EventDistribution, data: Any) -> Array:
+def data_positions(owner: str, distribution: EventDistribution, data: ArrayLike) -> Array:
     """Return events ``(num, *batch_shape, *event_shape)`` as positions ``(num_rows, num, ...)``.
 
     Raises:

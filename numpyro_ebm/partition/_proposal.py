@@ -48,7 +48,7 @@ class Proposal(NamedTuple):
         return self.law.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
 
 
-def check_rows(owner: str, data: Any, distribution: EventDistribution, fewest: int) -> None:
+def check_rows(owner: str, data: Array | np.ndarray | None, distribution: EventDistribution, fewest: int) -> None:
     """Check that a proposal can be fitted to the rows, and raise otherwise.
 
     Raises:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning
 from numpyro_ebm._core.inputs import check_key, check_outside_jit
-from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition, rounding
@@ -37,7 +37,7 @@ def log_partition(
     rng_key: PRNGKey | None,
     dist_or_model: Callable | EventDistribution,
     *,
-    method: Any = "ais",
+    method: str | AbstractPartition = "ais",
     params: PyTree | None = None,
     site: str | None = None,
     model_args: tuple = (),
@@ -147,7 +147,13 @@ def _doubt(method: AbstractPartition, distribution: EventDistribution, found: Es
 
 
 @programs.jit
-def _estimate(key_starts: Any, key_rows: Any, method: AbstractPartition, distribution: Any, draws: Any) -> Estimate:
+def _estimate(
+    key_starts: Any,
+    key_rows: PRNGKey | None,
+    method: AbstractPartition,
+    distribution: EventDistribution,
+    draws: Array | None,
+) -> Estimate:
     starts = None
     if method.num_starts:
         starts = _problem.start_positions(key_starts, distribution, method.start_law, method.num_starts)

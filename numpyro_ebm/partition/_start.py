@@ -1,7 +1,5 @@
 """The start of the path to log Z if none is given: around the energy's mass, which a few chains find."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -34,7 +32,7 @@ def fits_start(method: AbstractPartition, distribution: EventDistribution) -> bo
 
 
 def start_around(
-    rng_key: PRNGKey, method: Any, densities: Densities, starts: Array, data: Array | None
+    rng_key: PRNGKey, method: AbstractPartition, densities: Densities, starts: Array, data: Array | None
 ) -> tuple[Densities, Array, Array]:
     """Return a start around the target of one row, draws of it, and whether the chains found one instead of running away.
 
@@ -72,7 +70,7 @@ def start_around(
 class _Target(Densities):
     """A path that is the target throughout."""
 
-    def log_between(self, position: Array, beta: Any) -> Array:
+    def log_between(self, position: Array, beta: Array | float) -> Array:
         """Return the target's log density; far from the start, adding the start's would lose it in rounding."""
         return self.log_target(position)
 

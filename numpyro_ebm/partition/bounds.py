@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from scipy.special import stdtrit
 
 from numpyro_ebm._core import programs
@@ -98,7 +99,7 @@ def log_partition_bounds(
     dist_or_model: Callable | EventDistribution,
     *,
     params: PyTree | None = None,
-    draws: Any = None,
+    draws: ArrayLike | None = None,
     site: str | None = None,
     model_args: tuple = (),
     model_kwargs: Mapping[str, Any] | None = None,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import Array, PRNGKey
-from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 NUM_PATHS = 100
 """Simulated paths of the shrinkage: the standard error over them is known to 7 % (one over the root of 200)."""
@@ -111,7 +111,7 @@ class NestedSampling(AbstractPartition):
         found = _integrate(key_paths, dead, num_stages, state.particles.loglikelihood)
         return found._replace(is_finished=num_stages < self.max_stages)
 
-    def _sampler(self, densities: Any, size: int) -> Any:
+    def _sampler(self, densities: Densities, size: int) -> Any:
         num_steps = self.num_steps or max(5, 2 * size)
         return blackjax.nss(densities.log_start, densities.log_ratio, num_steps, num_delete=self.num_delete)
 

@@ -1,12 +1,18 @@
 """Data and draws in named columns, for the plots that compare them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm.plots._style import DATA, MODEL, bars, numbers, share_outside
+from numpyro_ebm.sampling import Draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MARGIN = 0.15
 """Margin on either side of the data, as a fraction of their range."""
@@ -37,7 +43,14 @@ class Columns(NamedTuple):
         return bool(np.all(draws == np.round(draws)))
 
 
-def columns(owner: str, data: Any, draws: Any, names: Any, dims: Sequence[int | str] | None, max_dims: int) -> Columns:
+def columns(
+    owner: str,
+    data: ArrayLike,
+    draws: ArrayLike | Draws | MCMC,
+    names: Sequence[str] | None,
+    dims: Sequence[int | str] | None,
+    max_dims: int,
+) -> Columns:
     """Check data and draws, and name their dimensions.
 
     Args:
@@ -66,7 +79,7 @@ def columns(owner: str, data: Any, draws: Any, names: Any, dims: Sequence[int | 
     return Columns(rows.reshape(-1, size)[:, chosen], wide.reshape(-1, size)[:, chosen], tuple(named[i] for i in chosen))
 
 
-def draw_marginal(ax: Any, both: Columns, i: int, bins: int) -> list[Any]:
+def draw_marginal(ax: "Axes", both: Columns, i: int, bins: int) -> list[Any]:
     """Draw data as grey bars and draws as an outline, with the fraction of draws outside; return legend handles."""
     edges = both.edges(i, bins)
     bars(ax, both.data[np.isfinite(both.data[:, i]), i], edges, color=DATA, label="data")
@@ -79,7 +92,7 @@ def draw_marginal(ax: Any, both: Columns, i: int, bins: int) -> list[Any]:
     return ax.get_legend_handles_labels()[0][-2:]
 
 
-def _names(owner: str, names: Any, draws: Any, size: int) -> list[str]:
+def _names(owner: str, names: Sequence[str] | None, draws: object, size: int) -> list[str]:
     if names is None:
         names = _coordinates(draws, size)
     if isinstance(names, str) or len(names) != size:
@@ -87,7 +100,7 @@ def _names(owner: str, names: Any, draws: Any, size: int) -> list[str]:
     return [str(name) for name in names]
 
 
-def _coordinates(draws: Any, size: int) -> Sequence[Any]:
+def _coordinates(draws: object, size: int) -> Sequence[Any]:
     """Return names from the last coordinate of a DataArray, or numbered names."""
     dims, coords = getattr(draws, "dims", ()), getattr(draws, "coords", {})
     if dims and dims[-1] in coords and len(coords[dims[-1]]) == size:

@@ -1,11 +1,17 @@
 """Shared by the plots: the import of matplotlib, colours that differ in grey too, and axes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm.sampling import Draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DATA = "0.72"
 """Fill colour of data, a grey."""
@@ -39,7 +45,7 @@ def pyplot() -> Any:
     return matplotlib.pyplot
 
 
-def one_axes(owner: str, ax: Any, size: tuple[float, float] = (5.5, 4.0)) -> Any:
+def one_axes(owner: str, ax: "Axes | None", size: tuple[float, float] = (5.5, 4.0)) -> Any:
     """Return the given axes, or those of a new figure.
 
     Raises:
@@ -51,7 +57,13 @@ def one_axes(owner: str, ax: Any, size: tuple[float, float] = (5.5, 4.0)) -> Any
     return ax
 
 
-def several_axes(owner: str, axes: Any, shape: tuple[int, int], size: tuple[float, float], **options: Any) -> np.ndarray:
+def several_axes(
+    owner: str,
+    axes: "Axes | Sequence[Any] | np.ndarray | None",
+    shape: tuple[int, int],
+    size: tuple[float, float],
+    **options: Any,
+) -> np.ndarray:
     """Return an array of axes of this shape: the given axes in reading order, or those of a new figure.
 
     Args:
@@ -111,7 +123,7 @@ def _only_variable(owner: str, name: str, samples: dict[str, Any]) -> Any:
     return next(iter(samples.values()))
 
 
-def events_of(owner: str, name: str, values: Any, event_shape: tuple[int, ...]) -> np.ndarray:
+def events_of(owner: str, name: str, values: ArrayLike | Draws | MCMC, event_shape: tuple[int, ...]) -> np.ndarray:
     """Return values ``(..., *event_shape)`` as ``(num, *event_shape)``.
 
     Raises:
@@ -154,7 +166,7 @@ def figure_legend(axes: np.ndarray, handles: Sequence[Any], *, is_new: bool) -> 
         axes.flat[0].legend(handles=handles, fontsize="small")
 
 
-def _check_axes(owner: str, name: str, ax: Any) -> None:
+def _check_axes(owner: str, name: str, ax: object) -> None:
     pyplot()
     from matplotlib.axes import Axes
 

@@ -1,17 +1,23 @@
 """`plot_annealing`: log Z along the path of annealed importance sampling, in both directions."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm.partition.bounds import RELIABLE_GAP
+from numpyro_ebm.partition.bounds import RELIABLE_GAP, LogPartitionBounds
 from numpyro_ebm.plots._style import DARK, MODEL, SECOND, several_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OWNER = "plot_annealing"
 
 
-def plot_annealing(bounds: Any, axes: Any = None, *, row: int | None = None) -> np.ndarray:
+def plot_annealing(
+    bounds: LogPartitionBounds, axes: "Axes | Sequence[Any] | np.ndarray | None" = None, *, row: int | None = None
+) -> np.ndarray:
     r"""Plot log Z of the intermediate densities by annealing from the base and from the model, and the gap between the two.
 
     The upper panel shows both paths over the inverse temperature :math:`\beta`, from the base (0) to the model (1), with the
@@ -55,7 +61,7 @@ def plot_annealing(bounds: Any, axes: Any = None, *, row: int | None = None) -> 
     return np.array([top, bottom])
 
 
-def _paths(bounds: Any, row: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+def _paths(bounds: LogPartitionBounds, row: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
     """Return inverse temperatures, both paths, and the standard errors of their ends."""
     fields = ("lower", "upper", "betas", "forward", "reverse")
     if not all(hasattr(bounds, name) for name in fields):
@@ -76,7 +82,7 @@ def _paths(bounds: Any, row: int | None) -> tuple[np.ndarray, np.ndarray, np.nda
     return betas, forward, reverse, (float(errors[0]), float(errors[1]))
 
 
-def _draw_difference(ax: Any, betas: np.ndarray, difference: np.ndarray, error: float) -> None:
+def _draw_difference(ax: "Axes", betas: np.ndarray, difference: np.ndarray, error: float) -> None:
     ax.plot(betas, difference, color="black", lw=1.4)
     ax.errorbar(betas[-1], difference[-1], error, fmt="o", color="black", ms=5, capsize=4, mfc="white")
     ax.axhline(0.0, color=DARK, lw=0.8)

@@ -1,8 +1,10 @@
 """`plot_calibration`: whether the classifier inside noise contrastive estimation is calibrated."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from numpyro import handlers
 
 from numpyro_ebm._core.errors import EnergyError
@@ -17,13 +19,21 @@ from numpyro_ebm.handlers.results import Result, check_values_given, values_of
 from numpyro_ebm.handlers.sites import choose
 from numpyro_ebm.plots._style import DARK, DATA, MODEL, numbers, several_axes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 OWNER = "plot_calibration"
 QUANTILE = 1.96
 """Standard errors of a 95 % interval, by the normal distribution."""
 
 
 def plot_calibration(
-    log_ratios_data: Any, log_ratios_noise: Any, axes: Any = None, *, nu: float = 1.0, num_bins: int = 10
+    log_ratios_data: ArrayLike,
+    log_ratios_noise: ArrayLike,
+    axes: "Axes | Sequence[Any] | np.ndarray | None" = None,
+    *,
+    nu: float = 1.0,
+    num_bins: int = 10,
 ) -> np.ndarray:
     r"""Plot a reliability diagram of the nce classifier: the frequency of data for each predicted probability ``P``.
 
@@ -124,7 +134,7 @@ def _site(found: dict[str, tuple[Any, Site]], name: str | None) -> tuple[Any, Si
     return estimator, site
 
 
-def _ratios(name: str, values: Any) -> np.ndarray:
+def _ratios(name: str, values: ArrayLike) -> np.ndarray:
     ratios = numbers(OWNER, name, values).reshape(-1)
     if np.isnan(ratios).any():
         raise EnergyError(f"{OWNER} got {int(np.isnan(ratios).sum())} NaN in {name}. Look at the energy at these events.")
@@ -135,7 +145,7 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * values))
 
 
-def _draw_reliability(ax: Any, at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
+def _draw_reliability(ax: "Axes", at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
     means, frequencies, counts = _bins(at_data, at_noise, edges)
     ax.plot([0, 1], [0, 1], color=DARK, ls="--", lw=1.0, label="calibrated")
     low, high = _wilson(frequencies, counts)

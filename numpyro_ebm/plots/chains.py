@@ -1,18 +1,21 @@
 """`plot_rank` and `plot_trace`: plots of chains by the installed version of ArviZ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpyro.infer import MCMC
 
 from numpyro_ebm.diagnostics.arviz.draw import draw_chains
 from numpyro_ebm.plots._style import SERIES, pyplot
+from numpyro_ebm.sampling import Draws
+from numpyro_ebm.training import FitResult
 
 _STYLES = [each["color"] for each in SERIES], [each["linestyle"] for each in SERIES]
 
 
 def plot_rank(
-    draws: Any,
+    draws: MCMC | Draws | FitResult | Mapping[str, Any],
     *,
     var_names: Sequence[str] | None = None,
     coords: dict[str, Any] | None = None,
@@ -50,7 +53,7 @@ def plot_rank(
 
 
 def plot_trace(
-    draws: Any,
+    draws: MCMC | Draws | FitResult | Mapping[str, Any],
     *,
     var_names: Sequence[str] | None = None,
     coords: dict[str, Any] | None = None,

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpy.typing import ArrayLike
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
@@ -15,6 +17,10 @@ from numpyro_ebm._core.programs import compiled
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.plots._style import DATA, MODEL, SERIES, bars, events_of, numbers, one_axes, outline
+from numpyro_ebm.sampling import Draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OWNER = "plot_energy"
 NUM_REFERENCE = 1000
@@ -33,15 +39,15 @@ def plot_energy(
     distribution: dist.Distribution,
     ax: Any = None,
     *,
-    data: Any = None,
-    draws: Any = None,
-    chains: Any = None,
+    data: ArrayLike | None = None,
+    draws: ArrayLike | Draws | MCMC | None = None,
+    chains: ArrayLike | Draws | MCMC | None = None,
     limits: Sequence[Any] | None = None,
     row: int | tuple[int, ...] | None = None,
     depth: float = 10.0,
     num_points: int | None = None,
     names: Sequence[str] | None = None,
-) -> Any:
+) -> "Axes":
     r"""Plot the energy of events of one or two numbers, with data, draws and the paths of chains.
 
     For events of two numbers, the plot shows filled contours of :math:`\log p(x) - \max \log p` (base included, log Z
@@ -95,7 +101,7 @@ def plot_energy(
     return ax
 
 
-def _check(distribution: Any, depth: Any, num_points: Any, names: Any) -> int:
+def _check(distribution: object, depth: float, num_points: int | None, names: Sequence[str] | None) -> int:
     """Check the arguments, and return the number of coordinates."""
     if not isinstance(distribution, dist.Distribution):
         raise TypeError(f"{OWNER} needs an EnergyDistribution; got {type(distribution).__name__}.")
@@ -117,7 +123,12 @@ def _check(distribution: Any, depth: Any, num_points: Any, names: Any) -> int:
     return dim
 
 
-def _overlays(event_shape: tuple[int, ...], data: Any, draws: Any, chains: Any) -> _Overlays:
+def _overlays(
+    event_shape: tuple[int, ...],
+    data: ArrayLike | None,
+    draws: ArrayLike | Draws | MCMC | None,
+    chains: ArrayLike | Draws | MCMC | None,
+) -> _Overlays:
     given = {"data": data, "draws": draws}
     flat = {k: None if v is None else _flat(events_of(OWNER, k, v, event_shape)) for k, v in given.items()}
     if chains is None:
@@ -140,7 +151,7 @@ def _flat(events: np.ndarray) -> np.ndarray:
     return events.reshape(len(events), -1)
 
 
-def _limits(distribution: Any, overlays: _Overlays, limits: Any, dim: int) -> np.ndarray:
+def _limits(distribution: dist.Distribution, overlays: _Overlays, limits: Sequence[Any] | None, dim: int) -> np.ndarray:
     """Return the ends of the grid, ``(dim, 2)``."""
     if limits is None:
         given = [values.reshape(-1, dim) for values in overlays if values is not None]
@@ -163,7 +174,7 @@ def _range(points: np.ndarray, tail: float, margin: float) -> np.ndarray:
     return np.stack([low - pad, high + pad], axis=1)
 
 
-def _reference(distribution: Any, dim: int) -> np.ndarray:
+def _reference(distribution: dist.Distribution, dim: int) -> np.ndarray:
     """Draw starts of chains, or draws of a normalised distribution."""
     key = jax.random.key(0)
     is_ours = isinstance(distribution, EventDistribution)
@@ -171,7 +182,7 @@ def _reference(distribution: Any, dim: int) -> np.ndarray:
     return np.asarray(draws).reshape(-1, dim)
 
 
-def _on_grid(distribution: Any, row: Any, grid: list[np.ndarray]) -> np.ndarray:
+def _on_grid(distribution: Any, row: int | tuple[int, ...] | None, grid: list[np.ndarray]) -> np.ndarray:
     """Return log densities minus their maximum, ``(num,)`` or ``(num_x, num_y)``; NaN outside the support."""
     mesh = np.stack(np.meshgrid(*grid, indexing="ij"), axis=-1)
     points = jnp.asarray(mesh.reshape(-1, *distribution.event_shape), float)
@@ -189,7 +200,7 @@ def _on_grid(distribution: Any, row: Any, grid: list[np.ndarray]) -> np.ndarray:
     return (values - np.nanmax(values)).reshape(mesh.shape[:-1])
 
 
-def _log_density(distribution: Any, row: Any) -> Callable[[Array], Array]:
+def _log_density(distribution: Any, row: int | tuple[int, ...] | None) -> Callable[[Array], Array]:
     """Return the log density of events ``(num, *event_shape)`` in one row, as a function."""
     index = _row_index(distribution.batch_shape, row)
     if not isinstance(distribution, EventDistribution):
@@ -200,7 +211,7 @@ def _log_density(distribution: Any, row: Any) -> Callable[[Array], Array]:
     return jax.vmap(partial(distribution.log_density, local=jax.tree.map(lambda leaf: leaf[index], local)))  # pyright: ignore
 
 
-def _row_index(batch_shape: tuple[int, ...], row: Any) -> int:
+def _row_index(batch_shape: tuple[int, ...], row: int | tuple[int, ...] | None) -> int:
     """Return the flat index of a row."""
     if row is None:
         if np.prod(batch_shape) == 1:
@@ -216,7 +227,7 @@ def _row_index(batch_shape: tuple[int, ...], row: Any) -> int:
         raise EnergyError(f"There is no row {row!r} among rows of shape {batch_shape}. {known}") from error
 
 
-def _draw_landscape(ax: Any, grid: list[np.ndarray], values: np.ndarray, depth: float) -> None:
+def _draw_landscape(ax: "Axes", grid: list[np.ndarray], values: np.ndarray, depth: float) -> None:
     levels = np.linspace(-depth, 0.0, 11)
     options = {"levels": levels, "extend": "min"}
     filled = ax.contourf(*grid, np.ma.masked_invalid(values.T), cmap="cividis", **options)
@@ -225,7 +236,7 @@ def _draw_landscape(ax: Any, grid: list[np.ndarray], values: np.ndarray, depth: 
     bar.set_label("log density below its top (nats)")
 
 
-def _draw_overlays(ax: Any, overlays: _Overlays) -> None:
+def _draw_overlays(ax: "Axes", overlays: _Overlays) -> None:
     if overlays.data is not None:
         ax.plot(*overlays.data.T, "o", ms=3, mfc="0.1", mec="white", mew=0.4, label="data")
     if overlays.draws is not None:
@@ -235,7 +246,7 @@ def _draw_overlays(ax: Any, overlays: _Overlays) -> None:
         ax.plot(*path.T, **style, path_effects=outline(), label=f"chain {i + 1}")
 
 
-def _draw_curve(ax: Any, grid: np.ndarray, values: np.ndarray, overlays: _Overlays, name: str) -> None:
+def _draw_curve(ax: "Axes", grid: np.ndarray, values: np.ndarray, overlays: _Overlays, name: str) -> None:
     density = np.where(np.isnan(values), 0.0, np.exp(values))
     density = density / np.trapezoid(density, grid)
     edges = np.linspace(grid[0], grid[-1], 51)

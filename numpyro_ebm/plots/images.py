@@ -1,12 +1,19 @@
 """`plot_images`: grids of images."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm.plots._style import numbers, several_axes
+from numpyro_ebm.sampling import Draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OWNER = "plot_images"
 GAP = 1
@@ -18,10 +25,10 @@ MAX_WIDTH = 10.0
 
 
 def plot_images(
-    samples: Any,
-    axes: Any = None,
+    samples: ArrayLike | Draws | MCMC,
+    axes: "Axes | Sequence[Any] | np.ndarray | None" = None,
     *,
-    data: Any = None,
+    data: ArrayLike | None = None,
     image_shape: tuple[int, ...] | None = None,
     num_rows: int = 8,
     num_columns: int = 8,
@@ -77,7 +84,7 @@ def plot_images(
     return panels
 
 
-def _images(name: str, values: Any, image_shape: tuple[int, ...] | None) -> np.ndarray:
+def _images(name: str, values: ArrayLike | Draws | MCMC, image_shape: tuple[int, ...] | None) -> np.ndarray:
     """Return images as ``(num, height, width)`` or ``(num, height, width, 3)``."""
     array = numbers(OWNER, name, values)
     if image_shape is None:

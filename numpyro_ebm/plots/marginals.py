@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm.plots._columns import columns, draw_marginal
 from numpyro_ebm.plots._style import figure_legend, several_axes
+from numpyro_ebm.sampling import Draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OWNER = "plot_marginals"
 MAX_DIMS = 24
@@ -17,9 +23,9 @@ NUM_COLUMNS = 4
 
 
 def plot_marginals(
-    data: Any,
-    draws: Any,
-    axes: Any = None,
+    data: ArrayLike,
+    draws: ArrayLike | Draws | MCMC,
+    axes: "Axes | Sequence[Any] | np.ndarray | None" = None,
     *,
     names: Sequence[str] | None = None,
     dims: Sequence[int | str] | None = None,

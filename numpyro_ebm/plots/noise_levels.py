@@ -1,15 +1,20 @@
 """`plot_noise_levels`: noise levels, or a noise process, beside the length scales of the data."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.scipy.stats import norm
+from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.spreads import spread
 from numpyro_ebm.plots._style import DARK, MODEL, numbers, several_axes
 from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_sigmas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OWNER = "plot_noise_levels"
 MAX_ROWS = 1000
@@ -19,7 +24,13 @@ GOOD_OVERLAP = 0.5
 """Overlap of neighbouring levels that Song and Ermon (2020) advise, technique 2."""
 
 
-def plot_noise_levels(noise: Any, data: Any = None, axes: Any = None, *, dim: int | None = None) -> np.ndarray:
+def plot_noise_levels(
+    noise: Any,
+    data: ArrayLike | None = None,
+    axes: "Axes | Sequence[Any] | np.ndarray | None" = None,
+    *,
+    dim: int | None = None,
+) -> np.ndarray:
     r"""Plot noise levels on a logarithmic scale, with length scales of the data and the overlap of neighbouring levels.
 
     Lines mark the largest distance between two rows, to which the largest level should be comparable (technique 1 of Song
@@ -81,7 +92,7 @@ def plot_noise_levels(noise: Any, data: Any = None, axes: Any = None, *, dim: in
     return panels
 
 
-def _rows(data: Any) -> np.ndarray:
+def _rows(data: ArrayLike) -> np.ndarray:
     """Return the finite rows, ``(num_rows, d)``."""
     array = np.atleast_1d(numbers(OWNER, "data", data))
     rows = array.reshape(len(array), -1)
@@ -91,7 +102,7 @@ def _rows(data: Any) -> np.ndarray:
     return rows
 
 
-def _ladder(noise: Any) -> np.ndarray:
+def _ladder(noise: ArrayLike) -> np.ndarray:
     check_sigmas(OWNER, noise)
     sigmas = np.asarray(noise, float)
     if np.any(np.diff(sigmas) >= 0):
@@ -113,7 +124,7 @@ def _dimension(dim: int | None, rows: np.ndarray | None, *, is_process: bool) ->
     return dim
 
 
-def _draw_lengths(ax: Any, rows: np.ndarray | None) -> None:
+def _draw_lengths(ax: "Axes", rows: np.ndarray | None) -> None:
     if rows is not None:
         farthest, nearest = _distances(rows)
         scale = float(np.sqrt(np.mean(spread(rows) ** 2)))
@@ -139,7 +150,7 @@ def _distances(rows: np.ndarray) -> tuple[float, float]:
     return farthest, float(np.median(apart.min(axis=1)))
 
 
-def _draw_overlap(ax: Any, sigmas: np.ndarray, dim: int) -> None:
+def _draw_overlap(ax: "Axes", sigmas: np.ndarray, dim: int) -> None:
     ax.plot(np.arange(2, len(sigmas) + 1), _overlap(sigmas[:-1] / sigmas[1:], dim), color=MODEL, marker="s", ms=4, lw=1.2)
     ax.axhline(GOOD_OVERLAP, color=DARK, ls="--", lw=1.0, label="advised: 0.5")
     ax.set(ylim=(-0.05, 1.05), ylabel="overlap with\nthe level above")

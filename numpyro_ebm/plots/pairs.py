@@ -1,14 +1,20 @@
 """`plot_pairs`: data against draws, two dimensions at a time."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm.plots._columns import Columns, columns, draw_marginal
 from numpyro_ebm.plots._style import MODEL, figure_legend, pyplot, several_axes
+from numpyro_ebm.sampling import Draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OWNER = "plot_pairs"
 MAX_DIMS = 8
@@ -24,9 +30,9 @@ SMOOTHING = np.exp(-0.5 * np.arange(-REACH, REACH + 1) ** 2)
 
 
 def plot_pairs(
-    data: Any,
-    draws: Any,
-    axes: Any = None,
+    data: ArrayLike,
+    draws: ArrayLike | Draws | MCMC,
+    axes: "Axes | Sequence[Any] | np.ndarray | None" = None,
     *,
     names: Sequence[str] | None = None,
     dims: Sequence[int | str] | None = None,
@@ -85,7 +91,7 @@ def _draw_cell(ax: Any, both: Columns, i: int, j: int, bins: int, max_points: in
     _label(ax, both.names, i, j)
 
 
-def _draw_pair(ax: Any, both: Columns, x: int, y: int, bins: int, max_points: int) -> None:
+def _draw_pair(ax: "Axes", both: Columns, x: int, y: int, bins: int, max_points: int) -> None:
     """Draw column ``x`` on the horizontal axis and column ``y`` on the vertical one."""
     edges = both.edges(x, bins), both.edges(y, bins)
     rows = both.data[:, [x, y]]
@@ -123,7 +129,7 @@ def _levels(counts: np.ndarray, density: np.ndarray, num_draws: int) -> list[tup
     return [(share, levels[np.searchsorted(held, share)]) for share in SHARES if held[-1] > share]
 
 
-def _label(ax: Any, names: tuple[str, ...], i: int, j: int) -> None:
+def _label(ax: "Axes", names: tuple[str, ...], i: int, j: int) -> None:
     """Label the outer axes only."""
     last = len(names) - 1
     ax.set_xlabel(names[j] if i == last else "")

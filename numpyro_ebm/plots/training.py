@@ -1,13 +1,20 @@
 """`plot_training`: losses, held-out losses and the health of chains over the updates."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from numpyro.infer.svi import SVIRunResult
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm.estimators import NegativePhaseHealth
 from numpyro_ebm.plots._style import DARK, FAINT, MODEL, SECOND, numbers, several_axes
+from numpyro_ebm.training import FitResult, RecordedHealth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OWNER = "plot_training"
 FIGURES = {"energy_gap": "energy gap (nats)", "acceptance_rate": "acceptance rate"}
@@ -15,10 +22,10 @@ FIGURES = {"energy_gap": "energy gap (nats)", "acceptance_rate": "acceptance rat
 
 def plot_training(
     result: Any,
-    axes: Any = None,
+    axes: "Axes | Sequence[Any] | np.ndarray | None" = None,
     *,
-    health: Any = None,
-    health_steps: Any = None,
+    health: Sequence[NegativePhaseHealth] | NegativePhaseHealth | Mapping[str, ArrayLike] | None = None,
+    health_steps: ArrayLike | None = None,
     window: int | None = None,
     num_rows: tuple[int, int] | None = None,
     site: str | None = None,
@@ -83,7 +90,7 @@ def plot_training(
     return panels
 
 
-def _losses(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _losses(result: FitResult | SVIRunResult) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return losses, held-out losses and the steps of the latter."""
     if getattr(result, "losses", None) is None:
         raise TypeError(f"{OWNER} needs the result of fit or of svi.run; got {type(result).__name__}.")
@@ -92,7 +99,7 @@ def _losses(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return losses, held_out, np.asarray(getattr(result, "check_steps", ()), float)
 
 
-def _units(num_rows: Any) -> tuple[tuple[int, int], str]:
+def _units(num_rows: tuple[int, int] | None) -> tuple[tuple[int, int], str]:
     if num_rows is None:
         return (1, 1), "sum over rows"
     if not isinstance(num_rows, tuple | list) or len(num_rows) != 2:
@@ -102,7 +109,7 @@ def _units(num_rows: Any) -> tuple[tuple[int, int], str]:
     return (num_rows[0], num_rows[1]), "per row"
 
 
-def _kept(recorded: Any, site: str | None) -> tuple[Any, np.ndarray]:
+def _kept(recorded: RecordedHealth, site: str | None) -> tuple[NegativePhaseHealth, np.ndarray]:
     """Return the health that `fit` kept of a site, and its steps."""
     names = sorted(recorded.sites)
     if site is None and len(names) > 1:
@@ -112,7 +119,7 @@ def _kept(recorded: Any, site: str | None) -> tuple[Any, np.ndarray]:
     return recorded.sites[site or names[0]], recorded.steps
 
 
-def _records(health: Any) -> dict[str, np.ndarray]:
+def _records(health: object) -> dict[str, np.ndarray]:
     """Return the available figures, each ``(num_records,)``."""
     if health is None:
         return {}
@@ -132,7 +139,7 @@ def _records(health: Any) -> dict[str, np.ndarray]:
     return {name: np.atleast_1d(numbers(OWNER, name, values)) for name, values in given.items()}
 
 
-def _steps(records: dict[str, np.ndarray], given: Any, num_updates: int, checks: np.ndarray) -> np.ndarray:
+def _steps(records: dict[str, np.ndarray], given: ArrayLike | None, num_updates: int, checks: np.ndarray) -> np.ndarray:
     """Return the number of updates before each record."""
     shapes = {name: values.shape for name, values in records.items()}
     if not records:
@@ -153,7 +160,7 @@ def _steps(records: dict[str, np.ndarray], given: Any, num_updates: int, checks:
     return steps
 
 
-def _draw_losses(ax: Any, losses: np.ndarray, window: int) -> None:
+def _draw_losses(ax: "Axes", losses: np.ndarray, window: int) -> None:
     steps = np.arange(1, len(losses) + 1)
     ax.plot(steps, np.where(np.isfinite(losses), losses, np.nan), color=FAINT, lw=0.8, label="each update")
     if window > 1:
@@ -168,14 +175,14 @@ def _running_mean(losses: np.ndarray, window: int) -> np.ndarray:
     return windows.mean(axis=1)
 
 
-def _draw_held_out(ax: Any, losses: np.ndarray, checks: np.ndarray, best_step: int) -> None:
+def _draw_held_out(ax: "Axes", losses: np.ndarray, checks: np.ndarray, best_step: int) -> None:
     finite = np.where(np.isfinite(losses), losses, np.nan)
     ax.plot(checks, finite, color=SECOND, ls="--", marker="o", ms=3.5, lw=1.4, label="held-out rows")
     ax.axvline(best_step, color=DARK, ls=":", lw=1.2, label=f"best: step {best_step}")
     ax.legend(fontsize="small")
 
 
-def _draw_record(ax: Any, name: str, steps: np.ndarray, values: np.ndarray) -> None:
+def _draw_record(ax: "Axes", name: str, steps: np.ndarray, values: np.ndarray) -> None:
     is_sparse = len(steps) <= 50
     ax.plot(steps, np.where(np.isfinite(values), values, np.nan), color=MODEL, lw=1.0, marker="o" if is_sparse else "", ms=3)
     ax.set_ylabel(FIGURES[name])

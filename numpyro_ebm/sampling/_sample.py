@@ -55,7 +55,7 @@ class Draws:
 def sample(
     rng_key: PRNGKey,
     model_or_dist: Callable | EventDistribution,
-    kernel: Any = None,
+    kernel: str | AbstractKernel | None = None,
     *,
     params: PyTree | None = None,
     num_warmup: int = 500,
@@ -229,7 +229,7 @@ def _finish(task, progress):
     return task.finish(progress.so_far())
 
 
-def _in_blocks(task: Any, progress: chains.Progress) -> chains.Progress:
+def _in_blocks(task: _OfDistribution | _OfModel, progress: chains.Progress) -> chains.Progress:
     """Run the chains to the end. An interruption keeps the draws so far, and is raised if there are none."""
     num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
     try:

@@ -50,7 +50,7 @@ class unsubsampled(Messenger):  # noqa: N801
         self._scales: dict[str, float] = {}
         return super().__enter__()
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: dict[str, Any]) -> None:
         """Record the subsampled plates, and correct the scale of the sites in them."""
         if msg["type"] == "plate":
             size, subsample_size = msg["args"]
@@ -137,7 +137,7 @@ def _check_log_density(trace: Mapping[str, Any], latents: list[str]) -> None:
             )
 
 
-def kernel_for(latents: Latents, kernel: Any) -> AbstractKernel:
+def kernel_for(latents: Latents, kernel: str | AbstractKernel | None) -> AbstractKernel:
     """Return the kernel for these latents: the given one, or for None "nuts", and "gibbs" if all of them are discrete.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core import programs
@@ -14,6 +15,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels.layout import check_start, draw_start, normal_rows, rows_local, to_draws, to_positions
 from numpyro_ebm.sampling.levels import check_level, closed_at_levels, score_of_rows
 from numpyro_ebm.sampling.noise import check_sigmas
@@ -79,11 +81,11 @@ class AnnealedLangevin:
         check_positive("AnnealedLangevin", "step_size", self.step_size)
         check_start("AnnealedLangevin", self.start)
 
-    def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
+    def __call__(self, rng_key: PRNGKey, distribution: EventDistribution, sample_shape: Shape) -> Array:
         """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         return self._run(rng_key, distribution, sample_shape, sample_shape + distribution.batch_shape)[0]
 
-    def trajectory(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape = ()) -> Array:
+    def trajectory(self, rng_key: PRNGKey, distribution: EventDistribution, sample_shape: Shape = ()) -> Array:
         """Return the path of the same draws: where they are at the end of each level, before the denoising step.
 
         Returns:
@@ -92,7 +94,9 @@ class AnnealedLangevin:
         shape = sample_shape + distribution.batch_shape
         return self._run(rng_key, distribution, sample_shape, shape, keep_path=True)[1]
 
-    def inpaint(self, rng_key: PRNGKey, distribution: Any, value: Any, mask: Any, sample_shape: Shape = ()) -> Array:
+    def inpaint(
+        self, rng_key: PRNGKey, distribution: EventDistribution, value: ArrayLike, mask: ArrayLike, sample_shape: Shape = ()
+    ) -> Array:
         """Draw some elements of an event given the others, which are held at the data plus the noise of each level.
 
         At level ``i`` the known elements are ``value + sigma_i z``, with ``z`` drawn once per level (in unconstrained
@@ -194,7 +198,7 @@ def _holder(rng_key: PRNGKey, held: tuple[Array, Array] | None, sigma: Array) ->
     return lambda positions: jnp.where(mask, noisy, positions)
 
 
-def _check_elementwise(distribution: Any) -> None:
+def _check_elementwise(distribution: EventDistribution) -> None:
     support = distribution.support
     while isinstance(support, constraints.independent):  # pyright: ignore[reportArgumentType]
         support = support.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
@@ -205,7 +209,7 @@ def _check_elementwise(distribution: Any) -> None:
         )
 
 
-def _mask_of(mask: Any, shape: Shape) -> Array:
+def _mask_of(mask: ArrayLike, shape: Shape) -> Array:
     mask = jnp.asarray(mask)
     try:
         if mask.dtype == bool:

@@ -104,7 +104,7 @@ class BlackJAXKernel(MCMCKernel):
     def __init__(
         self,
         model: Callable,
-        kernel: Any = "nuts",
+        kernel: str | AbstractKernel = "nuts",
         *,
         params: PyTree | None = None,
         init_strategy: Callable = init_to_uniform,
@@ -151,7 +151,9 @@ class BlackJAXKernel(MCMCKernel):
         return ("z", *statistics, *step_size, *(() if self._kernel.name == "langevin" else ("potential_energy",)))
 
     @in_own_modes
-    def init(self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict) -> Any:
+    def init(
+        self, rng_key: Array, num_warmup: int, init_params: PyTree | None, model_args: tuple, model_kwargs: dict
+    ) -> BlackJAXState:
         """Return the state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
         if not isinstance(rng_key, Array | np.ndarray):  # an array holds one key, or the keys of many chains
@@ -173,7 +175,7 @@ class BlackJAXKernel(MCMCKernel):
         return jax.jit(self._sample_fn(start))(keys[1], position)
 
     @in_own_modes
-    def sample(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
+    def sample(self, state: BlackJAXState, model_args: tuple, model_kwargs: dict) -> BlackJAXState:
         """Return the state after one transition."""
         if self._sample_fn is None or self._target is None:
             raise EnergyError("BlackJAXKernel.sample was called before init. Run it in numpyro.infer.MCMC.")
@@ -257,7 +259,7 @@ def _call(fn: Callable) -> Callable:
     return fn
 
 
-def _potential(kernel_state: Any) -> Array | None:
+def _potential(kernel_state: PyTree) -> Array | None:
     log_density = getattr(kernel_state, "logdensity", None)
     return None if log_density is None else -jnp.asarray(log_density, float)
 

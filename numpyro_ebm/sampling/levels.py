@@ -6,15 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.distributions import EnergyDistribution, ScoreDistribution
+from numpyro_ebm.distributions.events import EventDistribution
 
 ENTRY = "sigma"
 """Entry of a dict context that holds the noise level."""
 
 
-def check_level(owner: str, distribution: Any) -> None:
+def check_level(owner: str, distribution: EventDistribution) -> None:
     """Refuse a distribution whose context has no noise level.
 
     Raises:
@@ -38,7 +41,7 @@ def check_level(owner: str, distribution: Any) -> None:
     )
 
 
-def at_level(local: PyTree, sigma: Any) -> PyTree:
+def at_level(local: PyTree, sigma: ArrayLike) -> PyTree:
     """Return the local values of a row with its declared noise level replaced by ``sigma``.
 
     Args:
@@ -49,7 +52,7 @@ def at_level(local: PyTree, sigma: Any) -> PyTree:
     return ({**context, ENTRY: sigma} if isinstance(context, Mapping) else sigma), base_parameters
 
 
-def closed_at_levels(distribution: Any, *, order: int = 1) -> Any:
+def closed_at_levels(distribution: EventDistribution, *, order: int = 1) -> Any:
     """Return the closed distribution (`EventDistribution.closed`), its level cast to the default float type of levels."""
     context = distribution.context
     level = jnp.asarray(context[ENTRY] if isinstance(context, Mapping) else context, float)
@@ -58,18 +61,18 @@ def closed_at_levels(distribution: Any, *, order: int = 1) -> Any:
     return leveled.closed(order=order)
 
 
-def score_at_level(distribution: Any) -> Callable[[Array, Any, PyTree], Array]:
+def score_at_level(distribution: EnergyDistribution | ScoreDistribution) -> Callable[[Array, Any, PyTree], Array]:
     """Return ``score(position, sigma, local)`` of one row, in unconstrained space."""
     return lambda position, sigma, local: distribution.unconstrained_score(position, at_level(local, sigma))
 
 
-def score_of_rows(distribution: Any, local: PyTree) -> Callable[[Array, Any], Array]:
+def score_of_rows(distribution: EnergyDistribution | ScoreDistribution, local: PyTree) -> Callable[[Array, Any], Array]:
     """Return ``score(positions, sigma)`` of all rows at one level, with rows as the leading axis."""
     score = jax.vmap(score_at_level(distribution), in_axes=(0, None, 0))
     return lambda positions, sigma: score(positions, sigma, local)
 
 
-def _describe(context: Any) -> str:
+def _describe(context: PyTree) -> str:
     if context is None:
         return "None"
     if isinstance(context, Mapping):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -63,23 +64,23 @@ class AbstractNoiseProcess(abc.ABC):
     t_min: Any
 
     @abc.abstractmethod
-    def alpha(self, t: Any) -> Array:
+    def alpha(self, t: ArrayLike) -> Array:
         """Return the factor of the data at ``t``."""
 
     @abc.abstractmethod
-    def sigma(self, t: Any) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         """Return the standard deviation of the noise at ``t``."""
 
     @abc.abstractmethod
-    def drift(self, x: Array, t: Any) -> Array:
+    def drift(self, x: Array, t: ArrayLike) -> Array:
         """Return the drift ``f(x, t)``."""
 
     @abc.abstractmethod
-    def diffusion(self, t: Any) -> Array:
+    def diffusion(self, t: ArrayLike) -> Array:
         """Return the diffusion coefficient ``g(t)``."""
 
     @abc.abstractmethod
-    def transition(self, t: Any, later: Any) -> tuple[Array, Array]:
+    def transition(self, t: Array | float, later: Array | float) -> tuple[Array, Array]:
         """Return ``(a, v)`` with ``x_later | x_t ~ N(a x_t, v I)``."""
 
     @abc.abstractmethod
@@ -218,15 +219,15 @@ class VP(AbstractNoiseProcess):
         """Return ``N(0, 1)``."""
         return _normal(1.0, event_shape)
 
-    def _beta(self, t: Any) -> Array:
+    def _beta(self, t: ArrayLike) -> Array:
         return self.beta_min + jnp.asarray(t, float) * (self.beta_max - self.beta_min)
 
-    def _log_alpha(self, t: Any) -> Array:
+    def _log_alpha(self, t: ArrayLike) -> Array:
         t = jnp.asarray(t, float)
         return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
 
-def check_process(owner: str, process: Any) -> None:
+def check_process(owner: str, process: object) -> None:
     """Refuse an object that is not a noise process.
 
     Raises:
@@ -237,7 +238,7 @@ def check_process(owner: str, process: Any) -> None:
         raise TypeError(f"{owner} needs a noise process, e.g. VE(0.01, 10.0) or VP(); got {type(process).__name__}.")
 
 
-def check_sigmas(owner: str, sigmas: Any) -> None:
+def check_sigmas(owner: str, sigmas: object) -> None:
     """Refuse levels that are not a list of positive numbers.
 
     Raises:
@@ -254,5 +255,5 @@ def check_sigmas(owner: str, sigmas: Any) -> None:
         )
 
 
-def _normal(scale: Any, event_shape: tuple[int, ...]) -> dist.Distribution:
+def _normal(scale: ArrayLike, event_shape: tuple[int, ...]) -> dist.Distribution:
     return dist.Normal(jnp.zeros(event_shape), scale).to_event(len(event_shape))

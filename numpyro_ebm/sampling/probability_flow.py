@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.concrete import is_concrete
@@ -16,7 +18,9 @@ from numpyro_ebm._core.derivatives import over_coordinates
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.distributions import EnergyDistribution, ScoreDistribution
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels.layout import rows_local, to_draws
 from numpyro_ebm.sampling.levels import check_level, closed_at_levels, score_at_level
 from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_process
@@ -87,7 +91,7 @@ class ProbabilityFlow:
         if not (self.prior is None or isinstance(self.prior, dist.Distribution) or type(self.prior) is object):
             raise TypeError(f"ProbabilityFlow needs prior as a numpyro distribution; got {type(self.prior).__name__}.")
 
-    def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
+    def __call__(self, rng_key: PRNGKey, distribution: EventDistribution, sample_shape: Shape) -> Array:
         """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ProbabilityFlow", rng_key)
         self._check(distribution)
@@ -95,7 +99,7 @@ class ProbabilityFlow:
         draws, reached = _flow_down(rng_key, closed_at_levels(distribution), self, shape=shape)
         return self._reached(draws, reached)
 
-    def log_prob(self, distribution: Any, value: Any, rng_key: PRNGKey | None = None) -> Array:
+    def log_prob(self, distribution: EventDistribution, value: ArrayLike, rng_key: PRNGKey | None = None) -> Array:
         """Return the log density of events, by the instantaneous change of variables.
 
         Args:
@@ -123,7 +127,7 @@ class ProbabilityFlow:
         """Return the distribution at ``t = 1``."""
         return self.process.prior(event_shape) if self.prior is None else self.prior
 
-    def _check(self, distribution: Any) -> None:
+    def _check(self, distribution: EventDistribution) -> None:
         _diffrax()
         check_level("ProbabilityFlow", distribution)
         law = self.latent_law(distribution.unconstrained_shape)
@@ -190,7 +194,7 @@ def _flow_up(rng_key, distribution, sampler, value):
     return values.reshape(shape), reached
 
 
-def _velocity(process: AbstractNoiseProcess, distribution: Any) -> Any:
+def _velocity(process: AbstractNoiseProcess, distribution: EnergyDistribution | ScoreDistribution) -> Callable[..., Array]:
     score = score_at_level(distribution)
 
     def velocity(x, t, local):
@@ -216,7 +220,9 @@ def _trace(sampler: ProbabilityFlow, rng_key: PRNGKey | None, like: Array) -> An
     return trace
 
 
-def _solve(sampler: ProbabilityFlow, rates: Any, start: Any, begin: Any, end: Any) -> tuple[Any, Array]:
+def _solve(
+    sampler: ProbabilityFlow, rates: Callable[..., PyTree], start: PyTree, begin: ArrayLike, end: ArrayLike
+) -> tuple[PyTree, Array]:
     """Return the state at ``end``, and whether the solver reached it."""
     diffrax = _diffrax()
     solution = diffrax.diffeqsolve(

@@ -11,6 +11,8 @@ from numpyro_ebm._core import programs
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm.distributions import EnergyDistribution, ScoreDistribution
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels.layout import rows_local, to_draws
 from numpyro_ebm.sampling.levels import check_level, closed_at_levels, score_of_rows
 from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_process
@@ -71,7 +73,7 @@ class ReverseSDE:
         check_count("ReverseSDE", "corrector_steps", self.corrector_steps, 0)
         check_positive("ReverseSDE", "snr", self.snr)
 
-    def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: Shape) -> Array:
+    def __call__(self, rng_key: PRNGKey, distribution: EventDistribution, sample_shape: Shape) -> Array:
         """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ReverseSDE", rng_key)
         check_level("ReverseSDE", distribution)
@@ -84,7 +86,9 @@ jax.tree_util.register_dataclass(
 
 
 @programs.jit(static_argnames=("shape",))
-def _reverse(rng_key: PRNGKey, distribution: Any, sampler: ReverseSDE, *, shape: Shape) -> Array:
+def _reverse(
+    rng_key: PRNGKey, distribution: EnergyDistribution | ScoreDistribution, sampler: ReverseSDE, *, shape: Shape
+) -> Array:
     process = sampler.process
     score = score_of_rows(distribution, rows_local(distribution, shape))
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from numpyro_ebm._core.errors import EnergyError, NonFiniteLossWarning, Overfitt
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.pytrees import assemble
-from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.estimators.parts.health import as_it_was_raised
 from numpyro_ebm.training._held_out import (
     Arguments,
@@ -194,7 +195,7 @@ def fit(
     return result
 
 
-def _check_settings(svi: Any, num_steps: Any, check_every: Any, patience: Any, *, is_held_out: bool) -> None:
+def _check_settings(svi: object, num_steps: object, check_every: object, patience: object, *, is_held_out: bool) -> None:
     if not isinstance(svi, SVI):
         raise TypeError(
             f"fit needs a numpyro.infer.SVI; got {type(svi).__name__}. Write fit(rng_key, SVI(estimate(model, 'dsm', "
@@ -219,7 +220,7 @@ def _check_settings(svi: Any, num_steps: Any, check_every: Any, patience: Any, *
 
 
 def _make_task(
-    rng_key: PRNGKey, svi: SVI, args: tuple, kwargs: dict, held_out: Any, held_out_kwargs: dict[str, Any] | None
+    rng_key: PRNGKey, svi: SVI, args: tuple, kwargs: dict, held_out: object, held_out_kwargs: dict[str, Any] | None
 ) -> _Task:
     key = jax.random.fold_in(rng_key, 1)
     train = take_apart(args, kwargs)
@@ -283,7 +284,7 @@ def _traced(task: _Task, state: SVIState) -> _Task:
     )
 
 
-def _strong(leaf: Any) -> Any:
+def _strong(leaf: ArrayLike) -> Array:
     """Remove weak types. The first update would make them strong, and so need a second program."""
     leaf = jnp.asarray(leaf)
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, leaf.dtype)
@@ -304,7 +305,7 @@ def _advance(run: _Run, task: _Task, length: int) -> _Run:
 
 
 @programs.jit(static_argnames=("length",))
-def _updates(update: Any, state: SVIState, arrays: list[Any], *, length: int):
+def _updates(update: programs.Program, state: SVIState, arrays: list[Any], *, length: int):
     return jax.lax.scan(lambda state, _: update(state, arrays), state, None, length=length)
 
 

@@ -67,7 +67,7 @@ def _every(num: int) -> Any:
     return lambda step: (step + 1) % num == 0
 
 
-def _players(params: Any, names: tuple[str, ...]) -> dict[str, Player]:
+def _players(params: object, names: tuple[str, ...]) -> dict[str, Player]:
     """Return which player each parameter belongs to."""
     if not isinstance(params, dict):
         raise TypeError(
@@ -83,6 +83,6 @@ def _players(params: Any, names: tuple[str, ...]) -> dict[str, Player]:
     return {site: "adversary" if site.startswith(names) else "rest" for site in params}
 
 
-def _check_is_optax(optimizer: Any) -> None:
+def _check_is_optax(optimizer: object) -> None:
     if not (isinstance(optimizer, tuple) and hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"alternate needs optimisers from optax; got {type(optimizer).__name__}. Write optax.adam(1e-3).")

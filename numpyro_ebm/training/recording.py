@@ -81,7 +81,7 @@ def estimators_of(svi: SVI) -> list[AbstractEstimator]:
     return list(model.estimators.values()) if isinstance(model.estimators, dict) else [model.estimators]
 
 
-def check_recordable(svi: SVI, num_chains: Any, state: SVIState) -> None:
+def check_recordable(svi: SVI, num_chains: int, state: SVIState) -> None:
     """Refuse to record more persistent chains than there are.
 
     Raises:

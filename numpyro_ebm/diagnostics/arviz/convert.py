@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -95,14 +96,14 @@ def to_arviz(
     return data
 
 
-def _by_chain(group: str, values: Mapping[str, Any], shape: tuple[int, int] | None) -> dict[str, Array]:
+def _by_chain(group: str, values: Mapping[str, Any], shape: tuple[int, int] | None) -> dict[str, Array | np.ndarray]:
     """Return the arrays as ``(chains, draws, ...)``."""
     if values and shape is None:
         raise EnergyError(f"{group} needs draws, and there are none. Write to_arviz(draws, training=result, ...).")
     return {name: _one_by_chain(group, name, value, cast(Any, shape)) for name, value in values.items()}
 
 
-def _one_by_chain(group: str, name: str, value: Any, shape: tuple[int, int]) -> Any:
+def _one_by_chain(group: str, name: str, value: ArrayLike, shape: tuple[int, int]) -> Array | np.ndarray:
     value = value if isinstance(value, Array) else np.asarray(value)
     if value.shape[:2] == shape:
         return value
@@ -112,7 +113,7 @@ def _one_by_chain(group: str, name: str, value: Any, shape: tuple[int, int]) -> 
 
 
 def _likelihoods(
-    values: Mapping[str, Array], log_partition: Mapping[str, Any], shape: tuple[int, int] | None
+    values: Mapping[str, Array | np.ndarray], log_partition: Mapping[str, Any], shape: tuple[int, int] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return log likelihoods, with log Z subtracted, and notes on log Z."""
     missing, unused = sorted(set(values) - set(log_partition)), sorted(set(log_partition) - set(values))

@@ -1,22 +1,32 @@
 """ArviZ's rank and trace plots, the same under ArviZ 0.23 and 1.x."""
 
 import warnings
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
+from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm.diagnostics.arviz.convert import to_arviz
 from numpyro_ebm.diagnostics.arviz.read import (
     group_names,
 )
+from numpyro_ebm.sampling import Draws
+from numpyro_ebm.training import FitResult
 
 MAX_PANELS = 20
 """Most panels of one figure; more are too small to read."""
 
 
 def draw_chains(
-    kind: Literal["rank", "trace"], draws: Any, group: str, colors: list[str], dashes: list[Any], **choice: Any
+    kind: Literal["rank", "trace"],
+    draws: MCMC | Draws | FitResult | Mapping[str, Any],
+    group: str,
+    colors: list[str],
+    dashes: list[Any],
+    **choice: Any,
 ) -> np.ndarray:
     """Draw rank or trace plots with the installed ArviZ, for `numpyro_ebm.plots`.
 
@@ -48,7 +58,9 @@ def draw_chains(
     return axes
 
 
-def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
+def _check_choice(
+    data: Mapping[str, Any], group: str, var_names: Sequence[str] | None, coords: Mapping[str, Any] | None
+) -> None:
     names = group_names(data)
     if group not in names:
         raise EnergyError(f"There is no group '{group}'. {nearest(group, filter(None, names))}")
@@ -70,7 +82,15 @@ def _check_choice(data: Any, group: str, var_names: Any, coords: Any) -> None:
         )
 
 
-def _draw_by_0(arviz: Any, kind: str, data: Any, group: str, colors: Any, dashes: Any, choice: Any) -> np.ndarray:
+def _draw_by_0(
+    arviz: ModuleType,
+    kind: str,
+    data: Mapping[str, Any],
+    group: str,
+    colors: list[str],
+    dashes: list[Any],
+    choice: Mapping[str, Any],
+) -> np.ndarray:
     data = data if group == "posterior" else data[group]
     if kind == "rank":
         axes = np.atleast_1d(arviz.plot_rank(data, colors="#56B4E9", **choice)).reshape(-1)
@@ -79,7 +99,15 @@ def _draw_by_0(arviz: Any, kind: str, data: Any, group: str, colors: Any, dashes
     return arviz.plot_trace(data, compact=False, chain_prop=chain_prop, legend=True, **choice)
 
 
-def _draw_by_1(arviz: Any, kind: str, data: Any, group: str, colors: Any, dashes: Any, choice: Any) -> np.ndarray:
+def _draw_by_1(
+    arviz: ModuleType,
+    kind: str,
+    data: Mapping[str, Any],
+    group: str,
+    colors: list[str],
+    dashes: list[Any],
+    choice: Mapping[str, Any],
+) -> np.ndarray:
     options = {"aes": {"color": ["chain"], "linestyle": ["chain"]}, "color": colors, "linestyle": dashes}
     if kind == "rank":
         drawn = arviz.plot_rank(data, group=group, backend="matplotlib", **options, **choice)  # pyright: ignore

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -29,7 +30,7 @@ STATISTICS = {
 """ArviZ's names of the statistics, by the names that samplers give them."""
 
 
-def collect(owner: str, draws: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def collect(owner: str, draws: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return arrays and sampler statistics by name from an MCMC, `Draws` or a dict.
 
     Raises:
@@ -68,7 +69,7 @@ def check_shapes(posterior: dict[str, Any]) -> tuple[int, int]:
     return next(iter(distinct))  # pyright: ignore[reportReturnType]
 
 
-def as_numpy(name: str, value: Any) -> np.ndarray:
+def as_numpy(name: str, value: ArrayLike) -> np.ndarray:
     """Convert to an array that netCDF can store: half precision is widened, and random keys raise an EnergyError."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise EnergyError(f"'{name}' holds random keys, which are not data. Leave it out.")
@@ -92,7 +93,7 @@ class Recorded(NamedTuple):
     kernel: Any = None
 
 
-def read(owner: str, draws: Any) -> Recorded:
+def read(owner: str, draws: object) -> Recorded:
     """Read draws in any form that `to_arviz` accepts or returns, or training chains.
 
     Args:

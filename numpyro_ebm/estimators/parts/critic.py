@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -37,7 +37,9 @@ class Critic:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, model: Any, site: Site, rng_key: PRNGKey, shape: tuple[int, ...]) -> "Critic":
+    def of(
+        cls, model: Callable[[], Callable[..., Any]] | None, site: Site, rng_key: PRNGKey, shape: tuple[int, ...]
+    ) -> "Critic":
         """Run the model once and return the critic; the surrounding handlers record its parameters.
 
         Args:
@@ -140,7 +142,7 @@ def check_not_shared(role: str, params: Iterable[str], declared: set[str]) -> No
         )
 
 
-def check_critic(owner: str, critic: Any) -> None:
+def check_critic(owner: str, critic: object) -> None:
     """Check that a critic is None or a model, and raise otherwise.
 
     Raises:
@@ -177,7 +179,7 @@ def _network(site: Site, shape: tuple[int, ...]) -> Callable[[], Callable[..., A
     return model
 
 
-def _check(trace: Any, function: Any) -> None:
+def _check(trace: Mapping[str, Any], function: object) -> None:
     for name, msg in trace.items():
         if msg["type"] == "sample":
             raise EnergyError(

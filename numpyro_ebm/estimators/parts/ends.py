@@ -1,6 +1,6 @@
 """Ends of the intervals of an event's coordinates, and weights that vanish at these ends."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from numpyro.distributions import constraints
@@ -27,7 +27,7 @@ class Ends(NamedTuple):
         return jnp.isfinite(self.low) | jnp.isfinite(self.high)
 
 
-def ends_of(support: Any, shape: tuple[int, ...]) -> Ends:
+def ends_of(support: constraints.Constraint, shape: tuple[int, ...]) -> Ends:
     """Return the ends of a support that is a product of intervals, half lines and lines.
 
     Raises:

@@ -1,12 +1,13 @@
 """A NumPyro model of one event, run once per row: the proposal of "cooperative", the noise of contrastive estimators."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
+from numpyro.distributions import Distribution
 from numpyro.infer.util import log_density
 
 from numpyro_ebm._core.autodiff import reverse_gradient
@@ -101,11 +102,11 @@ def context_of(site: Site) -> tuple[PyTree, ...]:
     return () if site.local is None or site.local[0] is None else (site.local[0],)
 
 
-def _is_drawn(msg: Any) -> bool:
+def _is_drawn(msg: Mapping[str, Any]) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"]
 
 
-def _check(trace: Any, site: Site, role: str) -> None:
+def _check(trace: Mapping[str, Any], site: Site, role: str) -> None:
     """Check that the model draws events of this site, and raise otherwise."""
     sampled = trace.get(site.name)
     if sampled is None or not _is_drawn(sampled):
@@ -120,7 +121,7 @@ def _check(trace: Any, site: Site, role: str) -> None:
     check_same_support(f"{role}'s", sampled["fn"], site.distribution.support)
 
 
-def _check_latent(name: str, fn: Any, site: Site, role: str, *, allowed: bool, is_moved: bool) -> None:
+def _check_latent(name: str, fn: Distribution, site: Site, role: str, *, allowed: bool, is_moved: bool) -> None:
     """Check that a latent is allowed, and on the real line if chains move it, and raise otherwise."""
     if not allowed:
         raise EnergyError(
@@ -134,7 +135,7 @@ def _check_latent(name: str, fn: Any, site: Site, role: str, *, allowed: bool, i
         )
 
 
-def _check_is_differentiable(name: str, fn: Any, role: str) -> None:
+def _check_is_differentiable(name: str, fn: Distribution, role: str) -> None:
     """Check that a distribution's draws are differentiable in its parameters, and raise otherwise."""
     if not fn.has_rsample:
         raise EnergyError(

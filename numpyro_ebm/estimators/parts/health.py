@@ -240,7 +240,7 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
     return health._replace(reported=health.reported | health.conditions)
 
 
-def _report_all(owner: str, policy: Policy, news: Array, health: Any) -> None:
+def _report_all(owner: str, policy: Policy, news: Array, health: NegativePhaseHealth) -> None:
     for name, is_new in zip(CONDITIONS, news, strict=True):
         if is_new:
             _report(f"{owner}: {name}: {in_words(name, health)}", policy)

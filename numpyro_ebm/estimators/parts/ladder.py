@@ -1,7 +1,7 @@
 """Shared by the estimators that draw a noise level per row."""
 
 import warnings
-from typing import Any
+from typing import SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def rungs_at(quantile: Array, num: int) -> Array:
     return jnp.minimum(jnp.floor(quantile * num).astype(int), num - 1)
 
 
-def warn_of_scale(site: Site, largest: Any) -> None:
+def warn_of_scale(site: Site, largest: SupportsFloat) -> None:
     """Warn if the largest noise level is below the data's standard deviation.
 
     Args:

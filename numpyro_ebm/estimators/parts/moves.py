@@ -1,11 +1,11 @@
 """Shared by the estimators that compare each row with slightly moved copies of itself."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.spreads import or_one
@@ -42,14 +42,14 @@ def in_pairs(draws: Array, num: int) -> Array:
     return jnp.concatenate([draws, -draws])[:num]
 
 
-def scale_of(site: Site, given: Any, share: float) -> Array:
+def scale_of(site: Site, given: ArrayLike | None, share: float) -> Array:
     """Return the standard deviation of moves: as given, or a share of the batch's per dimension (of 1 where that is 0)."""
     if given is not None:
         return jnp.asarray(given, site.position.dtype)
     return share * or_one(site.spread)
 
 
-def check_scale(site: Site, name: str, given: Any) -> None:
+def check_scale(site: Site, name: str, given: ArrayLike | None) -> None:
     """Check that a standard deviation is one number or one per coordinate, and raise otherwise.
 
     Raises:

@@ -123,7 +123,9 @@ class NoiseEstimator(AbstractEstimator):
         return noise_of(self.noise, jax.random.fold_in(rng_key, 1), site)
 
 
-def noise_of(noise: Any, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+def noise_of(
+    noise: Fitted | dist.Distribution | Callable[..., Any] | None, rng_key: PRNGKey, site: Site
+) -> tuple[Noise, Array]:
     """Return the noise that the user names, and the term that fits its parameters to the data.
 
     No gradient flows through the noise, even where its parameters belong to the model (its base).

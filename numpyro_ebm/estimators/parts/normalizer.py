@@ -56,7 +56,7 @@ def _median(values: Array, mask: Array | None) -> Array:
     return (ordered[..., last // 2] + ordered[..., (last + 1) // 2]) / 2
 
 
-def check_normalizer(owner: str, choice: Any) -> None:
+def check_normalizer(owner: str, choice: object) -> None:
     """Check that a choice of `learned_normalizer` is known, and raise otherwise.
 
     Raises:

@@ -1,12 +1,12 @@
 """Lengths per dimension: the running spread of the data, and the scales in which chains move."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.spreads import ROUNDING, eps_of, or_one
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.distributions.site import Site
 
 MEMORY = 100
@@ -77,12 +77,12 @@ def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: A
     return log_scale + rate * (jnp.log(scale) - log_scale)
 
 
-def in_scale(scale: Array | None, tree: Any) -> Any:
+def in_scale(scale: Array | None, tree: PyTree) -> PyTree:
     """Divide positions by the scale, which broadcasts over their last dimensions."""
     return tree if scale is None else jax.tree.map(lambda leaf: leaf / _over(scale, leaf), tree)
 
 
-def out_of_scale(scale: Array | None, tree: Any) -> Any:
+def out_of_scale(scale: Array | None, tree: PyTree) -> PyTree:
     """Undo `in_scale`."""
     return tree if scale is None else jax.tree.map(lambda leaf: leaf * _over(scale, leaf), tree)
 

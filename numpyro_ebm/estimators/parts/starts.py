@@ -1,6 +1,6 @@
 """Starting positions of the chains of a negative phase."""
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,9 @@ def over(flags: Array, leaf: Array) -> Array:
     return flags.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
-def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
+def draw_start(
+    start: Literal["data", "base"] | dist.Distribution, rng_key: PRNGKey, site: Site, num_chains: int
+) -> tuple[Array, PyTree]:
     """Draw unconstrained starts, spread evenly over the rows, and return them with the contexts and bases of these rows.
 
     Args:
@@ -53,7 +55,7 @@ def draw_start(start: Any, rng_key: PRNGKey, site: Site, num_chains: int) -> tup
     return draws, jax.tree.map(lambda leaf: leaf[rows], site.local)
 
 
-def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Array:
+def draw_rows(start: Literal["data", "base"] | dist.Distribution, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Array:
     """Return unconstrained starts per row, ``(repeats, num_rows, ...)``: the row, or draws of its base or of ``start``."""
     distribution = site.distribution
     if isinstance(start, str) and start == "data":
@@ -70,7 +72,7 @@ def draw_rows(start: Any, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Arr
     return jnp.where(over(site.mask, site.position), draws, jax.lax.stop_gradient(site.position))
 
 
-def check_start(start: Any, site: Site) -> None:
+def check_start(start: object, site: Site) -> None:
     """Check that a start is known and has the energy's event shape and support, and raise otherwise.
 
     Raises:
