@@ -11,15 +11,17 @@ from numpyro_ebm.estimators.state import holds_state
 
 @runtime_checkable
 class Trained(Protocol):
-    """The result of `fit` or ``svi.run``.
+    """The result of `fit` or ``svi.run``."""
 
-    Attributes:
-        params: constrained parameters by name.
-        state: the last `numpyro.infer.svi.SVIState`.
-    """
+    @property
+    def params(self) -> Any:
+        """Constrained parameters by name."""
+        ...
 
-    params: Any
-    state: Any
+    @property
+    def state(self) -> Any:
+        """The last `numpyro.infer.svi.SVIState`."""
+        ...
 
 
 Result = SVIState | Trained | Mapping[str, Any]
