@@ -9,7 +9,7 @@ import warnings
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("numpyro_ebm", "beartype.beartype")
+hook = install_import_hook("numpyro_ebm", "typed_checker.check")
 
 import jax
 import numpy as np
@@ -64,7 +64,7 @@ def log_partitions():
         "importance": {"data": data},
         "bridge": {"draws": data},
         "nce": {"data": data},
-        "grid": {"num_points": 30},
+        "grid": {"num_points": 31},
     }.items():
         ebm.log_partition(KEY, target(), method=method, **options)
     ebm.log_partition_bounds(KEY, target(), num_levels=5, num_chains=8)
@@ -72,11 +72,13 @@ def log_partitions():
 
 def training():
     svi = SVI(ebm.estimate(vector_model, "pcd"), ebm.empty_guide, optax.adam(1e-2), Trace_ELBO())
-    result = ebm.fit(KEY, svi, 8, ROWS, held_out=(ROWS[:12],), check_every=4, record_chains=3, progress_bar=False)
+    result = ebm.fit(KEY, svi, 8, ROWS, check_every=4, record_chains=3, progress_bar=False)
     str(ebm.training_report(svi.model, result, ROWS))
     str(ebm.diagnose(svi.model, result, ROWS))
     ebm.to_arviz(result)
     objective = ebm.estimate(vector_model, "sm")
+    svi = SVI(objective, ebm.empty_guide, optax.adam(1e-2), Trace_ELBO())
+    ebm.fit(KEY, svi, 8, ROWS, held_out=(ROWS[:12],), check_every=4, progress_bar=False)
     ebm.standard_errors(KEY, objective, PARAMS, ROWS)
 
 
@@ -94,8 +96,8 @@ def figures():
     from numpyro_ebm import plots
 
     plots.plot_energy(target())
-    plots.plot_pairs({"data": ROWS, "draws": ROWS + 0.1})
-    plots.plot_marginals({"data": ROWS})
+    plots.plot_pairs(ROWS + 0.1, ROWS)
+    plots.plot_marginals(ROWS + 0.1, ROWS)
 
 
 TOUR = {each.__name__: each for each in (estimators, kernels, log_partitions, training, evaluation, figures)}
