@@ -69,6 +69,7 @@ def test_only_statistics_that_mean_something(kernel):
     assert "tree_depth" not in names
 
 
+@pytest.mark.slow
 def test_numpyro_kernels_and_observed_energy_sites_have_no_log_likelihood():
     def model(x):
         z = numpyro.sample("z", numpyro.distributions.Normal(0, 1))

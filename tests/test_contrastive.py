@@ -28,6 +28,7 @@ class TestLimits:
         value, slope = rows_of(name, **options)
         return (value + 2 * np.log(2)) * 2 / h**2, slope * 2 / h**2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("law", ["rademacher", "sphere"])
     def test_shifted_nce_is_ssm_of_the_same_directions(self, law):
         sliced = rows_of("ssm", num_projections=2, projection=law)
@@ -82,6 +83,7 @@ class TestRelations:
         for a, b in zip(*(rows_of(name, nu=3, noise=noise) for name in ("nce", "bregman_nce")), strict=True):
             np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.slow
     def test_one_draw_ranked_is_the_difference_of_two_log_ratios(self):
         # -log w(x) / (w(x) + w(y)); with the logistic loss of G in place of the difference this would be nce.
         noise = dist.Normal(0, 1)

@@ -312,6 +312,7 @@ class TestAnnealedLangevin:
         draws = gaussian("ve", sampler).sample(jax.random.key(1), (10_000,))
         check_moments(draws.reshape(4, 2500, 3), MEAN, (VARIANCE + 1) / (1 - 0.05 / (VARIANCE + 1)))
 
+    @pytest.mark.slow
     def test_rows_keep_their_covariates_and_the_declared_level_is_not_used(self):
         energy = lambda x, c: 0.5 * (x - c["x"]) ** 2 / (0.25 + c["sigma"] ** 2)  # noqa: E731
         context = {"sigma": jnp.full(2, 77.0), "x": jnp.array([-3.0, 5.0])}

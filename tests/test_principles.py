@@ -32,7 +32,7 @@ def rated_model(x, k):
         numpyro.sample("x", d, obs=x)
 
 
-@pytest.mark.parametrize("name", ["mpf", "mpf of flips", "minimum_velocity", "energy_discrepancy"])
+@pytest.mark.parametrize("name", some_slow(["mpf"], ["mpf of flips", "minimum_velocity", "energy_discrepancy"]))
 def test_each_row_has_its_own_context(name):
     k = np.arange(8) % 2
     x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
@@ -138,6 +138,7 @@ class TestFlips:
         params = fit(ebm.estimate(ising, "mpf"), (lattice[chosen] + 1) // 2, steps=400)
         assert np.all(np.abs(np.subtract(params["b"], [0.29579, 0.09372])) < [0.018, 0.016])
 
+    @pytest.mark.slow
     def test_any_free_energy_base_mask_and_dtype(self):
         # An RBM's free energy is not multilinear; a base is part of the density; a masked row may hold anything.
         logits, keep = jnp.array([0.3, -1.0, 2.0]), jnp.array([True, False, True])
@@ -181,6 +182,7 @@ class TestFlips:
 
 
 class TestFlow:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("x64")
     def test_small_moves_are_score_matching_along_their_directions(self):
         sliced = rows_of("ssm", num_projections=3, projection="gaussian")
@@ -414,6 +416,7 @@ class TestStein:
         assert abs(np.mean(value)) < 5 * error
         assert np.mean(value) > rows_of("ksd", precision_model, x, 2.0, bandwidth=1.0)[0].mean() + 5 * error
 
+    @pytest.mark.slow
     def test_masked_rows_are_no_partners(self):
         keep = np.arange(300) % 3 > 0
 
@@ -686,7 +689,7 @@ class TestRecovery:
         ("model", "x", "truth"),
         [
             (level_model, NUMBERS, 1 / np.mean(NUMBERS**2)),
-            (log_normal_model, np.exp(NUMBERS), 1 / np.mean(NUMBERS**2)),
+            pytest.param(log_normal_model, np.exp(NUMBERS), 1 / np.mean(NUMBERS**2), marks=pytest.mark.slow),
             (regression_model, NOISY, COVARIATE @ NOISY / np.sum(COVARIATE**2)),
         ],
     )
