@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import precision_model, surrogate
+from helpers import precision_model, some_slow, surrogate
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
