@@ -331,6 +331,7 @@ class TestContext:
 
 
 class TestSaturation:
+    @pytest.mark.slow
     def test_noise_far_away_never_moves_and_says_so(self, gaussian_data):
         # Case 9: noise N(8, .1), the precision stays where it started. The data are traced: only training can see it.
         model = ebm.estimate(precision_model, "nce", noise=dist.Normal(8.0, 0.1))
@@ -391,6 +392,7 @@ class TestTelescoping:
         exact = 0.5 * np.log(2 * np.pi * (variance + np.sort(self.sigmas) ** 2))
         np.testing.assert_allclose(params["x$log_normalizer"], exact, atol=0.1)
 
+    @pytest.mark.slow
     def test_one_bridge_is_nce_under_fitted_noise(self):
         # Rows that are far more spread than the level: its noise does not matter.
         x = 1000 * self.x

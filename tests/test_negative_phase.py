@@ -76,8 +76,8 @@ class TestUnhealthyEnergies:
         [
             (lambda x: -0.5 * x**2, {}),
             (lambda x: -jnp.abs(x), {}),
-            (lambda x: 0.3 * x, {}),
-            (lambda x: -x, {"support": constraints.positive}),
+            pytest.param(lambda x: 0.3 * x, {}, marks=pytest.mark.slow),
+            pytest.param(lambda x: -x, {"support": constraints.positive}, marks=pytest.mark.slow),
         ],
         ids=["concave", "cone", "slope", "positive"],
     )

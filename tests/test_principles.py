@@ -75,6 +75,7 @@ class TestFlips:
         np.testing.assert_allclose(-value, self.loss(t), rtol=1e-12)
         np.testing.assert_allclose(-slope, jax.jacobian(self.loss)(t), rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.slow
     def test_the_efficiency_on_boltzmann_machines(self):
         # References, section 5: .969. Over machines it has a standard deviation of .035.
         @jax.jit
@@ -259,6 +260,7 @@ def spread_rate(x):
 
 @pytest.mark.usefixtures("x64")
 class TestVelocity:
+    @pytest.mark.slow
     @pytest.mark.parametrize("projection", ["rademacher", "gaussian"])
     def test_small_steps_are_sliced_score_matching_of_the_same_directions(self, projection):
         options = {"num_projections": 2, "projection": projection}
@@ -395,7 +397,7 @@ class TestStein:
             return -jnp.mean(pairs, axis=1)
         return -(jnp.sum(pairs, axis=1) - jnp.diag(pairs)) / (len(pairs) - 1)
 
-    @pytest.mark.parametrize("statistic", ["u", "v"])
+    @pytest.mark.parametrize("statistic", some_slow(["v"], ["u"]))
     def test_the_least_discrepancy_of_a_gaussian(self, statistic, gaussian_data):
         x = gaussian_data[:200]
         r = (x[:, None] - x) ** 2
@@ -551,12 +553,14 @@ class TestDiscrepancy:
             assert slopes[0] < -0.05
             assert slopes[2] > 0.05
 
+    @pytest.mark.slow
     def test_the_optimum_of_little_noise(self):
         # (M + w) / (M + 2 w - 1): 2, 1 and 5 / 7 for two negatives.
         for w, best in ((0.0, 2.0), (1.0, 1.0), (3.0, 5 / 7)):
             slope, bend = (f(best, 0.02, w) for f in (jax.grad(self.expected), jax.grad(jax.grad(self.expected))))
             np.testing.assert_allclose(slope / bend, 0.0, atol=5e-3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("num", [1, 3])
     def test_little_noise_is_score_matching_row_by_row_in_the_draws(self, num):
         # Two orders of the moves, at the draws themselves.

@@ -240,6 +240,7 @@ class TestGeneralized:
         ]
         np.testing.assert_allclose(*values, rtol=1e-12)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("weight", some_slow(["square"], [lambda x: jnp.log1p(x)]))
     def test_a_non_negative_gaussian(self, weight):
         truth = jnp.array([1.0, 0.4, 2.0])  # K11, K12, K22

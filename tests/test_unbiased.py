@@ -190,6 +190,7 @@ class TestCoupledStep:
 
 
 class TestUnbiasedSum:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("burn_in", "num_steps"), [(0, 0), (2, 5)])
     def test_is_the_formula(self, burn_in, num_steps):
         # The same chains step by step, and H_{k:m} in NumPy.
