@@ -120,6 +120,7 @@ class TestTheBestCriticOfTheSteinDiscrepancy:
         assert np.all(abs(lsd["t"].mean(0)) > 20 * lsd["t"].std(0) / np.sqrt(len(x)) / np.sqrt(20))
         assert abs(lsd["scale"].mean()) < 5 * lsd["scale"].std() / np.sqrt(len(x))  # no critic along it is better
 
+    @pytest.mark.slow
     def test_probes_give_the_exact_trace_on_average(self):
         x = np.tile(X[:1], (20_000, 1))
         params = {**QUADRATIC, "a": jnp.array([[0.5, 1.0], [2.0, -0.3]]), "c": jnp.ones(2)}

@@ -10,7 +10,7 @@ import numpyro
 import optax
 import pytest
 import xarray
-from helpers import precision_model
+from helpers import precision_model, some_slow
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
@@ -48,7 +48,7 @@ def draws():
     )
 
 
-@pytest.mark.parametrize("kind", ["mcmc", "draws"])
+@pytest.mark.parametrize("kind", some_slow(["mcmc"], ["draws"]))
 def test_groups_shapes_and_statistics(kind, request):
     data = ebm.to_arviz(request.getfixturevalue(kind))
     assert groups_of(data) == {"posterior", "sample_stats"}
@@ -69,6 +69,7 @@ def test_only_statistics_that_mean_something(kernel):
     assert "tree_depth" not in names
 
 
+@pytest.mark.slow
 def test_numpyro_kernels_and_observed_energy_sites_have_no_log_likelihood():
     def model(x):
         z = numpyro.sample("z", numpyro.distributions.Normal(0, 1))

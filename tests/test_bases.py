@@ -98,7 +98,6 @@ BASES = {
 
 
 FAST = (
-    "beta",
     "binomial",
     "half_normal",
     "left_truncated",

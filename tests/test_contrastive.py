@@ -28,6 +28,7 @@ class TestLimits:
         value, slope = rows_of(name, **options)
         return (value + 2 * np.log(2)) * 2 / h**2, slope * 2 / h**2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("law", ["rademacher", "sphere"])
     def test_shifted_nce_is_ssm_of_the_same_directions(self, law):
         sliced = rows_of("ssm", num_projections=2, projection=law)
@@ -82,6 +83,7 @@ class TestRelations:
         for a, b in zip(*(rows_of(name, nu=3, noise=noise) for name in ("nce", "bregman_nce")), strict=True):
             np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.slow
     def test_one_draw_ranked_is_the_difference_of_two_log_ratios(self):
         # -log w(x) / (w(x) + w(y)); with the logistic loss of G in place of the difference this would be nce.
         noise = dist.Normal(0, 1)
@@ -329,6 +331,7 @@ class TestContext:
 
 
 class TestSaturation:
+    @pytest.mark.slow
     def test_noise_far_away_never_moves_and_says_so(self, gaussian_data):
         # Case 9: noise N(8, .1), the precision stays where it started. The data are traced: only training can see it.
         model = ebm.estimate(precision_model, "nce", noise=dist.Normal(8.0, 0.1))
@@ -389,6 +392,7 @@ class TestTelescoping:
         exact = 0.5 * np.log(2 * np.pi * (variance + np.sort(self.sigmas) ** 2))
         np.testing.assert_allclose(params["x$log_normalizer"], exact, atol=0.1)
 
+    @pytest.mark.slow
     def test_one_bridge_is_nce_under_fitted_noise(self):
         # Rows that are far more spread than the level: its noise does not matter.
         x = 1000 * self.x

@@ -94,6 +94,7 @@ def test_proposals_that_do_not_fit_are_refused(proposal, error, message, gaussia
         surrogate(ebm.estimate(precision_model, "cooperative", proposal=proposal), {"t": 1.0}, gaussian_data[:8])
 
 
+@pytest.mark.slow
 def test_the_generators_parameters_are_among_those_of_svi(gaussian_data):
     model = ebm.estimate(precision_model, "cooperative", proposal=scale_generator)
     svi = SVI(model, ebm.empty_guide, optax.adam(0.01), Trace_ELBO())

@@ -327,6 +327,7 @@ class TestTraining:
             assert names(diagnosis) == {"x smoothing"}
             assert words in diagnosis["x smoothing"].advice
 
+    @pytest.mark.slow
     def test_an_energy_that_is_not_at_its_optimum(self):
         for name, key, more in (("sm", "x score", {}), ("nce", "x accuracy", {"x$log_normalizer": -1.0})):
             model = ebm.estimate(precision_model, name)

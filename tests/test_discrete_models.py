@@ -73,6 +73,7 @@ def test_sample_gives_the_moments_of_the_enumeration(kernel):
     check(draws.samples, exact(3.0, 0.8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain_method", ["vectorized", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_mcmc_gives_the_moments_of_the_enumeration(chain_method):
     kernel = ebm.BlackJAXKernel(model, "gibbs", params={"scale": 0.8})

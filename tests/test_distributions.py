@@ -309,7 +309,7 @@ class TestStarts:
         with pytest.raises(ebm.EnergyError, match="starts where the log density or its gradient is not finite"):
             self.NOWHERE.sample(jax.random.key(0), (3,))
 
-    @pytest.mark.parametrize("draw", ["jit", "predictive"])
+    @pytest.mark.parametrize("draw", some_slow(["jit"], ["predictive"]))
     def test_inside_a_compiled_program_they_are_refused_too(self, draw):
         def predictive():
             return Predictive(lambda: numpyro.sample("x", self.NOWHERE), num_samples=3)(jax.random.key(0))

@@ -49,6 +49,7 @@ def brute_ksd(x, score, bandwidth):
     return values
 
 
+@pytest.mark.slow
 def test_ksd_is_the_mean_of_the_stein_kernel(monkeypatch):
     x = X[:30]
     pairs = brute_ksd(x, lambda x: -x, 0.7)
@@ -119,6 +120,7 @@ def test_ksd_of_chains_sees_their_autocorrelation_and_independent_rows_as_they_a
     assert found.p_value > 0.01
 
 
+@pytest.mark.slow
 def test_two_sample_tests_say_that_draws_are_those_of_a_chain():
     chain = autoregressive(KEY, 400, 0.9)
     with pytest.warns(UserWarning, match="mmd: consecutive draws are correlated, 400 of them are worth"):

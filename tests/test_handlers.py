@@ -327,6 +327,7 @@ class TestState:
         with pytest.raises(ValueError, match="Trace_ELBO"):
             svi.init(jax.random.key(0), gaussian_data)
 
+    @pytest.mark.slow
     def test_updates_are_counted_and_evaluate_leaves_the_state_alone(self, gaussian_data):
         svi = self.svi()
         state = svi.init(jax.random.key(0), gaussian_data)

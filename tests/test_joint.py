@@ -343,6 +343,7 @@ def pair(x, y, **settings):
         ebm.energy_factor("xy", lambda x, y: 0.5 * y**2 + t * x * y, x=x, y=y)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", some_slow(["sm", "cd"], [n for n in OPTIONS if n not in ("sm", "cd")]))
 def test_rows_masked_at_one_member_take_no_part(name):

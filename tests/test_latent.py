@@ -172,6 +172,7 @@ class TestFit:
         # t = 0.8 does not move; the mean of the Gaussian posterior is its mode.
         np.testing.assert_allclose(autoguide.median(params)["z"], x / (1 + NOISE * 0.8), atol=0.1)
 
+    @pytest.mark.slow
     def test_persistent_chains_and_trace(self):
         model = ebm.estimate(energy_prior, "pcd", num_chains=50)
         svi = SVI(model, guide, optax.adam(0.05), Trace_ELBO())

@@ -76,8 +76,8 @@ class TestUnhealthyEnergies:
         [
             (lambda x: -0.5 * x**2, {}),
             (lambda x: -jnp.abs(x), {}),
-            (lambda x: 0.3 * x, {}),
-            (lambda x: -x, {"support": constraints.positive}),
+            pytest.param(lambda x: 0.3 * x, {}, marks=pytest.mark.slow),
+            pytest.param(lambda x: -x, {"support": constraints.positive}, marks=pytest.mark.slow),
         ],
         ids=["concave", "cone", "slope", "positive"],
     )
@@ -334,6 +334,7 @@ class TestRowsOfDifferentScale:
         t = fit(ebm.estimate(model, name, num_steps=20), y, steps=800, rate=0.03)["t"]
         np.testing.assert_allclose(t, 0.9336, atol=0.08)
 
+    @pytest.mark.slow
     def test_chains_that_stand_still_are_counted(self):
         # A step that fits rows of sd 1: those of sd 0.01, a half, never move, and the mean acceptance says nothing of it.
         w = jnp.where(jnp.arange(200) % 2 == 0, 1.0, 0.01)

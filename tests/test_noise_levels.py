@@ -157,6 +157,7 @@ class TestTraining:
             mean, error = slope(t)
             assert abs(mean) < 5 * error if sign == 0 else sign * mean > 5 * error
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("x64")
     def test_finite_differences_agree_with_its_gradient(self, gaussian_data):
         model, h = ebm.estimate(level_model, "multiscale_dsm", process=PROCESSES["ve"]), 1e-5
@@ -289,7 +290,7 @@ class TestWeightsOfFarModes:
 
 
 class TestAnnealedLangevin:
-    @pytest.mark.parametrize("denoise", [False, True])
+    @pytest.mark.parametrize("denoise", some_slow([True], [False]))
     def test_the_moments_of_a_gaussian_are_those_of_the_recursion(self, denoise):
         ladder, steps, step_size = (4.0, 1.0, 0.4), 30, 0.04
         sampler = ebm.AnnealedLangevin(ladder[::-1], steps, step_size, denoise=denoise)
@@ -312,6 +313,7 @@ class TestAnnealedLangevin:
         draws = gaussian("ve", sampler).sample(jax.random.key(1), (10_000,))
         check_moments(draws.reshape(4, 2500, 3), MEAN, (VARIANCE + 1) / (1 - 0.05 / (VARIANCE + 1)))
 
+    @pytest.mark.slow
     def test_rows_keep_their_covariates_and_the_declared_level_is_not_used(self):
         energy = lambda x, c: 0.5 * (x - c["x"]) ** 2 / (0.25 + c["sigma"] ** 2)  # noqa: E731
         context = {"sigma": jnp.full(2, 77.0), "x": jnp.array([-3.0, 5.0])}
@@ -417,7 +419,7 @@ class TestInpainting:
 
 
 class TestReverseSDE:
-    @pytest.mark.parametrize("name", PROCESSES)
+    @pytest.mark.parametrize("name", some_slow(["ve"], ["vp"]))
     @pytest.mark.parametrize(("corrector_steps", "denoise"), [pytest.param(0, False, marks=pytest.mark.slow), (2, True)])
     def test_the_moments_of_a_gaussian_are_those_of_the_recursion(self, name, corrector_steps, denoise):
         process, num_steps, snr = PROCESSES[name], 50, 0.3
@@ -474,7 +476,7 @@ def smoothed(name):
 
 
 class TestProbabilityFlow:
-    @pytest.mark.parametrize("name", PROCESSES)
+    @pytest.mark.parametrize("name", some_slow(["ve"], ["vp"]))
     def test_the_density_of_a_gaussian(self, name):
         x = MEAN + np.sqrt(VARIANCE) * np.random.default_rng(0).normal(size=(20, 3))
         values = exact_flow(name).log_prob(gaussian(name), x)
@@ -524,6 +526,7 @@ class TestProbabilityFlow:
         assert 1e-3 < error < 0.05
         assert abs(values.mean() - truth) < 5 * error
 
+    @pytest.mark.slow
     def test_it_keeps_the_weights_of_far_modes(self):
         # The process's own prior N(0, 50^2) forgets the mean of 2.4, which would make .211 of the weight.
         prior = dist.Normal(2.4, np.sqrt(16 - 2.4**2 + TINY**2 + 50**2))

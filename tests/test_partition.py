@@ -83,7 +83,7 @@ CASES = [
     for problem in PROBLEMS
     if not (method in ("grid", "nested") and problem == "ising") and not (method == "enumerate" and problem != "ising")
 ]
-QUICK = {"ais": "double well", "smc": "ising", "importance": "double well", "bridge": "double well", "nce": "ising"}
+QUICK = {"smc": "ising", "importance": "double well", "bridge": "double well", "nce": "ising"}
 
 
 def is_slow(case):

@@ -32,7 +32,7 @@ def rated_model(x, k):
         numpyro.sample("x", d, obs=x)
 
 
-@pytest.mark.parametrize("name", ["mpf", "mpf of flips", "minimum_velocity", "energy_discrepancy"])
+@pytest.mark.parametrize("name", some_slow(["mpf"], ["mpf of flips", "minimum_velocity", "energy_discrepancy"]))
 def test_each_row_has_its_own_context(name):
     k = np.arange(8) % 2
     x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
@@ -75,6 +75,7 @@ class TestFlips:
         np.testing.assert_allclose(-value, self.loss(t), rtol=1e-12)
         np.testing.assert_allclose(-slope, jax.jacobian(self.loss)(t), rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.slow
     def test_the_efficiency_on_boltzmann_machines(self):
         # References, section 5: .969. Over machines it has a standard deviation of .035.
         @jax.jit
@@ -138,6 +139,7 @@ class TestFlips:
         params = fit(ebm.estimate(ising, "mpf"), (lattice[chosen] + 1) // 2, steps=400)
         assert np.all(np.abs(np.subtract(params["b"], [0.29579, 0.09372])) < [0.018, 0.016])
 
+    @pytest.mark.slow
     def test_any_free_energy_base_mask_and_dtype(self):
         # An RBM's free energy is not multilinear; a base is part of the density; a masked row may hold anything.
         logits, keep = jnp.array([0.3, -1.0, 2.0]), jnp.array([True, False, True])
@@ -181,6 +183,7 @@ class TestFlips:
 
 
 class TestFlow:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("x64")
     def test_small_moves_are_score_matching_along_their_directions(self):
         sliced = rows_of("ssm", num_projections=3, projection="gaussian")
@@ -257,6 +260,7 @@ def spread_rate(x):
 
 @pytest.mark.usefixtures("x64")
 class TestVelocity:
+    @pytest.mark.slow
     @pytest.mark.parametrize("projection", ["rademacher", "gaussian"])
     def test_small_steps_are_sliced_score_matching_of_the_same_directions(self, projection):
         options = {"num_projections": 2, "projection": projection}
@@ -393,7 +397,7 @@ class TestStein:
             return -jnp.mean(pairs, axis=1)
         return -(jnp.sum(pairs, axis=1) - jnp.diag(pairs)) / (len(pairs) - 1)
 
-    @pytest.mark.parametrize("statistic", ["u", "v"])
+    @pytest.mark.parametrize("statistic", some_slow(["v"], ["u"]))
     def test_the_least_discrepancy_of_a_gaussian(self, statistic, gaussian_data):
         x = gaussian_data[:200]
         r = (x[:, None] - x) ** 2
@@ -414,6 +418,7 @@ class TestStein:
         assert abs(np.mean(value)) < 5 * error
         assert np.mean(value) > rows_of("ksd", precision_model, x, 2.0, bandwidth=1.0)[0].mean() + 5 * error
 
+    @pytest.mark.slow
     def test_masked_rows_are_no_partners(self):
         keep = np.arange(300) % 3 > 0
 
@@ -548,12 +553,14 @@ class TestDiscrepancy:
             assert slopes[0] < -0.05
             assert slopes[2] > 0.05
 
+    @pytest.mark.slow
     def test_the_optimum_of_little_noise(self):
         # (M + w) / (M + 2 w - 1): 2, 1 and 5 / 7 for two negatives.
         for w, best in ((0.0, 2.0), (1.0, 1.0), (3.0, 5 / 7)):
             slope, bend = (f(best, 0.02, w) for f in (jax.grad(self.expected), jax.grad(jax.grad(self.expected))))
             np.testing.assert_allclose(slope / bend, 0.0, atol=5e-3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("num", [1, 3])
     def test_little_noise_is_score_matching_row_by_row_in_the_draws(self, num):
         # Two orders of the moves, at the draws themselves.
@@ -686,7 +693,7 @@ class TestRecovery:
         ("model", "x", "truth"),
         [
             (level_model, NUMBERS, 1 / np.mean(NUMBERS**2)),
-            (log_normal_model, np.exp(NUMBERS), 1 / np.mean(NUMBERS**2)),
+            pytest.param(log_normal_model, np.exp(NUMBERS), 1 / np.mean(NUMBERS**2), marks=pytest.mark.slow),
             (regression_model, NOISY, COVARIATE @ NOISY / np.sum(COVARIATE**2)),
         ],
     )

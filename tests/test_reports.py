@@ -75,6 +75,7 @@ def test_settings_that_change_what_is_estimated_are_said():
     assert ebm.training_report(model, result).sites[0].notes == ()
 
 
+@pytest.mark.slow
 def test_meeting_times_are_reported():
     model, result = trained("unbiased", burn_in=2, num_steps=4)
     figures = ebm.training_report(model, result).sites[0].figures

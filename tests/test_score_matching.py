@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import precision_model, surrogate
+from helpers import precision_model, some_slow, surrogate
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
@@ -240,7 +240,8 @@ class TestGeneralized:
         ]
         np.testing.assert_allclose(*values, rtol=1e-12)
 
-    @pytest.mark.parametrize("weight", ["square", lambda x: jnp.log1p(x)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("weight", some_slow(["square"], [lambda x: jnp.log1p(x)]))
     def test_a_non_negative_gaussian(self, weight):
         truth = jnp.array([1.0, 0.4, 2.0])  # K11, K12, K22
 

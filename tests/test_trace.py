@@ -127,6 +127,7 @@ class TestProbes:
         for num in (1, 7):
             np.testing.assert_allclose(gradient_of(model, "sm", num_probes=num)[1], exact[1], rtol=1e-5)
 
+    @pytest.mark.slow
     def test_are_those_of_ssm_vr(self):
         value, same = (
             gradient_of(model_of(smooth), name, projection="gaussian", **{option: 3})
@@ -155,6 +156,7 @@ class TestMemory:
         compiled = jax.jit(loss).lower(jnp.ones((784, 256))).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 20e6
 
+    @pytest.mark.slow
     def test_rows_in_chunks_are_rows_at_once(self, monkeypatch):
         whole = gradient_of(model_of(smooth), "sm")
         monkeypatch.setattr("numpyro_ebm.estimators.parts.second_order.ELEMENTS_AT_ONCE", 2 * 25)

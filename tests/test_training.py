@@ -147,6 +147,7 @@ class TestHeldOut:
             named = fit(KEY, svi_of(), 4, x=x, held_out=held_out, held_out_kwargs={"x": y}, check_every=2)
             np.testing.assert_allclose(named.held_out_losses, positional.held_out_losses, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_any_svi(self):
         def model(x):
             scale = numpyro.sample("scale", dist.LogNormal(0, 1))
