@@ -5,10 +5,10 @@ import numbers
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import ArrayLike
 
 
 def check_positive(owner: str, name: str, value: ArrayLike | None, *, scalar: bool = False) -> None:

@@ -1,11 +1,14 @@
 """Type aliases of the package."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.typing
 
 Array: TypeAlias = jax.Array
+ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence[Any]
+"""A number, an array of JAX or NumPy, or a sequence of them."""
 PRNGKey: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Position: TypeAlias = PyTree

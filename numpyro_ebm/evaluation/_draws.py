@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.diagnostics import rhat
-from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation._autocorrelation import effective_size, with_squares

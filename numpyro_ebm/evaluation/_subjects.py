@@ -3,12 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, ArrayLike
 from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.handlers.sites import as_energy, data_site

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import numpyro.distributions as dist
-from numpy.typing import ArrayLike
 
 from numpyro_ebm import partition
 from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning, nearest
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
 from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation import _draws

@@ -6,14 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy.typing as npt
-from jax.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one, spread
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
 from numpyro_ebm.estimators.ksd import PAIRS_AT_ONCE, median_distance
 from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
@@ -37,8 +35,8 @@ class MMDTest(NamedTuple):
 
 def mmd(
     rng_key: PRNGKey,
-    draws: npt.ArrayLike,
-    rows: npt.ArrayLike,
+    draws: ArrayLike,
+    rows: ArrayLike,
     *,
     bandwidth: ArrayLike | Sequence[float] | None = None,
     num_permutations: int = 1000,

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy.typing as npt
 import numpyro.distributions as dist
-from jax.typing import ArrayLike
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import KernelSteinDiscrepancy
 from numpyro_ebm.estimators.ksd import Kernel
@@ -42,7 +40,7 @@ class KSDTest(NamedTuple):
 def ksd_test(
     rng_key: PRNGKey,
     distribution: dist.Distribution | tuple[Callable[..., Any], PyTree],
-    rows: npt.ArrayLike,
+    rows: ArrayLike,
     *,
     kernel: Kernel = "imq",
     bandwidth: ArrayLike | None = None,

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.diagnostics import effective_sample_size
-from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.programs import compiled
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, ArrayLike
 from numpyro_ebm.evaluation._subjects import as_vectors
 
 

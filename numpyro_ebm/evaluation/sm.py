@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpyro.distributions as dist
-from numpy.typing import ArrayLike
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import at_site
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, ArrayLike, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import ScoreMatching
 from numpyro_ebm.evaluation._subjects import check_continuous, rows_under

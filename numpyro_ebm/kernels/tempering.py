@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ArrayLike, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, rebuilt
 from numpyro_ebm.kernels._moves import MOVES
 from numpyro_ebm.kernels.langevin import MALA

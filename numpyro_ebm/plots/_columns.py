@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.typing import ArrayLike
 from numpyro_ebm.plots._style import DATA, MODEL, bars, numbers, share_outside
 from numpyro_ebm.sampling import Draws
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import ArrayLike
 from numpyro_ebm.sampling import Draws
 
 if TYPE_CHECKING:

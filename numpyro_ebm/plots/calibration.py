@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from numpyro import handlers
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm._core.typing import ArrayLike, PRNGKey
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import NoiseContrastiveEstimation
 from numpyro_ebm.handlers import estimate, estimated_in

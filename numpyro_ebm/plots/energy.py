@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.programs import compiled
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, ArrayLike
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.plots._style import DATA, MODEL, SERIES, bars, events_of, numbers, one_axes, outline
 from numpyro_ebm.sampling import Draws

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import ArrayLike
 from numpyro_ebm.plots._style import numbers, several_axes
 from numpyro_ebm.sampling import Draws
 

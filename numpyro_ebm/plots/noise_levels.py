@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.scipy.stats import norm
-from numpy.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.spreads import spread
+from numpyro_ebm._core.typing import ArrayLike
 from numpyro_ebm.plots._style import DARK, MODEL, numbers, several_axes
 from numpyro_ebm.sampling.noise import AbstractNoiseProcess, check_sigmas
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from numpyro.infer.svi import SVIRunResult
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import ArrayLike
 from numpyro_ebm.estimators import NegativePhaseHealth
 from numpyro_ebm.plots._style import DARK, FAINT, MODEL, SECOND, numbers, several_axes
 from numpyro_ebm.training import FitResult, RecordedHealth

@@ -5,11 +5,10 @@ from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, ArrayLike
 from numpyro_ebm.diagnostics.arviz._log_likelihoods import normalized
 from numpyro_ebm.diagnostics.arviz.read import STATISTICS, as_numpy, check_shapes, collect
 from numpyro_ebm.sampling import Draws

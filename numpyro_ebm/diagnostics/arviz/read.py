@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import ArrayLike
 from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
 
