@@ -208,7 +208,7 @@ def _check_fits(noise: dist.Distribution, site: Site) -> None:
     check_same_support("noise", noise, site.distribution.support)
 
 
-def _check_positive_density(at_data: Array, site: Site) -> None:
+def _check_positive_density(at_data: Array | np.ndarray, site: Site) -> None:
     if not is_concrete(at_data):
         return
     outside = np.flatnonzero(~np.isfinite(np.asarray(at_data)))
@@ -222,7 +222,7 @@ def _check_positive_density(at_data: Array, site: Site) -> None:
 def _check_overlap(noise: Noise, site: Site) -> None:
     keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
     at_data = np.where(keep, np.asarray(noise.log_prob(site.value[None]))[0], 0.0)
-    _check_positive_density(at_data, site)  # pyright: ignore[reportArgumentType]
+    _check_positive_density(at_data, site)
     # If the noise density at every row is below that at all noise draws, the classes separate.
     num = -(-NUM_TYPICAL // max(site.num_rows, 1))
     typical = np.asarray(noise.log_prob(noise.sample(jax.random.key(0), num)))[:, keep]
