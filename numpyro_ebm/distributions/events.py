@@ -1,5 +1,6 @@
 """Shared by energies and scores: events laid out in rows, their support, and their unconstrained space."""
 
+import abc
 import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, SupportsIndex
@@ -97,13 +98,17 @@ class EventDistribution(RowDistribution):
         return new
 
     @property
+    @abc.abstractmethod
     def _function(self) -> Callable[..., Array]:
         """The energy or the score."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _with_function(self, function: Callable[..., Array]) -> Any:
         """Return a copy with another energy or score."""
-        raise NotImplementedError
+
+    @abc.abstractmethod
+    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
+        """Return the gradient of one row's log density in unconstrained space, the Jacobian included."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Reduce like any object, after a check that pickle finds its functions.
