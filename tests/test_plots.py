@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 import xarray
+from helpers import precision_model
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.path import Path as Outline
@@ -697,3 +698,14 @@ def test_faults_of_calibration():
         plots.log_ratios(jax.random.key(0), estimated, {"t": 1.0}, x, mask, site="y")
     with pytest.raises(ebm.EnergyError, match="parameters \\['t'\\] have no value"):
         plots.log_ratios(jax.random.key(0), estimated, {}, x, mask)
+
+
+def test_log_ratios_need_the_parameters_of_the_noise():
+    def noise():
+        numpyro.sample("x", dist.Normal(0.0, jnp.exp(numpyro.param("log_scale", 0.0))))
+
+    model, x = ebm.estimate(precision_model, "nce", noise=noise, nu=2), np.linspace(-1.0, 1.0, 20)
+    with pytest.raises(ebm.EnergyError, match="log_scale.*no value"):
+        plots.log_ratios(jax.random.key(0), model, {"t": 1.0}, x)
+    at_data, at_noise = plots.log_ratios(jax.random.key(0), model, {"t": 1.0, "log_scale": 0.0}, x)
+    assert len(at_noise) == 2 * len(at_data) == 40

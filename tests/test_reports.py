@@ -217,3 +217,9 @@ def test_chains_and_data_in_one_report():
     assert report["y"]["figures"].keys() == {"score_norm", "trace_per_dim"}
     both = svi.get_params(result.state) | result.state.mutable_state
     assert str(ebm.training_report(model, both)) == text
+
+
+def test_parameters_of_the_estimator_need_values_as_well():
+    model, x = ebm.estimate(precision_model, "nce"), np.linspace(-1.0, 1.0, 20)
+    with pytest.raises(ebm.EnergyError, match=r"x\$log_normalizer.*no value"):
+        ebm.training_report(model, {"t": 1.0}, x)

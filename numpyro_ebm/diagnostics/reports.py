@@ -156,10 +156,11 @@ def _data_reports(model: estimate, given: dict[str, Any], args: tuple, kwargs: d
     def run(given):
         found, trace = energy_sites(model.fn, given, args, kwargs)
         check_values_given(trace, given)
-        with handlers.seed(rng_seed=0), handlers.substitute(data=given):
+        with handlers.trace() as own, handlers.seed(rng_seed=0), handlers.substitute(data=given):
             pairs = model.lay_out(found).values()
             keys = jax.random.split(jax.random.key(1), len(pairs) + 1)
             figures = {site.name: each.figures(key, site) for key, (each, site) in zip(keys, pairs, strict=False)}
+        check_values_given(own, given)  # those of the estimators: log Z, a noise model, a critic
         notes.update({site.name: (each.name, each.notes() + _base_notes(site)) for each, site in pairs})
         return figures
 

@@ -116,9 +116,10 @@ def log_ratios(
     given = values_of("log_ratios", result)
     energies, trace = energy_sites(model.fn, given, args, kwargs)
     check_values_given(trace, given)
-    with handlers.seed(rng_seed=rng_key), handlers.substitute(data=given):
+    with handlers.trace() as own, handlers.seed(rng_seed=rng_key), handlers.substitute(data=given):
         estimator, chosen = _site(model.lay_out(energies), site)
         found = estimator.log_ratios(rng_key, chosen)
+    check_values_given(own, given)  # those of the noise model
     log_z = given.get(f"{chosen.name}$log_normalizer", 0.0)
     rows = np.ones(chosen.num_rows, bool) if chosen.mask is None else np.asarray(chosen.mask)
     at_data, at_noise = np.asarray(found.data - log_z), np.asarray(found.noise - log_z)
