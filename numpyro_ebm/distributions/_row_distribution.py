@@ -1,6 +1,5 @@
 """Distributions over rows, to which ``expand``, plates, ``jax.vmap`` and NumPyro's ``scan`` add more rows."""
 
-import abc
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -42,8 +41,8 @@ class RowDistribution(dist.Distribution):
         base: a NumPyro distribution of the rows, or None.
     """
 
-    pytree_data_fields = ("context", "base", "_sampler_arrays", "_row_marker")
-    pytree_aux_fields = ("_own_shape", "_is_told")
+    pytree_data_fields = ("context", "base", "_function_arrays", "_sampler_arrays", "_row_marker")
+    pytree_aux_fields = ("_own_shape", "_is_told", "_function_structure")
 
     def _place(self, context: PyTree, batch_shape: tuple[int, ...] | None) -> None:
         """Set the context and the shape of the rows that differ in it: as given, or that of the enclosing plates."""
@@ -150,10 +149,13 @@ class RowDistribution(dist.Distribution):
         self.context = jax.tree.map(lambda leaf: insert_ones(leaf, num, missing), self.context)
         self.base = None if self.base is None else stack_base(self.base, num, self._own_shape)
         self._sampler_arrays = jax.tree.map(lambda leaf: leaf[(0,) * num], self._sampler_arrays)
+        self._function_arrays, self._function_structure = self._by_row(self._function_arrays, self._function_structure, num)
 
-    @abc.abstractmethod
     def _hoisted(self) -> "RowDistribution":
         """Return a copy whose arrays include the traced values that its function closes over."""
+        new = copy.copy(self)
+        new._function_arrays, new._function_structure = self._hoist(self._function_arrays, self._function_structure)
+        return new
 
     def _hoist(self, arrays: list[Any], structure: Structure) -> tuple[list[Any], Structure]:
         if isinstance(assemble(arrays, structure), Program):  # a Program closes over nothing

@@ -1,6 +1,5 @@
 """`EnergyDistribution`: an unnormalised density as a NumPyro distribution."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from numpyro.distributions import constraints
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.modes import in_own_modes
 from numpyro_ebm._core.numpyro_stack import is_part_of_site, site_being_scored
-from numpyro_ebm._core.pytrees import assemble, dismantle
+from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, PyTree
 from numpyro_ebm.distributions import _unnormalized
 from numpyro_ebm.distributions.events import EventDistribution
@@ -60,8 +59,7 @@ class EnergyDistribution(EventDistribution):
         Song and Kingma, How to train your energy-based models (2021), section 2.
     """
 
-    pytree_data_fields = ("_energy_arrays",)
-    pytree_aux_fields = ("normalized", "_energy_structure")
+    pytree_aux_fields = ("normalized",)
     has_energy: ClassVar[bool] = True
 
     def __init__(
@@ -79,34 +77,16 @@ class EnergyDistribution(EventDistribution):
     ):
         if not callable(energy):
             raise TypeError(f"EnergyDistribution needs a callable energy; got {type(energy).__name__}.")
-        self._energy_arrays, self._energy_structure = dismantle(energy)
+        self._function_arrays, self._function_structure = dismantle(energy)
         self.normalized = normalized
         if sampler is None:
             sampler = ChainSampler("gibbs") if support.is_discrete else ChainSampler()
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
 
-    def _stack(self, num: int, missing: int) -> None:
-        super()._stack(num, missing)
-        self._energy_arrays, self._energy_structure = self._by_row(self._energy_arrays, self._energy_structure, num)
-
-    def _hoisted(self) -> "EnergyDistribution":
-        new = copy.copy(self)
-        new._energy_arrays, new._energy_structure = self._hoist(self._energy_arrays, self._energy_structure)
-        return new
-
     @property
     def energy(self) -> EnergyFn:
         """The energy as passed to the constructor."""
-        return assemble(self._energy_arrays, self._energy_structure)
-
-    @property
-    def _function(self) -> EnergyFn:
-        return self.energy
-
-    def _with_function(self, function: EnergyFn) -> "EnergyDistribution":
-        new = copy.copy(self)
-        new._energy_arrays, new._energy_structure = dismantle(function)
-        return new
+        return self._function
 
     @in_own_modes
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:

@@ -93,18 +93,14 @@ class EventDistribution(RowDistribution):
             with in_users_modes():
                 return jnp.asarray(function(*given))
 
-        new = new._with_function(trace(as_written, event, *contexts, order=order))
+        new._function_arrays, new._function_structure = dismantle(trace(as_written, event, *contexts, order=order))
         new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)
         return new
 
     @property
-    @abc.abstractmethod
     def _function(self) -> Callable[..., Array]:
-        """The energy or the score."""
-
-    @abc.abstractmethod
-    def _with_function(self, function: Callable[..., Array]) -> Any:
-        """Return a copy with another energy or score."""
+        """The energy or the score, as passed to the constructor."""
+        return assemble(self._function_arrays, self._function_structure)
 
     @abc.abstractmethod
     def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:

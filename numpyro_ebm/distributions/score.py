@@ -1,6 +1,5 @@
 """`ScoreDistribution`: a distribution that is given only by its score."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
@@ -12,7 +11,7 @@ from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.numpyro_stack import site_being_scored
-from numpyro_ebm._core.pytrees import assemble, dismantle
+from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel
@@ -61,8 +60,6 @@ class ScoreDistribution(EventDistribution):
         estimating gradients of the data distribution (2019).
     """
 
-    pytree_data_fields = ("_score_arrays",)
-    pytree_aux_fields = ("_score_structure",)
     has_energy: ClassVar[bool] = False
 
     def __init__(
@@ -79,7 +76,7 @@ class ScoreDistribution(EventDistribution):
     ):
         if not callable(score):
             raise TypeError(f"ScoreDistribution needs a callable score; got {type(score).__name__}.")
-        self._score_arrays, self._score_structure = dismantle(score)
+        self._function_arrays, self._function_structure = dismantle(score)
         sampler = ChainSampler("langevin", num_warmup=0, num_steps=1000) if sampler is None else sampler
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
         if self.is_discrete:
@@ -87,28 +84,10 @@ class ScoreDistribution(EventDistribution):
                 f"A score is a gradient; the support {self.support} is discrete. Declare an EnergyDistribution."
             )
 
-    def _stack(self, num: int, missing: int) -> None:
-        super()._stack(num, missing)
-        self._score_arrays, self._score_structure = self._by_row(self._score_arrays, self._score_structure, num)
-
-    def _hoisted(self) -> "ScoreDistribution":
-        new = copy.copy(self)
-        new._score_arrays, new._score_structure = self._hoist(self._score_arrays, self._score_structure)
-        return new
-
     @property
     def score(self) -> Callable[..., Array]:
         """The score as passed to the constructor."""
-        return assemble(self._score_arrays, self._score_structure)
-
-    @property
-    def _function(self) -> Callable[..., Array]:
-        return self.score
-
-    def _with_function(self, function: Callable[..., Array]) -> "ScoreDistribution":
-        new = copy.copy(self)
-        new._score_arrays, new._score_structure = dismantle(function)
-        return new
+        return self._function
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> NoReturn:
         """Raise, because a score has no log density.
