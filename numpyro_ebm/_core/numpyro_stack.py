@@ -279,11 +279,20 @@ def site_being_scored() -> str | None:
     return None if site is None else site["name"]
 
 
-def is_part_of_site(distribution: Distribution) -> bool:
-    """Return whether a distribution is only a component of the site whose log probability NumPyro is computing."""
+@contextmanager
+def at_scored_site() -> Iterator[None]:
+    """Add the name of the site whose log probability NumPyro is computing to an `EnergyError` raised inside."""
+    try:
+        yield
+    except EnergyError as error:  # only now: the search for the site walks through the whole call stack
+        error.site = error.site or site_being_scored()
+        raise
+
+
+def is_scored_whole(distribution: Distribution) -> bool:
+    """Return whether NumPyro is computing the log probability of a site whose distribution this is, not a component."""
     site = _site_being_scored()
-    inner = None if site is None else _inner(site["fn"])
-    return inner is not None and not isinstance(inner, type(distribution))
+    return site is not None and isinstance(_inner(site["fn"]), type(distribution))
 
 
 def _site_being_scored() -> Any:

@@ -56,13 +56,13 @@ _checked: weakref.WeakSet[Any] = weakref.WeakSet()
 """Handlers that NumPyro put around a model to score it, once checked; NumPyro makes a new one each time."""
 
 
-def log_density(fn: Callable, value: PyTree, site: str | None) -> Any:
+def log_density(fn: Callable, value: PyTree, name: str | None = None) -> Any:
     """Return ``fn(value)``, the unnormalised log density of a distribution, after a check of the model being scored.
 
     Args:
         fn: the log density, a function of the event.
         value: the event, a pytree.
-        site: the site that is scored, for messages.
+        name: for messages, the name to use where NumPyro is not computing the log probability of a site.
 
     Raises:
         EnergyError: if log Z varies in the model being scored and, later, if anything but ``value`` is differentiated.
@@ -73,6 +73,7 @@ def log_density(fn: Callable, value: PyTree, site: str | None) -> Any:
         if scoring.model not in _checked:
             _checked.add(scoring.model)
             _check(scoring)
+    site = numpyro_stack.site_being_scored() or name
     with numpyro_stack.one_deeper() as depth:  # the same label in each trace, so that programs compare equal
         values = guard(fn, mark(value, EVENT, depth), f"At site '{site}': {DERIVATIVE}" if site else DERIVATIVE)
         return mark(values, TERM, depth)

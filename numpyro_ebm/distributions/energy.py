@@ -9,9 +9,9 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.errors import EnergyError, at_site
+from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.modes import in_own_modes
-from numpyro_ebm._core.numpyro_stack import is_part_of_site, site_being_scored
+from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, PyTree
 from numpyro_ebm.distributions import _unnormalized
@@ -99,18 +99,16 @@ class EnergyDistribution(EventDistribution):
         Raises:
             EnergyError: for a derivative in anything but ``value``, and for events of another shape.
         """
-        site = site_being_scored()
-        with at_site(site):
+        with at_scored_site():
             value = self.as_events(value)
-            if site is not None and not is_part_of_site(self):  # a mixture broadcasts columns against its components
-                self.rows_of_site(value.shape, self.batch_shape)
+            self._check_rows_of_site(value.shape)
             shape = self._broadcast(value)
             rows = self.rows(value, shape)
 
             def batched(events):
                 return jax.vmap(self.log_density)(events, rows.local)
 
-            values = batched(rows.value) if self.normalized else _unnormalized.log_density(batched, rows.value, site)
+            values = batched(rows.value) if self.normalized else _unnormalized.log_density(batched, rows.value)
         return values.reshape(shape)
 
     def evaluate_energy(self, event: Array, context: PyTree = None) -> Array:
@@ -156,6 +154,14 @@ class EnergyDistribution(EventDistribution):
         """Return `unconstrained_log_density`, the target of every kernel that works on the support."""
         resolve_kernel(kernel, is_discrete=self.is_discrete)
         return self.unconstrained_log_density
+
+    def _check_rows_of_site(self, shape: tuple[int, ...]) -> None:
+        """Check data of a site; outside a site, and in a mixture, columns broadcast against the distribution."""
+        try:
+            self.rows_of_site(shape, self.batch_shape)
+        except ValueError:
+            if is_scored_whole(self):
+                raise
 
     def _tilted(self, event: Array, local: PyTree) -> Array:
         context, base_parameters = local if local is not None else (None, None)

@@ -16,7 +16,7 @@ from numpyro.primitives import _PYRO_STACK
 from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.modes import in_own_modes, in_users_modes
-from numpyro_ebm._core.numpyro_stack import plates_shape, scope_prefix, site_being_scored
+from numpyro_ebm._core.numpyro_stack import plates_shape, scope_prefix
 from numpyro_ebm._core.typing import Array, EnergyFn, PRNGKey
 from numpyro_ebm.distributions import _unnormalized
 from numpyro_ebm.distributions.shapes import all_arrays, insert_ones, widen
@@ -91,7 +91,7 @@ class EnergyFactor(dist.Distribution):
             return jax.vmap(lambda row: -self.evaluate_energy(row), axis_size=_size(self.batch_shape))({**free, **fixed})
 
         with at_site(self.name):
-            result = _unnormalized.log_density(minus_energy, free, site_being_scored() or self.name)
+            result = _unnormalized.log_density(minus_energy, free, self.name)
         result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
         return result.reshape(self.batch_shape)
 

@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.errors import EnergyError, at_site
-from numpyro_ebm._core.numpyro_stack import site_being_scored
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.numpyro_stack import at_scored_site
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
@@ -95,7 +95,7 @@ class ScoreDistribution(EventDistribution):
         Raises:
             EnergyError: always, with the reason.
         """
-        with at_site(site_being_scored()):
+        with at_scored_site():
             raise EnergyError(NO_DENSITY)
 
     def unconstrained_log_density(self, position: Array, local: PyTree = None) -> NoReturn:
