@@ -251,7 +251,7 @@ class TestMoves:
         # On a flat target with step h the move has standard deviation sqrt(2h).
         key, start = jax.random.key(0), jnp.zeros((20_000, 1))
         for kernel in (ebm.Langevin(step_size=0.5), ebm.MALA(step_size=0.5)):
-            moved, health = chains.advance(key, kernel, lambda z, _: 0.0 * jnp.sum(z), start, num_steps=1)
+            moved, health, *_ = chains.advance(key, kernel, lambda z, _: 0.0 * jnp.sum(z), start, num_steps=1)
             np.testing.assert_allclose(moved.std(), 1.0, atol=5 / np.sqrt(2 * 20_000))
             np.testing.assert_allclose(health.acceptance_rate, 1.0)
 
@@ -262,7 +262,7 @@ class TestMoves:
     @pytest.mark.parametrize("matrix", [jnp.array([4.0, 0.25]), jnp.array([[1.0, 0.8], [0.8, 2.0]])], ids=["diag", "dense"])
     def test_of_barker_have_the_covariance_of_the_inverse_mass_matrix(self, matrix):
         kernel = ebm.Barker(step_size=0.5, inverse_mass_matrix=matrix)
-        moved, _ = chains.advance(
+        moved, *_ = chains.advance(
             jax.random.key(0), kernel, lambda z, _: 0.0 * jnp.sum(z), jnp.zeros((20_000, 2)), num_steps=1
         )
         covariance = 0.25 * (jnp.diag(matrix) if matrix.ndim == 1 else matrix)
@@ -426,7 +426,7 @@ def test_in_numpyro_mcmc(name):
 def test_a_start_in_integers_or_half_precision(rng_key):
     kernel = ebm.MALA()
     for start in (jnp.zeros((2, 3), jnp.int8), jnp.zeros((2, 3), jnp.bfloat16), np.zeros((2, 3))):
-        moved, _ = chains.advance(rng_key, kernel, gaussian, start, num_steps=2)
+        moved, *_ = chains.advance(rng_key, kernel, gaussian, start, num_steps=2)
         assert moved.dtype == jnp.float32
 
 
@@ -434,7 +434,7 @@ def test_a_start_in_integers_or_half_precision(rng_key):
 def test_chains_are_scored_anew():
     # Chains at equilibrium of one density, moved under another, reach the other.
     start = 3.0 * jax.random.normal(jax.random.key(0), (4000, 1))
-    moved, _ = chains.advance(
+    moved, *_ = chains.advance(
         jax.random.key(1), ebm.NUTS(0.3), lambda z, t: -0.5 * t * jnp.sum(z**2), start, jnp.full(4000, 4.0), num_steps=30
     )
     np.testing.assert_allclose(moved.var(), 0.25, atol=5 * 0.25 * np.sqrt(2 / 4000))
@@ -443,7 +443,7 @@ def test_chains_are_scored_anew():
 @pytest.mark.slow
 def test_each_chain_has_its_own_local():
     precision = jnp.repeat(jnp.array([1.0, 25.0]), 2000)
-    moved, _ = chains.advance(
+    moved, *_ = chains.advance(
         jax.random.key(1),
         ebm.NUTS(step_size=0.2),
         lambda z, t: -0.5 * t * z**2,
@@ -456,7 +456,7 @@ def test_each_chain_has_its_own_local():
 
 
 def test_langevin_that_runs_away_says_so(rng_key):
-    moved, health = chains.advance(
+    moved, health, *_ = chains.advance(
         rng_key, ebm.Langevin(step_size=0.5), lambda z, _: 0.25 * jnp.sum(z**4), jnp.full((3, 1), 5.0), num_steps=30
     )
     assert not bool(jnp.isfinite(moved).all())

@@ -562,7 +562,7 @@ def test_memory_does_not_grow_with_the_steps():
         @jax.jit
         def move(key, positions):
             log_density = lambda x, _: -0.5 * jnp.sum(x**2)  # noqa: E731
-            return chains.advance(key, ebm.MALA(0.01), log_density, positions, num_steps=num_steps)
+            return chains.advance(key, ebm.MALA(0.01), log_density, positions, num_steps=num_steps).positions
 
         shapes = jax.random.key(0), jax.ShapeDtypeStruct((10_000, 784), jnp.float32)
         return move.lower(*shapes).compile().memory_analysis().temp_size_in_bytes

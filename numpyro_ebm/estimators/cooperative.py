@@ -147,9 +147,10 @@ class CooperativeLearning(ChainEstimator):
 
             return chains.advance(rng_key, kernel, log_density, latents, (events, context), num_steps=self.num_latent_steps)
 
-        moved, health = jax.lax.stop_gradient(run(rng_key, kernel, latents, draws[site.name], context_of(site)))
-        averaging = next_averaging(state.latent_averaging, kernel, health.acceptance_rate)
-        return {**draws, **moved}, CooperativeState(state.chains, health.acceptance_rate, averaging)
+        advanced = jax.lax.stop_gradient(run(rng_key, kernel, latents, draws[site.name], context_of(site)))
+        averaging = next_averaging(state.latent_averaging, kernel, advanced.health.acceptance_rate)
+        latents = advanced.positions
+        return {**draws, **latents}, CooperativeState(state.chains, advanced.health.acceptance_rate, averaging)
 
     def _start(self, draws: dict[str, Array], site: Site, kernel) -> Start:
         return Start(jax.vmap(kernel.lift)(jax.vmap(site.distribution.unconstrain)(draws[site.name])), site.local)

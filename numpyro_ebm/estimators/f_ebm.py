@@ -156,5 +156,5 @@ class FDivergence(PoolEstimator):
         at_data, at_model = f.at_data(log_ratio[: site.num_rows]), f.at_model(log_ratio[site.num_rows :])
         # Its value is zero; its derivative is that of the expectation through the distribution of its samples.
         weights = jax.lax.stop_gradient(at_model - jnp.mean(at_model))
-        law = jnp.mean(weights * (log_density - jax.lax.stop_gradient(log_density))[site.num_rows :])
-        return at_data - jnp.mean(at_model) - law
+        through_draws = jnp.mean(weights * (log_density - jax.lax.stop_gradient(log_density))[site.num_rows :])
+        return at_data - jnp.mean(at_model) - through_draws

@@ -73,6 +73,6 @@ class Replay(PoolEstimator):
         """Return the number of chains, ``buffer_size``."""
         return self.buffer_size
 
-    def begins_anew(self, rng_key, num_chains):
+    def choose_restarts(self, rng_key, num_chains):
         """Draw which chains restart, each independently."""
         return jax.random.bernoulli(rng_key, self.reinit_prob, (num_chains,))

@@ -81,7 +81,7 @@ class Pace(NamedTuple):
 
 
 class Advanced(NamedTuple):
-    """A batch of chains after `advance_at_pace`.
+    """A batch of chains after `advance`.
 
     Attributes:
         positions: last positions, leaves ``(num_chains, ...)``.
@@ -115,7 +115,8 @@ def advance(
     *,
     num_steps: int,
     temperatures: Array | None = None,
-) -> tuple[Position, ChainHealth]:
+    pace: Pace | None = None,
+) -> Advanced:
     """Move every chain by ``num_steps`` transitions and return the last positions only.
 
     The chains are first evaluated again under ``log_density``, so a parameter update between two calls takes effect. The
@@ -130,28 +131,8 @@ def advance(
         num_steps: transitions per chain.
         temperatures: ``(num_steps,)``; transition i leaves ``exp(log_density / temperatures[i])`` invariant, and the chains
             are evaluated again before it. None for 1 throughout.
-
-    Returns:
-        The new positions and the `ChainHealth` of the run.
+        pace: a separate step size for each chain, which adapts; None for the kernel's own.
     """
-    advanced = advance_at_pace(
-        rng_key, kernel, log_density, positions, local, num_steps=num_steps, temperatures=temperatures
-    )
-    return advanced.positions, advanced.health
-
-
-def advance_at_pace(
-    rng_key: PRNGKey,
-    kernel: AbstractKernel,
-    log_density: LogDensityFn,
-    positions: Position,
-    local: PyTree = None,
-    *,
-    num_steps: int,
-    temperatures: Array | None = None,
-    pace: Pace | None = None,
-) -> Advanced:
-    """Run `advance` with a separate, adapting step size for each chain; without ``pace``, with the kernel's own."""
     positions = as_positions(kernel, positions)
     num_chains = num_chains_of(positions)
     has_swaps = "swap_rate" in kernel.statistics

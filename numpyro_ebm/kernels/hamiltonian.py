@@ -15,11 +15,21 @@ from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
 
-STATISTICS = (*AbstractKernel.statistics, "energy")
+
+class Trajectories(AbstractKernel):
+    """Kernels that follow Hamiltonian dynamics by leapfrog steps, and accept or reject the end of a trajectory.
+
+    0.65 is the acceptance at which HMC is most efficient in many dimensions (Beskos et al., Optimal tuning of the hybrid
+    Monte Carlo algorithm, 2013).
+    """
+
+    target_acceptance: ClassVar[float | None] = 0.65
+    adapts_mass_matrix: ClassVar[bool] = True
+    statistics: ClassVar[tuple[str, ...]] = (*AbstractKernel.statistics, "energy")
 
 
 @kernel_class("num_integration_steps", "jitter")
-class HMC(AbstractKernel):
+class HMC(Trajectories):
     """Hamiltonian Monte Carlo.
 
     On a Gaussian, trajectories of fixed length can resonate: near half a period, which a step size adapted to acceptance
@@ -46,9 +56,6 @@ class HMC(AbstractKernel):
     """
 
     name: ClassVar[str] = "hmc"
-    target_acceptance: ClassVar[float | None] = 0.65
-    adapts_mass_matrix: ClassVar[bool] = True
-    statistics: ClassVar[tuple[str, ...]] = STATISTICS
     step_size: Any = 0.1
     num_integration_steps: int = 10
     inverse_mass_matrix: Any = None
@@ -82,7 +89,7 @@ class HMC(AbstractKernel):
 
 
 @kernel_class("num_integration_steps")
-class DynamicHMC(AbstractKernel):
+class DynamicHMC(Trajectories):
     """HMC with a number of leapfrog steps that is drawn for each transition, uniformly from 1 to a maximum.
 
     BlackJAX's ``dynamic_hmc``; `HMC` with ``jitter=1.0`` has the same distribution of the number of steps. Chains that run
@@ -102,9 +109,6 @@ class DynamicHMC(AbstractKernel):
     """
 
     name: ClassVar[str] = "dynamic_hmc"
-    target_acceptance: ClassVar[float | None] = 0.65
-    adapts_mass_matrix: ClassVar[bool] = True
-    statistics: ClassVar[tuple[str, ...]] = STATISTICS
     step_size: Any = 0.1
     num_integration_steps: int = 10
     inverse_mass_matrix: Any = None
@@ -128,7 +132,7 @@ class DynamicHMC(AbstractKernel):
 
 
 @kernel_class()
-class GHMC(AbstractKernel):
+class GHMC(Trajectories):
     r"""Generalized HMC: one leapfrog step per transition, with a momentum that persists across transitions.
 
     The momentum becomes ``sqrt(1 - alpha) * momentum + sqrt(alpha) * noise``; a rejection reverses it. The uniform number
@@ -151,9 +155,6 @@ class GHMC(AbstractKernel):
     """
 
     name: ClassVar[str] = "ghmc"
-    target_acceptance: ClassVar[float | None] = 0.65
-    adapts_mass_matrix: ClassVar[bool] = True
-    statistics: ClassVar[tuple[str, ...]] = STATISTICS
     step_size: Any = 0.1
     alpha: Any = 0.2
     delta: Any = 0.1
@@ -191,7 +192,7 @@ class GHMC(AbstractKernel):
 
 
 @kernel_class("max_num_doublings")
-class NUTS(AbstractKernel):
+class NUTS(Trajectories):
     """The no-U-turn sampler: HMC that adapts the length of each trajectory.
 
     A trajectory ends where the log density is not finite, so ``is_nonfinite`` is determined at its two ends. If it is set,
@@ -211,8 +212,7 @@ class NUTS(AbstractKernel):
 
     name: ClassVar[str] = "nuts"
     target_acceptance: ClassVar[float | None] = 0.8
-    adapts_mass_matrix: ClassVar[bool] = True
-    statistics: ClassVar[tuple[str, ...]] = (*STATISTICS, "tree_depth")
+    statistics: ClassVar[tuple[str, ...]] = (*Trajectories.statistics, "tree_depth")
     step_size: Any = 0.1
     max_num_doublings: int = 10
     inverse_mass_matrix: Any = None

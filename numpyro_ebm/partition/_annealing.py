@@ -105,7 +105,7 @@ def anneal(
         key, i, before, tuning = inputs
         gains = (tuning.betas - before) * ratios(jax.vmap(kernel.lower)(positions))
         log_weights += jnp.where(i < num_levels, gains, 0.0)
-        positions, _ = move(key, tuned(kernel, tuning), densities, positions, tuning.betas, num_steps)
+        positions = move(key, tuned(kernel, tuning), densities, positions, tuning.betas, num_steps).positions
         ends = jnp.where(i < num_levels, jax.vmap(kernel.lower)(positions), ends)
         return (positions, log_weights, ends), _log_mean(log_weights)
 
@@ -187,9 +187,9 @@ def adapt(
     def one(carry, key):
         positions, (log_step, log_mass) = carry
         settings = Levels(beta, *(None if each is None else jnp.exp(each) for each in (log_step, log_mass)))
-        positions, health = move(key, tuned(kernel, settings), densities, positions, beta, 1)
+        positions, health, *_ = move(key, tuned(kernel, settings), densities, positions, beta, 1)
         if log_step is not None:
-            log_step += health.acceptance_rate - kernel.target_acceptance
+            log_step += health.acceptance_rate - jnp.asarray(kernel.target_acceptance)
         if log_mass is not None:
             log_mass = _log_variances(jax.vmap(kernel.lower)(positions))
         return (positions, (log_step, log_mass)), None
@@ -206,8 +206,8 @@ def tuned(kernel: AbstractKernel, settings: Levels) -> AbstractKernel:
 
 def move(
     rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Position, beta: Array | float, num_steps: int
-) -> Any:
-    """Run transitions at one level, and return positions and health."""
+) -> chains.Advanced:
+    """Run transitions at one level."""
     log_density = lambda position, _: densities.log_between(position, beta)  # noqa: E731
     return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps)
 

@@ -134,7 +134,7 @@ class AbstractPartition(abc.ABC):
         """
 
     @property
-    def start_law(self) -> Any:
+    def start_distribution(self) -> Any:
         """NumPyro distribution of the starts; None for the reference."""
         return getattr(self, "start", None)
 
@@ -160,10 +160,10 @@ class AbstractPartition(abc.ABC):
             EnergyError: with what to write.
         """
         owner = type(self).__name__
-        if self.start_law is not None:
-            check_start_law(owner, self.start_law, distribution)
+        if self.start_distribution is not None:
+            check_start(owner, self.start_distribution, distribution)
         if self.fits_start and self.data is not None:
-            if self.start_law is not None or distribution.base is not None or distribution.is_discrete:
+            if self.start_distribution is not None or distribution.base is not None or distribution.is_discrete:
                 raise EnergyError(
                     f"{owner} fits a start to data only if it has none; here it has start=, the energy's base or the "
                     "uniform distribution of a discrete support. Leave out data=."
@@ -171,22 +171,22 @@ class AbstractPartition(abc.ABC):
             check_rows(owner, self.data, distribution, 2)
 
 
-def check_start_law(owner: str, law: object, distribution: EventDistribution) -> None:
+def check_start(owner: str, start: object, distribution: EventDistribution) -> None:
     """Check that a start is a distribution of a single event on the energy's support, and raise otherwise.
 
     Raises:
         EnergyError: with its shape or support.
         TypeError: if it is not a distribution.
     """
-    if not isinstance(law, dist.Distribution):
-        raise TypeError(f"{owner} needs a numpyro distribution to start from; got {type(law).__name__}.")
-    if law.batch_shape or law.event_shape != distribution.event_shape:
+    if not isinstance(start, dist.Distribution):
+        raise TypeError(f"{owner} needs a numpyro distribution to start from; got {type(start).__name__}.")
+    if start.batch_shape or start.event_shape != distribution.event_shape:
         raise EnergyError(
             f"{owner} needs the distribution of one event of shape {distribution.event_shape}; got batch shape "
-            f"{law.batch_shape} and event shape {law.event_shape}. Write numpyro.distributions.Normal(0, 2)"
+            f"{start.batch_shape} and event shape {start.event_shape}. Write numpyro.distributions.Normal(0, 2)"
             f".expand({list(distribution.event_shape)}).to_event({len(distribution.event_shape)})."
         )
-    check_same_support("start", law, distribution.support)
+    check_same_support("start", start, distribution.support)
 
 
 def from_log_weights(log_weights: Array) -> Estimate:

@@ -67,11 +67,11 @@ def local_of(distribution: EventDistribution) -> PyTree:
     return distribution.rows(like, distribution.batch_shape).local
 
 
-def start_positions(rng_key: PRNGKey, distribution: EventDistribution, law: dist.Distribution | None, num: int) -> Array:
+def start_positions(rng_key: PRNGKey, distribution: EventDistribution, start: dist.Distribution | None, num: int) -> Array:
     """Draw from the start, ``(num_rows, num, ...)``, in unconstrained space."""
-    if law is None:
+    if start is None:
         return _by_row(distribution, distribution.reference_sample(rng_key, (num,)))
-    events = jnp.asarray(law.sample(rng_key, (num, num_rows(distribution))))
+    events = jnp.asarray(start.sample(rng_key, (num, num_rows(distribution))))
     return _by_row(distribution, events if distribution.is_discrete else events.astype(float))
 
 

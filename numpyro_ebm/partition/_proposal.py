@@ -29,23 +29,23 @@ class Proposal(NamedTuple):
     """A normalised distribution of positions of one shape.
 
     Attributes:
-        law: a NumPyro distribution of flat positions, minus ``lowest``.
+        flat: a NumPyro distribution of flat positions, minus ``lowest``.
         shape: shape of a position.
         lowest: the smallest value of a discrete element; None for continuous positions.
     """
 
-    law: Any
+    flat: Any
     shape: tuple[int, ...]
     lowest: int | None
 
     def sample(self, rng_key: PRNGKey, num: int) -> Array:
         """Draw positions ``(num, *shape)``."""
-        flat = self.law.sample(rng_key, (num,)) + (0 if self.lowest is None else self.lowest)
+        flat = self.flat.sample(rng_key, (num,)) + (0 if self.lowest is None else self.lowest)
         return flat.reshape(num, *self.shape)
 
     def log_prob(self, position: Array) -> Array:
         """Return the log density of one position."""
-        return self.law.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
+        return self.flat.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
 
 
 def check_rows(owner: str, data: Array | np.ndarray | None, distribution: EventDistribution, fewest: int) -> None:

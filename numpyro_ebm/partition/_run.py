@@ -156,10 +156,10 @@ def _estimate(
 ) -> Estimate:
     starts = None
     if method.num_starts:
-        starts = _problem.start_positions(key_starts, distribution, method.start_law, method.num_starts)
+        starts = _problem.start_positions(key_starts, distribution, method.start_distribution, method.num_starts)
 
     def one(key, local, starts, draws):
-        densities, is_there = Densities(distribution, local, method.start_law), True
+        densities, is_there = Densities(distribution, local, method.start_distribution), True
         if fits_start(method, distribution):
             key, key_fit = jax.random.split(key)
             densities, starts, is_there = start_around(key_fit, method, densities, starts, draws)

@@ -28,7 +28,8 @@ CLIPPED, FEWEST = 3.0, 10
 
 def fits_start(method: AbstractPartition, distribution: EventDistribution) -> bool:
     """Return whether the method's start is to be fitted: no start and no base is given, and the support is not discrete."""
-    return method.fits_start and method.start_law is None and distribution.base is None and not distribution.is_discrete
+    has_start = method.start_distribution is not None or distribution.base is not None or distribution.is_discrete
+    return method.fits_start and not has_start
 
 
 def start_around(
@@ -62,9 +63,9 @@ def start_around(
     mean, one = jnp.where(is_near, mean, 0.0), jnp.ones_like(mean)
     normal = dist.Normal(jnp.stack([mean, mean, 0 * mean]), jnp.stack([deviation, WIDE_FACTOR * deviation, one])).to_event(1)
     mixture = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(SHARES)), normal, validate_args=False)
-    law = Proposal(mixture, starts.shape[1:], None)
-    drawn = law.sample(key_draw, len(starts)).astype(starts.dtype)
-    return Densities(densities.distribution, densities.local, law), drawn, jnp.all(is_near)
+    proposal = Proposal(mixture, starts.shape[1:], None)
+    drawn = proposal.sample(key_draw, len(starts)).astype(starts.dtype)
+    return Densities(densities.distribution, densities.local, proposal), drawn, jnp.all(is_near)
 
 
 class _Target(Densities):

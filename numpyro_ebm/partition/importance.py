@@ -59,7 +59,7 @@ class ImportanceSampling(AbstractPartition):
             raise EnergyError("ImportanceSampling fits its proposal to data only if none is given. Pass proposal or data.")
 
     @property
-    def start_law(self):
+    def start_distribution(self):
         """The given proposal; None for a fitted one."""
         return self.proposal
 

@@ -59,7 +59,7 @@ class NoiseContrast(AbstractPartition):
             )
 
     @property
-    def start_law(self):
+    def start_distribution(self):
         """Distribution of the noise."""
         return self.noise
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpyro.infer import MCMC
 
-from numpyro_ebm.diagnostics.arviz.draw import draw_chains
+from numpyro_ebm.diagnostics.arviz.draw import Cycles, draw_chains
 from numpyro_ebm.plots._style import SERIES, pyplot
 from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
 
-_STYLES = [each["color"] for each in SERIES], [each["linestyle"] for each in SERIES]
+_CYCLES = Cycles([each["color"] for each in SERIES], [each["linestyle"] for each in SERIES])
 
 
 def plot_rank(
@@ -49,7 +49,7 @@ def plot_rank(
         Vehtari et al., Rank-normalization, folding, and localization: an improved R-hat (2021).
     """
     pyplot()
-    return draw_chains("rank", draws, group, *_STYLES, var_names=var_names, coords=coords)
+    return draw_chains("rank", draws, group, _CYCLES, var_names=var_names, coords=coords)
 
 
 def plot_trace(
@@ -80,4 +80,4 @@ def plot_trace(
         ``plot_trace(sample(key, distribution), var_names=["x"])``
     """
     pyplot()
-    return draw_chains("trace", draws, group, *_STYLES, var_names=var_names, coords=coords)
+    return draw_chains("trace", draws, group, _CYCLES, var_names=var_names, coords=coords)

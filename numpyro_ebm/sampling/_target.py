@@ -175,8 +175,8 @@ def _starting(init_strategy: Callable) -> Callable:
         value = strategy(site)
         if value is not None or unwrapped is None or not unwrapped.distribution.is_discrete:
             return value
-        law = unwrapped.distribution.reference.expand(unwrapped.batch_shape)
-        return law.sample(site["kwargs"]["rng_key"])
+        reference = unwrapped.distribution.reference.expand(unwrapped.batch_shape)
+        return reference.sample(site["kwargs"]["rng_key"])
 
     return start
 

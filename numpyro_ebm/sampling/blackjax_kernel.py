@@ -92,6 +92,7 @@ class BlackJAXKernel(MCMCKernel):
             supports, for latents of which some are discrete and others continuous, a model whose parameters have no value,
             an energy whose parameters are sampled with it, an observed site in a subsampled plate, and a model without
             latents.
+        TypeError: for a model that is not callable, and a kernel that is neither a name nor a kernel object.
         RuntimeError: by NumPyro, if no finite starting point is found.
 
     Example:

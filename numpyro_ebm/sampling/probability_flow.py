@@ -123,17 +123,17 @@ class ProbabilityFlow:
         values, reached = _flow_up(rng_key, closed_at_levels(distribution, order=2), self, distribution.as_events(value))
         return self._reached(values, reached)
 
-    def latent_law(self, event_shape: Shape) -> dist.Distribution:
+    def latent_distribution(self, event_shape: Shape) -> dist.Distribution:
         """Return the distribution at ``t = 1``."""
         return self.process.prior(event_shape) if self.prior is None else self.prior
 
     def _check(self, distribution: EventDistribution) -> None:
         _diffrax()
         check_level("ProbabilityFlow", distribution)
-        law = self.latent_law(distribution.unconstrained_shape)
-        if law.batch_shape != () or law.event_shape != distribution.unconstrained_shape:
+        latent = self.latent_distribution(distribution.unconstrained_shape)
+        if latent.batch_shape != () or latent.event_shape != distribution.unconstrained_shape:
             raise EnergyError(
-                f"The prior has batch shape {law.batch_shape} and event shape {law.event_shape}; it needs () and "
+                f"The prior has batch shape {latent.batch_shape} and event shape {latent.event_shape}; it needs () and "
                 f"{distribution.unconstrained_shape}. Write prior=numpyro.distributions.Normal(loc, scale).to_event(1)."
             )
 
@@ -160,7 +160,7 @@ jax.tree_util.register_dataclass(
 @programs.jit(static_argnames=("shape",))
 def _flow_down(rng_key, distribution, sampler, *, shape):
     process = sampler.process
-    start = sampler.latent_law(distribution.unconstrained_shape).sample(rng_key, (math.prod(shape),)).astype(float)
+    start = sampler.latent_distribution(distribution.unconstrained_shape).sample(rng_key, (math.prod(shape),)).astype(float)
     velocity = _velocity(process, distribution)
 
     def one(position, local):
@@ -176,7 +176,7 @@ def _flow_up(rng_key, distribution, sampler, value):
     shape = jnp.broadcast_shapes(value.shape[:cut], distribution.batch_shape)
     rows = distribution.rows(value, shape)
     velocity = _velocity(process, distribution)
-    law = sampler.latent_law(distribution.unconstrained_shape)
+    latent = sampler.latent_distribution(distribution.unconstrained_shape)
     alpha = process.alpha(process.t_min)
 
     def one(key, event, local):
@@ -186,7 +186,7 @@ def _flow_up(rng_key, distribution, sampler, value):
         trace = _trace(sampler, key, position)
         rates = lambda t, state, _: trace(lambda x: velocity(x, t, local), state[0])  # noqa: E731
         (end, volume), reached = _solve(sampler, rates, (alpha * position, jnp.zeros((), float)), process.t_min, 1.0)
-        log_prob = law.log_prob(end) + volume + position.size * jnp.log(alpha) - distribution.log_jacobian(position)
+        log_prob = latent.log_prob(end) + volume + position.size * jnp.log(alpha) - distribution.log_jacobian(position)
         return jnp.where(inside, log_prob, -jnp.inf), reached
 
     keys = None if rng_key is None else jax.random.split(rng_key, rows.value.shape[0])

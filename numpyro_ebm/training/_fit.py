@@ -155,8 +155,9 @@ def fit(
         UnhealthyChainsError: under ``on_unhealthy="raise"``; its ``result`` is the `FitResult` as of the last check, from
             whose ``state`` training can continue.
         EnergyError: (a ValueError) for counts below 1, ``patience`` without held-out rows, held-out rows under a "gradient"
-            estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept, ``init_params``
-            beside ``init_state``, and ``record_chains`` above the number of persistent chains.
+            estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept or whose loss is
+            not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number of
+            persistent chains.
         TypeError: for an ``svi`` that is not an SVI, and for ``held_out`` that is not such a tuple.
 
     Warns:

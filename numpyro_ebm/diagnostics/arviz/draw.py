@@ -3,16 +3,14 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm.diagnostics.arviz.convert import to_arviz
-from numpyro_ebm.diagnostics.arviz.read import (
-    group_names,
-)
+from numpyro_ebm.diagnostics.arviz.read import group_names
 from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
 
@@ -20,12 +18,18 @@ MAX_PANELS = 20
 """Most panels of one figure; more are too small to read."""
 
 
+class Cycles(NamedTuple):
+    """How chains look, in turn: their colours and their line styles."""
+
+    colors: list[str]
+    dashes: list[Any]
+
+
 def draw_chains(
     kind: Literal["rank", "trace"],
     draws: MCMC | Draws | FitResult | Mapping[str, Any],
     group: str,
-    colors: list[str],
-    dashes: list[Any],
+    cycles: Cycles,
     **choice: Any,
 ) -> np.ndarray:
     """Draw rank or trace plots with the installed ArviZ, for `numpyro_ebm.plots`.
@@ -34,8 +38,7 @@ def draw_chains(
         kind: kind of plot.
         draws: argument or result of `to_arviz`.
         group: name of the group to draw.
-        colors: colours of the chains, in turn.
-        dashes: line styles of the chains, in turn.
+        cycles: colours and line styles of the chains.
         **choice: ArviZ's ``var_names`` and ``coords``.
 
     Returns:
@@ -53,7 +56,7 @@ def draw_chains(
     with warnings.catch_warnings():
         # ArviZ 0.23 calls a function that matplotlib 3.11 will remove, and has no later release of its own.
         warnings.filterwarnings("ignore", "Passing a dict or None as alias_mapping")
-        axes = (_draw_by_0 if is_old else _draw_by_1)(arviz, kind, data, group, colors, dashes, choice)
+        axes = (_draw_by_0 if is_old else _draw_by_1)(arviz, kind, data, group, cycles, choice)
     axes.flat[0].figure.set_layout_engine("constrained")
     return axes
 
@@ -83,32 +86,20 @@ def _check_choice(
 
 
 def _draw_by_0(
-    arviz: ModuleType,
-    kind: str,
-    data: Mapping[str, Any],
-    group: str,
-    colors: list[str],
-    dashes: list[Any],
-    choice: Mapping[str, Any],
+    arviz: ModuleType, kind: str, data: Mapping[str, Any], group: str, cycles: Cycles, choice: Mapping[str, Any]
 ) -> np.ndarray:
     data = data if group == "posterior" else data[group]
     if kind == "rank":
         axes = np.atleast_1d(arviz.plot_rank(data, colors="#56B4E9", **choice)).reshape(-1)
         return np.array([ax for ax in axes if ax.has_data()])
-    chain_prop = {"color": colors, "linestyle": dashes}
+    chain_prop = {"color": cycles.colors, "linestyle": cycles.dashes}
     return arviz.plot_trace(data, compact=False, chain_prop=chain_prop, legend=True, **choice)
 
 
 def _draw_by_1(
-    arviz: ModuleType,
-    kind: str,
-    data: Mapping[str, Any],
-    group: str,
-    colors: list[str],
-    dashes: list[Any],
-    choice: Mapping[str, Any],
+    arviz: ModuleType, kind: str, data: Mapping[str, Any], group: str, cycles: Cycles, choice: Mapping[str, Any]
 ) -> np.ndarray:
-    options = {"aes": {"color": ["chain"], "linestyle": ["chain"]}, "color": colors, "linestyle": dashes}
+    options = {"aes": {"color": ["chain"], "linestyle": ["chain"]}, "color": cycles.colors, "linestyle": cycles.dashes}
     if kind == "rank":
         drawn = arviz.plot_rank(data, group=group, backend="matplotlib", **options, **choice)  # pyright: ignore
     else:

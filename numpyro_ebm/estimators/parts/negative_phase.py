@@ -229,7 +229,7 @@ class ChainEstimator(AbstractEstimator):
             return log_density(out_of_scale(scale, position), local)
 
         began = in_scale(scale, position)
-        advanced = chains.advance_at_pace(
+        advanced = chains.advance(
             rng_key,
             kernel,
             log_density if scale is None else scaled,

@@ -31,7 +31,7 @@ class PoolEstimator(ChainEstimator):
     def size(self, site: Site) -> int:
         """Return the number of chains in the pool."""
 
-    def begins_anew(self, rng_key: PRNGKey, num_chains: int) -> Array | None:
+    def choose_restarts(self, rng_key: PRNGKey, num_chains: int) -> Array | None:
         """Return which of the chains drawn restart; None if none ever does."""
         return None
 
@@ -61,7 +61,7 @@ class PoolEstimator(ChainEstimator):
         # All slots are equally likely, and none comes twice; a permutation of the pool would cost more than the chains.
         slots = (jax.random.randint(key_slots, (), 0, size) + jnp.arange(min(size, site.num_rows))) % size
         kept = jax.tree.map(lambda leaf: leaf[slots], pool)
-        anew = self.begins_anew(key_which, len(slots))
+        anew = self.choose_restarts(key_which, len(slots))
         if anew is not None:
             fresh_position, fresh_local = self.fresh(key_fresh, site, len(slots))
             zeros = jax.tree.map(jnp.zeros_like, kept)

@@ -12,22 +12,22 @@ from numpyro_ebm.distributions.site import Site
 Projection = Literal["rademacher", "gaussian", "sphere"]
 
 
-def check_projection(law: str) -> None:
+def check_projection(projection: str) -> None:
     """Check that the distribution of directions is known, and raise otherwise.
 
     Raises:
         EnergyError: with the known names.
     """
-    if law not in get_args(Projection):
-        raise EnergyError(f"Unknown projection '{law}'. {nearest(str(law), get_args(Projection))}")
+    if projection not in get_args(Projection):
+        raise EnergyError(f"Unknown projection '{projection}'. {nearest(str(projection), get_args(Projection))}")
 
 
-def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Array:
+def directions(rng_key: PRNGKey, projection: Projection, num: int, rows: Array) -> Array:
     """Draw ``num`` independent directions ``v`` with ``E[v v^T] = I`` for each row, all at once.
 
     Args:
         rng_key: random key.
-        law: "rademacher" (signs), "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
+        projection: "rademacher" (signs), "gaussian" or "sphere" (uniform on the sphere of radius sqrt(d)).
         num: number of directions per row.
         rows: events, ``(num_rows, ...)``; the directions have their shape and dtype.
 
@@ -35,10 +35,10 @@ def directions(rng_key: PRNGKey, law: Projection, num: int, rows: Array) -> Arra
         ``(num, num_rows, ...)``.
     """
     shape = (num, *rows.shape)
-    if law == "rademacher":
+    if projection == "rademacher":
         return jax.random.rademacher(rng_key, shape, rows.dtype)
     normal = jax.random.normal(rng_key, shape, rows.dtype)
-    if law == "gaussian":
+    if projection == "gaussian":
         return normal
     flat = normal.reshape(*shape[:2], -1)
     length = jnp.sqrt(jnp.sum(flat**2, axis=2, keepdims=True) / max(flat.shape[2], 1))

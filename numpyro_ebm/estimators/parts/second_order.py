@@ -52,9 +52,9 @@ def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Arra
     return jax.lax.map(jax.checkpoint(lambda row: row_loss(*row)), rows, batch_size=at_once)
 
 
-def probed_loss(rng_key: PRNGKey, site: Site, law: Projection, num: int) -> Array:
+def probed_loss(rng_key: PRNGKey, site: Site, projection: Projection, num: int) -> Array:
     """Return the score matching loss of each row, with the mean over random probes (Hutchinson) for the trace."""
-    score, curvatures = score_and_curvatures(site, directions(rng_key, law, num, site.position))
+    score, curvatures = score_and_curvatures(site, directions(rng_key, projection, num, site.position))
     return 0.5 * inner(score, score) + jnp.mean(curvatures, axis=0)
 
 
