@@ -1,15 +1,30 @@
-"""Type aliases of the package."""
+"""Type aliases of the package.
+
+Shapes are those of jaxtyping: ``Float[Array, "rows d"]`` is a floating-point array of two dimensions. A size that is named
+twice in one signature is the same in both places; ``*event`` stands for any number of dimensions, ``{site.num_rows}`` for
+the value of that expression. `tests/test_types.py` checks them while the public surface runs.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.typing
+from jaxtyping import Float, Key, UInt32
 
 Array: TypeAlias = jax.Array
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence[Any]
 """A number, an array of JAX or NumPy, or a sequence of them."""
-PRNGKey: TypeAlias = jax.Array
+Scalar: TypeAlias = Float[Array, ""]
+"""One number."""
+Chains: TypeAlias = Float[Array, "*chains"]
+"""A number, or one number per chain (and per draw)."""
+RowValues: TypeAlias = Float[Array, " {site.num_rows}"]
+"""One number per row of the argument ``site``."""
+PRNGKey: TypeAlias = Key[Array, ""] | UInt32[Array, "2"]
+"""A random key: of ``jax.random.key``, or of ``jax.random.PRNGKey``."""
+PRNGKeys: TypeAlias = Key[Array, " num"] | UInt32[Array, "num 2"]
+"""Several random keys."""
 PyTree: TypeAlias = Any
 Position: TypeAlias = PyTree
 """A point in unconstrained space: an array, or a dict of arrays by site."""
@@ -17,5 +32,8 @@ Position: TypeAlias = PyTree
 EnergyFn: TypeAlias = Callable[..., Any]
 """``energy(event)`` or ``energy(event, context)``: maps one event to a scalar."""
 
-LogDensityFn: TypeAlias = Callable[[Position, PyTree], Array]
+ChainLogDensityFn: TypeAlias = Callable[[Position], Scalar]
+"""``log_density(position)`` of one chain."""
+
+LogDensityFn: TypeAlias = Callable[[Position, PyTree], Scalar]
 """``log_density(position, local)`` of one point, where ``local`` holds the row's own context and base."""

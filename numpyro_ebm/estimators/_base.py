@@ -4,7 +4,7 @@ import abc
 from typing import ClassVar, Literal
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.lattice import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
@@ -38,7 +38,7 @@ class AbstractEstimator(abc.ABC):
     takes_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[Array, PyTree]:
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return one value per row that stands in for its log likelihood (to be maximised), and the new state.
 
         Args:
@@ -77,7 +77,7 @@ class AbstractEstimator(abc.ABC):
         """Return whether the surrogate uses randomness for events of this distribution."""
         return not self.is_deterministic
 
-    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return figures of the rows under the current energy for `training_report`, as scalars by name.
 
         Args:

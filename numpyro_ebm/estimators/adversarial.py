@@ -13,7 +13,7 @@ from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.autodiff import reverse_gradient
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.critic import check_not_shared
@@ -141,14 +141,14 @@ class AdversarialMaximumLikelihood(AbstractEstimator):
                 f"{site.num_rows} row. Write a larger batch, or entropy='exact' or 'bound'."
             )
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log density of each row minus the estimate of log Z, with the proposal's derivatives reversed."""
         players = self._players(rng_key, site)
         bound = self._bound(rng_key, site, *players)
         log_density = jax.vmap(site.log_density)(site.position, site.local)
         return log_density - jnp.where(bound.is_inside, bound.log_density + bound.entropy, 0.0), state
 
-    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return ``log_normalizer_bound`` and, where all rows share one Z and weights are known, estimates of log Z.
 
         The weights ``p~ / q`` of eight draws per row (under "bound", with ``r``) give ``log_normalizer``, which is log Z as

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.moves import check_scale, in_pairs, loss_of_moves, scale_of
@@ -58,7 +59,7 @@ class ConditionalNoiseContrastiveEstimation(AbstractEstimator):
         super().check(site)
         check_scale(site, "sd", self.sd)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
         noise = directions(rng_key, "gaussian", -(-self.kappa // 2), site.position)
         return -loss_of_moves(site, in_pairs(scale_of(site, self.sd, 0.5) * noise, self.kappa)), state

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.generator import Generator, context_of
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
@@ -105,11 +105,11 @@ class CooperativeLearning(ChainEstimator):
                 "Write latent_kernel='mala'."
             )
 
-    def init(self, rng_key, site: Site):
+    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Return the state of the negative phase, with a step size for the latents' chains."""
         return CooperativeState(super().init(rng_key, site), jnp.zeros((), float), averaging_of(self.latent_kernel))
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the energy gap of each row plus the generator's log density at its negative."""
         key_draws, key_chains, key_latents = jax.random.split(rng_key, 3)
         kernel = self.tuned(site, state.chains)

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.energy import EnergyDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.ladder import rungs_at, stratified, warn_of_scale
@@ -142,7 +142,7 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
         """Return the noisier copies."""
         return jnp.zeros_like(site.position), site.local
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log density of each row at its level minus that of the row that its chain recovered."""
         key_pair, key_start, key_chains = jax.random.split(rng_key, 3)
         pair = self.pair(key_pair, site)

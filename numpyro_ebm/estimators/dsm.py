@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive, is_positive_definite
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.blocks import is_real
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
@@ -101,7 +101,7 @@ class DenoisingScoreMatching(AbstractEstimator):
         if site.num_rows > 1 and is_concrete(site.value, site.mask, self.sigma, self.covariance_matrix, self.noise):
             self._warn_of_scale(site)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
         noise = self.noise_of(site)
         draws = noise.sample(rng_key, (self.num_draws, site.num_rows)).astype(site.position.dtype)  # pyright: ignore
@@ -168,7 +168,7 @@ class DenoisingScoreMatching(AbstractEstimator):
                 stacklevel=2,
             )
 
-    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return the smallest and the largest `smoothing` over the dimensions."""
         ratio = self.smoothing(site)
         return {"smoothing_min": jnp.min(ratio), "smoothing_max": jnp.max(ratio)}

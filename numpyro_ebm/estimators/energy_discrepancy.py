@@ -11,6 +11,7 @@ import numpy as np
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.moves import FAULT, FIX, check_scale, in_pairs, scale_of
@@ -104,7 +105,7 @@ class EnergyDiscrepancy(AbstractEstimator):
         super().check(site)
         check_scale(site, "noise_scale", self.noise_scale)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
         shape = site.position.shape
         key_copies, key_negatives = jax.random.split(rng_key)

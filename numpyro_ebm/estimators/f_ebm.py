@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.critic import Critic, check_critic
 from numpyro_ebm.estimators.parts.pool import PoolEstimator
@@ -131,7 +131,7 @@ class FDivergence(PoolEstimator):
         """Return ``num_chains``, or one chain per row."""
         return self.num_chains or site.num_rows
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus each row's part of the bound on the divergence, with the critic's derivatives reversed."""
         key_start, key_chains, key_critic = jax.random.split(rng_key, 3)
         critic = Critic.of(self.critic, site, key_critic, ())

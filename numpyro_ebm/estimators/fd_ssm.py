@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.projections import Projection, check_projection, directions
@@ -55,7 +56,7 @@ class FiniteDifferenceScoreMatching(AbstractEstimator):
         check_projection(self.projection)
         check_positive("FiniteDifferenceScoreMatching", "epsilon", self.epsilon, scalar=True)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
         steps = self.epsilon * directions(rng_key, self.projection, self.num_projections, site.position)
         moves = jnp.concatenate([jnp.zeros_like(steps[:1]), steps, -steps])

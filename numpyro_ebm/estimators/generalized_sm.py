@@ -13,7 +13,7 @@ from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.derivatives import over_coordinates
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_positive
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.ends import Ends, distance, ends_of, square
@@ -110,7 +110,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
                     "none. Write estimate(model, 'sm')."
                 )
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
         ends = self._ends(site)
         site = _off_ends(site, ends)

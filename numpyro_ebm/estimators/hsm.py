@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from numpyro_ebm._core.derivatives import laplacian_of_curvature, over_coordinates
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, over_rows
 
@@ -63,7 +64,7 @@ class HigherOrderScoreMatching(SecondOrderEstimator):
             )
         object.__setattr__(self, "weights", (float(weights[0]), float(weights[1])))  # a list is not hashable
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
         first, second = self.weights
 

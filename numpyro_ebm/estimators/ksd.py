@@ -12,7 +12,7 @@ from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_positive
 from numpyro_ebm._core.spreads import or_one
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.figures import mean_over_rows
@@ -127,11 +127,11 @@ class KernelSteinDiscrepancy(AbstractEstimator):
                 "with subsample_size=2 or more, or statistic='v', which compares a row with itself as well."
             )
 
-    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return the squared discrepancy of the rows, ``squared_ksd``."""
         return {"squared_ksd": -mean_over_rows(self.surrogate(rng_key, site, None)[0], site.mask)}
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the mean of the Stein kernel between each row and its partners."""
         mean = lambda values, partners: jnp.sum(values) / jnp.maximum(jnp.sum(partners), 1)  # noqa: E731
         return -self.over_partners(site, mean), state

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.critic import Critic, check_critic
@@ -95,12 +95,12 @@ class LearnedSteinDiscrepancy(AbstractEstimator):
             raise EnergyError(f"Unknown penalty '{self.penalty}'. {nearest(str(self.penalty), get_args(Penalty))}")
         check_positive(owner, "penalty_weight", self.penalty_weight, scalar=True)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the Stein term, plus the penalty, per row; the critic's derivatives are reversed."""
         stein, square = self._terms(rng_key, site, self._critic(rng_key, site).adversary())
         return -(stein - self.penalty_weight * square if self.penalty == "l2" else stein), state
 
-    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         r"""Return ``stein``, its standard error ``stein_error``, and ``critic_norm``.
 
         ``stein`` is :math:`E[s^T f + \operatorname{tr} \nabla f] / d` for the trained critic, and 0 for a model in which it

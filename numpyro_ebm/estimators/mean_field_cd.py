@@ -12,7 +12,7 @@ from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.binary import check_binary
@@ -111,7 +111,7 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
             )
         _check_multilinear(site)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the energy of each row, plus that of its means."""
         energy = _energy(site)
         means = jax.lax.stop_gradient(self.means(site))

@@ -15,7 +15,7 @@ from numpyro_ebm._core.derivatives import over_coordinates
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.figures import score_figures
@@ -120,11 +120,11 @@ class MinimumVelocity(AbstractEstimator):
         if is_concrete(rates):
             self._check_rates(site, np.asarray(rates))
 
-    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return the size of the score and of its divergence."""
         return score_figures(rng_key, site)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the decrease of each row's log density over the step, per unit of time."""
         rates, drift = jax.vmap(lambda z: self._rate_and_divergence(site, z))(site.position)
         example = jax.tree.map(lambda leaf: leaf[0], (site.position, site.local))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
@@ -106,12 +106,12 @@ class MinimumProbabilityFlow(AbstractEstimator):
                 "apply. Write estimate(model, 'mpf')."
             )
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         if site.distribution.is_discrete:
             return -_flow_of_flips(site), state
         num = DEFAULT_DRAWS if self.num_draws is None else self.num_draws
-        noise = directions(rng_key, "gaussian", -(-num // 2), site.position)
+        noise = directions(rng_key, "gaussian", -(-num // 2), site.position)  # pyright: ignore[reportArgumentType]
         return -loss_of_moves(site, in_pairs(scale_of(site, self.sd, 0.5) * noise, num), flow), state
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.energy import EnergyDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.cd import ContrastiveDivergence
@@ -134,12 +134,12 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
         one = f"one energy is fitted to the averages over blocks of {self.factors[:-1]} pixels as well as to the data"
         return (*super().notes(), *((one,) if self.shared and len(self.factors) > 1 else ()))
 
-    def init(self, rng_key, site: Site):
+    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Return the initial state of each grid."""
         own = [super(MultigridContrastiveDivergence, self).init(rng_key, grid) for grid in self.grids(site)]
         return MultigridState(tuple(own))
 
-    def surrogate(self, rng_key, site: Site, state: MultigridState):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: MultigridState) -> tuple[RowValues, MultigridState]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the sum over grids of each row's contrast."""
         keys = jax.random.split(rng_key, len(self.factors)) if len(self.factors) > 1 else [rng_key]
         values, negatives, states = jnp.zeros(()), None, []

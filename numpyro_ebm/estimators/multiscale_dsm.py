@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.ladder import rungs_at, stratified, warn_of_scale
@@ -89,7 +89,7 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
             with eager():
                 warn_of_scale(site, self._largest_level())
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         key_level, key_noise = jax.random.split(rng_key)
         alpha, sigma = self.levels(stratified(key_level, site.num_rows))

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.figures import mean_over_rows
 from numpyro_ebm.estimators.parts.noise import NEARER, NoiseEstimator
@@ -68,7 +68,7 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         super().__post_init__()
         check_normalizer(type(self).__name__, self.log_normalizer)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the classification loss of each row."""
         ratios = self.log_ratios(rng_key, site)
         log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])
@@ -79,7 +79,7 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         loss = self.data_loss(at_data) + self._over_noise(self.noise_loss(at_noise), ratios.is_inside)
         return ratios.learning - loss, state
 
-    def figures(self, rng_key, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         r"""Return how well the classifier separates data from noise, both weighted equally.
 
         With ``r = p / p_n``, ``accuracy`` is that of guessing data where ``r > 1``, half over the rows and half over

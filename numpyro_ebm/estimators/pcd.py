@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.pool import PoolEstimator, pool_of
 from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
@@ -75,7 +76,7 @@ class PersistentContrastiveDivergence(PoolEstimator):
         """Return the number of chains: ``num_chains``, or one per row."""
         return site.num_total if site.local is not None else self.num_chains or site.num_rows
 
-    def init(self, rng_key, site: Site):
+    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Return chains at draws of ``start``; a chain that belongs to a row starts when the row is first in a batch."""
         state = super().init(rng_key, site)
         if site.local is not None:

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.noise import NEARER, NoiseEstimator
 from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
@@ -45,7 +46,7 @@ class RankingNoiseContrastiveEstimation(NoiseEstimator):
 
     name = "ranking_nce"
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log probability that the data row is picked, for each row."""
         ratios = self.log_ratios(rng_key, site)
         noise = jnp.where(ratios.is_inside, ratios.noise, -jnp.inf)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro_ebm._core.derivatives import over_coordinates
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_positive
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, over_rows
 
@@ -66,7 +67,7 @@ class RegularizedScoreMatching(SecondOrderEstimator):
         if self.curvature not in get_args(Curvature):
             raise EnergyError(f"Unknown curvature '{self.curvature}'. {nearest(str(self.curvature), get_args(Curvature))}")
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         penalty = 0.5 * jnp.asarray(self.sigma, site.position.dtype) ** 2
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.moves import in_pairs, loss_of_moves
@@ -55,7 +56,7 @@ class ShiftedNoiseContrastiveEstimation(AbstractEstimator):
         check_count(type(self).__name__, "num_projections", self.num_projections)
         check_projection(self.projection)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         shifts = self.length * directions(rng_key, self.projection, self.num_projections, site.position)
         return -loss_of_moves(site, in_pairs(shifts, 2 * self.num_projections)), state

@@ -13,6 +13,7 @@ from numpyro_ebm._core.derivatives import DIRECTIONS_AT_ONCE, over_coordinates
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.laplacian import beyond_forward_laplacian, count_operations, gradient_and_laplacian
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.projections import Projection, check_projection
 from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, over_rows, probed_loss
@@ -81,10 +82,10 @@ class ScoreMatching(SecondOrderEstimator):
         if missing:
             raise EnergyError(f"The forward Laplacian (folx) has no rule for {list(missing)}. Write trace='columns'.")
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         if self.num_probes is not None:
-            return -probed_loss(rng_key, site, self.projection, self.num_probes), state
+            return -probed_loss(rng_key, site, self.projection, self.num_probes), state  # pyright: ignore[reportArgumentType]
         forward = self.trace == "forward" or (self.trace == "auto" and _is_forward(site))
         return -over_rows(_forward(site) if forward else _columns(site), site), state
 

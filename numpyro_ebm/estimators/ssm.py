@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.projections import Projection, check_projection, directions, inner, score_and_curvatures
 from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator
@@ -48,7 +49,7 @@ class SlicedScoreMatching(SecondOrderEstimator):
         check_count("SlicedScoreMatching", "num_projections", self.num_projections)
         check_projection(self.projection)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         projections = directions(rng_key, self.projection, self.num_projections, site.position)
         score, curvatures = score_and_curvatures(site, projections)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.projections import Projection, check_projection
 from numpyro_ebm.estimators.parts.second_order import SecondOrderEstimator, probed_loss
@@ -45,6 +46,6 @@ class VarianceReducedSlicedScoreMatching(SecondOrderEstimator):
         check_count("VarianceReducedSlicedScoreMatching", "num_projections", self.num_projections)
         check_projection(self.projection)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         return -probed_loss(rng_key, site, self.projection, self.num_projections), state

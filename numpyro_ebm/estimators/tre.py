@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.fitted_noise import fit_noise
@@ -73,7 +73,7 @@ class TelescopingRatioEstimation(AbstractEstimator):
         super().check(site)
         check_level(f"The estimator '{self.name}'", site.distribution)
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         key_noise, key_end = jax.random.split(rng_key)
         sigmas = jnp.sort(jnp.ravel(jnp.asarray(self.sigmas, site.position.dtype)))

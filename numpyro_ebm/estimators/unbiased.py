@@ -11,7 +11,7 @@ from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, UnhealthyChainsError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
 from numpyro_ebm.estimators.parts.starts import check_start, draw_rows, draw_start
@@ -124,12 +124,12 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
                 f"num_chains={self.num_chains}. Write num_chains=None."
             )
 
-    def init(self, rng_key, site: Site):
+    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Return zeros, before any pair has met."""
         zero = jnp.zeros((), float)
         return UnbiasedState(zero, jnp.zeros((), jnp.int32), zero, jnp.zeros((), jnp.int32))
 
-    def surrogate(self, rng_key, site: Site, state):
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log density of each row minus a term whose gradient is the unbiased negative phase."""
         key_start, key_chains = jax.random.split(rng_key)
         starts = jax.lax.stop_gradient(self._starts(key_start, site))

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_covariance, check_positive
-from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
 
 K = TypeVar("K", bound=type)
 C = TypeVar("C", bound=Callable)
@@ -77,7 +77,7 @@ class AbstractKernel(abc.ABC):
     step_size: Any
 
     @abc.abstractmethod
-    def init(self, rng_key: PRNGKey, position: Position, log_density: Callable[[Position], Array]) -> Any:
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> Any:
         """Return the state at a position, evaluated under the given log density.
 
         It is a NamedTuple with ``position`` and, if the kernel keeps them, ``logdensity`` and ``logdensity_grad``. The key
@@ -85,7 +85,7 @@ class AbstractKernel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def step(self, rng_key: PRNGKey, state: PyTree, log_density: Callable[[Position], Array]) -> tuple[Any, TransitionInfo]:
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[Any, TransitionInfo]:
         """Make a transition that leaves ``exp(log_density)`` invariant (unadjusted kernels: up to the step's bias)."""
 
     def bind(self, distribution: Any) -> Any:

@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey
-from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class
 
 
 class GibbsState(NamedTuple):
@@ -65,11 +65,11 @@ class Gibbs(AbstractKernel):
             self if self.values is not None else self.adapted(values=jax.tree.map(jnp.asarray, distribution.discrete_values))
         )
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
         return GibbsState(position, log_density(position))
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make one sweep, site by site."""
         if self.values is None:
             raise EnergyError("Gibbs needs the values that an element takes. Write Gibbs(values=jnp.arange(2)).")
@@ -91,7 +91,7 @@ class Gibbs(AbstractKernel):
 
 
 def _sweep(
-    keys: PRNGKey, site: Array, logdensity: Array, is_nonfinite: Array, values: ArrayLike, score: Callable[[Array], Array]
+    keys: PRNGKeys, site: Array, logdensity: Array, is_nonfinite: Array, values: ArrayLike, score: Callable[[Array], Array]
 ) -> tuple:
     """Draw each element of an array in turn; return the array, its log density, and whether any was NaN or infinite."""
     flat, shape = site.reshape(-1), site.shape

@@ -12,7 +12,7 @@ from blackjax.mcmc.metrics import default_metric
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
 
 
@@ -70,11 +70,11 @@ class HMC(Trajectories):
                 "all have num_integration_steps steps."
             )
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient at the position."""
         return blackjax.hmc.init(position, log_density)
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make one trajectory, and accept or reject its end."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.hmc(log_density, self.step_size, matrix, self.draw_length(rng_key))
@@ -117,11 +117,11 @@ class DynamicHMC(Trajectories):
         super().__post_init__()
         check_count("DynamicHMC", "num_integration_steps", self.num_integration_steps)
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient; the key draws the numbers of steps."""
         return blackjax.dynamic_hmc.init(position, log_density, rng_key)
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make one trajectory of random length, and accept or reject its end."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.dynamic_hmc(
@@ -170,14 +170,14 @@ class GHMC(Trajectories):
             )
 
     @with_jit
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient, and draw a momentum from its distribution."""
         # BlackJAX draws the momentum with unit mass, whatever the mass matrix.
         momentum = default_metric(mass_matrix(self, position)).sample_momentum(rng_key, position)
         return blackjax.ghmc.init(position, log_density, jax.random.fold_in(rng_key, 1))._replace(momentum=momentum)
 
     @with_jit
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Renew part of the momentum, make one leapfrog step, and accept or reject it."""
         # BlackJAX reads a bare vector as the square root of an inverse mass; a metric is unambiguous.
         metric = default_metric(mass_matrix(self, state.position))
@@ -221,11 +221,11 @@ class NUTS(Trajectories):
         super().__post_init__()
         check_count("NUTS", "max_num_doublings", self.max_num_doublings)
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient at the position."""
         return blackjax.nuts.init(position, log_density)
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make one trajectory, and draw one of its points by weight."""
         matrix = mass_matrix(self, state.position)
         algorithm = blackjax.nuts(log_density, self.step_size, matrix, max_num_doublings=self.max_num_doublings)

@@ -10,8 +10,8 @@ from blackjax.mcmc.diffusions import overdamped_langevin
 from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
 
-from numpyro_ebm._core.typing import Array
-from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_matrix, not_finite, with_jit
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
 
 
 class LangevinState(NamedTuple):
@@ -46,12 +46,12 @@ class Langevin(AbstractKernel):
     statistics: ClassVar[tuple[str, ...]] = ("is_divergent", "num_gradients", "is_nonfinite")
     step_size: Any = 0.01
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Return the position as the state."""
         return LangevinState(position)
 
     @with_jit
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make one Euler step."""
         value, grad = jax.value_and_grad(log_density)(state.position)
         algorithm = blackjax.sgld(lambda *_: grad)
@@ -81,12 +81,12 @@ class MALA(AbstractKernel):
     step_exponent: ClassVar[float] = 1.0
     step_size: Any = 0.1
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient at the position."""
         return blackjax.mala.init(position, log_density)
 
     @with_jit
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make a proposal, and accept or reject it."""
         key_proposal, key_accept = jax.random.split(rng_key)
         propose = overdamped_langevin(jax.value_and_grad(log_density))
@@ -132,11 +132,11 @@ class Barker(AbstractKernel):
     step_size: Any = 0.5
     inverse_mass_matrix: Any = None
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient at the position."""
         return blackjax.barker.init(position, log_density)
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make a proposal, and accept or reject it."""
         matrix = mass_matrix(self, state.position)
         if barker_takes_mass_matrix():

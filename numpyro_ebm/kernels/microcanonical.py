@@ -8,8 +8,8 @@ from blackjax.util import pytree_size
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import Position
-from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class, mass_matrix, not_finite
+from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite
 from numpyro_ebm.kernels.hamiltonian import uniform_steps
 
 GRADIENTS_PER_STEP = 2
@@ -53,12 +53,12 @@ class MCLMC(AbstractKernel):
         super().__post_init__()
         check_positive("MCLMC", "L", self.L)
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient, and draw a direction."""
         check_dimension(self, position)
         return blackjax.mclmc.init(position, log_density, rng_key)
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make one step of the dynamics."""
         matrix = mass_matrix(self, state.position)
         length = jnp.sqrt(pytree_size(state.position)) if self.L is None else self.L
@@ -103,12 +103,12 @@ class AdjustedMCLMC(AbstractKernel):
         super().__post_init__()
         check_count("AdjustedMCLMC", "num_integration_steps", self.num_integration_steps)
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient; the key draws the numbers of steps."""
         check_dimension(self, position)
         return blackjax.adjusted_mclmc_dynamic.init(position, log_density, rng_key)
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make one trajectory of random length, and accept or reject its end."""
         algorithm = blackjax.adjusted_mclmc_dynamic(
             log_density,

@@ -14,9 +14,9 @@ from jax.scipy.linalg import block_diag, solve_triangular
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_covariance, check_positive
-from numpyro_ebm._core.typing import Array, Position
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm._core.wrappers import strip, without_rows
-from numpyro_ebm.kernels._base import AbstractKernel, info, kernel_class
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class
 
 MAX_EVALUATIONS = 100
 """Most evaluations per transition, when the bracket is far below the rounding of an angle; a flat top needs a limit."""
@@ -91,12 +91,12 @@ class EllipticalSlice(AbstractKernel):
         mean, covariance = _moments(distribution.base)
         return self.adapted(mean=mean, covariance=covariance)
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
         self._gaussian(position)
         return SliceState(position, log_density(position))
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Draw an ellipse and a height, and shrink the bracket until a drawn point is above the height."""
         key_angle, key_momentum, key_height, key_start = jax.random.split(rng_key, 4)
         gaussian = self._gaussian(state.position)

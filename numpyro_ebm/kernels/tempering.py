@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, ArrayLike, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ArrayLike, ChainLogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, rebuilt
 from numpyro_ebm.kernels._moves import MOVES
 from numpyro_ebm.kernels.langevin import MALA
@@ -133,7 +133,7 @@ class ParallelTempering(AbstractKernel):
         gradient = self.kernel.gradient(state.replicas)
         return None if gradient is None else self.lower(gradient)
 
-    def init(self, rng_key, position, log_density):
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate each replica at its temperature."""
         temperatures = self._ladder(position)
         key_parity, key_replicas = jax.random.split(rng_key)
@@ -147,7 +147,7 @@ class ParallelTempering(AbstractKernel):
         parity = jax.random.randint(key_parity, (), 0, self._num_parities)
         return TemperingState(position, _log_densities(replicas, temperatures, log_density)[0], replicas, parity)
 
-    def step(self, rng_key, state, log_density):
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Move every replica, then swap neighbours."""
         temperatures = self._ladder(state.position)
         key_move, key_swap = jax.random.split(rng_key)
@@ -188,7 +188,7 @@ def _checked(temperatures: ArrayLike) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def _tempered(log_density: Callable[[Position], Array], temperature: Array) -> Callable[[Position], Array]:
+def _tempered(log_density: ChainLogDensityFn, temperature: Array) -> Callable[[Position], Array]:
     return lambda position: log_density(position) / temperature
 
 
@@ -199,7 +199,7 @@ def _heated(kernel: AbstractKernel, temperature: Array) -> AbstractKernel:
     return kernel.adapted(step_size=kernel.step_size * temperature**kernel.step_exponent)
 
 
-def _log_densities(replicas: PyTree, temperatures: Array, log_density: Callable[[Position], Array]) -> Array:
+def _log_densities(replicas: PyTree, temperatures: Array, log_density: ChainLogDensityFn) -> Array:
     """Return ``log p`` of each replica, at temperature 1."""
     if hasattr(replicas, "logdensity"):
         return replicas.logdensity * temperatures

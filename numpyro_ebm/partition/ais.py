@@ -10,7 +10,7 @@ import numpy as np
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import Levels, anneal, default_kernel, exact_kernel, pilot
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, from_log_weights
@@ -119,7 +119,7 @@ class AnnealedImportanceSampling(AbstractPartition):
         levels = self.num_levels or NUM_LEVELS if self.betas is None else self.betas
         return pilot(rng_key, kernel, densities, starts[self.num_chains :], levels)
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the mean weight."""
         key_pilot, key_chains = jax.random.split(rng_key)
         levels = self.levels(key_pilot, densities, starts)

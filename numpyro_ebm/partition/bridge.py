@@ -9,7 +9,8 @@ from blackjax.diagnostics import effective_sample_size
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 from numpyro_ebm.partition._contrast import log_partition_by_contrast
 from numpyro_ebm.partition._proposal import check_rows, fit_proposal
 
@@ -90,7 +91,7 @@ class BridgeSampling(AbstractPartition):
         super().check(distribution)
         check_rows(type(self).__name__, self.draws, distribution, FEWEST)
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the constant that best separates draws from proposals."""
         by_chain = draws.reshape(self.num_chains or 1, -1, *draws.shape[1:])
         half = by_chain.shape[1] // 2

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 AT_ONCE = 2**14
 """States evaluated at once: more run faster and need more memory."""
@@ -55,7 +56,7 @@ class Enumeration(AbstractPartition):
                 f"max_states={self.max_states}. Write method='ais', or Enumeration(max_states={num_states})."
             )
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the sum, computed in blocks of states."""
         distribution = densities.distribution
         values, size = jnp.asarray(distribution.discrete_values), self._size(distribution)

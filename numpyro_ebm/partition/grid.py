@@ -11,8 +11,8 @@ import numpy as np
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array
-from numpyro_ebm.partition._base import AbstractPartition, Estimate
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}
 """Default points per dimension: 2001, 251001 and 1.8 million points in all."""
@@ -91,7 +91,7 @@ class Grid(AbstractPartition):
             if shape not in ((), (size,)):
                 raise EnergyError(f"Grid needs {name} as one number or {size}; got shape {shape}.")
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the sum over the points, where edges count by halves."""
         shape = densities.distribution.unconstrained_shape
         size = math.prod(shape)

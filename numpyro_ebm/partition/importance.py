@@ -7,7 +7,8 @@ import jax
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Estimate, from_log_weights
+from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, from_log_weights
 from numpyro_ebm.partition._proposal import check_rows, fit_proposal
 
 
@@ -78,7 +79,7 @@ class ImportanceSampling(AbstractPartition):
         super().check(distribution)
         check_rows(type(self).__name__, self.data, distribution, 2)
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the mean weight."""
         if starts is not None:
             return from_log_weights(jax.vmap(densities.log_ratio)(starts))

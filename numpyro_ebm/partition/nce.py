@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 from numpyro_ebm.partition._contrast import log_partition_by_contrast
 from numpyro_ebm.partition._proposal import fit_proposal
@@ -68,7 +69,7 @@ class NoiseContrast(AbstractPartition):
         """Number of noise draws."""
         return self.nu * jnp.shape(self.data)[0]
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the constant that best separates data from noise."""
         ratios = jax.vmap(densities.log_ratio)
         distribution, num = densities.distribution, len(draws)

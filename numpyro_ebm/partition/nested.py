@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 NUM_PATHS = 100
@@ -89,7 +89,7 @@ class NestedSampling(AbstractPartition):
         if distribution.is_discrete:
             raise EnergyError(f"Slices need a continuous support; this one is {distribution.support}. Write method='smc'.")
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the integral over shells."""
         key_init, key_loop, key_paths = jax.random.split(rng_key, 3)
         sampler = self._sampler(densities, starts[0].size)

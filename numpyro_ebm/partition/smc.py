@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one, spread
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, tail_of
@@ -115,7 +115,7 @@ class SequentialMonteCarlo(AbstractPartition):
         super().check(distribution)
         default_kernel(self.kernel, distribution)
 
-    def estimate(self, rng_key, densities, starts, draws) -> Estimate:
+    def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the product of the mean weights."""
         kernel = default_kernel(self.kernel, densities.distribution)
         num = self.num_particles

@@ -15,7 +15,7 @@ from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one
-from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
 from numpyro_ebm.estimators.parts.health import CONDITIONS, NegativePhaseHealth, Observed, Policy, examine, tell, unknown
@@ -119,7 +119,7 @@ class ChainEstimator(AbstractEstimator):
             log_scale=zeros if self._scales(site) else None,
         )
 
-    def surrogate(self, rng_key: PRNGKey, site: Site, state: ChainState) -> tuple[Array, ChainState]:
+    def surrogate(self, rng_key: PRNGKey, site: Site, state: ChainState) -> tuple[RowValues, ChainState]:
         """Return each row's log density minus that of the negatives, unnormalised: log Z cancels in the gradient."""
         key_start, key_chains = jax.random.split(rng_key)
         kernel = self.tuned(site, state)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_start, over
@@ -44,7 +44,7 @@ class PoolEstimator(ChainEstimator):
         """Draw from ``start``."""
         return draw_start(self.start, rng_key, site, num_chains)
 
-    def init(self, rng_key, site: Site):
+    def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Return a state with a pool of fresh chains."""
         size = self.size(site)
         position, local = self.fresh(rng_key, site, size)

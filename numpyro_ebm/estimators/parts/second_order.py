@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.laplacian import is_piecewise_linear
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.figures import score_figures
@@ -29,7 +29,7 @@ class SecondOrderEstimator(AbstractEstimator):
         super().check(site)
         check_bends(site, self.name)
 
-    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+    def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return the size of the score and of its divergence."""
         return score_figures(rng_key, site)
 
