@@ -69,6 +69,23 @@ def test_rows_keep_their_context():
     check_moments(x.astype(float), p, p * (1 - p))
 
 
+def test_values_may_be_a_list():
+    energy = lambda x: 0.7 * jnp.sum(x)  # noqa: E731
+    d = ebm.EnergyDistribution(energy, (2,), support=constraints.integer_interval(0, 2))
+    _, x = draws_of(d, ebm.Gibbs(values=[0, 1, 2]))
+    _, again = draws_of(d)
+    np.testing.assert_array_equal(x, again)
+
+
+def test_tempered_replicas_of_a_discrete_event_keep_fractions_of_a_temperature():
+    temperatures = np.array([1.0, 1.5, 2.0])
+    kernel = ebm.ParallelTempering(ebm.Gibbs(values=[0, 1]), temperatures=tuple(temperatures))
+    start = jnp.zeros((20_000, 3, 1), jnp.int32)
+    moved = chains.advance(jax.random.key(0), kernel, lambda x, _: -2.0 * jnp.sum(x), start, num_steps=3).positions
+    p = 1 / (1 + np.exp(2 / temperatures))
+    np.testing.assert_array_less(abs(moved.mean((0, 2)) - p), 5 * np.sqrt(p * (1 - p) / 20_000))
+
+
 def test_nan_is_stayed_away_from_and_counted():
     kernel = ebm.Gibbs(values=jnp.arange(2))
     log_density = lambda x, _: jnp.where(x[0] == 1, jnp.nan, 0.5 * x[1])  # noqa: E731

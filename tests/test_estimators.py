@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from estimator_cases import CASES, OWN_MODELS, continuous_options, normal_proposal
+from estimator_cases import CASES, OTHERS, continuous_options, normal_proposal
 from flax import linen, nnx
 from helpers import fit, precision_model, some_slow, surrogate, vector_model
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
@@ -23,88 +22,6 @@ from numpyro.infer.autoguide import AutoDelta, AutoNormal
 import numpyro_ebm as ebm
 from numpyro_ebm.estimators.names import ESTIMATORS
 
-
-class Other(NamedTuple):
-    """An estimator that the Gaussian is no model for: a model with a parameter t, its data, where t ends, what refuses."""
-
-    options: dict
-    model: Any
-    data: Any
-    truth: float
-    tolerance: float
-    refusal: str
-    role: str = "gradient"
-    context: Any = None
-
-
-def units_model(x):
-    """Independent binary units of logit t."""
-    t = numpyro.param("t", 0.0)
-    with numpyro.plate("rows", len(x)):
-        d = ebm.EnergyDistribution(lambda x: -t * jnp.sum(x), x.shape[1:], support=constraints.boolean)
-        numpyro.sample("x", d, obs=x)
-
-
-def field_model(x):
-    """Independent pixels of precision t; so are their averages, of t times the number of pixels."""
-    t = numpyro.param("t", 1.0)
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * jnp.sum(x**2), x.shape[1:]), obs=x)
-
-
-def level_model(x):
-    """A Gaussian of precision t plus noise of scale sigma."""
-    t = numpyro.param("t", 1.0)
-    energy = lambda x, sigma: 0.5 * x**2 / (1 / t + sigma**2)  # noqa: E731
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("x", ebm.EnergyDistribution(energy, context=SMALLEST), obs=x)
-
-
-SMALLEST = jnp.asarray(0.1)
-UNITS = np.random.default_rng(0).random((200, 3)) < 0.7
-FIELDS = np.random.default_rng(0).normal(0, 0.5, (300, 2, 2)).astype(np.float32)
-NUMBERS = np.random.default_rng(0).normal(0, 0.5, 2000).astype(np.float32)
-OTHERS = {
-    "mean_field_cd": Other({}, units_model, UNITS, np.log(UNITS.mean() / (1 - UNITS.mean())), 1e-3, "binary units"),
-    "multigrid_cd": Other(
-        # Maximum likelihood over both grids: 5 pixels a row, over the sums of squares of both.
-        {"factors": (2, 1), "num_steps": 3, "kernel": ebm.HMC(0.25, 3), "adapt_step_size": False},
-        field_model,
-        FIELDS,
-        5 / (np.mean(np.sum(FIELDS**2, (1, 2))) + 4 * np.mean(FIELDS.mean((1, 2)) ** 2)),
-        0.2,
-        r"needs images, event_shape=\(H, W\)",
-    ),
-    "diffusion_recovery": Other(
-        {"sigmas": (0.1, 0.3, 0.8), "num_steps": 5, "kernel": ebm.HMC(0.4, 3, jitter=0.0), "adapt_step_size": False},
-        level_model,
-        NUMBERS,
-        1 / np.mean(NUMBERS**2),  # the optimum at every level
-        0.15,
-        "needs a model conditioned on the noise level",
-        context=SMALLEST,
-    ),
-    "multiscale_dsm": Other(
-        {"sigmas": (0.8, 0.3, 0.1)},
-        level_model,
-        NUMBERS,
-        1 / np.mean(NUMBERS**2),  # the optimum at every level
-        0.1,
-        "needs a model conditioned on the noise level",
-        "objective",
-        SMALLEST,
-    ),
-    "tre": Other(
-        {"sigmas": (0.1, 0.3, 0.8)},
-        level_model,
-        NUMBERS,
-        1 / np.mean(NUMBERS**2),
-        0.15,
-        "needs a model conditioned on the noise level",
-        "objective",
-        SMALLEST,
-    ),
-}
 ALL = list(CASES)
 CLASSES = ESTIMATORS.classes
 OBJECTIVES = [name for name in ALL if CLASSES[name].role == "objective"]
@@ -136,7 +53,6 @@ def gradient(model, params, *args, key=0):
 def test_the_table_holds_every_estimator():
     assert set(CASES) | set(OTHERS) == set(ebm.available_estimators())
     assert not set(CASES) & set(OTHERS)
-    assert set(OTHERS) == set(OWN_MODELS)
     for name in ALL:
         assert ebm.estimate(precision_model, name, **options_of(name)).estimators.name == name
 

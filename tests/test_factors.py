@@ -156,6 +156,14 @@ def test_masked_rows_take_no_part_nan_included():
     np.testing.assert_allclose(grad, other)
 
 
+def test_a_mask_of_integers_is_one_of_booleans():
+    fn = handlers.trace(handlers.substitute(as_factor, {"t": 1.0})).get_trace(X)["tilt"]["fn"]
+    keep = np.arange(60) % 2
+    masked, again = fn.mask(keep), fn.mask(keep == 1).mask(keep)
+    assert masked.row_mask.dtype == again.row_mask.dtype == bool
+    np.testing.assert_array_equal(masked.log_prob(None), np.where(keep, fn.log_prob(None), 0))
+
+
 def as_masked(x, keep):
     with handlers.mask(mask=keep):
         as_factor(x)

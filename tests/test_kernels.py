@@ -674,6 +674,16 @@ class TestEllipticalSlice:
             ebm.sample(jax.random.key(0), model, ebm.EllipticalSlice(0.0, jnp.ones(3)))
 
 
+@pytest.mark.parametrize("num_chains", [1, 2])
+@pytest.mark.parametrize("batch_shape", [(), (1,), (2,), (2, 1)])
+def test_statistics_have_the_rows_after_the_draws(num_chains, batch_shape):
+    scale = jnp.exp(jnp.arange(float(np.prod(batch_shape)))).reshape(batch_shape)
+    d = ebm.EnergyDistribution(lambda x, s: 0.5 * jnp.sum((x / s) ** 2), (2,), context=scale, batch_shape=batch_shape)
+    run = ebm.sample(jax.random.key(0), d, "mala", num_warmup=30, num_samples=3, num_chains=num_chains)
+    assert {value.shape for value in run.stats.values()} == {(num_chains, 3, *batch_shape)}
+    np.testing.assert_array_equal(run.stats["step_size"][:, 0].reshape(-1), run.kernel.step_size)
+
+
 class TestParallelTempering:
     @staticmethod
     def two_modes(x):

@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from estimator_cases import OWN_MODELS, continuous_options
+from estimator_cases import OTHERS, continuous_options
 from helpers import vector_model
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, SVI, Trace_ELBO
@@ -96,7 +96,7 @@ def under_modes(names):
 
 def test_every_estimator_is_here():
     assert set(CASES) == set(ebm.available_estimators())
-    assert set(OWN_MODELS) <= set(CASES)
+    assert set(OTHERS) <= set(CASES)
 
 
 @pytest.mark.parametrize(("mode", "name"), under_modes(CASES))

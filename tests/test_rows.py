@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from estimator_cases import OWN_MODELS, continuous_options
+from estimator_cases import OTHERS, continuous_options
 from helpers import precision_model, rows_of, some_slow, surrogate
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpyro.contrib.control_flow import scan
@@ -366,7 +366,7 @@ class TestMaskedRows:
 class TestNoRows:
     """An empty filter is refused at the front, by every estimator alike, as NumPyro refuses an empty plate."""
 
-    OPTIONS = continuous_options("x") | dict.fromkeys(OWN_MODELS, {"sigmas": (0.1, 1.0)})
+    OPTIONS = continuous_options("x") | dict.fromkeys(OTHERS, {"sigmas": (0.1, 1.0)})
     OPTIONS |= {"mean_field_cd": {}, "multigrid_cd": {"factors": (2, 1)}}
 
     @pytest.mark.parametrize("name", list(OPTIONS))

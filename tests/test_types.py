@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-STOPS = ("estimators", "kernels", "log_partitions", "training", "evaluation", "figures")
+STOPS = (
+    "estimators",
+    "declarations",
+    "kernels",
+    "samplers",
+    "log_partitions",
+    "training",
+    "evaluation",
+    "tests_of_draws",
+    "figures",
+)
 
 
 @pytest.mark.slow

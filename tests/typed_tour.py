@@ -16,9 +16,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
-from estimator_cases import CASES, continuous_options
+from estimator_cases import CASES, OTHERS, continuous_options
 from helpers import vector_model
 from numpyro.infer import MCMC, SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_ebm as ebm
 
@@ -33,18 +34,90 @@ def target():
     return ebm.EnergyDistribution(lambda x: 0.5 * (x @ x), (2,), base=dist.Normal(0, 2).expand([2]).to_event(1))
 
 
+def update(model, *args, **options):
+    """One update by an estimator, compiled."""
+    svi = SVI(ebm.estimate(model, **options), ebm.empty_guide, optax.sgd(1e-3), Trace_ELBO())
+    state, _ = jax.jit(svi.update)(svi.init(KEY, *args), *args)
+    return jax.block_until_ready(state)
+
+
 def estimators():
     for name in CASES:
-        model = ebm.estimate(vector_model, name, **continuous_options("x", (2,))[name])
-        svi = SVI(model, ebm.empty_guide, optax.sgd(1e-3), Trace_ELBO())
-        state, _ = jax.jit(svi.update)(svi.init(KEY, ROWS), ROWS)
-        jax.block_until_ready(state)
+        update(vector_model, ROWS, estimator=name, **continuous_options("x", (2,))[name])
+    for name, other in OTHERS.items():
+        update(other.model, other.data[:24], estimator=name, **other.options)
+
+
+def declarations():
+    conditional = lambda x, c: 0.5 * (x @ x) + c["shift"] @ x  # noqa: E731
+
+    def per_row(x, c, mask):
+        with numpyro.plate("rows", len(x)), numpyro.handlers.mask(mask=mask):
+            d = ebm.EnergyDistribution(conditional, (2,), context={"shift": c}, base=dist.Normal(0, c).to_event(1))
+            numpyro.sample("x", d, obs=x)
+
+    methods = dict.fromkeys(("cd", "pcd", "ranking_nce"), {}) | {"dsm": {"sigma": 0.1}, "sm": {"num_probes": 2}}
+    for name, options in methods.items():
+        update(per_row, ROWS, abs(ROWS) + 0.5, ROWS[:, 0] > 0, estimator=name, **options)
+
+    def scores(x):
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.ScoreDistribution(lambda x: -x * numpyro.param("t", np.ones(2)), (2,)), obs=x)
+
+    update(scores, ROWS, estimator="ssm_vr")
+
+    def joint(x, y):
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Normal(0, 1), obs=x)
+            numpyro.sample("y", dist.Normal(0, 1).expand([2]).to_event(1), obs=y)
+            ebm.energy_factor("f", lambda x, y: numpyro.param("t", 0.3) * x * y.sum(), x=x, y=y)
+
+    update(joint, ROWS[:, 0], ROWS, estimator="dsm", sigma=0.1)
+    update(joint, ROWS[:, 0], ROWS, estimator="pcd")
+
+    def latent(x):
+        scale = numpyro.sample("scale", dist.LogNormal(0, 1))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x, s: 0.5 * (x @ x) / s**2, (2,), context=scale), obs=x)
+
+    model = ebm.estimate(latent, "cd")
+    svi = SVI(model, AutoNormal(model), optax.adam(1e-2), Trace_ELBO())
+    svi.update(svi.init(KEY, ROWS), ROWS)
+    d = ebm.EnergyDistribution(conditional, (2,), context={"shift": ROWS}, base=ebm.Empirical(ROWS + 0.1))
+    bounded = ebm.EnergyDistribution(lambda x: x.sum(), (3,), support=dist.constraints.simplex)
+    bounded.log_prob(bounded.sample(jax.random.PRNGKey(0), (4, 2)))
+    d.expand([24]).to_event(1).mask(False)
+    factor = ebm.EnergyDistribution(lambda x: 0.5 * x**2)
+    jax.vmap(factor.log_prob)(np.arange(3.0))
+
+
+def samplers():
+    def energy(x, sigma=0.0):
+        return 0.5 * (x @ x) / (1 + sigma**2)
+
+    for sampler in (
+        ebm.ChainSampler("mala", num_warmup=5, num_steps=5),
+        ebm.ReverseSDE(ebm.VE(0.1, 3.0), 5),
+        ebm.ReverseSDE(ebm.VP(), 5),
+        ebm.AnnealedLangevin(ebm.geometric_sigmas(3.0, 0.1, 4), steps_per_sigma=2),
+        ebm.ProbabilityFlow(ebm.VE(0.1, 3.0)),
+    ):
+        context = None if isinstance(sampler, ebm.ChainSampler) else np.float32(0.1)
+        d = ebm.EnergyDistribution(energy, (2,), context=context, sampler=sampler)
+        draws = d.sample(KEY, (3,))
+        if isinstance(sampler, ebm.ProbabilityFlow):
+            sampler.log_prob(d, draws)
+        if isinstance(sampler, ebm.AnnealedLangevin):
+            sampler.trajectory(KEY, d, (3,))
+            sampler.inpaint(KEY, d, draws, np.array([True, False]))
 
 
 def kernels():
-    for name in ("langevin", "mala", "barker", "hmc", "nuts", "ghmc", "mclmc", "parallel_tempering"):
-        kernel = name
-        ebm.sample(KEY, target(), kernel, num_warmup=5, num_samples=5, num_chains=2)
+    for name in sorted(set(ebm.available_kernels()) - {"gibbs", "elliptical_slice"}):
+        ebm.sample(KEY, target(), name, num_warmup=5, num_samples=5, num_chains=2)
+    normal = dist.Normal(0, 2).expand([2]).to_event(1)
+    tilted = ebm.EnergyDistribution(lambda x: 0.1 * (x @ x), (2,), base=normal)
+    ebm.sample(KEY, tilted, "elliptical_slice", num_warmup=5, num_samples=5, num_chains=2)
     units = ebm.EnergyDistribution(lambda x: 0.1 * x.sum(), (3,), support=dist.constraints.boolean)
     ebm.sample(KEY, units, "gibbs", num_warmup=2, num_samples=5, num_chains=2)
 
@@ -89,18 +162,52 @@ def evaluation():
     ebm.log_likelihood(vector_model, PARAMS, ROWS, log_partition=log_z)
 
 
+def tests_of_draws():
+    draws = np.random.default_rng(1).normal(size=(2, 40, 2)).astype(np.float32)
+    ebm.classifier_two_sample_test(KEY, draws[0], draws[1], num_permutations=5)
+    ebm.mode_weights(lambda x: x[0] > 0, draws, ROWS)
+    ebm.split_rhat({"x": draws}, {"first": lambda x: x[0]})
+    ebm.nested_rhat({"x": np.concatenate([draws, draws + 0.1])}, 2)
+    ebm.ksd_test(KEY, target(), ROWS)
+    ebm.mmd(KEY, draws[0], ROWS)
+    ebm.sm_loss((vector_model, PARAMS), ROWS)
+
+
 def figures():
     import matplotlib
 
     matplotlib.use("Agg")
     from numpyro_ebm import plots
 
-    plots.plot_energy(target())
-    plots.plot_pairs(ROWS + 0.1, ROWS)
-    plots.plot_marginals(ROWS + 0.1, ROWS)
+    draws = ebm.sample(KEY, target(), "mala", num_warmup=5, num_samples=20, num_chains=2)
+    plots.plot_energy(target(), data=ROWS, draws=draws)
+    plots.plot_pairs(ROWS, draws)
+    plots.plot_marginals(ROWS, draws)
+    plots.plot_rank(draws)
+    plots.plot_trace(draws)
+    plots.plot_images(np.random.default_rng(0).normal(size=(5, 4, 4)))
+    plots.plot_noise_levels(ebm.geometric_sigmas(3.0, 0.1, 5), ROWS)
+    plots.plot_annealing(ebm.log_partition_bounds(KEY, target(), num_levels=5, num_chains=8))
+    svi = SVI(ebm.estimate(vector_model, "pcd"), ebm.empty_guide, optax.adam(1e-2), Trace_ELBO())
+    plots.plot_training(ebm.fit(KEY, svi, 8, ROWS, check_every=4, progress_bar=False))
+    estimated = ebm.estimate(vector_model, "nce")
+    svi = SVI(estimated, ebm.empty_guide, optax.adam(1e-2), Trace_ELBO())
+    result = ebm.fit(KEY, svi, 8, ROWS, progress_bar=False)
+    plots.plot_calibration(*plots.log_ratios(KEY, estimated, result, ROWS))
 
 
-TOUR = {each.__name__: each for each in (estimators, kernels, log_partitions, training, evaluation, figures)}
+STOPS = (
+    estimators,
+    declarations,
+    kernels,
+    samplers,
+    log_partitions,
+    training,
+    evaluation,
+    tests_of_draws,
+    figures,
+)
+TOUR = {each.__name__: each for each in STOPS}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jaxtyping import Bool
 
 from numpyro_ebm._core.typing import Array, PyTree
 
@@ -29,7 +30,7 @@ class Told:
         self.function(*self.settings, *args)
 
 
-def call_where_any(report: Told, flags: Array, values: PyTree) -> None:
+def call_where_any(report: Told, flags: Bool[Array, " num"], values: PyTree) -> None:
     """Call the host if any flag is set; under vmap, once, with the first batch element that has a flag set."""
     _notifier(report)(flags, values)
 

@@ -4,14 +4,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, Scalar
 
 DIRECTIONS_AT_ONCE = 64
 """Directions that are differentiated together; more need more memory, fewer take more sequential steps."""
 
 
-def over_coordinates(push: Callable[[Array], Array], flat: Array, read: Callable[[Array, Array], Array]) -> Array:
+def over_coordinates(
+    push: Callable[[Float[Array, " d"]], Float[Array, " m"]],
+    flat: Float[Array, " d"],
+    read: Callable[[Int[Array, ""], Float[Array, " m"]], Float[Array, "..."]],
+) -> Float[Array, "d ..."]:
     """Evaluate ``read(i, J e_i)`` for each coordinate ``i``, at most 64 at a time, so that a large ``J`` is never built.
 
     Args:
@@ -29,17 +34,19 @@ def over_coordinates(push: Callable[[Array], Array], flat: Array, read: Callable
     return jax.lax.map(column, jnp.arange(flat.size), batch_size=DIRECTIONS_AT_ONCE)
 
 
-def unit(flat: Array, i: Array) -> Array:
+def unit(flat: Float[Array, " d"], i: Int[Array, ""]) -> Float[Array, " d"]:
     """Return the unit vector of coordinate ``i``."""
     return jnp.zeros_like(flat).at[i].set(1.0)
 
 
-def along(function: Callable[[Array], Array], direction: Array) -> Callable[[Array], Array]:
+def along(
+    function: Callable[[Float[Array, " d"]], Float[Array, "..."]], direction: Float[Array, " d"]
+) -> Callable[[Float[Array, " d"]], Float[Array, "..."]]:
     """Return the derivative of a function in one direction, as a function of the point."""
     return lambda x: jax.jvp(function, (x,), (direction,))[1]
 
 
-def laplacian_of_curvature(score: Callable[[Array], Array], flat: Array) -> Array:
+def laplacian_of_curvature(score: Callable[[Float[Array, " d"]], Float[Array, " d"]], flat: Float[Array, " d"]) -> Scalar:
     """Compute the Laplacian of ``(Laplacian q) / q = tr grad s + |s|^2`` for a density ``q`` with score ``s``.
 
     The ``d^2`` directional derivatives are computed at most 64 at a time.

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, Scalar
 
 # folx recognises these by the name of their jitted function, which a user's function may share.
 BY_NAME = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "logaddexp": jnp.logaddexp}
@@ -23,7 +24,9 @@ LOCAL |= {"abs", "integer_pow", "pow", "square", "reduce_sum", "reshape", "slice
 LOCAL |= {"convert_element_type", "copy"}
 
 
-def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[Array, Array]:
+def gradient_and_laplacian(
+    fn: Callable[[Float[Array, " d"]], Scalar], flat: Float[Array, " d"]
+) -> tuple[Float[Array, " d"], Scalar]:
     """Compute gradient and Laplacian of a scalar function of ``(d,)`` in one forward pass (the package folx).
 
     If no matrix product mixes the coordinates, the intermediate Jacobians are stored as sparse.
@@ -35,7 +38,7 @@ def gradient_and_laplacian(fn: Callable[[Array], Array], flat: Array) -> tuple[A
     return result.dense_jacobian.reshape(flat.shape), result.laplacian
 
 
-def _forward(fn: Callable[[Array], Array], flat: Array, sparsity: float) -> Any:
+def _forward(fn: Callable[[Float[Array, " d"]], Scalar], flat: Float[Array, " d"], sparsity: float) -> Any:
     from folx import forward_laplacian
 
     # folx needs both default modes; the function itself has just been traced in the user's modes.
@@ -51,7 +54,7 @@ def beyond_forward_laplacian(fn: Callable[..., Any], *args: Any) -> tuple[str, .
     return tuple(sorted(missing))
 
 
-def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
+def is_piecewise_linear(fn: Callable[[Float[Array, "*position"]], Scalar], point: Float[Array, "*position"]) -> bool:
     """Return whether the gradient depends on the point although the second derivative is 0 almost everywhere."""
     slope = jax.grad(fn)
     bend = jax.make_jaxpr(lambda x, v: jax.jvp(slope, (x,), (v,))[1])(point, point).jaxpr
@@ -61,7 +64,7 @@ def is_piecewise_linear(fn: Callable[[Array], Array], point: Array) -> bool:
     return any(_walk(program, [True] * len(program.invars), integers=True))
 
 
-def _is_local(fn: Callable[[Array], Array], flat: Array) -> bool:
+def _is_local(fn: Callable[[Float[Array, " d"]], Scalar], flat: Float[Array, " d"]) -> bool:
     """Return whether only local operations lie between a function's argument and its result."""
     jaxpr = jax.make_jaxpr(fn)(flat).jaxpr
     others: set[str] = set()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jaxtyping import Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PyTree
@@ -98,7 +99,7 @@ class FunctionOfRow:
     structure: Structure
     has_context: bool
 
-    def __call__(self, event: Array, own: tuple[list[Any], PyTree]) -> Any:
+    def __call__(self, event: Shaped[Array, "*event"], own: tuple[list[Any], PyTree]) -> Any:
         """Evaluate the function of one event, given ``(arrays, context)``."""
         arrays, context = own
         function = assemble(arrays, self.structure)

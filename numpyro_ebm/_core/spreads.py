@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 from numpyro_ebm._core.typing import Array
 
@@ -11,7 +12,11 @@ ROUNDING = 8.0
 """Units in the last place by which equal numbers may differ after rounding; a larger value sets more small spreads to 0."""
 
 
-def spread(values: np.ndarray | Array, where: np.ndarray | Array | None = None, eps: float | None = None) -> Any:
+def spread(
+    values: Shaped[np.ndarray | Array, "num ..."],
+    where: Bool[np.ndarray | Array, "..."] | None = None,
+    eps: float | None = None,
+) -> Any:
     """Compute the standard deviation over the first axis, exactly 0 where it is no larger than rounding of the values.
 
     The mean of equal numbers is off by some units in the last place (600 rows of 0.48 in float32 have a standard deviation

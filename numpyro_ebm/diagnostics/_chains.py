@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.spreads import ROUNDING
 from numpyro_ebm.diagnostics._levels import chi2_bound
@@ -29,11 +30,11 @@ class Chains(NamedTuple):
     """
 
     names: list[str]
-    values: np.ndarray
+    values: Float[np.ndarray, "chains draws coordinates"]
     eps: float
 
     @property
-    def are_frozen(self) -> np.ndarray:
+    def are_frozen(self) -> Bool[np.ndarray, " chains"]:
         """By chain: whether it moves in fewer than 2 % of the transitions, or only by rounding errors."""
         size = np.abs(self.values).max(axis=1, initial=0.0)
         with np.errstate(invalid="ignore"):  # of infinite draws
@@ -41,7 +42,7 @@ class Chains(NamedTuple):
         return (self.move_rates < COLLAPSED_ACCEPTANCE) | is_still
 
     @property
-    def move_rates(self) -> np.ndarray:
+    def move_rates(self) -> Float[np.ndarray, " chains"]:
         """By chain: the fraction of transitions in which any coordinate changed."""
         return np.any(self.values[:, 1:] != self.values[:, :-1], axis=2).mean(axis=1)
 
@@ -159,7 +160,7 @@ def _why_not(chains: Chains, num_draws: int) -> str:
     return "all chains are frozen, and have no R-hat and no effective draws" if chains.are_frozen.all() else ""
 
 
-def _check_rhat(names: list[str], values: np.ndarray) -> Finding:
+def _check_rhat(names: list[str], values: Float[np.ndarray, "chains draws coordinates"]) -> Finding:
     """Check R-hat against 1.01, or against the value that converged chains of this length may reach by chance."""
     stuck = np.all(values == values[:, :1], axis=(0, 1))
     rhat = np.where(stuck, np.inf, rank_rhat(values))
@@ -179,7 +180,7 @@ def _check_rhat(names: list[str], values: np.ndarray) -> Finding:
     )
 
 
-def _check_ess(names: list[str], values: np.ndarray, min_ess: float) -> Finding:
+def _check_ess(names: list[str], values: Float[np.ndarray, "chains draws coordinates"], min_ess: float) -> Finding:
     sizes = {method: effective_size(values, method) for method in ("bulk", "tail")}
     method = min(sizes, key=lambda each: np.nanmin(sizes[each]))
     worst = int(np.nanargmin(sizes[method]))

@@ -1,6 +1,7 @@
 """Checks of draws against data: distance, mean, covariance, and modes by nearest neighbours."""
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.spreads import eps_of, or_one, spread
@@ -22,7 +23,9 @@ MAX_DIMENSIONS = 20
 """Most dimensions in which all covariances are compared, 210 of them; above, only variances."""
 
 
-def compare(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
+def compare(
+    name: str, draws: Shaped[np.ndarray, "chains draws ..."], data: Shaped[np.ndarray, " rows *event"]
+) -> list[Finding]:
     """Compare the draws of one variable with its data.
 
     Args:
@@ -68,19 +71,21 @@ def check_fits(name: str, draws: np.ndarray, data: np.ndarray) -> None:
         )
 
 
-def _as_chains(draws: np.ndarray, data: np.ndarray) -> np.ndarray:
+def _as_chains(
+    draws: Shaped[np.ndarray, "chains draws ..."], data: Shaped[np.ndarray, " rows *event"]
+) -> Float[np.ndarray, "series draws d"]:
     """Return the draws as ``(chains * rows, draws, dimensions)``."""
     size = int(np.prod(data.shape[1:]))
     flat = draws.reshape((*draws.shape[:2], -1, size)).astype(float)
     return np.moveaxis(flat, 2, 1).reshape((-1, draws.shape[1], size))
 
 
-def _still(points: np.ndarray, eps: float) -> np.ndarray:
+def _still(points: Float[np.ndarray, "points d"], eps: float) -> Float[np.ndarray, "points d"]:
     """Return the points, with coordinates that vary only by rounding set to one value."""
     return np.where(spread(points, eps=eps) > 0, points, points[:1]) if len(points) else points
 
 
-def _distance(name: str, chains: np.ndarray, points: np.ndarray) -> Finding:
+def _distance(name: str, chains: Float[np.ndarray, "chains draws d"], points: Float[np.ndarray, "points d"]) -> Finding:
     """Check distances: for equal distributions, half a chain beyond twice the farthest of n data has probability < 2^-n."""
     centre, scale = points.mean(axis=0), or_one(np.sqrt(np.mean(spread(points) ** 2)))
     with np.errstate(over="ignore"):
@@ -97,7 +102,7 @@ def _distance(name: str, chains: np.ndarray, points: np.ndarray) -> Finding:
     )
 
 
-def _moments(name: str, chains: np.ndarray, points: np.ndarray) -> list[Finding]:
+def _moments(name: str, chains: Float[np.ndarray, "chains draws d"], points: Float[np.ndarray, "points d"]) -> list[Finding]:
     """Compare means and second moments, in standard errors of draws and data together."""
     advice = (
         "The model does not fit the data, or the chains do not cover all of it. Look at the other findings first; then "
@@ -129,7 +134,9 @@ def _moments(name: str, chains: np.ndarray, points: np.ndarray) -> list[Finding]
     return found
 
 
-def _standardised(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def _standardised(
+    ours: Float[np.ndarray, "chains draws k"], theirs: Float[np.ndarray, "points k"]
+) -> Float[np.ndarray, " k"]:
     sizes = np.clip(np.nan_to_num(effective_size(ours), nan=1.0), 1.0, ours.shape[0] * ours.shape[1])
     # Equal distributions have one variance: take the larger estimate, which is too small in a small heavy-tailed sample.
     widest = np.maximum(spread(ours.reshape(-1, ours.shape[-1])), spread(theirs))
@@ -138,7 +145,9 @@ def _standardised(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.where(error > 0, change / or_one(error), np.where(ours[0, 0] == theirs[0], 0.0, np.inf))
 
 
-def _modes(name: str, chains: np.ndarray, points: np.ndarray, size: float) -> list[Finding]:
+def _modes(
+    name: str, chains: Float[np.ndarray, "chains draws d"], points: Float[np.ndarray, "points d"], size: float
+) -> list[Finding]:
     # Half the effective size: the correlation that remains between draws thinned this much is negligible.
     wanted = int(min(size / 2, len(points), MAX_POINTS))
     if wanted < MIN_POINTS:
@@ -151,7 +160,7 @@ def _modes(name: str, chains: np.ndarray, points: np.ndarray, size: float) -> li
     return modes(name, thinned, points[rng.permutation(len(points))[: len(thinned)]])
 
 
-def modes(name: str, draws: np.ndarray, data: np.ndarray) -> list[Finding]:
+def modes(name: str, draws: Shaped[np.ndarray, "draws d"], data: Shaped[np.ndarray, "rows d"]) -> list[Finding]:
     """Compare independent draws ``(m, d)`` with data ``(n, d)`` by nearest neighbours."""
     seen = neighbors(data, draws)
     bound = normal_bound()

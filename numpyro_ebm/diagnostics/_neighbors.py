@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 
 from numpyro_ebm._core.spreads import or_one, spread
 
@@ -47,7 +48,9 @@ class Statistic(NamedTuple):
         return (self.value - self.mean) / self.sd if self.sd > 0 else 0.0
 
 
-def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIGHBORS) -> Neighbors:
+def neighbors(
+    data: Shaped[np.ndarray, "rows d"], draws: Shaped[np.ndarray, "draws d"], num_neighbors: int = NUM_NEIGHBORS
+) -> Neighbors:
     r"""Compare two samples by the k nearest neighbours of each point among all others.
 
     - ``same`` (Schilling; Henze): has mean :math:`\sum_i n_i (n_i - 1) / (N (N - 1))`, and is larger for distributions that
@@ -88,7 +91,7 @@ def neighbors(data: np.ndarray, draws: np.ndarray, num_neighbors: int = NUM_NEIG
     return Neighbors(*(Statistic(float(v), float(m), float(s)) for v, m, s in zip(values, means, spread(null), strict=True)))
 
 
-def _fractions(near: np.ndarray, is_data: np.ndarray) -> tuple[float, float, float, float]:
+def _fractions(near: Int[np.ndarray, "points k"], is_data: Bool[np.ndarray, " points"]) -> tuple[float, float, float, float]:
     agree = is_data[near] == is_data[:, None]
     alone = agree.all(axis=1)
     return float(agree.mean()), float(agree[:, 0].mean()), float(alone[is_data].mean()), float(alone[~is_data].mean())

@@ -3,11 +3,12 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from numpyro_ebm._core.spreads import spread
 from numpyro_ebm.diagnostics._levels import normal_bound
 from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
-from numpyro_ebm.diagnostics.arviz.read import Recorded
+from numpyro_ebm.diagnostics.arviz.read import ByName, Recorded
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size
 from numpyro_ebm.estimators.parts.health import NONFINITE_RATE
 
@@ -39,7 +40,7 @@ def check_sampler(recorded: Recorded, *, is_slow: bool) -> list[Finding]:
     return findings
 
 
-def _divergences(stats: dict[str, np.ndarray]) -> Finding:
+def _divergences(stats: ByName) -> Finding:
     if "diverging" not in stats:
         return unchecked("divergences", "no statistics came with the draws", RUN.format("diverging"))
     count = int(np.sum(stats["diverging"]))
@@ -53,7 +54,7 @@ def _divergences(stats: dict[str, np.ndarray]) -> Finding:
     )
 
 
-def _acceptance(stats: dict[str, np.ndarray], kernel: Any, *, is_slow: bool) -> Finding:
+def _acceptance(stats: ByName, kernel: Any, *, is_slow: bool) -> Finding:
     rates = stats.get("acceptance_rate")
     if rates is None or not np.all(np.isfinite(rates)):
         return unchecked("acceptance", "no acceptance rates came with the draws", RUN.format("accept_prob"))
@@ -74,7 +75,7 @@ def _acceptance(stats: dict[str, np.ndarray], kernel: Any, *, is_slow: bool) -> 
     )
 
 
-def _nonfinite(flags: np.ndarray) -> Finding:
+def _nonfinite(flags: Shaped[np.ndarray, "chains draws ..."]) -> Finding:
     rate = float(np.mean(flags))
     return judge(
         "finite proposals",
@@ -90,7 +91,7 @@ def _longest(kernel: object) -> int | None:
     return depth[-1] if isinstance(depth, tuple) else depth
 
 
-def _tree_depth(stats: dict[str, np.ndarray], depth: int) -> Finding:
+def _tree_depth(stats: ByName, depth: int) -> Finding:
     ended = stats["tree_depth"] >= depth if "tree_depth" in stats else stats["n_steps"] >= 2**depth - 1
     rate = float(np.mean(ended))
     return judge(
@@ -102,7 +103,7 @@ def _tree_depth(stats: dict[str, np.ndarray], depth: int) -> Finding:
     )
 
 
-def _ebfmi(energy: np.ndarray) -> Finding:
+def _ebfmi(energy: Shaped[np.ndarray, "chains draws"]) -> Finding:
     variance = spread(energy.T) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         fraction = np.mean(np.diff(energy, axis=1) ** 2, axis=1) / variance
@@ -122,7 +123,7 @@ def _no_energy() -> Finding:
     return unchecked("energy trend", "no energies came with the draws", advice)
 
 
-def _trend(name: str, values: np.ndarray) -> Finding:
+def _trend(name: str, values: Shaped[np.ndarray, "chains draws ..."]) -> Finding:
     """Compare the first half with the last, in standard errors by the effective sizes of both."""
     half = values.shape[1] // 2
     if half < 4:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._core.programs import compiled
@@ -44,7 +45,7 @@ class Seen:
         energies: minus the log density in unconstrained space, of the rows that take part.
     """
 
-    def __init__(self, estimator: AbstractEstimator, site: Site, energies: np.ndarray):
+    def __init__(self, estimator: AbstractEstimator, site: Site, energies: Float[np.ndarray, " {site.num_rows}"]):
         self.estimator, self.site = estimator, site
         keep = slice(None) if site.mask is None else np.asarray(site.mask)
         self.energies = energies[keep]
@@ -119,7 +120,7 @@ def _roles(model: estimate) -> set[str]:
     return {each.role for each in estimators}
 
 
-def _descent(losses: np.ndarray) -> list[Finding]:
+def _descent(losses: Float[np.ndarray, " updates"]) -> list[Finding]:
     """Check whether the losses still fall, by means of ten batches each of the last two fifths."""
     if losses.size < MIN_UPDATES:
         return [unchecked("descent", f"fewer than {MIN_UPDATES} updates")]

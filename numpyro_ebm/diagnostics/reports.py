@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 from numpyro import handlers
 
 from numpyro_ebm._core.errors import EnergyError
@@ -234,5 +235,5 @@ def site_report(carried: Carried, estimators: AbstractEstimator | Mapping[str, A
     return SiteReport(carried.site, carried.estimator, figures, conditions, notes, held)
 
 
-def _names(conditions: Array | np.ndarray) -> tuple[str, ...]:
+def _names(conditions: Bool[Array, " conditions"] | Bool[np.ndarray, " conditions"]) -> tuple[str, ...]:
     return tuple(name for name, holds in zip(CONDITIONS, np.asarray(conditions), strict=True) if holds)

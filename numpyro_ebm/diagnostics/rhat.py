@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -78,7 +79,7 @@ def nested_rhat(
     draws: MCMC | Draws | FitResult | Mapping[str, Any],
     num_superchains: int,
     functions: Mapping[str, Callable[[Any], Any]] | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Float[np.ndarray, "..."] | np.floating]:
     r"""Compute nested R-hat of many chains that are too short for R-hat, grouped in superchains that share their start.
 
     With K superchains of M chains of N draws, means :math:`\bar x^{(mk)}` of chains and :math:`\bar x^{(k)}` of superchains,
@@ -128,7 +129,9 @@ def nested_rhat(
     return {name: _nested(np.asarray(value, float), num_superchains) for name, value in variables.items()}
 
 
-def _nested(values: np.ndarray, num_superchains: int) -> np.ndarray:
+def _nested(
+    values: Float[np.ndarray, "chains draws *event"], num_superchains: int
+) -> Float[np.ndarray, "*event"] | np.floating:
     values = values.reshape((num_superchains, -1, *values.shape[1:]))
     chain_means = values.mean(axis=2)
     within = np.zeros(chain_means[:, 0].shape)
@@ -142,8 +145,10 @@ def _nested(values: np.ndarray, num_superchains: int) -> np.ndarray:
 
 
 def _evaluate(
-    owner: str, variables: Mapping[str, np.ndarray], functions: Mapping[str, Callable[[Any], Any]]
-) -> dict[str, np.ndarray]:
+    owner: str,
+    variables: Mapping[str, Shaped[np.ndarray, "chains draws ..."]],
+    functions: Mapping[str, Callable[[Any], Any]],
+) -> dict[str, Float[np.ndarray, "chains draws"]]:
     """Return the values ``(chains, draws)`` of each function."""
     if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
         raise TypeError(f"{owner} needs functions by name, e.g. {{'left': lambda x: x[0] < 0}}; got {functions!r}.")
@@ -162,7 +167,7 @@ def _evaluate(
     return values
 
 
-def _convergence(values: np.ndarray) -> FunctionRhat:
+def _convergence(values: Float[np.ndarray, "chains draws"]) -> FunctionRhat:
     mean, nan = float(values.mean()), float("nan")
     if not np.all(np.isfinite(values)):
         return FunctionRhat(mean, nan, nan, nan, f"{np.sum(~np.isfinite(values))} of {values.size} values are not finite")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
@@ -15,7 +16,7 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.programs import compiled
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.handlers.results import Result, check_values_given, values_of
 
@@ -34,7 +35,7 @@ class StandardErrors(NamedTuple):
 
     params: dict[str, PyTree]
     errors: dict[str, PyTree]
-    covariance: np.ndarray
+    covariance: Float[np.ndarray, "d d"]
 
 
 def standard_errors(
@@ -115,7 +116,9 @@ def standard_errors(
     return StandardErrors(chosen, errors, covariance)
 
 
-def _sandwich(losses: Callable[[Array, PRNGKey], Array], at: Array, keys: PRNGKey) -> Array:
+def _sandwich(
+    losses: Callable[[Float[Array, " d"], PRNGKey], Float[Array, " rows"]], at: Float[Array, " d"], keys: PRNGKeys
+) -> Float[Array, "d d"]:
     """Return the covariance; NaN where the second derivatives are not positive definite."""
 
     def rows_and_gradient(flat):
@@ -139,7 +142,7 @@ def _trace(model: estimate, values: Mapping[str, Any], rng_key: PRNGKey, args: t
     return trace
 
 
-def _row_values(trace: Mapping[str, Any]) -> Array:
+def _row_values(trace: Mapping[str, Any]) -> Float[Array, " rows"]:
     """Return the log joint of the observed sites, row by row."""
     rows = [_scaled(site) for site in trace.values() if site["type"] == "sample"]
     if any(site["type"] == "plate" and len(site["value"]) != site["args"][0] for site in trace.values()):
@@ -152,7 +155,7 @@ def _row_values(trace: Mapping[str, Any]) -> Array:
     return sum(rows[1:], rows[0]).ravel()
 
 
-def _scaled(site: Mapping[str, Any]) -> Array:
+def _scaled(site: Mapping[str, Any]) -> Float[Array, "*batch"]:
     if not site["is_observed"]:
         raise EnergyError(
             f"The site '{site['name']}' is latent: its uncertainty is that of the guide or the posterior. Standard errors "

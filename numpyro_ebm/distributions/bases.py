@@ -2,16 +2,20 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 from numpyro.distributions import Distribution, ExpandedDistribution, transforms
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, PyTree, Scalar
 from numpyro_ebm._core.wrappers import strip
 from numpyro_ebm.distributions.blocks import Product, cut
+
+RowLogProb: TypeAlias = Callable[[Shaped[Array, "*event"], PyTree], Scalar]
+"""``log_prob(event, local)`` of one row, where ``local`` holds the parameters of the row's own base."""
 
 OTHER_FORMS = {
     "scale_tril": ("covariance_matrix", "precision_matrix", "rate_matrix", "scale_matrix"),
@@ -26,7 +30,7 @@ ELEMENTWISE = transforms.AffineTransform | transforms.PowerTransform
 """Transforms whose parameters act elementwise, so that each row can have its own; others are refused."""
 
 
-def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callable[[Array, PyTree], Array], PyTree]:
+def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[RowLogProb, PyTree]:
     """Return ``log_prob`` of one row under its own base, and the base parameters of each row.
 
     A distribution is determined by the arguments of its constructor, which NumPyro stores as attributes of the same names.
@@ -53,7 +57,7 @@ def split_rows(base: Distribution, batch_shape: tuple[int, ...]) -> tuple[Callab
     return lambda event, own: jnp.sum(build(own).log_prob(event)), local
 
 
-def _split_product(product: Product, batch_shape: tuple[int, ...]) -> tuple[Callable[[Array, PyTree], Array], PyTree]:
+def _split_product(product: Product, batch_shape: tuple[int, ...]) -> tuple[RowLogProb, PyTree]:
     rows = [split_rows(part, batch_shape) for part in product.parts]
     local = tuple(own for _, own in rows)
 

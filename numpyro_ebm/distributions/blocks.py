@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Shaped
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
@@ -16,7 +17,7 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 Shape = tuple[int, ...]
 
 
-def cut(vector: Array, shapes: Sequence[Shape]) -> list[Array]:
+def cut(vector: Shaped[Array, "*batch d"], shapes: Sequence[Shape]) -> list[Array]:
     """Split a vector, or a batch of vectors, into blocks, each in its own shape."""
     sizes = [math.prod(shape) for shape in shapes]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -27,7 +28,7 @@ def cut(vector: Array, shapes: Sequence[Shape]) -> list[Array]:
     ]
 
 
-def lay_end_to_end(blocks: Sequence[Array], shapes: Sequence[Shape]) -> Array:
+def lay_end_to_end(blocks: Sequence[Array], shapes: Sequence[Shape]) -> Shaped[Array, "*batch d"]:
     """Concatenate blocks to a vector; the inverse of `cut`."""
     flat = [b.reshape((*b.shape[: b.ndim - len(s)], math.prod(s))) for b, s in zip(blocks, shapes, strict=True)]
     return jnp.concatenate(flat, axis=-1)
@@ -66,13 +67,13 @@ class Blocks(constraints.Constraint):
         """Whether any block is discrete."""
         return any(part.is_discrete for part in self.parts)
 
-    def __call__(self, x: ArrayLike) -> Array:
+    def __call__(self, x: ArrayLike) -> Bool[Array, "*batch"]:
         """Return, for each vector, whether every block satisfies its constraint."""
         x = jnp.asarray(x)
         checks = [_reduce(jnp.all, part(block), x.ndim - 1) for part, block in self._blocks(x)]
         return jnp.stack(checks).all(axis=0)
 
-    def feasible_like(self, prototype: ArrayLike) -> Array:
+    def feasible_like(self, prototype: ArrayLike) -> Shaped[Array, "*batch d"]:
         """Return a vector that satisfies every constraint."""
         prototype = jnp.asarray(prototype)
         blocks = [
@@ -94,7 +95,7 @@ class Blocks(constraints.Constraint):
     def __repr__(self) -> str:
         return f"({', '.join(f'{name}: {part}' for name, part in zip(self.names, self.parts, strict=True))})"
 
-    def _blocks(self, x: Array) -> Any:
+    def _blocks(self, x: Shaped[Array, "*batch d"]) -> Any:
         return zip(self.parts, cut(x, self.shapes), strict=True)
 
 
@@ -114,12 +115,14 @@ class BlocksTransform(Transform):
         """The constraint of the blocks."""
         return self.support
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Shaped[Array, "*batch source"]) -> Shaped[Array, "*batch d"]:
         """Map a real vector to the support."""
         blocks = [transform(block) for transform, block in zip(self._parts, cut(x, self._sources), strict=True)]
         return lay_end_to_end(blocks, self.support.shapes)
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree | None = None) -> Any:
+    def log_abs_det_jacobian(
+        self, x: Shaped[Array, "*batch source"], y: Shaped[Array, "*batch d"], intermediates: PyTree | None = None
+    ) -> Any:
         """Return the log Jacobian determinant, summed over the blocks."""
         blocks = zip(self._parts, cut(x, self._sources), cut(y, self.support.shapes), strict=True)
         return sum(_reduce(jnp.sum, t.log_abs_det_jacobian(xs, ys), jnp.ndim(x) - 1) for t, xs, ys in blocks)
@@ -140,7 +143,7 @@ class BlocksTransform(Transform):
         """Flatten, with the support as the only data."""
         return (self.support,), (("support",), {})
 
-    def _inverse(self, y: Array) -> Array:
+    def _inverse(self, y: Shaped[Array, "*batch d"]) -> Shaped[Array, "*batch source"]:
         blocks = [t._inverse(block) for t, block in zip(self._parts, cut(y, self.support.shapes), strict=True)]
         return lay_end_to_end(blocks, self._sources)
 
@@ -183,7 +186,7 @@ class Product(dist.Distribution):
         """The joint support of the events."""
         return joint_support(self.names, [part.support for part in self.parts], self.shapes)
 
-    def sample(self, key: PRNGKey | None, sample_shape: Shape = ()) -> Array:
+    def sample(self, key: PRNGKey | None, sample_shape: Shape = ()) -> Float[Array, "*batch d"]:
         """Draw each event and concatenate the draws."""
         keys = jax.random.split(key, len(self.parts))  # pyright: ignore[reportArgumentType]
         draws = [
@@ -198,7 +201,7 @@ class Product(dist.Distribution):
         return sum(part.log_prob(block) for part, block in blocks)
 
 
-def _reduce(fold: Callable[..., Array], x: ArrayLike, num_batch: int) -> Array:
+def _reduce(fold: Callable[..., Array], x: ArrayLike, num_batch: int) -> Shaped[Array, "*batch"]:
     """Reduce with ``fold`` over all but the first ``num_batch`` dimensions."""
     x = jnp.asarray(x)
     return fold(x.reshape((*x.shape[:num_batch], -1)), axis=-1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Float
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.concrete import eager, is_concrete
@@ -88,7 +89,7 @@ class Empirical(dist.Distribution):
         )
 
 
-def _check_inside(rows: Array, support: constraints.Constraint) -> None:
+def _check_inside(rows: Float[Array, " rows *event"], support: constraints.Constraint) -> None:
     """Refuse concrete rows that cannot be noise: draws outside the support are not counted, which would bias log Z."""
     if not is_concrete(rows):
         return

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.modes import in_own_modes
 from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
-from numpyro_ebm._core.typing import Array, EnergyFn, PyTree
+from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar
 from numpyro_ebm.distributions import _unnormalized
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel
@@ -89,7 +90,7 @@ class EnergyDistribution(EventDistribution):
         return self._function
 
     @in_own_modes
-    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Float[Array, "*batch"]:
         """Return ``log base(x) - E(x)`` per row: the log density without log Z.
 
         Args:
@@ -111,7 +112,7 @@ class EnergyDistribution(EventDistribution):
             values = batched(rows.value) if self.normalized else _unnormalized.log_density(batched, rows.value)
         return values.reshape(shape)
 
-    def evaluate_energy(self, event: Array, context: PyTree = None) -> Array:
+    def evaluate_energy(self, event: Shaped[Array, "*event"], context: PyTree = None) -> Shaped[Array, ""]:
         """Return the energy of one event as a scalar.
 
         Raises:
@@ -126,31 +127,31 @@ class EnergyDistribution(EventDistribution):
             )
         return result.reshape(())
 
-    def log_density(self, event: Array, local: PyTree = None) -> Array:
+    def log_density(self, event: Shaped[Array, "*event"], local: PyTree = None) -> Scalar:
         """Return ``log base - E`` of one event, given its row's context and base parameters; unguarded."""
         value = self._tilted(event, local)
         if self._is_real:
             return value
         return jnp.where(jnp.all(self.support(event)), value, -jnp.inf)
 
-    def log_ratio_to_base(self, event: Array, local: PyTree = None) -> Array:
+    def log_ratio_to_base(self, event: Shaped[Array, "*event"], local: PyTree = None) -> Shaped[Array, ""]:
         """Return ``-E`` of one event, given its row's context."""
         return -self.evaluate_energy(event, None if local is None else local[0])
 
-    def unconstrained_log_density(self, position: Array, local: PyTree = None) -> Array:
+    def unconstrained_log_density(self, position: Shaped[Array, "*position"], local: PyTree = None) -> Scalar:
         """Return `log_density` at an unconstrained position, with the log Jacobian of the transform."""
         if self._is_real:
             return self.log_density(position, local)
         # Inside the support by construction; an event rounded to the boundary must not give -inf.
         return self._tilted(self.constrain(position), local) + self.log_jacobian(position)
 
-    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
+    def unconstrained_score(self, position: Float[Array, "*position"], local: PyTree = None) -> Float[Array, "*position"]:
         """Return the gradient of `unconstrained_log_density` in the position."""
         if self.is_discrete:
             raise EnergyError(f"A score is a gradient; the support {self.support} is discrete. Write kernel='gibbs'.")
         return jax.grad(self.unconstrained_log_density)(position, local)
 
-    def target(self, kernel: AbstractKernel) -> Callable[[Array, PyTree], Array]:
+    def target(self, kernel: AbstractKernel) -> LogDensityFn:
         """Return `unconstrained_log_density`, the target of every kernel that works on the support."""
         resolve_kernel(kernel, is_discrete=self.is_discrete)
         return self.unconstrained_log_density
@@ -163,6 +164,6 @@ class EnergyDistribution(EventDistribution):
             if is_scored_whole(self):
                 raise
 
-    def _tilted(self, event: Array, local: PyTree) -> Array:
+    def _tilted(self, event: Shaped[Array, "*event"], local: PyTree) -> Scalar:
         context, base_parameters = local if local is not None else (None, None)
         return self._log_base(event, base_parameters) - self.evaluate_energy(event, context)

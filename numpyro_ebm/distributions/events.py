@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
@@ -17,7 +18,7 @@ from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.modes import in_own_modes, in_users_modes
 from numpyro_ebm._core.programs import trace
 from numpyro_ebm._core.pytrees import assemble, check_pickles, dismantle
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
 from numpyro_ebm.distributions.bases import split_rows
 from numpyro_ebm.distributions.blocks import is_real
@@ -33,7 +34,7 @@ class Rows(NamedTuple):
         local: context and base parameters of each row, leaves ``(num_rows, ...)``; None without any.
     """
 
-    value: Array
+    value: Shaped[Array, " rows *event"]
     local: PyTree
 
 
@@ -103,7 +104,7 @@ class EventDistribution(RowDistribution):
         return assemble(self._function_arrays, self._function_structure)
 
     @abc.abstractmethod
-    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
+    def unconstrained_score(self, position: Float[Array, "*position"], local: PyTree = None) -> Float[Array, "*position"]:
         """Return the gradient of one row's log density in unconstrained space, the Jacobian included."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
@@ -152,15 +153,15 @@ class EventDistribution(RowDistribution):
             return jnp.zeros(shape)
         return self.sampler(key, self, tuple(sample_shape))
 
-    def constrain(self, position: Array) -> Array:
+    def constrain(self, position: Shaped[Array, "*position"]) -> Shaped[Array, "*event"]:
         """Map an unconstrained position to one event; a discrete event is its own position."""
         return position if self.is_discrete else self._transform(position)
 
-    def unconstrain(self, event: Array) -> Array:
+    def unconstrain(self, event: Shaped[Array, "*event"]) -> Shaped[Array, "*position"]:
         """Map one event to its unconstrained position; a discrete event becomes an integer array."""
         return jnp.asarray(event, int) if self.is_discrete else self._transform.inv(event)
 
-    def is_inside(self, event: Array) -> Array:
+    def is_inside(self, event: Shaped[Array, "*event"]) -> Bool[Array, ""]:
         """Return whether one event has a finite unconstrained position, so is not on the boundary of the support.
 
         Compiled, ``log(exp(z))`` becomes ``z`` even where ``exp(z)`` underflows, so the support is checked as well.
@@ -191,7 +192,7 @@ class EventDistribution(RowDistribution):
         normal = dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
         return normal if self._is_real else dist.TransformedDistribution(normal, self._transform)
 
-    def unconstrained_log_reference(self, position: Array, local: PyTree = None) -> Array:
+    def unconstrained_log_reference(self, position: Shaped[Array, "*position"], local: PyTree = None) -> Scalar:
         """Return the log density of `reference` at an unconstrained position, Jacobian included, under the row's base."""
         if self.base is not None:
             base_parameters = None if local is None else local[1]
@@ -205,7 +206,7 @@ class EventDistribution(RowDistribution):
         return self.as_events(self.reference.expand(self.batch_shape).sample(rng_key, sample_shape))
 
     @property
-    def discrete_values(self) -> np.ndarray:
+    def discrete_values(self) -> Int[np.ndarray, " num"]:
         """The values that one element of a finite discrete support takes, in increasing order.
 
         Raises:
@@ -261,17 +262,17 @@ class EventDistribution(RowDistribution):
             f"Write {type(self).__name__}(..., event_shape={value.shape[len(self.batch_shape) or 1 :]}) or reshape the data."
         )
 
-    def _log_base(self, event: Array, parameters: PyTree) -> Any:
+    def _log_base(self, event: Shaped[Array, "*event"], parameters: PyTree) -> Any:
         """Return the log density of one event under its row's base; 0 without a base."""
         return 0.0 if self.base is None else split_rows(self.base, self._own_shape)[0](event, parameters)
 
-    def log_jacobian(self, position: Array) -> Array:
+    def log_jacobian(self, position: Shaped[Array, "*position"]) -> Scalar:
         """Return the log Jacobian determinant of the transform at one unconstrained position; 0 on the real line."""
         if self._is_real or self.is_discrete:
             return jnp.zeros((), float)
         return jnp.sum(self._transform.log_abs_det_jacobian(position, self.constrain(position)))
 
-    def _call(self, function: Callable[..., Any], event: Array, context: PyTree) -> Array:
+    def _call(self, function: Callable[..., Any], event: Shaped[Array, "*event"], context: PyTree) -> Array:
         """Call the user's function on one event and, if there is a context, its row's context."""
         own = () if self.context is None else (jax.tree.map(lambda leaf: widen(leaf, booleans=False), context),)
         with in_users_modes():

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.primitives import _PYRO_STACK
@@ -68,17 +69,18 @@ class EnergyFactor(dist.Distribution):
             new._batch_shape = shape
         return new
 
-    def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: PRNGKey | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*batch 0"]:
         """Return the empty value of a factor."""
         return jnp.zeros(sample_shape + self.batch_shape + self.event_shape)
 
     def mask(self, mask: ArrayLike) -> "EnergyFactor":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a factor in which only the rows of the mask take part."""
-        mask = jnp.broadcast_to(mask, self.batch_shape) & (True if self.row_mask is None else self.row_mask)
+        mask = jnp.broadcast_to(jnp.asarray(mask, bool), self.batch_shape)
+        mask = mask if self.row_mask is None else mask & self.row_mask
         return EnergyFactor(self.name, self.energy, self.values, self.sites, self.batch_shape, mask)
 
     @in_own_modes
-    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Shaped[Array, "*batch"]:
         """Return minus the energy of each row; a derivative in anything but the named sites raises."""
         rows = flatten_rows(self.values, self.batch_shape)
         if self.row_mask is not None:
@@ -95,7 +97,7 @@ class EnergyFactor(dist.Distribution):
         result = result if self.row_mask is None else jnp.where(self.row_mask.reshape(-1), result, 0.0)
         return result.reshape(self.batch_shape)
 
-    def evaluate_energy(self, row: Mapping[str, Array | np.ndarray]) -> Array:
+    def evaluate_energy(self, row: Mapping[str, Array | np.ndarray]) -> Shaped[Array, ""]:
         """Return the energy of one row as a scalar.
 
         Raises:
@@ -162,7 +164,9 @@ def energy_factor(name: str, energy: EnergyFn, **values: Any) -> None:
     numpyro.sample(name, factor, obs=factor.sample(None), infer={"is_auxiliary": True})
 
 
-def flatten_rows(values: Mapping[str, Array | np.ndarray], batch_shape: tuple[int, ...]) -> dict[str, Array]:
+def flatten_rows(
+    values: Mapping[str, Array | np.ndarray], batch_shape: tuple[int, ...]
+) -> dict[str, Shaped[Array, "rows ..."]]:
     """Lay out values, one row per entry of ``batch_shape``; scalars are repeated."""
     rows = {}
     for name, value in values.items():

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.concrete import is_concrete
@@ -17,7 +18,9 @@ BOOLEAN = "Write support=numpyro.distributions.constraints.boolean in the Energy
 UNITS = {(0, 1): BOOLEAN, (-1, 1): f"{BOOLEAN}, (x + 1) / 2 for the data, and s = 2 * x - 1 in the energy"}
 
 
-def warn_of_lattice(name: str, value: Array, mask: Array | None, support: constraints.Constraint) -> None:
+def warn_of_lattice(
+    name: str, value: Shaped[Array, " rows *event"], mask: Bool[Array, " rows"] | None, support: constraints.Constraint
+) -> None:
     """Warn if real coordinates hold whole numbers that repeat, on which a fitted density grows without bound.
 
     Warns:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution
 
 from numpyro_ebm._core.concrete import eager, is_concrete
@@ -30,13 +31,13 @@ class Unwrapped(NamedTuple):
     distribution: EventDistribution
     batch_shape: tuple[int, ...]
     event_dims: int
-    mask: Array | None
+    mask: Bool[Array, "*batch"] | None
 
 
 class Plate(NamedTuple):
     """Indices of the rows that a plate holds, and the number of rows of the whole plate."""
 
-    indices: Array
+    indices: Int[Array, " rows"]
     size: int
 
 
@@ -124,7 +125,9 @@ def lay_out(
     return site
 
 
-def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int, Plate]) -> tuple[Array | None, int]:
+def row_index(
+    batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int, Plate]
+) -> tuple[Int[Array, " rows"] | None, int]:
     """Return each row's index in the whole data set, flat over all batch dimensions, and the size of the data set.
 
     A dimension without a plate, or under ``to_event``, counts as whole. Return None and 0 if int32 cannot count the rows.
@@ -143,7 +146,9 @@ def row_index(batch_shape: tuple[int, ...], event_dims: int, plates: Mapping[int
     return flat.reshape(-1), num_total
 
 
-def _harmless(value: Array, local: PyTree, mask: Array | None, distribution: EventDistribution) -> tuple[Array, PyTree]:
+def _harmless(
+    value: Shaped[Array, " rows *event"], local: PyTree, mask: Bool[Array, " rows"] | None, distribution: EventDistribution
+) -> tuple[Shaped[Array, " rows *event"], PyTree]:
     """Replace masked rows by those that take part, in turn, so that their values reach no gradient and start no chain."""
     if mask is None:
         return value, local

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.numpyro_stack import at_scored_site
 from numpyro_ebm._core.pytrees import dismantle
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, LogDensityFn, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
@@ -98,7 +99,7 @@ class ScoreDistribution(EventDistribution):
         with at_scored_site():
             raise EnergyError(NO_DENSITY)
 
-    def unconstrained_log_density(self, position: Array, local: PyTree = None) -> NoReturn:
+    def unconstrained_log_density(self, position: Shaped[Array, "*position"], local: PyTree = None) -> NoReturn:
         """Raise, because a score has no log density.
 
         Raises:
@@ -106,14 +107,14 @@ class ScoreDistribution(EventDistribution):
         """
         raise EnergyError(NO_DENSITY)
 
-    def unconstrained_score(self, position: Array, local: PyTree = None) -> Array:
+    def unconstrained_score(self, position: Float[Array, "*position"], local: PyTree = None) -> Float[Array, "*position"]:
         """Return the score of one row at an unconstrained position, the gradient of the log Jacobian included."""
         if self._is_real:
             return self._total_score(position, local)
         event, pull_back = jax.vjp(self.constrain, position)
         return pull_back(self._total_score(event, local))[0] + jax.grad(self.log_jacobian)(position)
 
-    def target(self, kernel: AbstractKernel) -> Callable[[Array, PyTree], Array]:
+    def target(self, kernel: AbstractKernel) -> LogDensityFn:
         """Return a stand-in for the log density, for kernels that use only its gradient: 0, with the score as gradient.
 
         Raises:
@@ -133,7 +134,7 @@ class ScoreDistribution(EventDistribution):
 
         return log_density
 
-    def _total_score(self, event: Array, local: PyTree) -> Array:
+    def _total_score(self, event: Float[Array, "*event"], local: PyTree) -> Float[Array, "*event"]:
         context, base_parameters = local if local is not None else (None, None)
         result = self._call(self.score, event, context)
         if result.shape != self.event_shape:

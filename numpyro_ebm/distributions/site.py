@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Shaped
 
 from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.spreads import spread
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, PyTree, Scalar
 
 ROWS_AT_ONCE = 4096
 """Rows of one call: bounds the memory of a network's layers over all rows; below it one call is as fast as several."""
@@ -36,10 +37,10 @@ class Site:
     name: str
     distribution: Any
     batch_shape: tuple[int, ...]
-    value: Array
+    value: Shaped[Array, " rows *event"]
     local: PyTree
-    mask: Array | None
-    index: Array | None = None
+    mask: Bool[Array, " rows"] | None
+    index: Int[Array, " rows"] | None = None
     num_total: int = 0
 
     @property
@@ -48,13 +49,13 @@ class Site:
         return self.value.shape[0]
 
     @functools.cached_property
-    def position(self) -> Array:
+    def position(self) -> Shaped[Array, " {self.num_rows} *position"]:
         """The rows in unconstrained space."""
         with eager(self.value):
             return jax.vmap(self.distribution.unconstrain)(self.value)
 
     @property
-    def spread(self) -> Array:
+    def spread(self) -> Float[Array, "*position"]:
         """Standard deviation of the rows that take part, per dimension of unconstrained space; exactly 0 without any."""
         mask = None if self.mask is None else self.mask.reshape((-1,) + (1,) * (self.position.ndim - 1))
         return jax.lax.stop_gradient(spread(self.position, mask))
@@ -64,14 +65,18 @@ class Site:
         """Whether each row has its own density, through its context or base."""
         return self.local is not None and math.prod(self.distribution.batch_shape) > 1
 
-    def over_rows(self, fn: Callable[[Array, PyTree], PyTree]) -> PyTree:
+    def over_rows(self, fn: Callable[[Shaped[Array, "*event"], PyTree], PyTree]) -> PyTree:
         """Evaluate ``fn(event, local)`` for every row, a few thousand rows at once to bound the memory."""
         rows = (self.value, self.local)
         if self.num_rows <= ROWS_AT_ONCE:
             return jax.vmap(fn)(*rows)
         return jax.lax.map(lambda row: fn(*row), rows, batch_size=ROWS_AT_ONCE)
 
-    def over_draws(self, fn: Callable[[Array, PyTree], Array], draws: Array) -> Array:
+    def over_draws(
+        self,
+        fn: Callable[[Shaped[Array, "..."], PyTree], Shaped[Array, "..."]],
+        draws: Shaped[Array, "num {self.num_rows} ..."],
+    ) -> Shaped[Array, "num {self.num_rows} ..."]:
         """Evaluate ``fn(draw, local)`` at draws ``(num, num_rows, ...)`` of each row.
 
         The draws are flattened: with two batch dimensions the products of a network run at half their speed on CPU.
@@ -80,10 +85,10 @@ class Site:
         values = jax.vmap(fn)(draws.reshape(-1, *draws.shape[2:]), local)
         return values.reshape(*draws.shape[:2], *values.shape[1:])
 
-    def log_density(self, position: Array, local: PyTree = None) -> Array:
+    def log_density(self, position: Shaped[Array, "*position"], local: PyTree = None) -> Scalar:
         """Return the unnormalised log density of one row in unconstrained space, Jacobian included."""
         return self.distribution.unconstrained_log_density(position, local)
 
-    def score(self, position: Array, local: PyTree = None) -> Array:
+    def score(self, position: Float[Array, "*position"], local: PyTree = None) -> Float[Array, "*position"]:
         """Return the gradient of `log_density` in the position."""
         return self.distribution.unconstrained_score(position, local)

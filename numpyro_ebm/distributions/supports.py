@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Int
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
@@ -94,7 +95,7 @@ def check_same_support(role: str, distribution: dist.Distribution, support: cons
         )
 
 
-def discrete_values(support: constraints.Constraint) -> np.ndarray | None:
+def discrete_values(support: constraints.Constraint) -> Int[np.ndarray, " num"] | None:
     """Return the values of one element of a discrete support, in increasing order; None without two finite bounds."""
     region = region_of(support)
     if region.kind != "integers" or any(bound is None for bound in region.bounds):

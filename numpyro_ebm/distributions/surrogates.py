@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.numpyro_stack import unguarded
@@ -21,7 +22,7 @@ class Surrogate(dist.Distribution):
         self.log_factor, self._support = log_factor, support
         super().__init__(jnp.shape(log_factor), event_shape)
 
-    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Float[Array, "*batch"]:
         """Return the surrogate of each row."""
         return self.log_factor
 

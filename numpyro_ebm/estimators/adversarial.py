@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
@@ -36,9 +37,9 @@ class Bound(NamedTuple):
         is_inside: which draws count: a draw rounded to the boundary of the support has no density there.
     """
 
-    log_density: Array
-    entropy: Array
-    is_inside: Array
+    log_density: Float[Array, "*draws rows"]
+    entropy: Float[Array, "*draws rows"]
+    is_inside: Bool[Array, "*draws rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +242,7 @@ class Inference:
         """Return the same model with the derivatives of its parameters times -1."""
         return Inference(self.model, reverse_gradient(self.params))
 
-    def log_density(self, latents: dict[str, Array], inputs: tuple[PyTree, ...]) -> Array:
+    def log_density(self, latents: dict[str, Array], inputs: tuple[PyTree, ...]) -> Scalar:
         """Return the log density of one row's latents, given its event (and context)."""
         with handlers.block():
             return jnp.asarray(log_density(handlers.substitute(self.model, data=self.params), inputs, {}, latents)[0])

@@ -9,7 +9,7 @@ import numpy as np
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import PRNGKey, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.flow_nce import adversary, check_is_model
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
@@ -69,7 +69,7 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
         """Return False: in a mixture the unknown density of one part does not cancel."""
         return False
 
-    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, RowValues]:
         """Return the mixture, and the term that fits its fixed part where that is a NumPyro model."""
         fixed, learning = super().resolve(rng_key, site)
         learned = adversary(self.proposal, rng_key, site, "proposal")

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.typing import Array
@@ -17,8 +18,8 @@ Divergence = Literal["logistic", "squared", "exponential", "importance"]
 class _Losses(NamedTuple):
     """Losses of a data row and of a noise draw, as functions of the log odds ``G``."""
 
-    data: Callable[[Array], Array]
-    noise: Callable[[Array], Array]
+    data: Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]]
+    noise: Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]]
 
 
 LOSSES = {
@@ -86,10 +87,10 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
                 f"Unknown divergence '{self.divergence}'. {nearest(str(self.divergence), get_args(Divergence))}"
             )
 
-    def data_loss(self, log_odds: Array) -> Array:
+    def data_loss(self, log_odds: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Return the loss of a data row at log odds ``log r``."""
         return LOSSES[self.divergence].data(log_odds)
 
-    def noise_loss(self, log_odds: Array) -> Array:
+    def noise_loss(self, log_odds: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Return the loss of a noise draw at log odds ``log r``."""
         return LOSSES[self.divergence].noise(log_odds)

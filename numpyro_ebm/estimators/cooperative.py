@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
@@ -30,7 +31,7 @@ class CooperativeState(NamedTuple):
     """
 
     chains: ChainState
-    latent_acceptance_rate: Array
+    latent_acceptance_rate: Float[Array, "*batch"]
     latent_averaging: Any
 
     def figures(self) -> dict[str, Any]:
@@ -131,7 +132,9 @@ class CooperativeLearning(ChainEstimator):
         draws = Generator.of(self.proposal, site, rng_key).draw(rng_key, site)
         return jax.vmap(site.distribution.unconstrain)(draws[site.name]), site.local
 
-    def _infer(self, rng_key, site: Site, state, generator: "Generator", draws: dict[str, Array]):
+    def _infer(
+        self, rng_key, site: Site, state, generator: "Generator", draws: dict[str, Shaped[Array, "{site.num_rows} ..."]]
+    ):
         """Move the latents towards ``q(z | x')``, starting from those that the event was drawn with."""
         latents = {name: value for name, value in draws.items() if name != site.name}
         if not latents:
@@ -152,5 +155,5 @@ class CooperativeLearning(ChainEstimator):
         latents = advanced.positions
         return {**draws, **latents}, CooperativeState(state.chains, advanced.health.acceptance_rate, averaging)
 
-    def _start(self, draws: dict[str, Array], site: Site, kernel) -> Start:
+    def _start(self, draws: dict[str, Shaped[Array, "{site.num_rows} ..."]], site: Site, kernel) -> Start:
         return Start(jax.vmap(kernel.lift)(jax.vmap(site.distribution.unconstrain)(draws[site.name])), site.local)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -33,10 +34,10 @@ class Pair(NamedTuple):
         local: context and base of each row's density at its level.
     """
 
-    near: Array
-    noisier: Array
-    gap: Array
-    unit: Array
+    near: Float[Array, " rows *position"]
+    noisier: Float[Array, " rows *position"]
+    gap: Float[Array, "rows ..."]
+    unit: Float[Array, " rows *position"]
     local: PyTree
 
 

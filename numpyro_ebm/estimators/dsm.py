@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -128,7 +129,7 @@ class DenoisingScoreMatching(AbstractEstimator):
         scale = jnp.broadcast_to(jnp.asarray(self.sigma, dtype), shape)
         return dist.Normal(jnp.zeros(shape, dtype), scale).to_event(len(shape))
 
-    def smoothing(self, site: Site) -> Array:
+    def smoothing(self, site: Site) -> Float[Array, "*position"]:
         """Return the noise's standard deviation over that of the rows, per dimension; infinite where all rows are equal."""
         return jnp.sqrt(jnp.asarray(self.noise_of(site).variance)) / site.spread
 
@@ -174,7 +175,9 @@ class DenoisingScoreMatching(AbstractEstimator):
         return {"smoothing_min": jnp.min(ratio), "smoothing_max": jnp.max(ratio)}
 
 
-def _choose(flag: ArrayLike, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
+def _choose(
+    flag: ArrayLike, yes: Callable[[], Float[Array, "draws rows"]], no: Callable[[], Float[Array, "draws rows"]]
+) -> Float[Array, "draws rows"]:
     """Run one of two computations; the other never runs, whether the flag is concrete or traced."""
     if is_concrete(flag) or isinstance(flag, bool):
         return yes() if flag else no()
@@ -182,16 +185,16 @@ def _choose(flag: ArrayLike, yes: Callable[[], Array], no: Callable[[], Array]) 
     return jax.lax.cond(flag, jax.checkpoint(yes), no)
 
 
-def _dot(a: Array, b: Array) -> Array:
+def _dot(a: Float[Array, "draws rows *position"], b: Float[Array, "#draws rows *position"]) -> Float[Array, "draws rows"]:
     """Return inner products of events whose leading axes are draws and rows."""
     return jnp.sum((a * b).reshape((*a.shape[:2], -1)), axis=-1)
 
 
-def _square(a: Array) -> Array:
+def _square(a: Float[Array, "draws rows *position"]) -> Float[Array, "draws rows"]:
     return _dot(a, a)
 
 
-def _information(noise: dist.Distribution) -> Array:
+def _information(noise: dist.Distribution) -> Scalar:
     """Return ``E |grad log q|^2`` of a Gaussian, the trace of its precision."""
     if isinstance(noise, dist.MultivariateNormal):
         precision: Any = noise.precision_matrix

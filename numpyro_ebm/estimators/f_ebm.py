@@ -6,11 +6,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.critic import Critic, check_critic
 from numpyro_ebm.estimators.parts.pool import PoolEstimator
@@ -21,8 +22,8 @@ Divergence = Literal["kl", "reverse_kl", "jensen_shannon", "squared_hellinger", 
 class Sides(NamedTuple):
     r"""A divergence as two functions of the log ratio ``T = log p_data / p``: ``f'(e^T)`` and ``e^T f'(e^T) - f(e^T)``."""
 
-    at_data: Callable[[Array], Array]
-    at_model: Callable[[Array], Array]
+    at_data: Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]]
+    at_model: Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]]
 
 
 DIVERGENCES = {
@@ -140,7 +141,12 @@ class FDivergence(PoolEstimator):
         negatives, state = self.update(key_chains, site, state, kernel, start)
         return -self.bound(site, negatives, critic.adversary().function()), state
 
-    def bound(self, site: Site, negatives: Array, critic: Callable[[Array], Array]) -> Array:
+    def bound(
+        self,
+        site: Site,
+        negatives: Float[Array, " chains *position"],
+        critic: Callable[[Float[Array, "*position"]], Scalar],
+    ) -> RowValues:
         """Return the bound on the divergence, per row.
 
         Args:

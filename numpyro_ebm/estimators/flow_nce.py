@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 
 from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import PRNGKey, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
 from numpyro_ebm.estimators.parts.critic import check_not_shared
@@ -70,7 +70,7 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
         super().__post_init__()
         check_is_model(type(self).__name__, "noise", self.noise, self.name)
 
-    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, RowValues]:
         """Return the flow with its gradients reversed, and zeros, since no other term trains it."""
         return adversary(self.noise, rng_key, site, "noise"), jnp.zeros(site.num_rows, site.value.dtype)
 

@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.derivatives import over_coordinates
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_positive
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.ends import Ends, distance, ends_of, square
 from numpyro_ebm.estimators.parts.second_order import check_bends, over_rows
 
-Weight = Literal["square", "distance", "capped"] | Callable[[Array], Array]
+Weight = Literal["square", "distance", "capped"] | Callable[[Scalar], Scalar]
 NAMES = ("square", "distance", "capped")
 SHARES, STEPS = np.linspace(0.02, 0.98, 25), np.geomspace(0.01, 100, 25)
 """Where a weight is checked: shares of an interval, distances from the end of a half line."""
@@ -130,7 +131,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
         with eager(site.distribution.support):
             return ends_of(site.distribution.support, site.distribution.event_shape)
 
-    def _weights(self, event: Array, ends: Ends) -> Array:
+    def _weights(self, event: Float[Array, "*event"], ends: Ends) -> Float[Array, "*event"]:
         if self.weight == "square":
             return square(event, ends)
         if not callable(self.weight):
@@ -159,7 +160,7 @@ def _off_ends(site: Site, ends: Ends) -> Site:
     return dataclasses.replace(site, value=moved)
 
 
-def check_weight(weight: Callable[[Array], Array], low: float, high: float) -> None:
+def check_weight(weight: Callable[[Scalar], Scalar], low: float, high: float) -> None:
     """Check that a function is a weight on an interval.
 
     Raises:

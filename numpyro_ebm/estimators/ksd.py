@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
@@ -31,9 +32,9 @@ ROWS_OF_MEDIAN = 256
 class Radial(NamedTuple):
     """Kernel as a function of the squared distance, with its first two derivatives."""
 
-    value: Array
-    first: Array
-    second: Array
+    value: Float[Array, " rows"]
+    first: Float[Array, " rows"]
+    second: Float[Array, " rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,9 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         mean = lambda values, partners: jnp.sum(values) / jnp.maximum(jnp.sum(partners), 1)  # noqa: E731
         return -self.over_partners(site, mean), state
 
-    def over_partners(self, site: Site, reduce: Callable[[Array, Array], Array]) -> Array:
+    def over_partners(
+        self, site: Site, reduce: Callable[[Float[Array, " rows"], Bool[Array, " rows"]], Float[Array, "*result"]]
+    ) -> Float[Array, " {site.num_rows} *result"]:
         """Compute ``reduce(values, partners)`` for each row, a few million pairs at a time.
 
         Args:
@@ -165,14 +168,16 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         values = jax.vmap(row)(rows) if at_once >= num else jax.lax.map(jax.checkpoint(row), rows, batch_size=at_once)
         return values / jnp.exp(2 * jnp.mean(jnp.log(length)))
 
-    def _stein_kernel(self, x: Array, s: Array, xs: Array, ss: Array) -> Array:
+    def _stein_kernel(
+        self, x: Float[Array, " d"], s: Float[Array, " d"], xs: Float[Array, "rows d"], ss: Float[Array, "rows d"]
+    ) -> Float[Array, " rows"]:
         """Compute ``u`` between one row (position ``x``, score ``s``) and all rows, in units of the bandwidth."""
         squares = jnp.maximum(jnp.sum(x**2) + jnp.sum(xs**2, axis=1) - 2 * xs @ x, 0.0)
         k = self._radial(squares)
         across = ss @ x - jnp.sum(ss * xs, axis=1) - jnp.sum(s * x) + xs @ s  # (s' - s) . (x - x')
         return (ss @ s) * k.value + 2 * across * k.first - 2 * x.size * k.first - 4 * squares * k.second
 
-    def _radial(self, squares: Array) -> Radial:
+    def _radial(self, squares: Float[Array, " rows"]) -> Radial:
         if self.kernel == "rbf":
             value = jnp.exp(-squares / 2)
             return Radial(value, -value / 2, value / 4)
@@ -181,7 +186,9 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         first = beta * value / (1 + squares)
         return Radial(value, first, (beta - 1) * first / (1 + squares))
 
-    def _lengths(self, site: Site, x: Array, takes_part: Array) -> Array:
+    def _lengths(
+        self, site: Site, x: Float[Array, "{site.num_rows} d"], takes_part: Bool[Array, " {site.num_rows}"]
+    ) -> Float[Array, " d"]:
         """Return the bandwidth of each dimension."""
         if self.bandwidth is not None:
             lengths = jnp.asarray(self.bandwidth, x.dtype)
@@ -190,7 +197,7 @@ class KernelSteinDiscrepancy(AbstractEstimator):
         return unit * median_distance(x / unit, takes_part)
 
 
-def median_distance(x: Array, takes_part: Array) -> Array:
+def median_distance(x: Float[Array, "rows d"], takes_part: Bool[Array, " rows"]) -> Scalar:
     """Return the median distance over pairs of different rows that take part; 1 where it is 0 or there is no pair.
 
     Args:

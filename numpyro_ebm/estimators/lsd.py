@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count, check_positive
@@ -118,7 +119,7 @@ class LearnedSteinDiscrepancy(AbstractEstimator):
     def _critic(self, rng_key: PRNGKey, site: Site) -> Critic:
         return Critic.of(self.critic, site, jax.random.fold_in(rng_key, 1), site.position.shape[1:])
 
-    def _terms(self, rng_key: PRNGKey, site: Site, critic: Critic) -> tuple[Array, Array]:
+    def _terms(self, rng_key: PRNGKey, site: Site, critic: Critic) -> tuple[RowValues, RowValues]:
         """Return ``s f + tr grad f`` and ``|f|^2`` of each row."""
         critic = critic.bounded() if self.penalty == "spectral" else critic
         function, context = critic.function(), context_of(site)
@@ -132,7 +133,10 @@ class LearnedSteinDiscrepancy(AbstractEstimator):
         return inner(score, value) + trace, inner(value, value)
 
 
-def _trace(push: Callable[[Array], Array], positions: Array) -> Array:
+def _trace(
+    push: Callable[[Float[Array, " rows *position"]], Float[Array, " rows *position"]],
+    positions: Float[Array, " rows *position"],
+) -> Float[Array, " rows"]:
     """Return the exact trace of each row's Jacobian, computed coordinate by coordinate."""
     size = math.prod(positions.shape[1:])
 

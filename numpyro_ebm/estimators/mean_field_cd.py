@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.binary import check_binary
@@ -119,7 +120,7 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
         theirs = jax.vmap(lambda m, row: expected(lambda v: energy(v, row), m))(means, site.local)
         return theirs - jax.vmap(energy)(site.value.astype(float), site.local), state
 
-    def means(self, site: Site) -> Array:
+    def means(self, site: Site) -> Float[Array, " {site.num_rows} *event"]:
         """Return each row's means after the updates, ``(num_rows, *event_shape)``; no gradient flows through them."""
         start, local = jax.lax.stop_gradient((site.value.astype(float), site.local))
         first = jax.tree.map(lambda leaf: leaf[0], (start, local))
@@ -135,10 +136,10 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
 
         return run(start, local)
 
-    def _parallel(self, slope, means: Array) -> Array:
+    def _parallel(self, slope, means: Float[Array, "*event"]) -> Float[Array, "*event"]:
         return self.damping * means + (1 - self.damping) * jax.nn.sigmoid(-slope(means))
 
-    def _sequential(self, slope, means: Array) -> Array:
+    def _sequential(self, slope, means: Float[Array, "*event"]) -> Float[Array, "*event"]:
         flat, unravel = ravel_pytree(means)
 
         def update(i, flat):
@@ -172,20 +173,20 @@ def _check_multilinear(site: Site) -> None:
         )
 
 
-def _largest_curvature(energy, event: Array) -> Array:
+def _largest_curvature(energy, event: Float[Array, "*event"]) -> Scalar:
     """Return the largest second derivative along one unit, relative to the largest of all (at least ``FLAT``)."""
     hessian = jnp.abs(_hessian(energy, event))
     return jnp.max(jnp.diag(hessian)) / jnp.maximum(jnp.max(hessian), FLAT)
 
 
-def _hessian(energy, event: Array) -> Array:
+def _hessian(energy, event: Float[Array, "*event"]) -> Float[Array, "d d"]:
     """Return the second derivatives of one event's energy, ``(d, d)``."""
     flat, unravel = ravel_pytree(event)
     _, push = jax.linearize(jax.grad(lambda v: energy(unravel(v))), flat)
     return jax.lax.map(push, jnp.eye(flat.size, dtype=flat.dtype), batch_size=UNITS_AT_ONCE)
 
 
-def _expected_energy(energy, means: Array) -> Array:
+def _expected_energy(energy, means: Float[Array, "*event"]) -> Scalar:
     """Return the energy at the means plus half the sum over pairs of its second derivatives times their covariances."""
     hessian = _hessian(energy, means)
     scale = jnp.sqrt(means * (1 - means)).ravel()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import eager, is_concrete
@@ -136,7 +137,7 @@ class MinimumVelocity(AbstractEstimator):
         values = site.over_draws(site.log_density, jnp.concatenate([site.position[None], ends]))
         return (values[0] - jnp.mean(values[1:], axis=0)) / step, state
 
-    def _step(self, site: Site, rates: Array) -> Array:
+    def _step(self, site: Site, rates: Float[Array, " {site.num_rows} *position"]) -> Scalar:
         """Return the step size, one number."""
         dtype = site.position.dtype
         if self.step_size is not None:
@@ -144,14 +145,16 @@ class MinimumVelocity(AbstractEstimator):
         least = jnp.min(_variances(site, rates), initial=jnp.inf)
         return jax.lax.stop_gradient(SHARE * jnp.where(jnp.isfinite(least), least, 1.0)).astype(dtype)
 
-    def _rate(self, site: Site, position: Array) -> Array:
+    def _rate(self, site: Site, position: Float[Array, "*position"]) -> Float[Array, "*position"]:
         """Return ``D`` at one position, one number for each dimension."""
         given = self.diffusion(site.distribution.constrain(position)) if callable(self.diffusion) else self.diffusion
         if given is None:
             given = 1.0 if self.step_size is not None else _relative_variances(site)
         return jnp.broadcast_to(jnp.asarray(given, position.dtype), position.shape)
 
-    def _rate_and_divergence(self, site: Site, position: Array) -> tuple[Array, Array]:
+    def _rate_and_divergence(
+        self, site: Site, position: Float[Array, "*position"]
+    ) -> tuple[Float[Array, "*position"], Float[Array, "*position"]]:
         """Return ``D`` and its divergence, the derivative of each dimension's entry along that dimension."""
         if not callable(self.diffusion):
             return self._rate(site, position), jnp.zeros_like(position)
@@ -169,7 +172,7 @@ class MinimumVelocity(AbstractEstimator):
                 "one for each dimension, e.g. diffusion=lambda x: 1 / (1 + jnp.sum(x**2))."
             )
 
-    def _check_rates(self, site: Site, rates: np.ndarray) -> None:
+    def _check_rates(self, site: Site, rates: Float[np.ndarray, " {site.num_rows} *position"]) -> None:
         bad = np.flatnonzero(~((rates >= 0) & np.isfinite(rates)).reshape(site.num_rows, -1).all(axis=1))
         if bad.size or not rates.any():
             row = int(bad[0]) if bad.size else 0
@@ -190,13 +193,13 @@ class MinimumVelocity(AbstractEstimator):
             )
 
 
-def _relative_variances(site: Site) -> Array:
+def _relative_variances(site: Site) -> Float[Array, "*position"]:
     """Return the variances of the rows that take part over their geometric mean, per dimension."""
     log_variances = 2 * jnp.log(or_one(site.spread))
     return jnp.exp(log_variances - jnp.mean(log_variances))
 
 
-def _variances(site: Site, rates: Array) -> Array:
+def _variances(site: Site, rates: Float[Array, " {site.num_rows} *position"]) -> Float[Array, "*position"]:
     """Return the variances of the rows that take part over the mean diffusion, per dimension; infinite where that is 0."""
     mask = None if site.mask is None else site.mask.reshape((-1,) + (1,) * (rates.ndim - 1))
     mean = jnp.mean(rates, axis=0, where=mask)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
@@ -115,13 +116,13 @@ class MinimumProbabilityFlow(AbstractEstimator):
         return -loss_of_moves(site, in_pairs(scale_of(site, self.sd, 0.5) * noise, num), flow), state
 
 
-def flow(rise: Array) -> Array:
+def flow(rise: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return ``exp(rise / 2)``, continued by its tangent beyond `STEEPEST`."""
     beyond = jnp.maximum(rise - STEEPEST, 0.0)
     return jnp.exp(jnp.minimum(rise, STEEPEST) / 2) * (1 + beyond / 2)
 
 
-def _flow_of_flips(site: Site) -> Array:
+def _flow_of_flips(site: Site) -> RowValues:
     """Return the flow from each row to all its single flips."""
     units = site.value.astype(float).reshape(site.num_rows, -1)
     log_density = jax.vmap(

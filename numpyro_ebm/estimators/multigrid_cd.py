@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -174,14 +175,18 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
         return dataclasses.replace(site, name=name, distribution=distribution, value=value, local=local)
 
 
-def average(images: Array, factor: int) -> Array:
+def average(
+    images: Float[Array, "rows height width *channels"], factor: int
+) -> Float[Array, "rows height//{factor} width//{factor} *channels"]:
     """Average ``(rows, H, W, ...)`` over blocks of pixels, to ``(rows, H / factor, W / factor, ...)``."""
     rows, height, width, *channels = images.shape
     blocks = images.reshape(rows, height // factor, factor, width // factor, factor, *channels)
     return jnp.mean(blocks, axis=(2, 4))
 
 
-def repeat_to(images: Array, shape: tuple[int, ...]) -> Array:
+def repeat_to(
+    images: Float[Array, "rows height width *channels"], shape: tuple[int, ...]
+) -> Float[Array, "rows {shape[1]} {shape[2]} *channels"]:
     """Repeat every pixel over its block, up to ``shape``; `average` is the inverse."""
     factor = shape[1] // images.shape[1]
     return jnp.repeat(jnp.repeat(images, factor, axis=1), factor, axis=2)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -101,7 +102,7 @@ class MultiscaleDenoisingScoreMatching(AbstractEstimator):
         squares = (sigma.reshape(wide) * score + noise) ** 2
         return -0.5 * jnp.sum(squares.reshape(site.num_rows, -1), axis=1), state
 
-    def levels(self, quantile: ArrayLike) -> tuple[Array, Array]:
+    def levels(self, quantile: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Return ``(alpha, sigma)`` at each quantile, in [0, 1), of the distribution that levels are drawn from."""
         quantile = jnp.asarray(quantile, float)
         if self.process is not None:

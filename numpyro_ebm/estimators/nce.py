@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
@@ -103,17 +104,19 @@ class NoiseContrastiveEstimation(NoiseEstimator):
             "gradient_size": mean_over_rows(slopes, site.mask),
         }
 
-    def data_loss(self, log_odds: Array) -> Array:
+    def data_loss(self, log_odds: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Return the loss of a row at log odds ``G``."""
         return jax.nn.softplus(-log_odds)
 
-    def noise_loss(self, log_odds: Array) -> Array:
+    def noise_loss(self, log_odds: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Return the loss of a noise draw at log odds ``G``."""
         return jax.nn.softplus(log_odds)
 
-    def _slopes(self, at_data: Array, at_noise: Array, is_inside: Array) -> Array:
+    def _slopes(
+        self, at_data: Float[Array, " rows"], at_noise: Float[Array, "nu rows"], is_inside: Bool[Array, "nu rows"]
+    ) -> Float[Array, " rows"]:
         """Return the size of each row's derivatives in the log odds."""
         return slope(self.data_loss, at_data) + self._over_noise(slope(self.noise_loss, at_noise), is_inside)
 
-    def _over_noise(self, values: Array, is_inside: Array) -> Array:
+    def _over_noise(self, values: Float[Array, "nu rows"], is_inside: Bool[Array, "nu rows"]) -> Float[Array, " rows"]:
         return jnp.sum(jnp.where(is_inside, values, 0.0), axis=0)

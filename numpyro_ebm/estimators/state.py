@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from jaxtyping import Float, Int
+
 from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.estimators.parts.health import NegativePhaseHealth
 from numpyro_ebm.estimators.parts.scales import Spread
@@ -21,9 +23,9 @@ class Pool(NamedTuple):
     """
 
     position: PyTree
-    age: Array
+    age: Int[Array, " size"]
     local: PyTree = None
-    log_factor: Array | None = None
+    log_factor: Float[Array, " size"] | None = None
 
 
 class ChainState(NamedTuple):
@@ -39,10 +41,10 @@ class ChainState(NamedTuple):
     """
 
     health: NegativePhaseHealth
-    num_updates: Array
+    num_updates: Int[Array, "*batch"]
     spread: Spread
     averaging: Any = None
-    log_scale: Array | None = None
+    log_scale: Float[Array, "*position"] | None = None
     pool: Pool | None = None
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
@@ -104,12 +105,14 @@ class TelescopingRatioEstimation(AbstractEstimator):
         return "learned" if self.log_normalizer is None and only_level and base_parameters is None else self.log_normalizer
 
 
-def _to_the_end(ratios: Array) -> Array:
+def _to_the_end(ratios: Float[Array, "levels rows"]) -> Float[Array, "levels rows"]:
     """Sum the log ratios from each level to the last."""
     return jnp.cumsum(ratios[::-1], axis=0)[::-1]
 
 
-def _warn_of_gaps(site: Site, near: Array, far: Array) -> None:
+def _warn_of_gaps(
+    site: Site, near: Float[Array, "levels {site.num_rows}"], far: Float[Array, "levels {site.num_rows}"]
+) -> None:
     slopes = jax.nn.sigmoid(-near) + jax.nn.sigmoid(far)
     weakest = slopes[jnp.argmin(jnp.mean(slopes, axis=1))]
     warn_where_saturated(site, weakest, "the ends of a bridge do not overlap", "Give more levels, or a larger last one.")

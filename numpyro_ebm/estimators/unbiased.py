@@ -6,12 +6,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, UnhealthyChainsError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
+from numpyro_ebm._core.typing import Array, LogDensityFn, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
 from numpyro_ebm.estimators.parts.starts import check_start, draw_rows, draw_start
@@ -30,10 +31,10 @@ class UnbiasedState(NamedTuple):
         num_updates: updates so far.
     """
 
-    meeting_time: Array
-    max_meeting_time: Array
-    acceptance_rate: Array
-    num_updates: Array
+    meeting_time: Float[Array, "*batch"]
+    max_meeting_time: Int[Array, "*batch"]
+    acceptance_rate: Float[Array, "*batch"]
+    num_updates: Int[Array, "*batch"]
 
     @property
     def chains(self) -> None:
@@ -151,12 +152,12 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
     def simulate(
         self,
         rng_key: PRNGKey,
-        log_density: Callable[[Array, PyTree], Array],
-        starts: Array,
+        log_density: LogDensityFn,
+        starts: Float[Array, "pairs 2 *position"],
         local: PyTree,
         add: Callable,
         gradient: PyTree,
-    ) -> tuple[Array, PyTree, Meeting]:
+    ) -> tuple[Float[Array, " pairs"], PyTree, Meeting]:
         """Run the pairs, and return the unbiased log density of each, the total that ``add`` sums, and how they met."""
 
         def add_both(total, pairs, weights):
@@ -169,14 +170,14 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
         total, meeting = unbiased_sum(rng_key, self.kernel, log_density, starts, local, add_both, total, **settings)
         return *total, meeting
 
-    def _starts(self, rng_key, site: Site) -> Array:
+    def _starts(self, rng_key, site: Site) -> Float[Array, "pairs 2 *position"]:
         """Draw X_0 and Y_0 of each pair, ``(num_pairs, 2, ...)``, independent and identically distributed."""
         keys = jax.random.split(rng_key)
         if self.num_chains is None:  # given its row, a start is a fixed point or a draw of the row's own base
             return jnp.stack([draw_rows(self.start, key, site)[0] for key in keys], axis=1)
         return jnp.stack([draw_start(self.start, key, site, self.num_chains)[0] for key in keys], axis=1)
 
-    def _raise_unmet(self, name: str, is_met: Array, acceptance_rate: Array) -> None:
+    def _raise_unmet(self, name: str, is_met: Bool[Array, " pairs"], acceptance_rate: Scalar) -> None:
         complain = Told(_complain, (name, is_met.size, self.max_num_steps))
         is_any = ~jnp.all(is_met)
         figures = (jnp.sum(~is_met), acceptance_rate)
@@ -186,7 +187,9 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             complain(is_any, figures)
 
 
-def _complain(name: str, num_pairs: int, max_num_steps: int, _: Array, figures: tuple[Array, Array]) -> NoReturn:
+def _complain(
+    name: str, num_pairs: int, max_num_steps: int, _: Bool[Array, "..."], figures: tuple[Int[Array, ""], Scalar]
+) -> NoReturn:
     num_unmet, rate = figures
     raise UnhealthyChainsError(
         f"At site '{name}': {int(num_unmet)} of {num_pairs} pairs of chains had not met after max_num_steps={max_num_steps} "
@@ -196,7 +199,9 @@ def _complain(name: str, num_pairs: int, max_num_steps: int, _: Array, figures: 
     )
 
 
-def _shared(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:
+def _shared(
+    estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Float[Array, "pairs 2 *position"]
+) -> tuple[Scalar, Meeting]:
     """Return the mean over pairs for one density of all rows, as a linear form in the density's parameters."""
     density, constants = jax.closure_convert(lambda x: site.log_density(x), starts[0, 0])
     frozen = jax.lax.stop_gradient(constants)
@@ -218,7 +223,9 @@ def _shared(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: A
     return jnp.mean(values) + sum(linear), meeting
 
 
-def _row_by_row(estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Array) -> tuple[Array, Meeting]:
+def _row_by_row(
+    estimator: UnbiasedMaximumLikelihood, rng_key, site: Site, starts: Float[Array, "{site.num_rows} 2 *position"]
+) -> tuple[RowValues, Meeting]:
     """Return one value per row. The rows' weights are known only in the backward pass, so the chains run again there."""
     floats, others, join = _split(site.local)
     density, constants = jax.closure_convert(

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from blackjax.diagnostics import effective_sample_size
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.concrete import is_concrete
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 
 FEWEST = 8
 """Draws per chain below which they count as independent, because so few do not show their autocorrelation."""
@@ -27,12 +28,14 @@ class Dependence(NamedTuple):
         captured: share of ``time`` that signs of that persistence follow, for an autocorrelation that decays geometrically.
     """
 
-    time: Array
-    persistence: Array
-    captured: Array
+    time: Scalar
+    persistence: Scalar
+    captured: Scalar
 
 
-def with_squares(chains: Array, keep: Array | None = None) -> Array:
+def with_squares(
+    chains: Float[Array, "chains num d"], keep: Bool[Array, "chains num"] | None = None
+) -> Float[Array, "chains num 2*d"]:
     """Return centred coordinates ``(num_chains, num, d)`` beside their centred squares; 0 for draws that take no part."""
     takes_part = None if keep is None else keep[..., None]
     centred = chains - jnp.mean(chains, axis=(0, 1), where=takes_part)
@@ -41,7 +44,7 @@ def with_squares(chains: Array, keep: Array | None = None) -> Array:
     return both if takes_part is None else jnp.where(takes_part, both, 0.0)
 
 
-def effective_size(figures: Array) -> Array:
+def effective_size(figures: Float[Array, "chains num k"]) -> Scalar:
     """Return the smallest effective sample size of figures ``(num_chains, num, k)``.
 
     Constant figures do not count; the result is infinite if all figures are constant.
@@ -50,7 +53,7 @@ def effective_size(figures: Array) -> Array:
     return jnp.min(jnp.where(moves, jnp.atleast_1d(effective_sample_size(figures)), jnp.inf))
 
 
-def dependence(chains: Array, keep: Array | None = None) -> Dependence:
+def dependence(chains: Float[Array, "chains num d"], keep: Bool[Array, "chains num"] | None = None) -> Dependence:
     """Estimate the autocorrelation of draws, by the coordinate or squared coordinate that is most correlated.
 
     Draws count as independent unless consecutive draws are more correlated than independent draws are by chance, because
@@ -79,7 +82,9 @@ def dependence(chains: Array, keep: Array | None = None) -> Dependence:
     return Dependence(time, persistence, jnp.where(is_seen, CAPTURED, 1 / time))
 
 
-def signs(rng_key: PRNGKey, persistence: Array, num_chains: int, num: int, num_series: int) -> Array:
+def signs(
+    rng_key: PRNGKey, persistence: Scalar, num_chains: int, num: int, num_series: int
+) -> Int[Array, "{num_chains}*{num} {num_series}"]:
     """Draw signs of mean 0 and autocorrelation ``persistence ** lag`` along each chain, ``(num_chains * num, ...)``."""
     chance = jnp.where(jnp.arange(num) == 0, 0.5, (1 - persistence) / 2)
     flips = jax.random.uniform(rng_key, (num_chains, num, num_series)) < chance[:, None]
@@ -87,7 +92,7 @@ def signs(rng_key: PRNGKey, persistence: Array, num_chains: int, num: int, num_s
     return (1 - 2 * turned).reshape(num_chains * num, num_series)
 
 
-def warn_where_dependent(owner: str, draws: Array) -> None:
+def warn_where_dependent(owner: str, draws: Float[Array, "num d"]) -> None:
     """Warn if the order of draws ``(num, d)`` shows that they come from a chain.
 
     Warns:
@@ -106,5 +111,5 @@ def warn_where_dependent(owner: str, draws: Array) -> None:
 
 
 @jax.jit
-def _time(chains: Array) -> Array:
+def _time(chains: Float[Array, "chains num d"]) -> Scalar:
     return dependence(chains).time

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.diagnostics import rhat
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.evaluation._autocorrelation import effective_size, with_squares
@@ -33,8 +34,8 @@ class ModelDraws(NamedTuple):
         notes: remarks for the table.
     """
 
-    all: Array
-    independent: Array
+    all: Shaped[Array, "chains num *event"] | Shaped[Array, " num *event"]
+    independent: Shaped[Array, " samples *event"]
     notes: tuple[str, ...]
 
     @property
@@ -82,7 +83,7 @@ def given(draws: ArrayLike, site: Site, num_draws: int | None = None) -> ModelDr
     return _thinned(draws, draws.shape[0] * draws.shape[1] if num_draws is None else num_draws)
 
 
-def _thinned(chains: Array, num_draws: int) -> ModelDraws:
+def _thinned(chains: Shaped[Array, "chains num *event"], num_draws: int) -> ModelDraws:
     num_chains, num = chains.shape[:2]
     effective, worst_rhat = (float(each) for each in _mixing(chains.reshape(num_chains, num, -1).astype(float)))
     worth = min(effective, num_chains * num) if math.isfinite(effective) else 0.0
@@ -102,7 +103,7 @@ def _thinned(chains: Array, num_draws: int) -> ModelDraws:
 
 
 @jax.jit
-def _mixing(chains: Array) -> tuple[Array, Array]:
+def _mixing(chains: Float[Array, "chains num d"]) -> tuple[Scalar, Scalar]:
     """Return the smallest effective sample size of the coordinates and their squares, and the largest R-hat."""
     both = with_squares(chains)
     moves = jnp.any(both != both[:1, :1], axis=(0, 1))

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -44,7 +45,7 @@ def check_continuous(owner: str, site: Site) -> None:
         )
 
 
-def as_vectors(name: str, events: ArrayLike) -> Array:
+def as_vectors(name: str, events: ArrayLike) -> Float[Array, "num d"]:
     """Return events ``(num, ...)`` as finite vectors ``(num, d)``.
 
     Raises:
@@ -64,7 +65,7 @@ def as_vectors(name: str, events: ArrayLike) -> Array:
     return vectors
 
 
-def check_same_events(draws: Array, rows: Array) -> None:
+def check_same_events(draws: Float[Array, "draws _"], rows: Float[Array, "rows _"]) -> None:
     """Check that draws and rows have events of the same size.
 
     Raises:

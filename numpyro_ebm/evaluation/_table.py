@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_ebm._core.errors import EnergyError, nearest
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Scalar
 from numpyro_ebm.evaluation.likelihood import Difference, paired_difference
 
 BLANK = "-"
@@ -37,7 +37,7 @@ def _with_error(value: float, error: float) -> str:
     return f"{value:.{decimals}f} +- {error:.{decimals}f}"
 
 
-def _with_p(value: Array | float, error: Array | float, p_value: Array | float) -> str:
+def _with_p(value: Scalar | float, error: Scalar | float, p_value: Scalar | float) -> str:
     return f"{_with_error(float(value), float(error))}, p={float(p_value):.2g}"
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
@@ -122,7 +123,11 @@ def _default() -> "BaseEstimator":
 
 
 def _held_out(
-    rng: np.random.Generator, classifier: "BaseEstimator", x: np.ndarray, labels: np.ndarray, num_folds: int
+    rng: np.random.Generator,
+    classifier: "BaseEstimator",
+    x: Float[np.ndarray, "events d"],
+    labels: Int[np.ndarray, " events"],
+    num_folds: int,
 ) -> tuple[float, float]:
     """Return accuracy and area under the ROC curve of the predictions for the held-out folds."""
     _sklearn()

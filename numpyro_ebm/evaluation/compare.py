@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Shaped
 
 from numpyro_ebm import partition
 from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning, nearest
@@ -56,7 +57,7 @@ def evaluate(
     draws: Mapping[str, Any] | None = None,
     num_draws: int = 1000,
     kernel: str | AbstractKernel | None = None,
-    modes: Callable[[Array], Any] | ArrayLike | None = None,
+    modes: Callable[[Shaped[Array, "*event"]], Any] | ArrayLike | None = None,
     site: str | None = None,
 ) -> Evaluation:
     """Compare models on rows that none of them was trained on.

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one, spread
-from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, Scalar
 from numpyro_ebm.estimators.ksd import PAIRS_AT_ONCE, median_distance
 from numpyro_ebm.evaluation._autocorrelation import warn_where_dependent
 from numpyro_ebm.evaluation._subjects import as_vectors, check_same_events
@@ -27,10 +28,10 @@ class MMDTest(NamedTuple):
         bandwidth: bandwidth of the kernel, or those of its mixture; in standard deviations where none was given.
     """
 
-    statistic: Array
-    standard_error: Array
-    p_value: Array
-    bandwidth: Array
+    statistic: Float[Array, "*batch"]
+    standard_error: Float[Array, "*batch"]
+    p_value: Float[Array, "*batch"]
+    bandwidth: Float[Array, "..."]
 
 
 def mmd(
@@ -121,12 +122,14 @@ def _test(rng_key, draws, rows, bandwidth, *, num_permutations):
     return MMDTest(values[0], _error(to_draws[:, 0], to_all, m, n), p_value, length)
 
 
-def _kernel(x: Array, others: Array, lengths: Array) -> Array:
+def _kernel(
+    x: Float[Array, " d"], others: Float[Array, "events d"], lengths: Float[Array, " lengths"]
+) -> Float[Array, " events"]:
     squares = jnp.maximum(jnp.sum(x**2) + jnp.sum(others**2, axis=1) - 2 * others @ x, 0.0)
     return jnp.mean(jnp.exp(-squares / (2 * lengths[:, None] ** 2)), axis=0)
 
 
-def _error(to_draws: Array, to_all: Array, m: int, n: int) -> Array:
+def _error(to_draws: Float[Array, " events"], to_all: Float[Array, " events"], m: int, n: int) -> Scalar:
     """Return the standard error from each event's influence, which is twice the witness function there."""
     to_rows = to_all - to_draws
     at_draws = to_draws[:m] / (m - 1) - to_rows[:m] / n

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import Float
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.concrete import is_concrete
@@ -31,10 +32,10 @@ class KSDTest(NamedTuple):
         ess: effective number of independent rows: all of them, or fewer where consecutive rows are correlated.
     """
 
-    statistic: Array
-    standard_error: Array
-    p_value: Array
-    ess: Array
+    statistic: Float[Array, "*batch"]
+    standard_error: Float[Array, "*batch"]
+    p_value: Float[Array, "*batch"]
+    ess: Float[Array, "*batch"]
 
 
 def ksd_test(

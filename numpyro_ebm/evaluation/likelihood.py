@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Bool, Float, Shaped
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError, at_site
@@ -29,6 +30,8 @@ NEEDED = (
     "log_partition=numpyro_ebm.log_partition(rng_key, model, method='ais', params=params)); for a known log Z, "
     "log_partition=numpyro_ebm.LogPartition(value, 0.0, math.inf, None)"
 )
+Numbers: TypeAlias = Float[np.ndarray, "..."] | np.floating
+"""An array of NumPy, or the number that arithmetic makes of one of shape ``()``."""
 
 
 class ApartBounds(EnergyError):
@@ -102,7 +105,7 @@ class LogLikelihood:
         num_rows: number of rows that take part.
     """
 
-    rows: Array
+    rows: Float[Array, "*batch"]
     mean: float
     standard_error: float
     log_partition_error: float
@@ -166,8 +169,8 @@ class LogLikelihood:
 class _LogZ:
     """Log Z as the rows need it: a value of shape ``()`` or of the rows' shape, and the two bounds around it, or None."""
 
-    value: np.ndarray
-    standard_error: np.ndarray
+    value: Numbers
+    standard_error: Numbers
     ess: float
     bound: Literal["lower", "upper"] | None
     ends: "tuple[_LogZ, _LogZ] | None" = None
@@ -254,7 +257,7 @@ def likelihood_of(site: Site, log_partition: LogPartition | LogPartitionBounds) 
     return _summary(site, values, keep, log_z)
 
 
-def _densities(site: Site) -> np.ndarray:
+def _densities(site: Site) -> Float[np.ndarray, " {site.num_rows}"]:
     """Return the unnormalised log density of each row."""
     return np.asarray(_log_densities(site.distribution.closed(site.value.dtype, order=0), site.value, site.local), float)
 
@@ -264,7 +267,12 @@ def _log_densities(distribution, value, local):
     return Site("", distribution, value.shape[:1], value, local, None).over_rows(distribution.log_density)
 
 
-def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> LogLikelihood:
+def _summary(
+    site: Site,
+    values: Float[np.ndarray, " {site.num_rows}"],
+    keep: Bool[np.ndarray, " {site.num_rows}"],
+    log_z: _LogZ,
+) -> LogLikelihood:
     kept = values[keep]
     num, mean = kept.size, float(kept.mean())
     sampling = math.inf if np.isinf(mean) else float(kept.std(ddof=1)) / math.sqrt(num) if num > 1 else math.nan
@@ -292,14 +300,14 @@ def _summary(site: Site, values: np.ndarray, keep: np.ndarray, log_z: _LogZ) -> 
     )
 
 
-def _common_error(log_z: _LogZ, site: Site, keep: np.ndarray) -> float:
+def _common_error(log_z: _LogZ, site: Site, keep: Bool[np.ndarray, " {site.num_rows}"]) -> float:
     """Return the error of the mean that comes from log Z, beyond its part in the variance between rows."""
     if log_z.value.shape == site.batch_shape and site.batch_shape:
         return 0.0
     return _mean_over_rows(log_z, site, keep)[1]
 
 
-def _mean_over_rows(log_z: _LogZ, site: Site, keep: np.ndarray) -> tuple[float, float, float]:
+def _mean_over_rows(log_z: _LogZ, site: Site, keep: Bool[np.ndarray, " {site.num_rows}"]) -> tuple[float, float, float]:
     """Return the mean of log Z over the rows that take part, its standard error and its effective number of draws."""
     owners = _per_row(np.arange(log_z.value.size).reshape(log_z.value.shape), site)[keep]
     shares = np.bincount(owners, minlength=log_z.value.size) / owners.size
@@ -340,7 +348,7 @@ def _between(lower: _LogZ, upper: _LogZ) -> _LogZ:
     return _LogZ((lower.value + upper.value) / 2, error, min(lower.ess, upper.ess), None, (lower, upper))
 
 
-def _per_row(values: np.ndarray, site: Site) -> np.ndarray:
+def _per_row(values: Shaped[np.ndarray, "..."] | np.generic, site: Site) -> Shaped[np.ndarray, " {site.num_rows}"]:
     return np.broadcast_to(values, site.batch_shape).reshape(-1)
 
 
@@ -359,7 +367,7 @@ def _check_shape(log_z: _LogZ, site: Site) -> None:
         )
 
 
-def _check_densities(values: np.ndarray, keep: np.ndarray) -> None:
+def _check_densities(values: Float[np.ndarray, " rows"], keep: Bool[np.ndarray, " rows"]) -> None:
     for bad, what in ((np.isnan(values), "NaN"), (np.isposinf(values), "infinite")):
         rows = np.flatnonzero(bad & keep)
         if rows.size:

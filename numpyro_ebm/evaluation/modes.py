@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.diagnostics import effective_sample_size
+from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
@@ -28,17 +29,21 @@ class ModeWeights(NamedTuple):
         num_missed: number of modes without a draw.
     """
 
-    draws: np.ndarray
-    draws_error: np.ndarray
-    rows: np.ndarray
-    rows_error: np.ndarray
+    draws: Float[np.ndarray, " modes"]
+    draws_error: Float[np.ndarray, " modes"]
+    rows: Float[np.ndarray, " modes"]
+    rows_error: Float[np.ndarray, " modes"]
     total_variation: float
     by_chance: float
     num_missed: int
 
 
 def mode_weights(
-    labels_of: Callable[[Array], Any] | Any, draws: ArrayLike, rows: ArrayLike, *, num_modes: int | None = None
+    labels_of: Callable[[Shaped[Array, "*event"]], Any] | Any,
+    draws: ArrayLike,
+    rows: ArrayLike,
+    *,
+    num_modes: int | None = None,
 ) -> ModeWeights:
     r"""Compare the weights of labelled modes in draws of a model and in rows; scores and kernels hardly depend on them.
 
@@ -94,7 +99,9 @@ def mode_weights(
     )
 
 
-def _labeller(labels_of: Callable[[Array], Any] | ArrayLike, rows: Array) -> Callable[[Array], np.ndarray]:
+def _labeller(
+    labels_of: Callable[[Shaped[Array, "*event"]], Any] | ArrayLike, rows: Shaped[Array, " rows *event"]
+) -> Callable[[Shaped[Array, " num *event"]], np.ndarray]:
     if callable(labels_of):
         return lambda events: np.asarray(compiled(jax.vmap(labels_of), events))
     centres = jnp.asarray(labels_of)
@@ -107,7 +114,7 @@ def _labeller(labels_of: Callable[[Array], Any] | ArrayLike, rows: Array) -> Cal
 
 
 @jax.jit
-def _nearest(centres: Array, events: Array) -> Array:
+def _nearest(centres: Shaped[Array, " modes *event"], events: Shaped[Array, " num *event"]) -> Int[Array, " num"]:
     axes = tuple(range(1, centres.ndim))
     return jax.lax.map(lambda event: jnp.argmin(jnp.sum((centres - event) ** 2, axis=axes)), events, batch_size=1024)
 
@@ -131,7 +138,7 @@ def _count(of_draws: np.ndarray, of_rows: np.ndarray, num_modes: int | None, num
     return count
 
 
-def _effective(inside: np.ndarray) -> np.ndarray:
+def _effective(inside: Float[np.ndarray, "chains num modes"]) -> Float[np.ndarray, " modes"]:
     """Return the effective number of draws for each weight; the smallest one for modes that no chain enters or leaves."""
     num_chains, num = inside.shape[:2]
     if num < 4:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Float
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import at_site
-from numpyro_ebm._core.typing import Array, ArrayLike, PyTree
+from numpyro_ebm._core.typing import ArrayLike, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import ScoreMatching
 from numpyro_ebm.evaluation._subjects import check_continuous, rows_under
@@ -24,7 +25,7 @@ class SMLoss(NamedTuple):
         standard_error: of the mean, from the sampling of rows; NaN for a single row.
     """
 
-    rows: Array
+    rows: Float[np.ndarray, "*batch"]
     mean: float
     standard_error: float
 
@@ -73,7 +74,7 @@ def sm_of(site: Site) -> SMLoss:
     keep = np.ones(site.num_rows, bool) if site.mask is None else np.asarray(site.mask)
     kept = values[keep].astype(float)
     error = float(kept.std(ddof=1)) / math.sqrt(kept.size) if kept.size > 1 else math.nan
-    return SMLoss(np.where(keep, values, np.nan).reshape(site.batch_shape), float(kept.mean()), error)  # pyright: ignore
+    return SMLoss(np.where(keep, values, np.nan).reshape(site.batch_shape), float(kept.mean()), error)
 
 
 @programs.jit(static_argnames=("estimator",))

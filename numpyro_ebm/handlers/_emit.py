@@ -4,13 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import Float
 from numpyro.primitives import apply_stack
 
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.surrogates import Surrogate
 
 
-def emit(name: str, log_factor: Array, message: dict[str, Any]) -> None:
+def emit(name: str, log_factor: Float[Array, "*batch"], message: dict[str, Any]) -> None:
     """Add an auxiliary site whose log probability is ``log_factor``, in the plates and under the scale of a message."""
     fn = Surrogate(log_factor, (0,), dist.constraints.real)
     apply_stack(

@@ -16,7 +16,7 @@ from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.errors import EnergyError, at_site, nearest, warn_uncalibrated
 from numpyro_ebm._core.modes import in_own_modes
 from numpyro_ebm._core.pytrees import check_pickles
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, RowValues
 from numpyro_ebm.distributions.factor import EnergyFactor
 from numpyro_ebm.distributions.rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm.distributions.site import Site
@@ -234,7 +234,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         values = values.reshape(site.batch_shape)
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
 
-    def _run(self, estimator: AbstractEstimator, given: Site, site: Site) -> Array:
+    def _run(self, estimator: AbstractEstimator, given: Site, site: Site) -> RowValues:
         estimator.check(given)
         with _unchanged(list(self._holders)):
             values = run(estimator, given)
@@ -345,7 +345,7 @@ def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
     check(None)
 
 
-def run(estimator: AbstractEstimator, site: Site) -> Array:
+def run(estimator: AbstractEstimator, site: Site) -> RowValues:
     """Evaluate the estimator's surrogate, with its random key and its state from NumPyro."""
     rng_key: PRNGKey | None = numpyro.prng_key()  # pyright: ignore[reportAssignmentType]
     if rng_key is None:
@@ -364,7 +364,7 @@ def run(estimator: AbstractEstimator, site: Site) -> Array:
     return values
 
 
-def gradient_in_value(site: Site) -> Array:
+def gradient_in_value(site: Site) -> RowValues:
     """Return zero per row, with the gradient of the log density in the value and in nothing else."""
     frozen = freeze(lambda value: jax.vmap(site.distribution.log_density)(value, site.local), site.value)
     log_density = frozen(site.value)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Shaped
 from numpyro.distributions import Distribution, ExpandedDistribution, MaskedDistribution
 
 from numpyro_ebm._core.concrete import eager, is_concrete
@@ -141,7 +142,7 @@ class JointSite:
     def _shapes(self) -> list[tuple[int, ...]]:
         return [member.event_shape for member in self.members]
 
-    def _pieces(self, event: Array) -> dict[str, Array]:
+    def _pieces(self, event: Shaped[Array, "*event"]) -> dict[str, Shaped[Array, "..."]]:
         """Return each member's part of one event."""
         if len(self.members) == 1:
             return {self.name: event}
@@ -270,7 +271,7 @@ class FactoredSites:
             )
 
 
-def strip_masks(fn: Distribution) -> tuple[Distribution, Array | None]:
+def strip_masks(fn: Distribution) -> tuple[Distribution, Bool[Array, "*batch"] | None]:
     """Return a distribution without its masks of rows, and the combined mask (None for all)."""
     batch_shape, mask = tuple(fn.batch_shape), None
     while isinstance(fn, MaskedDistribution) or (

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import Shaped
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
@@ -128,7 +129,7 @@ def bare_model(model: Callable[..., Any]) -> Callable[..., Any]:
     return model if estimated is None else estimated.fn
 
 
-def _no_energy(event: Array) -> float:
+def _no_energy(event: Shaped[Array, "*event"]) -> float:
     return 0.0
 
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from blackjax.util import pytree_size
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_covariance, check_positive
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Chains, Position, PRNGKey, PyTree
 
 K = TypeVar("K", bound=type)
 C = TypeVar("C", bound=Callable)
@@ -37,13 +38,13 @@ class TransitionInfo(NamedTuple):
         swap_rate: acceptance probability of swaps between temperatures; None for a kernel without swaps.
     """
 
-    acceptance_rate: Array
-    is_divergent: Array
-    num_gradients: Array
-    energy: Array | None
-    tree_depth: Array
-    is_nonfinite: Array
-    swap_rate: Array | None
+    acceptance_rate: Chains
+    is_divergent: Bool[Array, "*chains"]
+    num_gradients: Int[Array, "*chains"]
+    energy: Chains | None
+    tree_depth: Int[Array, "*chains"]
+    is_nonfinite: Bool[Array, "*chains"]
+    swap_rate: Chains | None
 
 
 class AbstractKernel(abc.ABC):
@@ -159,7 +160,7 @@ def rebuilt(cls: type, settings: dict[str, Any]) -> Any:
     return kernel
 
 
-def mass_matrix(kernel: Any, position: Position) -> Array:
+def mass_matrix(kernel: Any, position: Position) -> Shaped[Array, " d"] | Shaped[Array, "d d"]:
     """Return the kernel's inverse mass matrix, or the identity, for a position of this size.
 
     Raises:
@@ -178,7 +179,7 @@ def mass_matrix(kernel: Any, position: Position) -> Array:
     return matrix
 
 
-def not_finite(*values: PyTree) -> Array:
+def not_finite(*values: PyTree) -> Bool[Array, ""]:
     """Return whether anything in these pytrees is NaN or infinite."""
     return ~jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)]).all()
 

@@ -12,6 +12,7 @@ from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from blackjax.adaptation.window_adaptation import build_schedule
 from blackjax.util import pytree_size
+from jaxtyping import Float, Int
 
 from numpyro_ebm._core.typing import Array, Position
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
@@ -28,7 +29,7 @@ class WarmupState(NamedTuple):
     kernel: AbstractKernel
 
 
-def schedule(kernel: AbstractKernel, num_warmup: int) -> Array:
+def schedule(kernel: AbstractKernel, num_warmup: int) -> Int[Array, "{num_warmup} 2"]:
     """Return Stan's windows as ``(num_warmup, 2)`` integers: the stage (fast, slow) and whether a slow window ends."""
     if num_warmup == 0 or not kernel.adapts_mass_matrix:
         return jnp.zeros((num_warmup, 2), jnp.int32)
@@ -50,7 +51,7 @@ def start(kernel: AbstractKernel, position: Position) -> WarmupState:
     return WarmupState(averaging, metric, kernel.adapted(inverse_mass_matrix=matrix))
 
 
-def update(warmup: WarmupState, stage: Array, position: Position, info: TransitionInfo) -> WarmupState:
+def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info: TransitionInfo) -> WarmupState:
     """Update the warm-up with one transition; ``stage`` is a row of `schedule`."""
     if warmup.averaging is None:
         return warmup
@@ -75,7 +76,9 @@ def update(warmup: WarmupState, stage: Array, position: Position, info: Transiti
     return WarmupState(averaging, metric, kernel)
 
 
-def update_at(stages: Array, i: Array, warmup: WarmupState, position: Position, info: TransitionInfo) -> WarmupState:
+def update_at(
+    stages: Int[Array, "num_warmup 2"], i: Int[Array, ""], warmup: WarmupState, position: Position, info: TransitionInfo
+) -> WarmupState:
     """Apply `update` at transition ``i`` of the warm-up and finish at the last one; later transitions change nothing."""
     num_warmup = len(stages)
 
@@ -95,7 +98,7 @@ def finish(warmup: WarmupState) -> AbstractKernel:
     return warmup.kernel.adapted(step_size=step_size)
 
 
-def _initial_matrix(kernel: Any) -> Array | None:
+def _initial_matrix(kernel: Any) -> Float[Array, " d"] | Float[Array, "d d"] | None:
     return None if kernel.inverse_mass_matrix is None else jnp.asarray(kernel.inverse_mass_matrix)
 
 

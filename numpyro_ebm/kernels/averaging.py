@@ -5,12 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Scalar
 from numpyro_ebm.kernels._base import AbstractKernel
 from numpyro_ebm.kernels.chains import Pace
 
 
-def mean_step(kernel: AbstractKernel, pace: Pace) -> Array:
+def mean_step(kernel: AbstractKernel, pace: Pace) -> Scalar:
     """Return the geometric mean of the chains' step sizes."""
     return kernel.step_size * jnp.exp(2 * kernel.step_exponent * jnp.mean(pace.log_factor))
 
@@ -23,7 +23,7 @@ def averaging_of(kernel: AbstractKernel) -> Any:
 
 
 def next_averaging(
-    averaging: DualAveragingAdaptationState, kernel: AbstractKernel, acceptance_rate: Array
+    averaging: DualAveragingAdaptationState, kernel: AbstractKernel, acceptance_rate: Scalar
 ) -> DualAveragingAdaptationState:
     """Make one step of dual averaging towards the kernel's target acceptance."""
     acceptance_rate = jnp.nan_to_num(acceptance_rate)

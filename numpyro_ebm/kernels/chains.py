@@ -1,13 +1,23 @@
 """Batches of chains, each run by one scan."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
-from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import (
+    Array,
+    ChainLogDensityFn,
+    Chains,
+    LogDensityFn,
+    Position,
+    PRNGKey,
+    PRNGKeys,
+    PyTree,
+    Scalar,
+)
 from numpyro_ebm.kernels import adaptation
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
 
@@ -31,11 +41,11 @@ class ChainHealth(NamedTuple):
         num_gradients: gradient evaluations per chain.
     """
 
-    acceptance_rate: Array
-    divergence_rate: Array
-    nonfinite_rate: Array
-    swap_rate: Array | None
-    num_gradients: Array
+    acceptance_rate: Scalar
+    divergence_rate: Scalar
+    nonfinite_rate: Scalar
+    swap_rate: Scalar | None
+    num_gradients: Scalar
 
 
 class Run(NamedTuple):
@@ -65,15 +75,15 @@ class Pace(NamedTuple):
         largest: upper bound of the log factor, a number.
     """
 
-    log_factor: Array
-    age: Array
-    largest: Array
+    log_factor: Chains
+    age: Int[Array, "*chains"]
+    largest: Scalar
 
     def apply(self, kernel: AbstractKernel) -> AbstractKernel:
         """Return the kernel of one chain, given the fields of that chain."""
         return kernel.adapted(step_size=kernel.step_size * jnp.exp(2 * kernel.step_exponent * self.log_factor))
 
-    def next(self, kernel: AbstractKernel, acceptance_rate: Array) -> "Pace":
+    def next(self, kernel: AbstractKernel, acceptance_rate: Chains) -> "Pace":
         """Return the pace after one more transition (a step of Robbins and Monro)."""
         rate = jnp.maximum((1.0 + self.age / YOUNG) ** -FORGETTING, LEAST_RATE)
         error = jnp.nan_to_num(acceptance_rate) - jnp.asarray(kernel.target_acceptance)
@@ -114,7 +124,7 @@ def advance(
     local: PyTree = None,
     *,
     num_steps: int,
-    temperatures: Array | None = None,
+    temperatures: Float[Array, " {num_steps}"] | None = None,
     pace: Pace | None = None,
 ) -> Advanced:
     """Move every chain by ``num_steps`` transitions and return the last positions only.
@@ -185,11 +195,11 @@ class Progress(NamedTuple):
         keys: keys of all transitions.
     """
 
-    step: Array
+    step: Int[Array, ""]
     states: Any
     warmups: adaptation.WarmupState
     draws: tuple[Position, TransitionInfo]
-    keys: PRNGKey
+    keys: PRNGKeys
 
     @property
     def num_samples(self) -> int:
@@ -264,7 +274,7 @@ def begin(
 
 
 def go_on(
-    progress: Progress, kernel: AbstractKernel, log_density: LogDensityFn, local: PyTree, stop: int | Array
+    progress: Progress, kernel: AbstractKernel, log_density: LogDensityFn, local: PyTree, stop: int | Int[Array, ""]
 ) -> Progress:
     """Continue a run. The draws do not depend on the number of calls that a run is divided into.
 
@@ -311,9 +321,7 @@ def _transition(
     return jax.vmap(step_one)(keys, states, warmups, local)
 
 
-def _at(
-    log_density: LogDensityFn, position: Position, row: PyTree, temperature: Array | None = None
-) -> Callable[[Position], Array]:
+def _at(log_density: LogDensityFn, position: Position, row: PyTree, temperature: Scalar | None = None) -> ChainLogDensityFn:
     """Return the log density of one chain, in the dtype of its position, since a scan needs a fixed dtype."""
     dtype = jnp.result_type(*jax.tree.leaves(position), float)
     if temperature is None:

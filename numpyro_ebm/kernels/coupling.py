@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from blackjax.mcmc.hmc import HMCState
 from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.errors import EnergyError, nearest
-from numpyro_ebm._core.typing import Array, LogDensityFn, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, LogDensityFn, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import AbstractKernel
 from numpyro_ebm.kernels.hamiltonian import HMC
 from numpyro_ebm.kernels.langevin import MALA
@@ -28,9 +29,9 @@ class Meeting(NamedTuple):
         acceptance_rate: mean acceptance probability over pairs and steps.
     """
 
-    meeting_time: Array
-    is_met: Array
-    acceptance_rate: Array
+    meeting_time: Int[Array, " pairs"]
+    is_met: Bool[Array, " pairs"]
+    acceptance_rate: Scalar
 
 
 def check_coupling(kernel: AbstractKernel, coupling: str) -> None:
@@ -50,7 +51,9 @@ def check_coupling(kernel: AbstractKernel, coupling: str) -> None:
         raise EnergyError("Coupled HMC needs the identity as its mass matrix. Write HMC(step_size=...) without one.")
 
 
-def couple_noise(rng_key: PRNGKey, noise: Array, difference: Array, coupling: str) -> tuple[Array, Array]:
+def couple_noise(
+    rng_key: PRNGKey, noise: Float[Array, " d"], difference: Float[Array, " d"], coupling: str
+) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
     r"""Draw a standard normal vector that equals ``noise + difference`` with the largest possible probability.
 
     With ``X = mean_1 + s * noise`` and ``difference = (mean_1 - mean_2) / s``, the result w gives ``Y = mean_2 + s * w``
@@ -84,7 +87,7 @@ def couple_noise(rng_key: PRNGKey, noise: Array, difference: Array, coupling: st
     return jnp.where(is_met, noise + difference, apart), is_met
 
 
-def _remainder(rng_key: PRNGKey, half: Array) -> Array:
+def _remainder(rng_key: PRNGKey, half: Scalar) -> Scalar:
     """Draw ``half - v`` with v > 0 of density proportional to ``phi(v - half) - phi(v + half)``.
 
     This is the excess of N(0, 1) over N(2 half, 1). The rejection sampler's acceptance does not fall at small distances:
@@ -112,10 +115,10 @@ def coupled_step(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
     pair: MALAState,
-    is_met: Array,
-    log_density: Callable[[Array], Array],
+    is_met: Bool[Array, ""],
+    log_density: Callable[[Float[Array, "*position"]], Scalar],
     coupling: str,
-) -> tuple[MALAState, Array, Array]:
+) -> tuple[MALAState, Bool[Array, ""], Scalar]:
     """Move two chains so that each follows the kernel and they tend to meet; once equal, they stay equal.
 
     MALA couples its two proposals by `couple_noise` and accepts both by one uniform. HMC moves both chains with the same
@@ -188,11 +191,11 @@ _log_acceptance: Any = compute_asymmetric_acceptance_ratio(_transition_energy)
 
 
 class _Run(NamedTuple):
-    time: Array
+    time: Int[Array, ""]
     pairs: MALAState
-    is_met: Array
-    meeting_time: Array
-    acceptance: Array
+    is_met: Bool[Array, " pairs"]
+    meeting_time: Int[Array, " pairs"]
+    acceptance: Scalar
     total: PyTree
 
 
@@ -200,9 +203,9 @@ def unbiased_sum(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
     log_density: LogDensityFn,
-    starts: Array,
+    starts: Float[Array, "pairs 2 *position"],
     local: PyTree,
-    add: Callable[[PyTree, MALAState, Array], PyTree],
+    add: Callable[[PyTree, MALAState, Float[Array, "pairs 2"]], PyTree],
     total: PyTree,
     *,
     coupling: str,

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Shaped
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class
 
 
@@ -58,6 +59,7 @@ class Gibbs(AbstractKernel):
                 f"Gibbs needs the values of an element in increasing order, two or more; got {self.values!r}. Write "
                 "Gibbs(values=jnp.arange(5)), or Gibbs() for the values of the support."
             )
+        object.__setattr__(self, "values", values)  # the entries of a list would be leaves of their own
 
     def bind(self, distribution):
         """Return the kernel with the values of the support to sample, by site for the latents of a model."""
@@ -91,8 +93,13 @@ class Gibbs(AbstractKernel):
 
 
 def _sweep(
-    keys: PRNGKeys, site: Array, logdensity: Array, is_nonfinite: Array, values: ArrayLike, score: Callable[[Array], Array]
-) -> tuple:
+    keys: PRNGKeys,
+    site: Shaped[Array, "*position"],
+    logdensity: Scalar,
+    is_nonfinite: Bool[Array, ""],
+    values: ArrayLike,
+    score: Callable[[Shaped[Array, "*position"]], Scalar],
+) -> tuple[Shaped[Array, "*position"], Scalar, Bool[Array, ""]]:
     """Draw each element of an array in turn; return the array, its log density, and whether any was NaN or infinite."""
     flat, shape = site.reshape(-1), site.shape
     values = jnp.asarray(values, flat.dtype)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from blackjax.mcmc.diffusions import overdamped_langevin
 from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
+from jaxtyping import Shaped
 
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
 
 
@@ -98,7 +99,7 @@ class MALA(AbstractKernel):
         )
 
 
-def _transition_energy(start: MALAState, end: MALAState, step_size: float | Array) -> Array:
+def _transition_energy(start: MALAState, end: MALAState, step_size: float | Shaped[Array, ""]) -> Scalar:
     """Return minus the log of the density at the end times the proposal density from there back to the start."""
     back = jax.tree.map(lambda x, y, grad: x - y - step_size * grad, start.position, end.position, end.logdensity_grad)
     squares = jax.tree.map(lambda move: jnp.sum(move * move), back)
@@ -160,7 +161,7 @@ def barker_takes_mass_matrix() -> bool:
     It has in BlackJAX 1.7. The kernel is run once on a flat density, so that a version that corrects this is used correctly.
     """
 
-    def length(variance: float) -> Array:
+    def length(variance: float) -> Scalar:
         algorithm: Any = blackjax.barker(lambda x: jnp.zeros(()), 1.0, jnp.full(1, variance))
         return jnp.abs(algorithm.step(jax.random.key(0), algorithm.init(jnp.zeros(1)))[0].position[0])
 

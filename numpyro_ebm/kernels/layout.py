@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, LogDensityFn, PRNGKey, PyTree
 from numpyro_ebm.kernels.starts import are_finite, find_starts
 
 Shape = tuple[int, ...]
@@ -20,17 +21,17 @@ def rows_local(distribution: Any, shape: Shape) -> PyTree:
     return distribution.rows(jnp.zeros(distribution.event_shape), shape).local
 
 
-def normal_rows(rng_key: PRNGKey, distribution: Any, shape: Shape) -> Array:
+def normal_rows(rng_key: PRNGKey, distribution: Any, shape: Shape) -> Float[Array, " rows *position"]:
     """Draw standard normal positions, one per row of this shape."""
     return jax.random.normal(rng_key, (math.prod(shape), *distribution.unconstrained_shape), float)
 
 
-def to_positions(distribution: Any, events: Array) -> Array:
+def to_positions(distribution: Any, events: Array) -> Shaped[Array, " rows *position"]:
     """Convert events of any leading shape to one unconstrained position per row."""
     return jax.vmap(distribution.unconstrain)(events.reshape((-1, *distribution.event_shape)))
 
 
-def to_draws(distribution: Any, positions: Array, shape: Shape) -> Array:
+def to_draws(distribution: Any, positions: Shaped[Array, " rows *position"], shape: Shape) -> Array:
     """Convert positions to events, of shape ``shape + event_shape``."""
     return jax.vmap(distribution.constrain)(positions).reshape(shape + distribution.event_shape)
 
@@ -66,11 +67,11 @@ def draw_start(start: Callable[..., Array] | None, rng_key: PRNGKey, distributio
 def starts_of(
     rng_key: PRNGKey,
     distribution: Distribution,
-    log_density: Callable[..., Array],
+    log_density: LogDensityFn,
     starts: Array | None,
     sample_shape: Shape,
     local: PyTree,
-) -> tuple[Array, Array]:
+) -> tuple[Shaped[Array, " chains *position"], Bool[Array, " chains"]]:
     """Return starts in unconstrained space (the given events, or a search from the reference) and which are finite."""
     if starts is None:
         return find_starts(rng_key, distribution, log_density, sample_shape, local)

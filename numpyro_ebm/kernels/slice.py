@@ -10,11 +10,12 @@ from blackjax.mcmc.elliptical_slice import ellipsis
 from blackjax.util import generate_gaussian_noise
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import block_diag, solve_triangular
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_covariance, check_positive
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm._core.wrappers import strip, without_rows
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class
 
@@ -32,10 +33,10 @@ class SliceState(NamedTuple):
 class Gaussian(NamedTuple):
     """Mean ``(d,)`` and covariance root, ``(d,)`` or lower triangular ``(d, d)``, over the flattened position."""
 
-    mean: Array
-    root: Array
+    mean: Float[Array, " d"]
+    root: Float[Array, " d"] | Float[Array, "d d"]
 
-    def log_density(self, position: Position) -> Array:
+    def log_density(self, position: Position) -> Scalar:
         """Evaluate the log density at a position, up to a constant."""
         centred = ravel_pytree(position)[0] - self.mean
         white = centred / self.root if self.root.ndim == 1 else solve_triangular(self.root, centred, lower=True)
@@ -143,7 +144,7 @@ NEEDS_GAUSSIAN = (
 )
 
 
-def _moments(base: Any) -> tuple[Array, Array]:
+def _moments(base: Any) -> tuple[Shaped[Array, " d"], Shaped[Array, " d"] | Shaped[Array, "d d"]]:
     """Return mean and covariance of one event under a Gaussian base, flattened.
 
     Raises:

@@ -5,12 +5,13 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree, Scalar
 
 NUM_TRIES = 100
 """Tries per chain before a start is refused; more tries find narrower supports and take longer to fail."""
@@ -22,7 +23,7 @@ NO_START = (
 )
 
 
-def initial_is_finite(log_density: Callable, position: Position) -> Array:
+def initial_is_finite(log_density: Callable, position: Position) -> Bool[Array, ""]:
     """Return whether the log density and, for a continuous position, its gradient are finite."""
     if all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(position)):
         return jnp.isfinite(log_density(position))
@@ -30,14 +31,16 @@ def initial_is_finite(log_density: Callable, position: Position) -> Array:
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grad))]).all()
 
 
-def are_finite(log_density: LogDensityFn, positions: Array, local: PyTree) -> Array:
+def are_finite(
+    log_density: LogDensityFn, positions: Shaped[Array, " chains *position"], local: PyTree
+) -> Bool[Array, " chains"]:
     """Evaluate `initial_is_finite` of each chain, ``(num_chains,)``."""
     return jax.vmap(lambda x, row: initial_is_finite(lambda z: log_density(z, row), x))(positions, local)
 
 
 def find_starts(
     rng_key: PRNGKey, distribution: Any, log_density: LogDensityFn, sample_shape: tuple[int, ...], local: PyTree
-) -> tuple[Array, Array]:
+) -> tuple[Shaped[Array, " chains *position"], Bool[Array, " chains"]]:
     """Draw starts from the reference, and redraw those without a finite density and gradient, in at most 100 tries.
 
     Each further try adds wider normal noise to the reference, in unconstrained space, up to a standard deviation of 1000.
@@ -78,7 +81,9 @@ def find_starts(
     return positions, finite
 
 
-def _spread(rng_key: PRNGKey, distribution: Distribution, drawn: Array, share: Array) -> Array:
+def _spread(
+    rng_key: PRNGKey, distribution: Distribution, drawn: Shaped[Array, " chains *position"], share: Scalar
+) -> Shaped[Array, " chains *position"]:
     """Move draws of the reference away from it, farther for a larger share of the tries used."""
     if not distribution.is_discrete:
         scale = NARROWEST * (WIDEST / NARROWEST) ** share
@@ -91,7 +96,7 @@ def _spread(rng_key: PRNGKey, distribution: Distribution, drawn: Array, share: A
     return jnp.where(jax.random.uniform(key_which, flat.shape) < share, value, flat).reshape(drawn.shape)
 
 
-def check_starts(finite: Array) -> None:
+def check_starts(finite: Bool[Array, " chains"]) -> None:
     """Check that all chains start where the density is finite, inside compiled programs too.
 
     Raises:

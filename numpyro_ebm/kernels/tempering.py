@@ -1,14 +1,14 @@
 """Parallel tempering for any kernel."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, ArrayLike, ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ArrayLike, ChainLogDensityFn, Chains, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, rebuilt
 from numpyro_ebm.kernels._moves import MOVES
 from numpyro_ebm.kernels.langevin import MALA
@@ -25,9 +25,9 @@ class TemperingState(NamedTuple):
     """
 
     position: Position
-    logdensity: Array
+    logdensity: Chains
     replicas: Any
-    parity: Array
+    parity: Int[Array, "*chains"]
 
 
 @kernel_class("temperatures")
@@ -169,8 +169,8 @@ class ParallelTempering(AbstractKernel):
         # Two temperatures make one pair, which is even.
         return min(2, len(self.temperatures) - 1)
 
-    def _ladder(self, position: Position) -> Array:
-        return jnp.asarray(self.temperatures, jnp.result_type(*jax.tree.leaves(position)))
+    def _ladder(self, position: Position) -> Shaped[Array, " levels"]:
+        return jnp.asarray(self.temperatures, jnp.result_type(float, *jax.tree.leaves(position)))
 
     def _over(self, kernel: AbstractKernel) -> Any:
         return rebuilt(type(self), {"kernel": kernel, "temperatures": self.temperatures})
@@ -188,25 +188,32 @@ def _checked(temperatures: ArrayLike) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def _tempered(log_density: ChainLogDensityFn, temperature: Array) -> Callable[[Position], Array]:
+def _tempered(log_density: ChainLogDensityFn, temperature: Shaped[Array, ""]) -> ChainLogDensityFn:
     return lambda position: log_density(position) / temperature
 
 
-def _heated(kernel: AbstractKernel, temperature: Array) -> AbstractKernel:
+def _heated(kernel: AbstractKernel, temperature: Shaped[Array, ""]) -> AbstractKernel:
     """Return the kernel with the step size for this temperature."""
     if kernel.step_size is None:
         return kernel
     return kernel.adapted(step_size=kernel.step_size * temperature**kernel.step_exponent)
 
 
-def _log_densities(replicas: PyTree, temperatures: Array, log_density: ChainLogDensityFn) -> Array:
+def _log_densities(
+    replicas: PyTree, temperatures: Shaped[Array, " levels"], log_density: ChainLogDensityFn
+) -> Float[Array, " levels"]:
     """Return ``log p`` of each replica, at temperature 1."""
     if hasattr(replicas, "logdensity"):
         return replicas.logdensity * temperatures
     return jax.vmap(log_density)(replicas.position)
 
 
-def _swaps(rng_key: PRNGKey, log_densities: Array, temperatures: Array, parity: Array) -> tuple[Array, Array]:
+def _swaps(
+    rng_key: PRNGKey,
+    log_densities: Float[Array, " levels"],
+    temperatures: Shaped[Array, " levels"],
+    parity: Int[Array, ""],
+) -> tuple[Int[Array, " levels"], Scalar]:
     """Return which replica moves to each temperature, and the mean acceptance of the swaps."""
     index = jnp.arange(len(temperatures))
     partner = jnp.where(index % 2 == parity, index + 1, index - 1)
@@ -219,7 +226,12 @@ def _swaps(rng_key: PRNGKey, log_densities: Array, temperatures: Array, parity: 
     return order, jnp.mean(acceptance, where=index < partner)
 
 
-def _reordered(replicas: PyTree, order: Array, log_densities: Array, temperatures: Array) -> PyTree:
+def _reordered(
+    replicas: PyTree,
+    order: Int[Array, " levels"],
+    log_densities: Float[Array, " levels"],
+    temperatures: Shaped[Array, " levels"],
+) -> PyTree:
     """Reorder positions and rescale log densities to the new temperatures; momenta stay, as all share one distribution."""
     changes = {"position": jax.tree.map(lambda leaf: leaf[order], replicas.position)}
     if hasattr(replicas, "logdensity"):
@@ -232,7 +244,7 @@ def _reordered(replicas: PyTree, order: Array, log_densities: Array, temperature
     return replicas._replace(**changes)
 
 
-def _pooled(details: TransitionInfo, swap_rate: Array) -> TransitionInfo:
+def _pooled(details: TransitionInfo, swap_rate: Scalar) -> TransitionInfo:
     """Combine the replicas' records into one, with energy and tree depth at temperature 1."""
     return info(
         jnp.mean(details.acceptance_rate),

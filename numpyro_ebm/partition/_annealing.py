@@ -1,12 +1,13 @@
 """Chains along the geometric path between a start and a target, in either direction."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, Position, PRNGKey
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, Gibbs, chains
 from numpyro_ebm.kernels.names import resolve_kernel
@@ -23,6 +24,11 @@ EVEN_SHARE = 0.1
 SETTLING_MOVES = 20
 """Repeats of the last level, to see whether chains stay there: 2 % of the default number of levels."""
 
+Positions: TypeAlias = Shaped[Array, " chains *position"]
+"""Positions of the target, one per chain."""
+Adapted: TypeAlias = tuple[Float[Array, "..."] | None, Float[Array, " d"] | None]
+"""Logs of the step size and of the inverse mass matrix; None for what does not adapt."""
+
 
 class Levels(NamedTuple):
     """The intermediate densities, and the kernel's settings at each of them.
@@ -34,9 +40,9 @@ class Levels(NamedTuple):
             with one of its own.
     """
 
-    betas: Array
-    step_sizes: Array | None
-    inverse_masses: Array | None
+    betas: Float[Array, "*levels"]
+    step_sizes: Float[Array, "*levels"] | None
+    inverse_masses: Float[Array, "*levels d"] | None
 
 
 class Annealed(NamedTuple):
@@ -50,10 +56,10 @@ class Annealed(NamedTuple):
         settled: where they are after further transitions at the last level.
     """
 
-    log_weights: Array
-    path: Array
-    positions: Array
-    settled: Array
+    log_weights: Float[Array, " chains"]
+    path: Float[Array, " levels"]
+    positions: Positions
+    settled: Positions
 
 
 def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistribution) -> AbstractKernel:
@@ -83,7 +89,7 @@ def exact_kernel(owner: str, kernel: str | AbstractKernel) -> AbstractKernel:
 
 
 def anneal(
-    rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts: Array, levels: Levels, num_steps: int
+    rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts: Positions, levels: Levels, num_steps: int
 ) -> Annealed:
     """Weight and move chains through the levels: forward, or backward if the levels are reversed.
 
@@ -123,7 +129,7 @@ def reverse(levels: Levels) -> Levels:
     return jax.tree.map(lambda leaf: leaf[::-1], levels)
 
 
-def pilot(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts: Array, levels: Any) -> Levels:
+def pilot(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts: Positions, levels: Any) -> Levels:
     """Return levels between which the log weights gain equal standard deviations, and step sizes that suit them.
 
     A few chains go along the path once, while their step size follows the acceptance, and are discarded. The levels are thus
@@ -159,7 +165,7 @@ def pilot(rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts
     return Levels(chosen, step_sizes, inverse_masses)
 
 
-def adaptation_of(kernel: AbstractKernel, starts: Array) -> tuple[Array, tuple[Array | None, Array | None]]:
+def adaptation_of(kernel: AbstractKernel, starts: Positions) -> tuple[Position, Adapted]:
     """Return chains that start to adapt: positions as the kernel moves them, and logs of step size and inverse mass matrix.
 
     None stands for what does not adapt. The matrix is diagonal, with the variances of the population of chains.
@@ -174,10 +180,10 @@ def adapt(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
     densities: Densities,
-    carry: tuple[Position, tuple[Array | None, Array | None]],
+    carry: tuple[Position, Adapted],
     beta: Any,
     num_moves: int,
-) -> tuple[Position, tuple[Array | None, Array | None]]:
+) -> tuple[Position, Adapted]:
     """Run transitions of `adaptation_of` chains at one level, while the step size follows their mean acceptance.
 
     The variances of the population are the inverse mass matrix of the next transition. Along a coordinate in which the
@@ -205,20 +211,20 @@ def tuned(kernel: AbstractKernel, settings: Levels) -> AbstractKernel:
 
 
 def move(
-    rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Position, beta: Array | float, num_steps: int
+    rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Position, beta: Scalar | float, num_steps: int
 ) -> chains.Advanced:
     """Run transitions at one level."""
     log_density = lambda position, _: densities.log_between(position, beta)  # noqa: E731
     return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps)
 
 
-def _log_variances(positions: Array) -> Array:
+def _log_variances(positions: Positions) -> Float[Array, " d"]:
     """Return log variances of the coordinates of ``(num, ...)`` positions, robust to outliers; 0 without spread."""
     spread = jax.vmap(_spread, in_axes=1)(positions.reshape(len(positions), -1).astype(float))
     return 2 * jnp.log(jnp.where(spread > 0, spread, 1.0))
 
 
-def _place(betas: Array, spreads: Array, num_levels: int) -> Array:
+def _place(betas: Float[Array, " points"], spreads: Float[Array, " points"], num_levels: int) -> Float[Array, " levels"]:
     """Return betas with equal gains of the integral of the spread, except for a tenth that is even in beta itself."""
     gains = jnp.diff(betas) * (spreads[1:] + spreads[:-1]) / 2
     total = jnp.sum(gains)
@@ -228,12 +234,12 @@ def _place(betas: Array, spreads: Array, num_levels: int) -> Array:
     return jnp.interp(jnp.linspace(0.0, 1.0, num_levels + 1), reached, betas).at[-1].set(1.0)
 
 
-def _spread(values: Array) -> Array:
+def _spread(values: Float[Array, " chains"]) -> Scalar:
     """Return a standard deviation of log ratios that is robust to outliers; 0 if most positions have no density."""
     low, high = jnp.quantile(values, jnp.array([0.16, 0.84]))
     spread = 0.5 * (high - low)
     return jnp.where(spread < 1e15, spread, 0.0)
 
 
-def _log_mean(log_weights: Array) -> Array:
+def _log_mean(log_weights: Float[Array, " chains"]) -> Scalar:
     return jax.nn.logsumexp(log_weights) - jnp.log(len(log_weights))

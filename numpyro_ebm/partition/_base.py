@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from blackjax.diagnostics import psis_weights
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.supports import check_same_support
 from numpyro_ebm.partition._proposal import Proposal, check_rows
@@ -38,9 +39,9 @@ class LogPartition(NamedTuple):
             the truth in the mean), "upper" if it is above, None for neither.
     """
 
-    value: Array
-    standard_error: Array
-    ess: Array
+    value: Float[Array, "*batch"]
+    standard_error: Float[Array, "*batch"]
+    ess: Float[Array, "*batch"]
     bound: Bound | None
 
 
@@ -57,9 +58,9 @@ class Estimate(NamedTuple):
         are_draws: whether the draws given for the target can be draws of it.
     """
 
-    value: Array
-    standard_error: Array
-    ess: Array
+    value: Float[Array, "*batch"]
+    standard_error: Float[Array, "*batch"]
+    ess: Float[Array, "*batch"]
     is_finished: Any = True
     tail: Any = 0.0
     covers: Any = True
@@ -80,12 +81,12 @@ class Densities:
     local: PyTree
     start: Any = None
 
-    def log_target(self, position: Position) -> Array:
+    def log_target(self, position: Position) -> Scalar:
         """Return the unnormalised log density; NaN counts as log 0."""
         energy: Any = self.distribution
         return _no_nan(energy.unconstrained_log_density(position, self.local))
 
-    def log_start(self, position: Position) -> Array:
+    def log_start(self, position: Position) -> Scalar:
         """Return the normalised log density of the start."""
         if self.start is None:
             return self.distribution.unconstrained_log_reference(position, self.local)
@@ -94,11 +95,11 @@ class Densities:
         event = self.distribution.constrain(position)
         return jnp.sum(self.start.log_prob(event)) + self.distribution.log_jacobian(position)
 
-    def log_ratio(self, position: Position) -> Array:
+    def log_ratio(self, position: Position) -> Scalar:
         """Return the log of target over start, and `NOTHING` where the target is 0."""
         return jnp.maximum(_no_nan(self.log_target(position) - self.log_start(position)), NOTHING)
 
-    def log_between(self, position: Position, beta: Array | float) -> Array:
+    def log_between(self, position: Position, beta: Scalar | float) -> Scalar:
         """Return the geometric path: ``(1 - beta)`` times the start's log density plus ``beta`` times the target's."""
         return self.log_start(position) + beta * self.log_ratio(position)
 
@@ -189,7 +190,7 @@ def check_start(owner: str, start: object, distribution: EventDistribution) -> N
     check_same_support("start", start, distribution.support)
 
 
-def from_log_weights(log_weights: Array) -> Estimate:
+def from_log_weights(log_weights: Float[Array, " samples"]) -> Estimate:
     """Estimate log Z as the log of the mean weight: standard error by the delta method, Kish's effective sample size."""
     num = len(log_weights)
     largest = jnp.max(log_weights)
@@ -201,7 +202,7 @@ def from_log_weights(log_weights: Array) -> Estimate:
     return Estimate(value, jnp.sqrt(relative_variance), ess, tail=tail_of(log_weights))
 
 
-def tail_of(log_weights: Array) -> Array:
+def tail_of(log_weights: Float[Array, " samples"]) -> Scalar:
     """Return the Pareto shape of the largest weights (Vehtari et al. 2024); 0 if they are too few or nearly all equal."""
     if len(log_weights) < FEWEST_FOR_TAIL:
         return jnp.zeros((), log_weights.dtype)
@@ -210,10 +211,10 @@ def tail_of(log_weights: Array) -> Array:
     return jnp.where(is_even, 0.0, jnp.nan_to_num(shape))
 
 
-def rounding(value: Array) -> Array:
+def rounding(value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return the rounding error of a sum of terms of this size."""
     return 16 * jnp.finfo(value.dtype).eps * jnp.maximum(jnp.abs(value), 1.0)
 
 
-def _no_nan(value: Array) -> Array:
+def _no_nan(value: Scalar) -> Scalar:
     return jnp.where(jnp.isnan(value), -jnp.inf, value)

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, Scalar
 from numpyro_ebm.partition._base import Estimate
 
 STEPS = 80
@@ -16,7 +17,9 @@ SCORE, ROUNDING = 5.0, 1e-5
 """Standard errors that exclude chance (its probability is 6e-7), and a relative tolerance for rounding."""
 
 
-def log_partition_by_contrast(rows: Array, others: Array, inflation: Array | float = 1.0) -> Estimate:
+def log_partition_by_contrast(
+    rows: Float[Array, " rows"], others: Float[Array, " others"], inflation: Scalar | float = 1.0
+) -> Estimate:
     r"""Fit one constant by logistic regression: the root ``c`` of ``sum_rows s(c - u_i) = sum_others s(u_j - c)``.
 
     ``u = log \tilde p - log q - log nu``, where ``nu`` is the number of others over that of rows and ``s`` the logistic

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays
@@ -67,7 +68,9 @@ def local_of(distribution: EventDistribution) -> PyTree:
     return distribution.rows(like, distribution.batch_shape).local
 
 
-def start_positions(rng_key: PRNGKey, distribution: EventDistribution, start: dist.Distribution | None, num: int) -> Array:
+def start_positions(
+    rng_key: PRNGKey, distribution: EventDistribution, start: dist.Distribution | None, num: int
+) -> Shaped[Array, "rows {num} *position"]:
     """Draw from the start, ``(num_rows, num, ...)``, in unconstrained space."""
     if start is None:
         return _by_row(distribution, distribution.reference_sample(rng_key, (num,)))
@@ -75,7 +78,7 @@ def start_positions(rng_key: PRNGKey, distribution: EventDistribution, start: di
     return _by_row(distribution, events if distribution.is_discrete else events.astype(float))
 
 
-def target_positions(rng_key: PRNGKey, distribution: EventDistribution, num: int) -> Array:
+def target_positions(rng_key: PRNGKey, distribution: EventDistribution, num: int) -> Shaped[Array, "rows {num} *position"]:
     """Draw by the distribution's own sampler, ``(num_rows, num, ...)``, in unconstrained space."""
     if local_of(distribution) is None and distribution.batch_shape:
         per_call = math.prod(distribution.batch_shape)
@@ -84,7 +87,7 @@ def target_positions(rng_key: PRNGKey, distribution: EventDistribution, num: int
     return _by_row(distribution, distribution.sample(rng_key, (num,)))
 
 
-def data_positions(owner: str, distribution: EventDistribution, data: ArrayLike) -> Array:
+def data_positions(owner: str, distribution: EventDistribution, data: ArrayLike) -> Shaped[Array, "rows num *position"]:
     """Return events ``(num, *batch_shape, *event_shape)`` as positions ``(num_rows, num, ...)``.
 
     Raises:
@@ -102,11 +105,13 @@ def data_positions(owner: str, distribution: EventDistribution, data: ArrayLike)
     return _positions(distribution, jnp.moveaxis(events.reshape((given[0], -1, *distribution.event_shape)), 0, 1))
 
 
-def _by_row(distribution: EventDistribution, events: Array) -> Array:
+def _by_row(distribution: EventDistribution, events: Shaped[Array, "num ..."]) -> Shaped[Array, "rows num *position"]:
     """Return events ``(num, *batch_shape, ...)`` as positions ``(num_rows, num, ...)``."""
     events = events.reshape((len(events), -1, *distribution.event_shape))[:, : num_rows(distribution)]
     return _positions(distribution, jnp.moveaxis(events, 0, 1))
 
 
-def _positions(distribution: EventDistribution, events: Array) -> Array:
+def _positions(
+    distribution: EventDistribution, events: Shaped[Array, "rows num *event"]
+) -> Shaped[Array, "rows num *position"]:
     return jax.vmap(jax.vmap(distribution.unconstrain))(events)

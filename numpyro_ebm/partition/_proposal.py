@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.spreads import spread
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 
 ITERATIONS = 60
@@ -38,12 +39,12 @@ class Proposal(NamedTuple):
     shape: tuple[int, ...]
     lowest: int | None
 
-    def sample(self, rng_key: PRNGKey, num: int) -> Array:
+    def sample(self, rng_key: PRNGKey, num: int) -> Shaped[Array, " {num} *position"]:
         """Draw positions ``(num, *shape)``."""
         flat = self.flat.sample(rng_key, (num,)) + (0 if self.lowest is None else self.lowest)
         return flat.reshape(num, *self.shape)
 
-    def log_prob(self, position: Array) -> Array:
+    def log_prob(self, position: Shaped[Array, "*position"]) -> Scalar:
         """Return the log density of one position."""
         return self.flat.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
 
@@ -67,7 +68,9 @@ def check_rows(owner: str, data: Array | np.ndarray | None, distribution: EventD
         )
 
 
-def fit_proposal(rng_key: PRNGKey, draws: Array, distribution: EventDistribution, num_components: int) -> Proposal:
+def fit_proposal(
+    rng_key: PRNGKey, draws: Shaped[Array, " draws *position"], distribution: EventDistribution, num_components: int
+) -> Proposal:
     """Fit a distribution that covers the draws, with a tenth of its mass spread wider than they are.
 
     Args:
@@ -86,7 +89,7 @@ def fit_proposal(rng_key: PRNGKey, draws: Array, distribution: EventDistribution
     return Proposal(_gaussians(rng_key, flat, num), shape, None)
 
 
-def _gaussians(rng_key: PRNGKey, rows: Array, num: int) -> dist.Distribution:
+def _gaussians(rng_key: PRNGKey, rows: Float[Array, "rows d"], num: int) -> dist.Distribution:
     """Fit a mixture by expectation maximisation, and add one wide Gaussian.
 
     scikit-learn's mixture runs on the host, one fit at a time; this one fits all contexts at once under vmap.
@@ -119,13 +122,15 @@ def _gaussians(rng_key: PRNGKey, rows: Array, num: int) -> dist.Distribution:
     )
 
 
-def _covariance(rows: Array, shares: Array) -> Array:
+def _covariance(rows: Float[Array, "rows d"], shares: Float[Array, " rows"]) -> Float[Array, "d d"]:
     total = jnp.maximum(jnp.sum(shares), 1e-6)
     centred = rows - shares @ rows / total
     return (shares[:, None] * centred).T @ centred / total
 
 
-def _far_apart(rng_key: PRNGKey, scaled: Array, rows: Array, num: int) -> Array:
+def _far_apart(
+    rng_key: PRNGKey, scaled: Float[Array, "rows d"], rows: Float[Array, "rows d"], num: int
+) -> Float[Array, "{num} d"]:
     """Choose rows to start from, each in proportion to its squared distance from those before it (k-means++)."""
 
     def choose(nearest, key):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning
@@ -152,7 +153,7 @@ def _estimate(
     key_rows: PRNGKey | None,
     method: AbstractPartition,
     distribution: EventDistribution,
-    draws: Array | None,
+    draws: Shaped[Array, "rows draws *position"] | None,
 ) -> Estimate:
     starts = None
     if method.num_starts:

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import Bool, Float
 
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition._annealing import adapt, adaptation_of, default_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Densities
@@ -33,8 +34,12 @@ def fits_start(method: AbstractPartition, distribution: EventDistribution) -> bo
 
 
 def start_around(
-    rng_key: PRNGKey, method: AbstractPartition, densities: Densities, starts: Array, data: Array | None
-) -> tuple[Densities, Array, Array]:
+    rng_key: PRNGKey,
+    method: AbstractPartition,
+    densities: Densities,
+    starts: Float[Array, " starts *position"],
+    data: Float[Array, " rows *position"] | None,
+) -> tuple[Densities, Float[Array, " starts *position"], Bool[Array, ""]]:
     """Return a start around the target of one row, draws of it, and whether the chains found one instead of running away.
 
     Eight tenths of the start are independent normals with the mean and standard deviation of ``data``, or of chains that
@@ -71,12 +76,14 @@ def start_around(
 class _Target(Densities):
     """A path that is the target throughout."""
 
-    def log_between(self, position: Array, beta: Array | float) -> Array:
+    def log_between(self, position: Float[Array, "*position"], beta: Scalar | float) -> Scalar:
         """Return the target's log density; far from the start, adding the start's would lose it in rounding."""
         return self.log_target(position)
 
 
-def are_still(before: Array, after: Array, weights: Array) -> Array:
+def are_still(
+    before: Float[Array, " chains *position"], after: Float[Array, " chains *position"], weights: Float[Array, " chains"]
+) -> Bool[Array, ""]:
     """Return whether a weighted population stays in place: no coordinate shifts by half its spread or doubles its variance.
 
     Weighted draws of a density remain draws of it under transitions that leave it invariant; a population that drifts or
@@ -103,7 +110,7 @@ def are_still(before: Array, after: Array, weights: Array) -> Array:
     return ~jnp.any(has_moved) | (1 / jnp.sum(weights**2) < FEWEST)
 
 
-def _quantiles(flat: Array, weights: Array) -> Array:
+def _quantiles(flat: Float[Array, "chains d"], weights: Float[Array, " chains"]) -> Float[Array, "3 d"]:
     """Return the quantiles 0.16, 0.5 and 0.84 of each coordinate of a weighted population, ``(3, d)``."""
     order = jnp.argsort(flat, axis=0)
     shares, ordered = jnp.cumsum(weights[order], axis=0), jnp.take_along_axis(flat, order, axis=0)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -113,7 +114,7 @@ class AnnealedImportanceSampling(AbstractPartition):
         super().check(distribution)
         default_kernel(self.kernel, distribution)
 
-    def levels(self, rng_key: PRNGKey, densities: Densities, starts: Array) -> Levels:
+    def levels(self, rng_key: PRNGKey, densities: Densities, starts: Shaped[Array, " starts *position"]) -> Levels:
         """Return betas and step sizes, by the pilot run."""
         kernel = default_kernel(self.kernel, densities.distribution)
         levels = self.num_levels or NUM_LEVELS if self.betas is None else self.betas

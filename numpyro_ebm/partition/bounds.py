@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 from scipy.special import stdtrit
 
 from numpyro_ebm._core import programs
@@ -40,17 +41,17 @@ class LogPartitionBounds(NamedTuple):
 
     lower: LogPartition
     upper: LogPartition
-    betas: Array
-    forward: Array
-    reverse: Array
+    betas: Float[Array, "*batch levels"]
+    forward: Float[Array, "*batch levels"]
+    reverse: Float[Array, "*batch levels"]
 
     @property
-    def gap(self) -> Array:
+    def gap(self) -> Float[Array, "*batch"]:
         """``upper`` minus ``lower``, in nats."""
         return self.upper.value - self.lower.value
 
     @property
-    def interval(self) -> tuple[Array, Array]:
+    def interval(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
         """Confidence interval of log Z at level 0.95: the ends, moved outward by their errors (`widened`)."""
         lower, upper = ((end.value, end.standard_error, end.ess) for end in (self.lower, self.upper))
         low, high = widened(lower, upper)

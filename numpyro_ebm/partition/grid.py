@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}
@@ -135,7 +136,9 @@ class Grid(AbstractPartition):
 jax.tree_util.register_dataclass(Grid, data_fields=["low", "high"], meta_fields=["num_points"])
 
 
-def _beyond(marginals: Array, lengths: Array, half_widths: Array) -> tuple[Array, Array]:
+def _beyond(
+    marginals: Float[Array, "d 4"], lengths: Float[Array, " d"], half_widths: Float[Array, " d"]
+) -> tuple[Scalar, Scalar]:
     """Return the mass beyond the edges, as a share of the integral, for exponential tails and for power laws.
 
     Args:
@@ -155,5 +158,5 @@ def _beyond(marginals: Array, lengths: Array, half_widths: Array) -> tuple[Array
     return jnp.sum(exponential), jnp.sum(power)
 
 
-def _wide(flags: Array, like: Array) -> Array:
+def _wide(flags: Bool[Array, " points"], like: Float[Array, "points ..."]) -> Bool[Array, "points ..."]:
     return flags.reshape(flags.shape + (1,) * (like.ndim - 1))

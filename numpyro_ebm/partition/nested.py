@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import blackjax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
@@ -123,7 +124,9 @@ jax.tree_util.register_dataclass(
 )
 
 
-def _integrate(rng_key: PRNGKey, dead: Array, num_stages: Array, live: Array) -> Estimate:
+def _integrate(
+    rng_key: PRNGKey, dead: Float[Array, "stages deleted"], num_stages: Int[Array, ""], live: Float[Array, " live"]
+) -> Estimate:
     """Return mean and spread of log Z over simulated shrinkages (BlackJAX's ``logX`` does the same, but not under jit).
 
     Args:
@@ -148,7 +151,9 @@ def _integrate(rng_key: PRNGKey, dead: Array, num_stages: Array, live: Array) ->
     return Estimate(jnp.mean(values), jnp.std(values), ess)
 
 
-def _alive_on_plateaus(alive: Array, log_ratios: Array, is_point: Array) -> Array:
+def _alive_on_plateaus(
+    alive: Int[Array, " points"], log_ratios: Float[Array, " points"], is_point: Bool[Array, " points"]
+) -> Int[Array, " points"]:
     """Return the number of points alive at each removal, where points of equal ratio are removed one after the other.
 
     No replacement lies on the plateau: ``n, n - 1, ...`` points are alive until it is empty, and the remaining ``X`` is the

@@ -1,24 +1,28 @@
 """Sequential Monte Carlo with adaptive tempering."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import blackjax
 import blackjax.smc.adaptive_tempered as adaptive_tempered
 import blackjax.smc.resampling as resampling
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one, spread
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, tail_of
 
 SHORTEST, LONGEST = 1e-8, 1e8
 """Bounds of the adapted step size, so that it cannot drift to 0 or infinity."""
+
+Settings: TypeAlias = dict[str, Float[Array, "1 ..."]]
+"""Settings of a kernel by name, with a leading dimension of 1: for BlackJAX, particles then share them."""
 
 
 class Population(NamedTuple):
@@ -35,11 +39,11 @@ class Population(NamedTuple):
     """
 
     state: Any
-    log_z: Array
-    variance: Array
-    founders: Array
-    settings: dict[str, Array]
-    num_stages: Array
+    log_z: Scalar
+    variance: Scalar
+    founders: Int[Array, " particles"]
+    settings: Settings
+    num_stages: Int[Array, ""]
     key: PRNGKey
 
 
@@ -181,7 +185,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-def _settings(kernel: AbstractKernel, starts: Array) -> dict[str, Array]:
+def _settings(kernel: AbstractKernel, starts: Shaped[Array, " particles *position"]) -> Settings:
     """Return the settings that adapt, with a leading dimension of 1: for BlackJAX, particles then share them."""
     settings = {}
     if kernel.target_acceptance is not None:
@@ -191,7 +195,12 @@ def _settings(kernel: AbstractKernel, starts: Array) -> dict[str, Array]:
     return settings
 
 
-def _adapt(kernel: AbstractKernel, settings: dict[str, Array], particles: Array, rates: Array) -> dict[str, Array]:
+def _adapt(
+    kernel: AbstractKernel,
+    settings: Settings,
+    particles: Shaped[Array, " particles *position"],
+    rates: Float[Array, "particles steps"],
+) -> Settings:
     new = dict(settings)
     if "step_size" in new:
         target: Any = kernel.target_acceptance
@@ -202,5 +211,5 @@ def _adapt(kernel: AbstractKernel, settings: dict[str, Array], particles: Array,
     return new
 
 
-def _spread(particles: Array) -> Array:
+def _spread(particles: Shaped[Array, " particles *position"]) -> Float[Array, " d"]:
     return or_one(spread(particles.reshape(len(particles), -1))) ** 2

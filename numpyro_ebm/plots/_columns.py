@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError, nearest
@@ -25,11 +26,11 @@ WORTH_SAYING = 0.01
 class Columns(NamedTuple):
     """Data ``(num_rows, d)`` and draws ``(num_draws, d)`` of the plotted dimensions, and their names."""
 
-    data: np.ndarray
-    draws: np.ndarray
+    data: Float[np.ndarray, "rows d"]
+    draws: Float[np.ndarray, "draws d"]
     names: tuple[str, ...]
 
-    def edges(self, i: int, bins: int) -> np.ndarray:
+    def edges(self, i: int, bins: int) -> Float[np.ndarray, " edges"]:
         """Return edges of equal bins over the data's range and 15 % on either side, or of one bin per whole number."""
         values = self.data[np.isfinite(self.data[:, i]), i]
         low, high = values.min(), values.max()

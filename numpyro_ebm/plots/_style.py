@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -90,7 +91,7 @@ def several_axes(
     return given.reshape(shape)
 
 
-def numbers(owner: str, name: str, values: Any, *, by_chain: bool = False) -> np.ndarray:
+def numbers(owner: str, name: str, values: Any, *, by_chain: bool = False) -> Float[np.ndarray, "..."]:
     """Return values, or the draws of the only variable, as a numpy array of floats.
 
     Args:
@@ -123,7 +124,9 @@ def _only_variable(owner: str, name: str, samples: dict[str, Any]) -> Any:
     return next(iter(samples.values()))
 
 
-def events_of(owner: str, name: str, values: ArrayLike | Draws | MCMC, event_shape: tuple[int, ...]) -> np.ndarray:
+def events_of(
+    owner: str, name: str, values: ArrayLike | Draws | MCMC, event_shape: tuple[int, ...]
+) -> Float[np.ndarray, " num *event"]:
     """Return values ``(..., *event_shape)`` as ``(num, *event_shape)``.
 
     Raises:
@@ -137,7 +140,7 @@ def events_of(owner: str, name: str, values: ArrayLike | Draws | MCMC, event_sha
     return array.reshape(-1, *event_shape)
 
 
-def bars(ax: Any, values: np.ndarray, edges: np.ndarray, **options: Any) -> None:
+def bars(ax: Any, values: Float[np.ndarray, "..."], edges: Float[np.ndarray, " edges"], **options: Any) -> None:
     """Draw a histogram whose area is the fraction of values between the edges, not 1."""
     values = values.reshape(-1)
     weights = np.full(values.size, 1 / (values.size * (edges[1] - edges[0])))
@@ -145,7 +148,7 @@ def bars(ax: Any, values: np.ndarray, edges: np.ndarray, **options: Any) -> None
     ax.hist(values[keep], edges, weights=weights[keep], **options)
 
 
-def share_outside(values: np.ndarray, edges: np.ndarray) -> float:
+def share_outside(values: Float[np.ndarray, "..."], edges: Float[np.ndarray, " edges"]) -> float:
     """Return the fraction of values that a histogram does not show, including values that are not finite."""
     return 1 - float(np.mean((values >= edges[0]) & (values <= edges[-1])))
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm.partition.bounds import RELIABLE_GAP, LogPartitionBounds
@@ -61,7 +62,9 @@ def plot_annealing(
     return np.array([top, bottom])
 
 
-def _paths(bounds: LogPartitionBounds, row: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+def _paths(
+    bounds: LogPartitionBounds, row: int | None
+) -> tuple[Float[np.ndarray, " levels"], Float[np.ndarray, " levels"], Float[np.ndarray, " levels"], tuple[float, float]]:
     """Return inverse temperatures, both paths, and the standard errors of their ends."""
     fields = ("lower", "upper", "betas", "forward", "reverse")
     if not all(hasattr(bounds, name) for name in fields):
@@ -82,7 +85,9 @@ def _paths(bounds: LogPartitionBounds, row: int | None) -> tuple[np.ndarray, np.
     return betas, forward, reverse, (float(errors[0]), float(errors[1]))
 
 
-def _draw_difference(ax: "Axes", betas: np.ndarray, difference: np.ndarray, error: float) -> None:
+def _draw_difference(
+    ax: "Axes", betas: Float[np.ndarray, " levels"], difference: Float[np.ndarray, " levels"], error: float
+) -> None:
     ax.plot(betas, difference, color="black", lw=1.4)
     ax.errorbar(betas[-1], difference[-1], error, fmt="o", color="black", ms=5, capsize=4, mfc="white")
     ax.axhline(0.0, color=DARK, lw=0.8)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpyro import handlers
 
 from numpyro_ebm._core.errors import EnergyError
@@ -85,7 +86,7 @@ def plot_calibration(
 
 def log_ratios(
     rng_key: PRNGKey, model: estimate, result: Result, *args: Any, site: str | None = None, **kwargs: Any
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " draws"]]:
     r"""Compute log ratios :math:`\log p(x) - \log p_n(x)` of a trained energy at rows and at new noise draws.
 
     They are the input of `plot_calibration`. Log Z is the learned one, or 0 where the energy includes it. Masked rows are
@@ -134,18 +135,23 @@ def _site(found: dict[str, tuple[Any, Site]], name: str | None) -> tuple[Any, Si
     return estimator, site
 
 
-def _ratios(name: str, values: ArrayLike) -> np.ndarray:
+def _ratios(name: str, values: ArrayLike) -> Float[np.ndarray, " events"]:
     ratios = numbers(OWNER, name, values).reshape(-1)
     if np.isnan(ratios).any():
         raise EnergyError(f"{OWNER} got {int(np.isnan(ratios).sum())} NaN in {name}. Look at the energy at these events.")
     return ratios
 
 
-def _sigmoid(values: np.ndarray) -> np.ndarray:
+def _sigmoid(values: Float[np.ndarray, " events"]) -> Float[np.ndarray, " events"]:
     return 0.5 * (1 + np.tanh(0.5 * values))
 
 
-def _draw_reliability(ax: "Axes", at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
+def _draw_reliability(
+    ax: "Axes",
+    at_data: Float[np.ndarray, " data"],
+    at_noise: Float[np.ndarray, " noise"],
+    edges: Float[np.ndarray, " edges"],
+) -> None:
     means, frequencies, counts = _bins(at_data, at_noise, edges)
     ax.plot([0, 1], [0, 1], color=DARK, ls="--", lw=1.0, label="calibrated")
     low, high = _wilson(frequencies, counts)
@@ -155,7 +161,9 @@ def _draw_reliability(ax: "Axes", at_data: np.ndarray, at_noise: np.ndarray, edg
     ax.legend(fontsize="small")
 
 
-def _bins(at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bins(
+    at_data: Float[np.ndarray, " data"], at_noise: Float[np.ndarray, " noise"], edges: Float[np.ndarray, " edges"]
+) -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"], Int[np.ndarray, " bins"]]:
     """Return mean prediction, frequency of data and number of events of the bins that are not empty."""
     predicted = np.concatenate([at_data, at_noise])
     is_data = np.arange(len(predicted)) < len(at_data)
@@ -167,7 +175,9 @@ def _bins(at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> tuple
     return means, frequencies, counts[filled]
 
 
-def _wilson(frequencies: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _wilson(
+    frequencies: Float[np.ndarray, " bins"], counts: Int[np.ndarray, " bins"]
+) -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
     """Return the ends of the 95 % interval of a binomial probability."""
     square = QUANTILE**2 / counts
     middle = (frequencies + square / 2) / (1 + square)
@@ -175,7 +185,12 @@ def _wilson(frequencies: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np
     return middle - half, middle + half
 
 
-def _draw_counts(ax: Any, at_data: np.ndarray, at_noise: np.ndarray, edges: np.ndarray) -> None:
+def _draw_counts(
+    ax: Any,
+    at_data: Float[np.ndarray, " data"],
+    at_noise: Float[np.ndarray, " noise"],
+    edges: Float[np.ndarray, " edges"],
+) -> None:
     ax.hist(at_data, edges, color=DATA, label="data")
     ax.hist(at_noise, edges, histtype="step", color=MODEL, lw=1.5, label="noise")
     # A logarithmic scale, because there are nu times as many noise draws as rows.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Float
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -29,9 +30,9 @@ GRID = {1: 500, 2: 200}
 class _Overlays(NamedTuple):
     """Points and paths to draw over the energy, as ``(..., d)``; None for those not given."""
 
-    data: np.ndarray | None
-    draws: np.ndarray | None
-    chains: np.ndarray | None
+    data: Float[np.ndarray, "rows d"] | None
+    draws: Float[np.ndarray, "draws d"] | None
+    chains: Float[np.ndarray, "chains steps d"] | None
 
 
 def plot_energy(
@@ -146,11 +147,13 @@ def _overlays(
     return _Overlays(**flat, chains=paths.reshape(*paths.shape[:2], -1))
 
 
-def _flat(events: np.ndarray) -> np.ndarray:
+def _flat(events: Float[np.ndarray, " num *event"]) -> Float[np.ndarray, "num d"]:
     return events.reshape(len(events), -1)
 
 
-def _limits(distribution: dist.Distribution, overlays: _Overlays, limits: Sequence[Any] | None, dim: int) -> np.ndarray:
+def _limits(
+    distribution: dist.Distribution, overlays: _Overlays, limits: Sequence[Any] | None, dim: int
+) -> Float[np.ndarray, "{dim} 2"]:
     """Return the ends of the grid, ``(dim, 2)``."""
     if limits is None:
         given = [values.reshape(-1, dim) for values in overlays if values is not None]
@@ -164,7 +167,7 @@ def _limits(distribution: dist.Distribution, overlays: _Overlays, limits: Sequen
     return np.broadcast_to(pairs, (dim, 2))
 
 
-def _range(points: np.ndarray, tail: float, margin: float) -> np.ndarray:
+def _range(points: Float[np.ndarray, "points d"], tail: float, margin: float) -> Float[np.ndarray, "d 2"]:
     points = points[np.all(np.isfinite(points), axis=1)]
     if not len(points):
         raise EnergyError(f"{OWNER} got no finite points to take limits from. Write limits=(-3.0, 3.0).")
@@ -173,7 +176,7 @@ def _range(points: np.ndarray, tail: float, margin: float) -> np.ndarray:
     return np.stack([low - pad, high + pad], axis=1)
 
 
-def _reference(distribution: dist.Distribution, dim: int) -> np.ndarray:
+def _reference(distribution: dist.Distribution, dim: int) -> Float[np.ndarray, "points {dim}"]:
     """Draw starts of chains, or draws of a normalised distribution."""
     key = jax.random.key(0)
     is_ours = isinstance(distribution, EventDistribution)
@@ -181,7 +184,9 @@ def _reference(distribution: dist.Distribution, dim: int) -> np.ndarray:
     return np.asarray(draws).reshape(-1, dim)
 
 
-def _on_grid(distribution: Any, row: int | tuple[int, ...] | None, grid: list[np.ndarray]) -> np.ndarray:
+def _on_grid(
+    distribution: Any, row: int | tuple[int, ...] | None, grid: list[Float[np.ndarray, " points"]]
+) -> Float[np.ndarray, "..."]:
     """Return log densities minus their maximum, ``(num,)`` or ``(num_x, num_y)``; NaN outside the support."""
     mesh = np.stack(np.meshgrid(*grid, indexing="ij"), axis=-1)
     points = jnp.asarray(mesh.reshape(-1, *distribution.event_shape), float)
@@ -199,7 +204,9 @@ def _on_grid(distribution: Any, row: int | tuple[int, ...] | None, grid: list[np
     return (values - np.nanmax(values)).reshape(mesh.shape[:-1])
 
 
-def _log_density(distribution: Any, row: int | tuple[int, ...] | None) -> Callable[[Array], Array]:
+def _log_density(
+    distribution: Any, row: int | tuple[int, ...] | None
+) -> Callable[[Float[Array, " num *event"]], Float[Array, " num"]]:
     """Return the log density of events ``(num, *event_shape)`` in one row, as a function."""
     index = _row_index(distribution.batch_shape, row)
     if not isinstance(distribution, EventDistribution):
@@ -226,7 +233,9 @@ def _row_index(batch_shape: tuple[int, ...], row: int | tuple[int, ...] | None) 
         raise EnergyError(f"There is no row {row!r} among rows of shape {batch_shape}. {known}") from error
 
 
-def _draw_landscape(ax: "Axes", grid: list[np.ndarray], values: np.ndarray, depth: float) -> None:
+def _draw_landscape(
+    ax: "Axes", grid: list[Float[np.ndarray, " points"]], values: Float[np.ndarray, "points points"], depth: float
+) -> None:
     levels = np.linspace(-depth, 0.0, 11)
     options = {"levels": levels, "extend": "min"}
     filled = ax.contourf(*grid, np.ma.masked_invalid(values.T), cmap="cividis", **options)
@@ -245,7 +254,13 @@ def _draw_overlays(ax: "Axes", overlays: _Overlays) -> None:
         ax.plot(*path.T, **style, path_effects=outline(), label=f"chain {i + 1}")
 
 
-def _draw_curve(ax: "Axes", grid: np.ndarray, values: np.ndarray, overlays: _Overlays, name: str) -> None:
+def _draw_curve(
+    ax: "Axes",
+    grid: Float[np.ndarray, " points"],
+    values: Float[np.ndarray, " points"],
+    overlays: _Overlays,
+    name: str,
+) -> None:
     density = np.where(np.isnan(values), 0.0, np.exp(values))
     density = density / np.trapezoid(density, grid)
     edges = np.linspace(grid[0], grid[-1], 51)

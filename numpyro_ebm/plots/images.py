@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -84,7 +85,9 @@ def plot_images(
     return panels
 
 
-def _images(name: str, values: ArrayLike | Draws | MCMC, image_shape: tuple[int, ...] | None) -> np.ndarray:
+def _images(
+    name: str, values: ArrayLike | Draws | MCMC, image_shape: tuple[int, ...] | None
+) -> Float[np.ndarray, "num height width *channels"]:
     """Return images as ``(num, height, width)`` or ``(num, height, width, 3)``."""
     array = numbers(OWNER, name, values)
     if image_shape is None:
@@ -106,7 +109,9 @@ def _images(name: str, values: ArrayLike | Draws | MCMC, image_shape: tuple[int,
     )
 
 
-def _limits(sets: dict[str, np.ndarray], limits: tuple[float, float] | None) -> tuple[float, float]:
+def _limits(
+    sets: dict[str, Float[np.ndarray, "_ height width *channels"]], limits: tuple[float, float] | None
+) -> tuple[float, float]:
     """Return the values of black and white."""
     if limits is None:
         values = np.concatenate([images.reshape(-1) for images in sets.values()])
@@ -124,7 +129,9 @@ def _limits(sets: dict[str, np.ndarray], limits: tuple[float, float] | None) -> 
     return float(ends[0]), float(ends[1])
 
 
-def _mosaic(images: np.ndarray, num_columns: int) -> np.ndarray:
+def _mosaic(
+    images: Float[np.ndarray, "num height width *channels"], num_columns: int
+) -> Float[np.ndarray, "tall wide *channels"]:
     """Join all images in one, in reading order."""
     num, height, width = images.shape[:3]
     num_columns = min(num_columns, num)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.scipy.stats import norm
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
@@ -92,7 +93,7 @@ def plot_noise_levels(
     return panels
 
 
-def _rows(data: ArrayLike) -> np.ndarray:
+def _rows(data: ArrayLike) -> Float[np.ndarray, "rows d"]:
     """Return the finite rows, ``(num_rows, d)``."""
     array = np.atleast_1d(numbers(OWNER, "data", data))
     rows = array.reshape(len(array), -1)
@@ -102,7 +103,7 @@ def _rows(data: ArrayLike) -> np.ndarray:
     return rows
 
 
-def _ladder(noise: ArrayLike) -> np.ndarray:
+def _ladder(noise: ArrayLike) -> Float[np.ndarray, " levels"]:
     check_sigmas(OWNER, noise)
     sigmas = np.asarray(noise, float)
     if np.any(np.diff(sigmas) >= 0):
@@ -112,7 +113,7 @@ def _ladder(noise: ArrayLike) -> np.ndarray:
     return sigmas
 
 
-def _dimension(dim: int | None, rows: np.ndarray | None, *, is_process: bool) -> int | None:
+def _dimension(dim: int | None, rows: Float[np.ndarray, "rows d"] | None, *, is_process: bool) -> int | None:
     known = None if rows is None else rows.shape[1]
     if dim is None:
         return known
@@ -124,7 +125,7 @@ def _dimension(dim: int | None, rows: np.ndarray | None, *, is_process: bool) ->
     return dim
 
 
-def _draw_lengths(ax: "Axes", rows: np.ndarray | None) -> None:
+def _draw_lengths(ax: "Axes", rows: Float[np.ndarray, "rows d"] | None) -> None:
     if rows is not None:
         farthest, nearest = _distances(rows)
         scale = float(np.sqrt(np.mean(spread(rows) ** 2)))
@@ -139,7 +140,7 @@ def _draw_lengths(ax: "Axes", rows: np.ndarray | None) -> None:
     ax.legend(fontsize="small")
 
 
-def _distances(rows: np.ndarray) -> tuple[float, float]:
+def _distances(rows: Float[np.ndarray, "rows d"]) -> tuple[float, float]:
     """Return the largest distance, and the median distance to the nearest neighbour."""
     some = rows[np.unique(np.linspace(0, len(rows) - 1, min(MAX_ROWS, len(rows))).astype(int))]
     some = some - some.mean(axis=0)
@@ -150,13 +151,13 @@ def _distances(rows: np.ndarray) -> tuple[float, float]:
     return farthest, float(np.median(apart.min(axis=1)))
 
 
-def _draw_overlap(ax: "Axes", sigmas: np.ndarray, dim: int) -> None:
+def _draw_overlap(ax: "Axes", sigmas: Float[np.ndarray, " levels"], dim: int) -> None:
     ax.plot(np.arange(2, len(sigmas) + 1), _overlap(sigmas[:-1] / sigmas[1:], dim), color=MODEL, marker="s", ms=4, lw=1.2)
     ax.axhline(GOOD_OVERLAP, color=DARK, ls="--", lw=1.0, label="advised: 0.5")
     ax.set(ylim=(-0.05, 1.05), ylabel="overlap with\nthe level above")
     ax.legend(fontsize="small")
 
 
-def _overlap(ratios: np.ndarray, dim: int) -> np.ndarray:
+def _overlap(ratios: Float[np.ndarray, " levels"], dim: int) -> Float[np.ndarray, " levels"]:
     middle, width = np.sqrt(2 * dim) * (ratios - 1), 3 * ratios
     return np.asarray(norm.cdf(middle + width) - norm.cdf(middle - width), float)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -107,19 +108,23 @@ def _draw_pair(ax: "Axes", both: Columns, x: int, y: int, bins: int, max_points:
     ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
 
 
-def _counts(draws: np.ndarray, edges: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _counts(
+    draws: Float[np.ndarray, "draws 2"], edges: tuple[Float[np.ndarray, " x"], Float[np.ndarray, " y"]]
+) -> Float[np.ndarray, "x-1 y-1"]:
     kept = draws[np.isfinite(draws).all(axis=1)]
     return np.histogram2d(*kept.T, bins=edges)[0]
 
 
-def _smooth(counts: np.ndarray) -> np.ndarray:
+def _smooth(counts: Float[np.ndarray, "x y"]) -> Float[np.ndarray, "x y"]:
     wide, weights = np.pad(counts, REACH), SMOOTHING / SMOOTHING.sum()
     for axis in (0, 1):
         wide = np.apply_along_axis(lambda line: np.convolve(line, weights, mode="same"), axis, wide)
     return wide[REACH:-REACH, REACH:-REACH]
 
 
-def _levels(counts: np.ndarray, density: np.ndarray, num_draws: int) -> list[tuple[float, float]]:
+def _levels(
+    counts: Float[np.ndarray, "x y"], density: Float[np.ndarray, "x y"], num_draws: int
+) -> list[tuple[float, float]]:
     """Return the fractions of draws that the panel contains, each with the density above which bins contain it."""
     order = np.argsort(density, axis=None)[::-1]
     held = np.cumsum(counts.reshape(-1)[order]) / num_draws

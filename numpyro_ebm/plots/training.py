@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 from numpyro.infer.svi import SVIRunResult
 
 from numpyro_ebm._core.errors import EnergyError, nearest
@@ -90,7 +91,9 @@ def plot_training(
     return panels
 
 
-def _losses(result: FitResult | SVIRunResult) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _losses(
+    result: FitResult | SVIRunResult,
+) -> tuple[Float[np.ndarray, " updates"], Float[np.ndarray, " checks"], Float[np.ndarray, " checks"]]:
     """Return losses, held-out losses and the steps of the latter."""
     if getattr(result, "losses", None) is None:
         raise TypeError(f"{OWNER} needs the result of fit or of svi.run; got {type(result).__name__}.")
@@ -109,7 +112,7 @@ def _units(num_rows: tuple[int, int] | None) -> tuple[tuple[int, int], str]:
     return (num_rows[0], num_rows[1]), "per row"
 
 
-def _kept(recorded: RecordedHealth, site: str | None) -> tuple[NegativePhaseHealth, np.ndarray]:
+def _kept(recorded: RecordedHealth, site: str | None) -> tuple[NegativePhaseHealth, Int[np.ndarray, " checks"]]:
     """Return the health that `fit` kept of a site, and its steps."""
     names = sorted(recorded.sites)
     if site is None and len(names) > 1:
@@ -139,7 +142,9 @@ def _records(health: object) -> dict[str, np.ndarray]:
     return {name: np.atleast_1d(numbers(OWNER, name, values)) for name, values in given.items()}
 
 
-def _steps(records: dict[str, np.ndarray], given: ArrayLike | None, num_updates: int, checks: np.ndarray) -> np.ndarray:
+def _steps(
+    records: dict[str, np.ndarray], given: ArrayLike | None, num_updates: int, checks: Float[np.ndarray, " checks"]
+) -> Shaped[np.ndarray, " records"]:
     """Return the number of updates before each record."""
     shapes = {name: values.shape for name, values in records.items()}
     if not records:
@@ -160,7 +165,7 @@ def _steps(records: dict[str, np.ndarray], given: ArrayLike | None, num_updates:
     return steps
 
 
-def _draw_losses(ax: "Axes", losses: np.ndarray, window: int) -> None:
+def _draw_losses(ax: "Axes", losses: Float[np.ndarray, " updates"], window: int) -> None:
     steps = np.arange(1, len(losses) + 1)
     ax.plot(steps, np.where(np.isfinite(losses), losses, np.nan), color=FAINT, lw=0.8, label="each update")
     if window > 1:
@@ -169,20 +174,24 @@ def _draw_losses(ax: "Axes", losses: np.ndarray, window: int) -> None:
     ax.legend(fontsize="small")
 
 
-def _running_mean(losses: np.ndarray, window: int) -> np.ndarray:
+def _running_mean(losses: Float[np.ndarray, " updates"], window: int) -> Float[np.ndarray, " windows"]:
     """Return the mean of the last ``window`` losses; NaN where one of them is not finite."""
     windows = np.lib.stride_tricks.sliding_window_view(np.where(np.isfinite(losses), losses, np.nan), window)
     return windows.mean(axis=1)
 
 
-def _draw_held_out(ax: "Axes", losses: np.ndarray, checks: np.ndarray, best_step: int) -> None:
+def _draw_held_out(
+    ax: "Axes", losses: Float[np.ndarray, " checks"], checks: Float[np.ndarray, " checks"], best_step: int
+) -> None:
     finite = np.where(np.isfinite(losses), losses, np.nan)
     ax.plot(checks, finite, color=SECOND, ls="--", marker="o", ms=3.5, lw=1.4, label="held-out rows")
     ax.axvline(best_step, color=DARK, ls=":", lw=1.2, label=f"best: step {best_step}")
     ax.legend(fontsize="small")
 
 
-def _draw_record(ax: "Axes", name: str, steps: np.ndarray, values: np.ndarray) -> None:
+def _draw_record(
+    ax: "Axes", name: str, steps: Shaped[np.ndarray, " records"], values: Float[np.ndarray, " records"]
+) -> None:
     is_sparse = len(steps) <= 50
     ax.plot(steps, np.where(np.isfinite(values), values, np.nan), color=MODEL, lw=1.0, marker="o" if is_sparse else "", ms=3)
     ax.set_ylabel(FIGURES[name])

@@ -1,20 +1,22 @@
 """`sample`: warm-up and draws of all chains in one compiled program, run in blocks of transitions."""
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import Bool, Shaped
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, chains
 from numpyro_ebm.kernels.layout import check_start, draw_start, rows_local, starts_of
@@ -22,6 +24,8 @@ from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.kernels.starts import check_starts, initial_is_finite
 from numpyro_ebm.sampling import _target
 
+PerDraw: TypeAlias = Shaped[Array, "chains draws ..."]
+"""Values of any shape, one per chain and draw."""
 FIRST_BLOCK = 10
 """Transitions in the first block. Its time includes compilation, so it does not set the length of the next block."""
 BLOCK_SECONDS = 0.5
@@ -37,12 +41,12 @@ class Draws:
         stats: statistics by name, ``(num_chains, num_samples)`` followed by any batch shape. They are those of
             ``acceptance_rate``, ``is_divergent``, ``num_gradients``, ``is_nonfinite``, ``energy``, ``tree_depth`` and
             ``swap_rate`` that the kernel lists in ``statistics`` (see `TransitionInfo`), and its ``step_size`` if it has
-            one (not for a distribution with rows).
+            one.
         kernel: the adapted kernel; ``num_chains`` is the leading axis of its leaves.
     """
 
-    samples: dict[str, Array]
-    stats: dict[str, Array]
+    samples: dict[str, PerDraw]
+    stats: dict[str, PerDraw]
     kernel: AbstractKernel
 
     def get_samples(self, *, group_by_chain: bool = False) -> dict[str, Array]:
@@ -164,11 +168,11 @@ class _OfDistribution:
     def density(self) -> tuple[LogDensityFn, PyTree]:
         return self.distribution.target(self.kernel), rows_local(self.distribution, self._shape)
 
-    def start(self, rng_key: PRNGKey, starts: Array | None) -> tuple[Position, Array]:
+    def start(self, rng_key: PRNGKey, starts: Array | None) -> tuple[Position, Bool[Array, " chains"]]:
         log_density, local = self.density()
         return starts_of(rng_key, self.distribution, log_density, starts, (self.num_chains,), local)
 
-    def finish(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
+    def finish(self, run: chains.Run) -> tuple[dict[str, PerDraw], chains.Run]:
         draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(run.positions), run.info
         if self.distribution.batch_shape:
             draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, self._shape), (draws, info))
@@ -193,14 +197,14 @@ class _OfModel(NamedTuple):
     def density(self) -> tuple[LogDensityFn, PyTree]:
         return lambda position, _: self.log_density(position), None
 
-    def start(self, rng_key: PRNGKey, starts: None) -> tuple[Position, Array]:
+    def start(self, rng_key: PRNGKey, starts: None) -> tuple[Position, Bool[Array, " chains"]]:
         return self.positions, jax.vmap(lambda z: initial_is_finite(self.log_density, z))(self.positions)
 
-    def finish(self, run: chains.Run) -> tuple[dict[str, Array], chains.Run]:
+    def finish(self, run: chains.Run) -> tuple[dict[str, PerDraw], chains.Run]:
         return jax.vmap(jax.vmap(self.postprocess))(run.positions), run
 
 
-def _of_model(keys: PRNGKey, kernel: AbstractKernel, model: Callable, args: tuple, kwargs: dict[str, Any]) -> _OfModel:
+def _of_model(keys: PRNGKeys, kernel: AbstractKernel, model: Callable, args: tuple, kwargs: dict[str, Any]) -> _OfModel:
     target = _target.make_target(keys, model, args, kwargs)
     kernel = kernel if target.discrete_values is None else kernel.bind(target)
     positions = chains.as_positions(kernel, target.position)
@@ -253,15 +257,16 @@ def _next_length(length: int, seconds: float) -> int:
     return max(1, int(length * min(BLOCK_SECONDS / max(seconds, 1e-9), 16)))
 
 
-def _stats(run: chains.Run) -> dict[str, Array]:
+def _stats(run: chains.Run) -> dict[str, PerDraw]:
     stats = {name: getattr(run.info, name) for name in run.kernel.statistics}
-    num_draws = run.info.acceptance_rate.shape
-    if run.kernel.step_size is not None and jnp.shape(run.kernel.step_size) == num_draws[:1]:
-        stats["step_size"] = jnp.broadcast_to(run.kernel.step_size[:, None], num_draws)
+    shape, step_size = run.info.acceptance_rate.shape, run.kernel.step_size
+    per_chain = (shape[0], *shape[2:])  # the rows come after the draws
+    if step_size is not None and jnp.shape(step_size) == (math.prod(per_chain),):
+        stats["step_size"] = jnp.broadcast_to(step_size.reshape(shape[0], 1, *shape[2:]), shape)
     return stats
 
 
-def _rows_after_draws(leaf: Array, batch_shape: tuple[int, ...]) -> Array:
+def _rows_after_draws(leaf: Shaped[Array, "rows draws ..."], batch_shape: tuple[int, ...]) -> PerDraw:
     """Reshape ``(chains * rows, draws, ...)`` to ``(chains, draws, *rows, ...)``."""
     leaf = leaf.reshape((*batch_shape, *leaf.shape[1:]))
     return jnp.moveaxis(leaf, len(batch_shape), 1)

@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.supports import discrete_values
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
@@ -34,7 +34,7 @@ class Target(NamedTuple):
     """
 
     position: Position
-    log_density: Callable[[tuple, dict], Callable[[Position], jax.Array]]
+    log_density: Callable[[tuple, dict], ChainLogDensityFn]
     postprocess: Callable[[tuple, dict], Callable[[Position], dict[str, jax.Array]]]
     discrete_values: dict[str, np.ndarray] | None = None
 
@@ -190,7 +190,7 @@ def _latents(trace: Mapping[str, Any]) -> Latents:
 
 
 def make_target(
-    rng_key: PRNGKey, model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform
+    rng_key: PRNGKey | PRNGKeys, model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform
 ) -> Target:
     """Initialise a model (as `fixed` returns it) for kernels.
 
@@ -219,7 +219,9 @@ def make_target(
     return Target(info.param_info.z, log_density, lambda args, kwargs: info.postprocess_fn(*args, **kwargs))
 
 
-def _discrete_target(rng_key: PRNGKey, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable):
+def _discrete_target(
+    rng_key: PRNGKey | PRNGKeys, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable
+):
     """Return the target of a model whose latents are all discrete; positions are the values themselves."""
     for name, values in latents.discrete.items():
         if values is None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core import programs
@@ -14,7 +15,7 @@ from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels.layout import check_start, draw_start, normal_rows, rows_local, to_draws, to_positions
 from numpyro_ebm.sampling.levels import check_level, closed_at_levels, score_of_rows
@@ -85,7 +86,9 @@ class AnnealedLangevin:
         """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         return self._run(rng_key, distribution, sample_shape, sample_shape + distribution.batch_shape)[0]
 
-    def trajectory(self, rng_key: PRNGKey, distribution: EventDistribution, sample_shape: Shape = ()) -> Array:
+    def trajectory(
+        self, rng_key: PRNGKey, distribution: EventDistribution, sample_shape: Shape = ()
+    ) -> Float[Array, "levels ..."]:
         """Return the path of the same draws: where they are at the end of each level, before the denoising step.
 
         Returns:
@@ -189,7 +192,9 @@ def _anneal(rng_key, distribution, sampler, positions, held, *, shape, keep_path
     return to_draws(distribution, positions, shape), path
 
 
-def _holder(rng_key: PRNGKey, held: tuple[Array, Array] | None, sigma: Array) -> Callable[[Array], Array]:
+def _holder(
+    rng_key: PRNGKey, held: tuple[Float[Array, " rows *position"], Bool[Array, " rows *position"]] | None, sigma: Scalar
+) -> Callable[[Float[Array, " rows *position"]], Float[Array, " rows *position"]]:
     """Return a function that resets the known elements to their values plus the noise of one level."""
     if held is None:
         return lambda positions: positions
@@ -209,7 +214,7 @@ def _check_elementwise(distribution: EventDistribution) -> None:
         )
 
 
-def _mask_of(mask: ArrayLike, shape: Shape) -> Array:
+def _mask_of(mask: ArrayLike, shape: Shape) -> Bool[Array, "..."]:
     mask = jnp.asarray(mask)
     try:
         if mask.dtype == bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
@@ -14,7 +15,7 @@ from numpyro.util import is_prng_key
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.modes import in_own_modes
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.kernels import AbstractKernel, adaptation, chains
 from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.sampling import _target
@@ -43,21 +44,21 @@ class BlackJAXState(NamedTuple):
         rng_key: random key.
     """
 
-    i: Array
+    i: Int[Array, "*chains"]
     z: PyTree
     kernel_state: Any
     warmup: adaptation.WarmupState
-    accept_prob: Array
-    mean_accept_prob: Array
-    diverging: Array
-    potential_energy: Array | None
-    energy: Array | None
-    step_size: Array | None
-    num_steps: Array
-    tree_depth: Array
-    is_nonfinite: Array
-    swap_rate: Array | None
-    rng_key: Array
+    accept_prob: Chains
+    mean_accept_prob: Chains
+    diverging: Bool[Array, "*chains"]
+    potential_energy: Chains | None
+    energy: Chains | None
+    step_size: Chains | None
+    num_steps: Int[Array, "*chains"]
+    tree_depth: Int[Array, "*chains"]
+    is_nonfinite: Bool[Array, "*chains"]
+    swap_rate: Chains | None
+    rng_key: PRNGKey | PRNGKeys
 
 
 FIELDS = {
@@ -153,7 +154,12 @@ class BlackJAXKernel(MCMCKernel):
 
     @in_own_modes
     def init(
-        self, rng_key: Array, num_warmup: int, init_params: PyTree | None, model_args: tuple, model_kwargs: dict
+        self,
+        rng_key: PRNGKey | PRNGKeys,
+        num_warmup: int,
+        init_params: PyTree | None,
+        model_args: tuple,
+        model_kwargs: dict,
     ) -> BlackJAXState:
         """Return the state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
@@ -195,7 +201,7 @@ class BlackJAXKernel(MCMCKernel):
         step = "" if state.step_size is None else f"step {state.step_size:.2e}, "
         return f"{int(state.num_steps)} gradients, {step}acceptance {state.mean_accept_prob:.2f}"
 
-    def _known(self, statistic: str, value: Array | None) -> Array | None:
+    def _known(self, statistic: str, value: Scalar | None) -> Scalar | None:
         """Return a statistic if the kernel has it; else None, in every state alike."""
         return value if statistic in self._kernel.statistics else None
 
@@ -203,7 +209,7 @@ class BlackJAXKernel(MCMCKernel):
         """Return the settings only; a run rebuilds the rest."""
         return {**self.__dict__, "_sample_fn": None, "_target": None}
 
-    def _start(self, log_density: Callable, rng_key: Array, position: PyTree) -> BlackJAXState:
+    def _start(self, log_density: Callable, rng_key: PRNGKey, position: PyTree) -> BlackJAXState:
         position = chains.as_positions(self._bound, position)
         rng_key, key = jax.random.split(rng_key)
         lifted = self._bound.lift(position)
@@ -260,10 +266,10 @@ def _call(fn: Callable) -> Callable:
     return fn
 
 
-def _potential(kernel_state: PyTree) -> Array | None:
+def _potential(kernel_state: PyTree) -> Scalar | None:
     log_density = getattr(kernel_state, "logdensity", None)
     return None if log_density is None else -jnp.asarray(log_density, float)
 
 
-def _step_size(kernel: AbstractKernel) -> Array | None:
+def _step_size(kernel: AbstractKernel) -> Scalar | None:
     return None if kernel.step_size is None else jnp.asarray(kernel.step_size, float)

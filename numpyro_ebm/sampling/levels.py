@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PyTree
@@ -61,12 +62,16 @@ def closed_at_levels(distribution: EventDistribution, *, order: int = 1) -> Any:
     return leveled.closed(order=order)
 
 
-def score_at_level(distribution: EnergyDistribution | ScoreDistribution) -> Callable[[Array, Any, PyTree], Array]:
+def score_at_level(
+    distribution: EnergyDistribution | ScoreDistribution,
+) -> Callable[[Float[Array, "*position"], Any, PyTree], Float[Array, "*position"]]:
     """Return ``score(position, sigma, local)`` of one row, in unconstrained space."""
     return lambda position, sigma, local: distribution.unconstrained_score(position, at_level(local, sigma))
 
 
-def score_of_rows(distribution: EnergyDistribution | ScoreDistribution, local: PyTree) -> Callable[[Array, Any], Array]:
+def score_of_rows(
+    distribution: EnergyDistribution | ScoreDistribution, local: PyTree
+) -> Callable[[Float[Array, " rows *position"], Any], Float[Array, " rows *position"]]:
     """Return ``score(positions, sigma)`` of all rows at one level, with rows as the leading axis."""
     score = jax.vmap(score_at_level(distribution), in_axes=(0, None, 0))
     return lambda positions, sigma: score(positions, sigma, local)

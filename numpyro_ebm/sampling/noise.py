@@ -2,21 +2,25 @@
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, Scalar
+
+AtTimes: TypeAlias = Float[Array, "*times"]
+"""A number, or one number per time."""
 
 
-def geometric_sigmas(sigma_max: float, sigma_min: float, num: int) -> Array:
+def geometric_sigmas(sigma_max: float, sigma_min: float, num: int) -> Float[Array, " {num}"]:
     """Return a ladder of noise levels in geometric progression, the largest first.
 
     Song and Ermon (2020) recommend a largest level of the order of the largest distance between two data points, and a ratio
@@ -64,23 +68,23 @@ class AbstractNoiseProcess(abc.ABC):
     t_min: Any
 
     @abc.abstractmethod
-    def alpha(self, t: ArrayLike) -> Array:
+    def alpha(self, t: ArrayLike) -> AtTimes:
         """Return the factor of the data at ``t``."""
 
     @abc.abstractmethod
-    def sigma(self, t: ArrayLike) -> Array:
+    def sigma(self, t: ArrayLike) -> AtTimes:
         """Return the standard deviation of the noise at ``t``."""
 
     @abc.abstractmethod
-    def drift(self, x: Array, t: ArrayLike) -> Array:
+    def drift(self, x: Float[Array, "*position"], t: ArrayLike) -> Float[Array, "*position"]:
         """Return the drift ``f(x, t)``."""
 
     @abc.abstractmethod
-    def diffusion(self, t: ArrayLike) -> Array:
+    def diffusion(self, t: ArrayLike) -> AtTimes:
         """Return the diffusion coefficient ``g(t)``."""
 
     @abc.abstractmethod
-    def transition(self, t: Array | float, later: Array | float) -> tuple[Array, Array]:
+    def transition(self, t: AtTimes | float, later: AtTimes | float) -> tuple[AtTimes, AtTimes]:
         """Return ``(a, v)`` with ``x_later | x_t ~ N(a x_t, v I)``."""
 
     @abc.abstractmethod
@@ -154,7 +158,7 @@ class VE(AbstractNoiseProcess):
         return _normal(self.sigma_max, event_shape)
 
     @property
-    def _log_ratio(self) -> Array:
+    def _log_ratio(self) -> Scalar:
         return jnp.log(jnp.asarray(self.sigma_max / self.sigma_min, float))
 
 
@@ -219,10 +223,10 @@ class VP(AbstractNoiseProcess):
         """Return ``N(0, 1)``."""
         return _normal(1.0, event_shape)
 
-    def _beta(self, t: ArrayLike) -> Array:
+    def _beta(self, t: ArrayLike) -> AtTimes:
         return self.beta_min + jnp.asarray(t, float) * (self.beta_max - self.beta_min)
 
-    def _log_alpha(self, t: ArrayLike) -> Array:
+    def _log_alpha(self, t: ArrayLike) -> AtTimes:
         t = jnp.asarray(t, float)
         return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.concrete import is_concrete
@@ -99,7 +100,9 @@ class ProbabilityFlow:
         draws, reached = _flow_down(rng_key, closed_at_levels(distribution), self, shape=shape)
         return self._reached(draws, reached)
 
-    def log_prob(self, distribution: EventDistribution, value: ArrayLike, rng_key: PRNGKey | None = None) -> Array:
+    def log_prob(
+        self, distribution: EventDistribution, value: ArrayLike, rng_key: PRNGKey | None = None
+    ) -> Float[Array, "*batch"]:
         """Return the log density of events, by the instantaneous change of variables.
 
         Args:
@@ -137,7 +140,7 @@ class ProbabilityFlow:
                 f"{distribution.unconstrained_shape}. Write prior=numpyro.distributions.Normal(loc, scale).to_event(1)."
             )
 
-    def _reached(self, result: Array, reached: Array) -> Array:
+    def _reached(self, result: Float[Array, "*batch"], reached: Bool[Array, " rows"]) -> Float[Array, "*batch"]:
         message = (
             f"The solver did not reach the end of the probability flow in max_steps={self.max_steps} steps, or met values "
             "that are not finite. Look at the score between the levels at which it was trained, or write "
@@ -194,7 +197,9 @@ def _flow_up(rng_key, distribution, sampler, value):
     return values.reshape(shape), reached
 
 
-def _velocity(process: AbstractNoiseProcess, distribution: EnergyDistribution | ScoreDistribution) -> Callable[..., Array]:
+def _velocity(
+    process: AbstractNoiseProcess, distribution: EnergyDistribution | ScoreDistribution
+) -> Callable[..., Float[Array, "*position"]]:
     score = score_at_level(distribution)
 
     def velocity(x, t, local):
@@ -204,7 +209,7 @@ def _velocity(process: AbstractNoiseProcess, distribution: EnergyDistribution | 
     return velocity
 
 
-def _trace(sampler: ProbabilityFlow, rng_key: PRNGKey | None, like: Array) -> Any:
+def _trace(sampler: ProbabilityFlow, rng_key: PRNGKey | None, like: Float[Array, "*position"]) -> Any:
     """Return ``trace(field, x)``, the value and the divergence of a vector field at a point."""
     probes = None
     if rng_key is not None:
@@ -222,7 +227,7 @@ def _trace(sampler: ProbabilityFlow, rng_key: PRNGKey | None, like: Array) -> An
 
 def _solve(
     sampler: ProbabilityFlow, rates: Callable[..., PyTree], start: PyTree, begin: ArrayLike, end: ArrayLike
-) -> tuple[PyTree, Array]:
+) -> tuple[PyTree, Bool[Array, ""]]:
     """Return the state at ``end``, and whether the solver reached it."""
     diffrax = _diffrax()
     solution = diffrax.diffeqsolve(

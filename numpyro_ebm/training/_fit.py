@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
@@ -62,9 +63,9 @@ class FitResult(NamedTuple):
 
     params: dict[str, Any]
     state: SVIState
-    losses: np.ndarray
-    held_out_losses: np.ndarray
-    check_steps: np.ndarray
+    losses: Float[np.ndarray, " updates"]
+    held_out_losses: Float[np.ndarray, " checks"]
+    check_steps: Int[np.ndarray, " checks"]
     best_step: int
     stopped: Stop
     chains: RecordedChains | None = None
@@ -89,7 +90,7 @@ class _Run(NamedTuple):
 
     state: SVIState
     params: dict[str, Any] | None
-    losses: tuple[np.ndarray, ...] = ()
+    losses: tuple[Float[np.ndarray, " updates"], ...] = ()
     held_out_losses: tuple[float, ...] = ()
     check_steps: tuple[int, ...] = ()
     best_step: int = 0
@@ -390,7 +391,7 @@ def _overfitting(result: FitResult, task: _Task) -> str | None:
     return f"Overfitting: {fall}. Write fit(..., held_out=(x_test,), patience=5), or use {remedies}." if fall else None
 
 
-def _row_differences(result: FitResult, task: _Task) -> list[np.ndarray]:
+def _row_differences(result: FitResult, task: _Task) -> list[Float[np.ndarray, "..."]]:
     """Return the increase in each held-out row's loss from the best check to the end; empty if a guide draws many times."""
     if getattr(task.svi.loss, "multi_sample_guide", False):
         return []

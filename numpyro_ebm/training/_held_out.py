@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
@@ -13,7 +14,7 @@ from numpyro.infer.svi import SVIState
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.programs import compiled
 from numpyro_ebm._core.pytrees import Structure, assemble, dismantle
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 
 
 class Arguments(NamedTuple):
@@ -48,26 +49,26 @@ def check_taken(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) ->
         ) from error
 
 
-def loss_and_params(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) -> tuple[Array, dict[str, Any]]:
+def loss_and_params(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) -> tuple[Scalar, dict[str, Any]]:
     """Return the loss of the rows, and the constrained parameters at which it is evaluated."""
     args, kwargs = assemble(*rows)
     return _loss(svi, args, kwargs, rng_key, state), svi.get_params(state)
 
 
-def _loss(svi: SVI, args: tuple, kwargs: dict[str, Any], rng_key: PRNGKey, state: SVIState) -> Array:
+def _loss(svi: SVI, args: tuple, kwargs: dict[str, Any], rng_key: PRNGKey, state: SVIState) -> Scalar:
     params = svi.get_params(state) | (state.mutable_state or {})  # svi.evaluate would restart the mutable state
     return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
 
 
 def row_differences(
     svi: SVI, rows: Arguments, rng_key: PRNGKey, before: dict[str, Any], after: dict[str, Any]
-) -> list[np.ndarray]:
+) -> list[Float[np.ndarray, "..."]]:
     """Return how much each row's loss rose between two sets of parameters under the same noise, an array per site shape."""
     first, second = (_compiled_losses(svi, rows, rng_key, params) for params in (before, after))
     return [np.asarray(second[shape] - first[shape]) for shape in first]
 
 
-def _compiled_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:
+def _compiled_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Float[Array, "..."]]:
     losses = lambda params, arrays: _row_losses(svi, rows._replace(arrays=arrays), rng_key, params)  # noqa: E731
     return compiled(losses, params, rows.arrays)
 
@@ -88,7 +89,7 @@ def why_nonfinite(arguments: Arguments) -> str:
     )
 
 
-def _row_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Array]:
+def _row_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[str, Any]) -> dict[str, Float[Array, "..."]]:
     args, kwargs = assemble(*rows)
     kwargs = kwargs | svi.static_kwargs
     key_model, key_guide = jax.random.split(rng_key)  # as in Trace_ELBO, so that the noise is that of the loss

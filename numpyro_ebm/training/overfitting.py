@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
 TAIL = 5
 """Last checks whose median stands for the end of the run: more average out fluctuations, fewer see a late rise sooner."""
@@ -20,7 +21,9 @@ MIN_UPDATES = 60
 """Fewest updates to judge, so that each mean over a twentieth of the run has at least three losses."""
 
 
-def held_out_rise(held_out: np.ndarray, check_steps: np.ndarray, losses: np.ndarray) -> str | None:
+def held_out_rise(
+    held_out: Float[np.ndarray, " checks"], check_steps: Int[np.ndarray, " checks"], losses: Float[np.ndarray, " updates"]
+) -> str | None:
     """Describe a held-out loss that ends well above its best although the training loss fell; None for any other.
 
     The rise is that of the median of the last checks after the best one, at least three. It has to exceed the spread of
@@ -51,12 +54,12 @@ def held_out_rise(held_out: np.ndarray, check_steps: np.ndarray, losses: np.ndar
     )
 
 
-def _spread(values: np.ndarray) -> float:
+def _spread(values: Float[np.ndarray, " checks"]) -> float:
     at = np.arange(len(values))
     return float(np.ptp(values - np.polyval(np.polyfit(at, values, 1), at)))
 
 
-def is_significant(differences: Sequence[np.ndarray]) -> bool:
+def is_significant(differences: Sequence[Float[np.ndarray, "..."]]) -> bool:
     """Return whether the losses of the rows rose in total by more than 3.5 standard errors of the sum of their differences.
 
     A small set of held-out rows may have its optimum far from that of the training rows without any fault of the energy.
@@ -69,7 +72,7 @@ def is_significant(differences: Sequence[np.ndarray]) -> bool:
     return not lost < STANDARD_ERRORS * np.sqrt(variance)  # NaN counts as a rise
 
 
-def runaway(losses: np.ndarray) -> str | None:
+def runaway(losses: Float[np.ndarray, " updates"]) -> str | None:
     """Describe a training loss that falls ever faster, to a hundred times its initial size; None for any other.
 
     The loss of a run that settles falls ever slower. Means over a twentieth of the run stand for its start, its thirds and

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
@@ -35,9 +36,9 @@ class RecordedChains(NamedTuple):
         steps: ``(num_checks,)``, number of updates before each check.
     """
 
-    samples: dict[str, np.ndarray]
-    energies: dict[str, np.ndarray]
-    steps: np.ndarray
+    samples: dict[str, Shaped[np.ndarray, "chains checks ..."]]
+    energies: dict[str, Float[np.ndarray, "chains checks"]]
+    steps: Int[np.ndarray, " checks"]
 
 
 class RecordedHealth(NamedTuple):
@@ -49,7 +50,7 @@ class RecordedHealth(NamedTuple):
     """
 
     sites: dict[str, NegativePhaseHealth]
-    steps: np.ndarray
+    steps: Int[np.ndarray, " checks"]
 
 
 class Look(NamedTuple):
@@ -64,8 +65,8 @@ class Look(NamedTuple):
 
     step: int
     health: dict[str, NegativePhaseHealth]
-    samples: dict[str, np.ndarray]
-    energies: dict[str, np.ndarray]
+    samples: dict[str, Shaped[np.ndarray, "chains ..."]]
+    energies: dict[str, Float[np.ndarray, " chains"]]
 
 
 def find_estimate(svi: SVI) -> estimate | None:

@@ -3,13 +3,16 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 
 Shape = tuple[int, ...]
 
 
-def normalized(name: str, values: np.ndarray, log_partition: Any, sample_shape: Shape) -> tuple[np.ndarray, dict[str, Any]]:
+def normalized(
+    name: str, values: Shaped[np.ndarray, "chains draws *rows"], log_partition: Any, sample_shape: Shape
+) -> tuple[Float[np.ndarray, "chains draws *rows"], dict[str, Any]]:
     """Subtract log Z from the unnormalised log densities of a site.
 
     Args:
@@ -43,7 +46,9 @@ def normalized(name: str, values: np.ndarray, log_partition: Any, sample_shape: 
     return values - log_z, _notes(name, error, getattr(log_partition, "bound", None), values.shape[2:])
 
 
-def _over_draws(name: str, log_z: np.ndarray, values: np.ndarray, sample_shape: Shape) -> np.ndarray:
+def _over_draws(
+    name: str, log_z: Float[np.ndarray, "..."], values: Shaped[np.ndarray, "chains draws *rows"], sample_shape: Shape
+) -> Float[np.ndarray, "..."]:
     """Return log Z in a shape that broadcasts against the values."""
     rows, num_draws = values.shape[2:], sample_shape[0] * sample_shape[1]
     per_draw = {(*lead, *tail) for lead in (sample_shape, (num_draws,)) for tail in ((), rows)}
@@ -70,7 +75,7 @@ def _over_draws(name: str, log_z: np.ndarray, values: np.ndarray, sample_shape: 
     return log_z
 
 
-def _notes(name: str, error: np.ndarray, bound: str | None, rows: Shape) -> dict[str, Any]:
+def _notes(name: str, error: Float[np.ndarray, "..."], bound: str | None, rows: Shape) -> dict[str, Any]:
     largest = float(np.max(error))
     words = f"log_likelihood['{name}'] is the unnormalised log density minus an estimate of log Z"
     if np.isfinite(largest):

@@ -1,18 +1,22 @@
 """`to_arviz`: draws and training chains as data for ArviZ 0.23 or 1.x, which is imported at the first use."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, ArrayLike
 from numpyro_ebm.diagnostics.arviz._log_likelihoods import normalized
-from numpyro_ebm.diagnostics.arviz.read import STATISTICS, as_numpy, check_shapes, collect
+from numpyro_ebm.diagnostics.arviz.read import STATISTICS, ByName, as_numpy, check_shapes, collect
 from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
+
+ByChain: TypeAlias = Shaped[Array, "chains draws ..."] | Shaped[np.ndarray, "chains draws ..."]
+"""An array of JAX or NumPy, with chains and draws in front."""
 
 
 def to_arviz(
@@ -95,14 +99,14 @@ def to_arviz(
     return data
 
 
-def _by_chain(group: str, values: Mapping[str, Any], shape: tuple[int, int] | None) -> dict[str, Array | np.ndarray]:
+def _by_chain(group: str, values: Mapping[str, Any], shape: tuple[int, int] | None) -> dict[str, ByChain]:
     """Return the arrays as ``(chains, draws, ...)``."""
     if values and shape is None:
         raise EnergyError(f"{group} needs draws, and there are none. Write to_arviz(draws, training=result, ...).")
     return {name: _one_by_chain(group, name, value, cast(Any, shape)) for name, value in values.items()}
 
 
-def _one_by_chain(group: str, name: str, value: ArrayLike, shape: tuple[int, int]) -> Array | np.ndarray:
+def _one_by_chain(group: str, name: str, value: ArrayLike, shape: tuple[int, int]) -> ByChain:
     value = value if isinstance(value, Array) else np.asarray(value)
     if value.shape[:2] == shape:
         return value
@@ -112,8 +116,8 @@ def _one_by_chain(group: str, name: str, value: ArrayLike, shape: tuple[int, int
 
 
 def _likelihoods(
-    values: Mapping[str, Array | np.ndarray], log_partition: Mapping[str, Any], shape: tuple[int, int] | None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    values: Mapping[str, ByChain], log_partition: Mapping[str, Any], shape: tuple[int, int] | None
+) -> tuple[ByName, dict[str, Any]]:
     """Return log likelihoods, with log Z subtracted, and notes on log Z."""
     missing, unused = sorted(set(values) - set(log_partition)), sorted(set(log_partition) - set(values))
     if missing:

@@ -1,11 +1,12 @@
 """Read draws of any source as arrays by name."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
@@ -77,6 +78,10 @@ def as_numpy(name: str, value: ArrayLike) -> np.ndarray:
     return value.astype(np.float32) if value.dtype in (jnp.bfloat16, jnp.float16) else value
 
 
+ByName: TypeAlias = dict[str, Shaped[np.ndarray, "chains draws ..."]]
+"""Arrays by name, with chains and draws in front."""
+
+
 class Recorded(NamedTuple):
     """Draws in the form that the diagnostics use.
 
@@ -87,8 +92,8 @@ class Recorded(NamedTuple):
         kernel: kernel that drew them, where it is known.
     """
 
-    variables: dict[str, np.ndarray]
-    stats: dict[str, np.ndarray]
+    variables: ByName
+    stats: ByName
     observed: dict[str, np.ndarray]
     kernel: Any = None
 

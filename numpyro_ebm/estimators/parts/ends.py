@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
@@ -18,11 +19,11 @@ class Ends(NamedTuple):
         high: upper ends, of the event's shape.
     """
 
-    low: Array
-    high: Array
+    low: Float[Array, "*event"]
+    high: Float[Array, "*event"]
 
     @property
-    def is_bounded(self) -> Array:
+    def is_bounded(self) -> Bool[Array, "*event"]:
         """Which coordinates have at least one finite end."""
         return jnp.isfinite(self.low) | jnp.isfinite(self.high)
 
@@ -48,19 +49,19 @@ def ends_of(support: constraints.Constraint, shape: tuple[int, ...]) -> Ends:
     return Ends(*(jnp.broadcast_to(jnp.asarray(end, float), shape) for end in (low, high)))
 
 
-def square(x: Array, ends: Ends) -> Array:
+def square(x: Float[Array, "*batch"], ends: Ends) -> Float[Array, "*batch"]:
     """Return the product of the squared distances to the finite ends of each coordinate; 1 if it has none."""
     below, above = _distances(x, ends)
     below, above = (jnp.where(jnp.isfinite(d), d, 1.0) for d in (below, above))
     return (below * above) ** 2
 
 
-def distance(x: Array, ends: Ends) -> Array:
+def distance(x: Float[Array, "*batch"], ends: Ends) -> Float[Array, "*batch"]:
     """Return the distance of each coordinate to its nearest end; infinite if it has none."""
     return jnp.minimum(*_distances(x, ends))
 
 
-def _distances(x: Array, ends: Ends) -> tuple[Array, Array]:
+def _distances(x: Float[Array, "*batch"], ends: Ends) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     # Replace infinite ends first, so that no derivative passes through them.
     low, high = (jnp.where(jnp.isfinite(end), end, 0.0).astype(x.dtype) for end in ends)
     return jnp.where(jnp.isfinite(ends.low), x - low, jnp.inf), jnp.where(jnp.isfinite(ends.high), high - x, jnp.inf)

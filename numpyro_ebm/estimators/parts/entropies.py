@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, gammaln
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.typing import Array
 
@@ -13,7 +14,9 @@ GROUP = 256
 """Points per search for neighbours. The distances grow as the square of it; groups keep the cost linear in the rows."""
 
 
-def neighbor_entropies(points: Array, takes_part: Array, num_neighbors: int | None) -> Array:
+def neighbor_entropies(
+    points: Float[Array, "rows d"], takes_part: Bool[Array, " rows"], num_neighbors: int | None
+) -> Float[Array, " rows"]:
     r"""Return one term per point; their mean estimates the entropy of the points' common distribution.
 
     .. math:: \psi(n) - \psi(k) + \log V_d + d \log |x_i - x_{i(k)}|
@@ -37,7 +40,9 @@ def neighbor_entropies(points: Array, takes_part: Array, num_neighbors: int | No
     return values.reshape(-1)[np.argsort(order)]
 
 
-def _group_entropies(points: Array, takes_part: Array, num_neighbors: int | None) -> Array:
+def _group_entropies(
+    points: Float[Array, "points d"], takes_part: Bool[Array, " points"], num_neighbors: int | None
+) -> Float[Array, " points"]:
     size, dim = points.shape
     wanted = min(num_neighbors or (1 if dim > 2 else math.ceil(math.sqrt(size))), size - 1)
     fixed = jax.lax.stop_gradient(points - jnp.mean(points, axis=0))

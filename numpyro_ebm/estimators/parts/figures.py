@@ -1,8 +1,9 @@
 """Figures of the data under a trained energy, for the reports of estimators without chains."""
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.projections import directions, inner, score_and_curvatures
 
@@ -10,7 +11,7 @@ PROBES = 8
 """Rademacher probes per row for the trace: more reduce its noise, at a cost in proportion."""
 
 
-def mean_over_rows(values: Array, mask: Array | None) -> Array:
+def mean_over_rows(values: Float[Array, " rows *shape"], mask: Bool[Array, " rows"] | None) -> Float[Array, "*shape"]:
     """Return the mean over the rows that take part; NaN if there are none."""
     if mask is None:
         return jnp.mean(values, axis=0)
@@ -18,7 +19,7 @@ def mean_over_rows(values: Array, mask: Array | None) -> Array:
     return jnp.sum(jnp.where(keep, values, 0.0), axis=0) / jnp.sum(mask)
 
 
-def score_figures(rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+def score_figures(rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
     r"""Return the size of the score ``s`` and of its divergence at the rows, per dimension of unconstrained space.
 
     ``score_norm`` is :math:`\sqrt{E|s|^2 / d}` and ``trace_per_dim`` is :math:`E \operatorname{tr} \nabla s / d`, estimated

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.spreads import spread
@@ -26,11 +27,11 @@ class FittedNoise(NamedTuple):
         half: index of each row's mixture, ``(num_rows,)``.
     """
 
-    centres: Array
-    scale_tril: Array
-    half: Array
+    centres: Float[Array, "2 kernels d"]
+    scale_tril: Float[Array, "2 d d"]
+    half: Int[Array, " rows"]
 
-    def sample(self, rng_key: PRNGKey, num: int) -> Array:
+    def sample(self, rng_key: PRNGKey, num: int) -> Float[Array, "{num} {self.half.size} d"]:
         """Draw flat positions ``(num, num_rows, d)``, each from its row's mixture."""
         key_kernel, key_normal = jax.random.split(rng_key)
         shape = num, len(self.half)
@@ -39,7 +40,7 @@ class FittedNoise(NamedTuple):
         first, second = jnp.einsum("hij,nrj->hnri", self.scale_tril, normal)
         return self.centres[self.half, which] + jnp.where(self.half[:, None] == 0, first, second)
 
-    def log_prob(self, positions: Array) -> Array:
+    def log_prob(self, positions: Float[Array, "num {self.half.size} *position"]) -> Float[Array, "num {self.half.size}"]:
         """Return the log densities of positions ``(num, num_rows, ...)``, each under its row's mixture."""
         flat = positions.reshape(-1, self.centres.shape[2])
         both = jax.vmap(_log_mixture, in_axes=(0, 0, None))(self.centres, self.scale_tril, flat)
@@ -47,7 +48,9 @@ class FittedNoise(NamedTuple):
         return jnp.where(self.half == 0, first, second)
 
 
-def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str) -> FittedNoise:
+def fit_noise(
+    rng_key: PRNGKey, positions: Float[Array, " rows *position"], mask: Bool[Array, " rows"] | None, kind: str
+) -> FittedNoise:
     """Fit a "gaussian" (moments, shrunk towards the diagonal) or a "mixture" (kernels of Silverman's width) to a batch.
 
     Args:
@@ -79,7 +82,9 @@ def fit_noise(rng_key: PRNGKey, positions: Array, mask: Array | None, kind: str)
     return FittedNoise(flat[jax.lax.top_k(order, num)[1]], width * scale_tril, half)
 
 
-def _moments(flat: Array, takes_part: Array) -> tuple[Array, Array]:
+def _moments(
+    flat: Float[Array, "rows d"], takes_part: Bool[Array, " rows"]
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     weights, d = takes_part.astype(flat.dtype), flat.shape[1]
     num = jnp.maximum(jnp.sum(weights), 1.0)
     mean = weights @ flat / num
@@ -92,7 +97,9 @@ def _moments(flat: Array, takes_part: Array) -> tuple[Array, Array]:
     return mean, (1 - shrinkage) * covariance + ridge
 
 
-def _log_mixture(centres: Array, scale_tril: Array, flat: Array) -> Array:
+def _log_mixture(
+    centres: Float[Array, "kernels d"], scale_tril: Float[Array, "d d"], flat: Float[Array, "points d"]
+) -> Float[Array, " points"]:
     inverse = jax.scipy.linalg.solve_triangular(scale_tril, jnp.eye(len(scale_tril), dtype=flat.dtype), lower=True)
     points, kernels = ((p - centres.mean(axis=0)) @ inverse.T for p in (flat, centres))
     squares = jnp.sum(points**2, 1)[:, None] + jnp.sum(kernels**2, 1) - 2 * points @ kernels.T

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.infer.util import log_density
 
 from numpyro_ebm._core.autodiff import reverse_gradient
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions.blocks import is_real
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.supports import check_same_support
@@ -72,11 +73,11 @@ class Generator:
         """Return the same model with its gradient reversed: it ascends where the energy descends."""
         return Generator(self.model, reverse_gradient(self.params))
 
-    def draw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+    def draw(self, rng_key: PRNGKey, site: Site) -> dict[str, Shaped[Array, "{site.num_rows} ..."]]:
         """Draw latents and event once per row, cut off from differentiation."""
         return jax.lax.stop_gradient(self.frozen().rdraw(rng_key, site))
 
-    def rdraw(self, rng_key: PRNGKey, site: Site) -> dict[str, Array]:
+    def rdraw(self, rng_key: PRNGKey, site: Site) -> dict[str, Shaped[Array, "{site.num_rows} ..."]]:
         """Draw latents and event once per row, differentiable in the parameters where they are reparameterised."""
 
         def draw_one(key, context):
@@ -87,7 +88,7 @@ class Generator:
         keys = jax.random.split(rng_key, site.num_rows)
         return jax.vmap(draw_one)(keys, context_of(site))
 
-    def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Array:
+    def log_density(self, draws: dict[str, Array], context: tuple[PyTree, ...]) -> Scalar:
         """Return the log density of one row's latents and event."""
         with handlers.block():
             return jnp.asarray(log_density(self._model, context, {}, draws)[0])

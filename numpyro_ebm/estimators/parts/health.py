@@ -1,17 +1,18 @@
 """The health of a negative phase: its figures, the conditions that they imply, and the warnings."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.errors import UnhealthyChainsError, UnhealthyChainsWarning
 from numpyro_ebm._core.spreads import or_one
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, LogDensityFn, PyTree, Scalar
 from numpyro_ebm.estimators.parts.scales import Spread
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chains import ChainHealth
@@ -68,6 +69,10 @@ STEPLESS = {
 """Texts that replace those of `CONDITIONS` for a kernel without a step size."""
 
 
+Figure: TypeAlias = Float[Array, "*records"]
+"""One number, or one for each record of training."""
+
+
 class NegativePhaseHealth(NamedTuple):
     """Figures of the last update's chains. Lengths are in standard deviations of the data, coordinate by coordinate.
 
@@ -94,25 +99,25 @@ class NegativePhaseHealth(NamedTuple):
         reported: ``(7,)``, whether a warning has been given for each.
     """
 
-    acceptance_rate: Array
-    divergence_rate: Array
-    nonfinite_rate: Array
-    swap_rate: Array | None
-    num_gradients: Array
-    step_size: Array | None
-    energy_gap: Array
-    distance: Array
-    move: Array
-    early_gap: Array
-    mean_acceptance: Array
-    mean_move: Array
-    mean_moves: Array
-    slowest_coordinate: Array
-    slowest_move: Array
-    stuck_rate: Array
-    stuck_by_chance: Array
-    conditions: Array
-    reported: Array
+    acceptance_rate: Figure
+    divergence_rate: Figure
+    nonfinite_rate: Figure
+    swap_rate: Figure | None
+    num_gradients: Figure
+    step_size: Figure | None
+    energy_gap: Figure
+    distance: Figure
+    move: Figure
+    early_gap: Figure
+    mean_acceptance: Figure
+    mean_move: Figure
+    mean_moves: Float[Array, "*position"]
+    slowest_coordinate: Figure
+    slowest_move: Figure
+    stuck_rate: Figure
+    stuck_by_chance: Figure
+    conditions: Bool[Array, "*records 7"]
+    reported: Bool[Array, "*records 7"]
 
 
 class Observed(NamedTuple):
@@ -133,16 +138,16 @@ class Observed(NamedTuple):
     """
 
     chains: ChainHealth
-    start: Array
-    end: Array
-    stayed: Array
+    start: Float[Array, " chains *position"]
+    end: Float[Array, " chains *position"]
+    stayed: Bool[Array, " chains"]
     num_steps: int
     spread: Spread
-    log_density_end: Array
-    log_density_data: Array
+    log_density_end: Float[Array, " chains"]
+    log_density_data: Float[Array, " rows"]
     step_size: Any
     is_adjusted: bool
-    num_updates: Array
+    num_updates: Int[Array, ""]
 
 
 def unknown(kernel: AbstractKernel, shape: tuple[int, ...]) -> NegativePhaseHealth:
@@ -170,8 +175,8 @@ def in_words(condition: str, health: NegativePhaseHealth) -> str:
 
 
 def examine(
-    before: NegativePhaseHealth, seen: Observed, log_density: Callable[[Array, PyTree], Array], local: PyTree
-) -> tuple[NegativePhaseHealth, Array]:
+    before: NegativePhaseHealth, seen: Observed, log_density: LogDensityFn, local: PyTree
+) -> tuple[NegativePhaseHealth, Bool[Array, " chains"]]:
     """Return the health after an update, and which chains are lost: not finite, or too far from the data.
 
     Args:
@@ -240,7 +245,7 @@ def tell(health: NegativePhaseHealth, policy: Policy, owner: str) -> NegativePha
     return health._replace(reported=health.reported | health.conditions)
 
 
-def _report_all(owner: str, policy: Policy, news: Array, health: NegativePhaseHealth) -> None:
+def _report_all(owner: str, policy: Policy, news: Bool[Array, " conditions"], health: NegativePhaseHealth) -> None:
     for name, is_new in zip(CONDITIONS, news, strict=True):
         if is_new:
             _report(f"{owner}: {name}: {in_words(name, health)}", policy)
@@ -271,18 +276,18 @@ def _report(message: str, policy: Policy) -> None:
     warnings.warn(message, UnhealthyChainsWarning, stacklevel=2)
 
 
-def _length(moves: Array) -> Array:
+def _length(moves: Float[Array, " chains *position"]) -> Float[Array, " chains"]:
     """Return the root mean square over the coordinates of each chain."""
     return jnp.sqrt(jnp.mean(moves.reshape(len(moves), -1) ** 2, axis=1))
 
 
-def _moves(moves: Array, finite: Array) -> Array:
+def _moves(moves: Float[Array, " chains *position"], finite: Bool[Array, " chains"]) -> Float[Array, "*position"]:
     """Return the root mean square over the finite chains, coordinate by coordinate."""
     counted = jnp.where(finite.reshape((-1,) + (1,) * (moves.ndim - 1)), moves, 0.0)
     return jnp.sqrt(jnp.mean(counted**2, axis=0)).astype(float)
 
 
-def _slowest(moves: Array, spread: Spread) -> tuple[Array, Array]:
+def _slowest(moves: Float[Array, "*position"], spread: Spread) -> tuple[Scalar, Scalar]:
     """Return the coordinate that moves least, among those that vary in the data, and its move."""
     if not moves.size:
         return jnp.zeros((), float), jnp.ones((), float)
@@ -292,7 +297,13 @@ def _slowest(moves: Array, spread: Spread) -> tuple[Array, Array]:
     return slowest.astype(float), counted[slowest]
 
 
-def _is_unbounded(log_density: Callable, centre: Array, ends: Array, distances: Array, local: PyTree) -> Array:
+def _is_unbounded(
+    log_density: LogDensityFn,
+    centre: Float[Array, "*position"],
+    ends: Float[Array, " chains *position"],
+    distances: Float[Array, " chains"],
+    local: PyTree,
+) -> Bool[Array, ""]:
     """Return whether the density still rises at a million times the distance of the farthest chains.
 
     It probes the rays from the data's mean through these chains. Along a ray, a proper quadratic falls eventually; it counts

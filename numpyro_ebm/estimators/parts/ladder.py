@@ -5,20 +5,21 @@ from typing import SupportsFloat
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.distributions.site import Site
 
 
-def stratified(rng_key: PRNGKey, num: int) -> Array:
+def stratified(rng_key: PRNGKey, num: int) -> Float[Array, " {num}"]:
     """Draw a uniform number per row, one in each of ``num`` equal parts of [0, 1)."""
     key_order, key_shift = jax.random.split(rng_key)
     order = jax.random.permutation(key_order, num)
     return (order + jax.random.uniform(key_shift)) / num
 
 
-def rungs_at(quantile: Array, num: int) -> Array:
+def rungs_at(quantile: Float[Array, "*batch"], num: int) -> Int[Array, "*batch"]:
     """Return which of ``num`` rungs of a ladder lies at each quantile in [0, 1)."""
     return jnp.minimum(jnp.floor(quantile * num).astype(int), num - 1)
 

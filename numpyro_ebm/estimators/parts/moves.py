@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.spreads import or_one
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.saturation import slope, warn_where_saturated
 
@@ -17,12 +18,16 @@ FAULT = "the moves lead out of the density"
 FIX = "Make them shorter: a few standard deviations of the data at most."
 
 
-def logistic(rise: Array) -> Array:
+def logistic(rise: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return ``2 log(1 + p(x + v) / p(x))`` from the log of the ratio."""
     return 2 * jax.nn.softplus(rise)
 
 
-def loss_of_moves(site: Site, moves: Array, link: Callable[[Array], Array] = logistic) -> Array:
+def loss_of_moves(
+    site: Site,
+    moves: Float[Array, "num {site.num_rows} *position"],
+    link: Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]] = logistic,
+) -> RowValues:
     """Return ``mean_j link(log p(x + v_j) - log p(x))`` per row, in unconstrained space with the Jacobian.
 
     Args:
@@ -37,12 +42,12 @@ def loss_of_moves(site: Site, moves: Array, link: Callable[[Array], Array] = log
     return jnp.mean(link(rises), axis=0)
 
 
-def in_pairs(draws: Array, num: int) -> Array:
+def in_pairs(draws: Float[Array, " half *shape"], num: int) -> Float[Array, " {num} *shape"]:
     """Return draws and their negatives, cut to ``num``."""
     return jnp.concatenate([draws, -draws])[:num]
 
 
-def scale_of(site: Site, given: ArrayLike | None, share: float) -> Array:
+def scale_of(site: Site, given: ArrayLike | None, share: float) -> Float[Array, "..."]:
     """Return the standard deviation of moves: as given, or a share of the batch's per dimension (of 1 where that is 0)."""
     if given is not None:
         return jnp.asarray(given, site.position.dtype)

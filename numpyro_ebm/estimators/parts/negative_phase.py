@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one
-from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree, RowValues
+from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
 from numpyro_ebm.estimators.parts.health import CONDITIONS, NegativePhaseHealth, Observed, Policy, examine, tell, unknown
@@ -46,9 +47,9 @@ class Phase(NamedTuple):
 
     ended: Position
     health: NegativePhaseHealth
-    lost: Array
-    log_factor: Array | None
-    score: Array | None
+    lost: Bool[Array, " chains"]
+    log_factor: Float[Array, " chains"] | None
+    score: Float[Array, " chains *position"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ChainEstimator(AbstractEstimator):
     num_steps: int = 1
     kernel: Any = MALA()
     adapt_step_size: bool | None = None
-    step_size_schedule: Callable[[Array], Any] | None = None
+    step_size_schedule: Callable[[Int[Array, ""]], Any] | None = None
     temperature: Any = None
     energy_l2: float = 0.0
     on_unhealthy: Policy = "warn"
@@ -100,10 +101,10 @@ class ChainEstimator(AbstractEstimator):
         """Return where this update's chains start."""
 
     @abc.abstractmethod
-    def fresh(self, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Array, PyTree]:
+    def fresh(self, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Float[Array, " {num_chains} *position"], PyTree]:
         """Return unconstrained positions, with contexts and bases, for chains that restart."""
 
-    def keep(self, state: ChainState, site: Site, start: Start, ended: Position, lost: Array) -> ChainState:
+    def keep(self, state: ChainState, site: Site, start: Start, ended: Position, lost: Bool[Array, " chains"]) -> ChainState:
         """Return the state with what the next update needs of the chains; lost chains have just restarted."""
         return state
 
@@ -129,7 +130,7 @@ class ChainEstimator(AbstractEstimator):
 
     def update(
         self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start
-    ) -> tuple[Array, ChainState]:
+    ) -> tuple[Float[Array, " chains *position"], ChainState]:
         """Move the chains; return their ends in unconstrained space, and the state with health and next step size."""
         key_chains, key_reset = jax.random.split(rng_key)
         num_updates = state.num_updates
@@ -213,12 +214,12 @@ class ChainEstimator(AbstractEstimator):
         self,
         rng_key: PRNGKey,
         kernel: AbstractKernel,
-        log_density: Callable[[Array, PyTree], Array],
+        log_density: LogDensityFn,
         position: Position,
         local: PyTree,
-        scale: Array | None,
+        scale: Float[Array, "..."] | None,
         pace: chains.Pace | None = None,
-    ) -> tuple[chains.Advanced, Array]:
+    ) -> tuple[chains.Advanced, Bool[Array, " chains"]]:
         """Move the chains, in scaled coordinates, by the estimator's steps and temperatures.
 
         Returns:
@@ -245,7 +246,9 @@ class ChainEstimator(AbstractEstimator):
         gradient = None if advanced.gradient is None else in_scale(scale, advanced.gradient)
         return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
 
-    def contrast(self, site: Site, negatives: Array, local: PyTree, *, paired: bool) -> Array:
+    def contrast(
+        self, site: Site, negatives: Float[Array, " chains *position"], local: PyTree, *, paired: bool
+    ) -> RowValues:
         """Return each row's log density minus that of its own negative, or minus the mean over all negatives."""
         ours = self._penalised(site, site.position, site.local, 1.0)
         theirs = self._penalised(site, negatives, local, -1.0)
@@ -273,7 +276,7 @@ class ChainEstimator(AbstractEstimator):
         has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
         return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
 
-    def _scale(self, state: ChainState) -> Array | None:
+    def _scale(self, state: ChainState) -> Float[Array, "..."] | None:
         """Return the lengths in which positions are measured, per dimension; None for 1."""
         if state.log_scale is None:
             return None if self.scale is None or isinstance(self.scale, str) else jnp.asarray(self.scale, float)
@@ -291,7 +294,7 @@ class ChainEstimator(AbstractEstimator):
         largest = (jnp.log(self._widest(state, kernel)) - jnp.log(kernel.step_size)) / (2 * kernel.step_exponent)
         return chains.Pace(log_factor, age, largest)
 
-    def _widest(self, state: ChainState, kernel: AbstractKernel) -> Array:
+    def _widest(self, state: ChainState, kernel: AbstractKernel) -> Scalar:
         """Return the largest step size that adaptation allows."""
         spread = or_one(in_scale(self._scale(state), state.spread.sd))
         pooled = jnp.sqrt(jnp.mean(spread**2))
@@ -308,12 +311,16 @@ class ChainEstimator(AbstractEstimator):
         collapsed = health.conditions[list(CONDITIONS).index("collapse")]
         return jax.tree.map(lambda old, new: jnp.where(collapsed, old, new), averaging_of(self.kernel), updated)
 
-    def replaced(self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Array) -> Position:
+    def replaced(
+        self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Bool[Array, " chains"]
+    ) -> Position:
         """Return the ends of the chains, with fresh starts in place of lost chains."""
         fresh = jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0])
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
 
-    def _penalised(self, site: Site, positions: Array, local: PyTree, sign: float) -> Array:
+    def _penalised(
+        self, site: Site, positions: Float[Array, " chains *position"], local: PyTree, sign: float
+    ) -> Float[Array, " chains"]:
         """Return log densities, with `energy_l2` minus ``sign * energy_l2 * E(x)^2``."""
         values = jax.vmap(site.log_density)(positions, local)
         if is_concrete(self.energy_l2) and self.energy_l2 == 0:
@@ -322,7 +329,7 @@ class ChainEstimator(AbstractEstimator):
         energies = jax.vmap(lambda z, row: site.distribution.evaluate_energy(site.distribution.constrain(z), row))
         return values - sign * self.energy_l2 * energies(positions, context) ** 2
 
-    def _temperatures(self) -> Array | None:
+    def _temperatures(self) -> Float[Array, " {self.num_steps}"] | None:
         if self.temperature is None:
             return None
         schedule: Any = self.temperature if callable(self.temperature) else lambda _: self.temperature

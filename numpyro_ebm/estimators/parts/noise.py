@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, PRNGKey, RowValues
 from numpyro_ebm.distributions.empirical import Empirical
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.supports import check_same_support
@@ -43,17 +44,17 @@ class LogRatios(NamedTuple):
         learning: ``(num_rows,)``, zeros whose gradient fits a noise model's parameters to the data.
     """
 
-    data: Array
-    noise: Array
-    is_inside: Array
-    learning: Array
+    data: Float[Array, " rows"]
+    noise: Float[Array, "nu rows"]
+    is_inside: Bool[Array, "nu rows"]
+    learning: Float[Array, " rows"]
 
 
 class Noise(NamedTuple):
     """A site's noise: draws ``(num, num_rows, *event_shape)``, and log densities, each under its row's distribution."""
 
-    sample: Callable[[PRNGKey, int], Array]
-    log_prob: Callable[[Array], Array]
+    sample: Callable[[PRNGKey, int], Float[Array, "num rows *event"]]
+    log_prob: Callable[[Float[Array, "num rows *event"]], Float[Array, "num rows"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,9 @@ class NoiseEstimator(AbstractEstimator):
         ratios = self._ratios(noise, events, site)
         return LogRatios(ratios[0], ratios[1:], inside, learning)
 
-    def _ratios(self, noise: Noise, events: Array, site: Site) -> Array:
+    def _ratios(
+        self, noise: Noise, events: Float[Array, "num {site.num_rows} *event"], site: Site
+    ) -> Float[Array, "num {site.num_rows}"]:
         if self._is_relative(site):
             return site.over_draws(site.distribution.log_ratio_to_base, events)
         at_noise = noise.log_prob(events)
@@ -118,14 +121,14 @@ class NoiseEstimator(AbstractEstimator):
             )
         return self.noise is None and isinstance(site.distribution.base, Empirical)
 
-    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, Array]:
+    def resolve(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, RowValues]:
         """Return the noise, and the term that fits its parameters to the data (`LogRatios.learning`)."""
         return noise_of(self.noise, jax.random.fold_in(rng_key, 1), site)
 
 
 def noise_of(
     noise: Fitted | dist.Distribution | Callable[..., Any] | None, rng_key: PRNGKey, site: Site
-) -> tuple[Noise, Array]:
+) -> tuple[Noise, RowValues]:
     """Return the noise that the user names, and the term that fits its parameters to the data.
 
     No gradient flows through the noise, even where its parameters belong to the model (its base).
@@ -164,7 +167,7 @@ def _of_fitted(fitted: FittedNoise, site: Site) -> Noise:
     return Noise(sample, log_prob)
 
 
-def _of_model(model: Generator, site: Site) -> tuple[Noise, Array]:
+def _of_model(model: Generator, site: Site) -> tuple[Noise, RowValues]:
     """Return a model's noise, and the term that fits its parameters to the data by maximum likelihood."""
     own = log_prob_of_model(model, site, site.value[None])[0]
     own = own if site.mask is None else jnp.where(site.mask, own, 0.0)
@@ -179,7 +182,9 @@ def noise_of_model(model: Generator, site: Site) -> Noise:
     )
 
 
-def log_prob_of_model(model: Generator, site: Site, events: Array) -> Array:
+def log_prob_of_model(
+    model: Generator, site: Site, events: Float[Array, "num {site.num_rows} *event"]
+) -> Float[Array, "num {site.num_rows}"]:
     """Return the log densities of events ``(num, num_rows, *event_shape)``."""
     log_prob = jax.vmap(lambda event, context: model.log_density({site.name: event}, context))
     return jax.vmap(lambda events: log_prob(events, context_of(site)))(events)
@@ -208,7 +213,7 @@ def _check_fits(noise: dist.Distribution, site: Site) -> None:
     check_same_support("noise", noise, site.distribution.support)
 
 
-def _check_positive_density(at_data: Array | np.ndarray, site: Site) -> None:
+def _check_positive_density(at_data: RowValues | Float[np.ndarray, " {site.num_rows}"], site: Site) -> None:
     if not is_concrete(at_data):
         return
     outside = np.flatnonzero(~np.isfinite(np.asarray(at_data)))

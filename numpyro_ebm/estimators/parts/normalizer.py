@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpyro
+from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.typing import Array
@@ -13,7 +14,12 @@ from numpyro_ebm.distributions.site import Site
 LogNormalizer = Literal["learned", "fixed"]
 
 
-def learned_normalizer(site: Site, choice: LogNormalizer | None, at_data: Array, at_noise: Array) -> Array:
+def learned_normalizer(
+    site: Site,
+    choice: LogNormalizer | None,
+    at_data: Float[Array, "*shape {site.num_rows}"],
+    at_noise: Float[Array, "*shape {site.num_rows}"],
+) -> Float[Array, "*shape"]:
     """Return ``log Z``: one parameter of the site, or 0 if the energy contains it.
 
     The parameter starts at the value at which the classifier cannot tell the first batch from its noise: half way between
@@ -48,7 +54,7 @@ def learned_normalizer(site: Site, choice: LogNormalizer | None, at_data: Array,
     return value
 
 
-def _median(values: Array, mask: Array | None) -> Array:
+def _median(values: Float[Array, "*batch rows"], mask: Bool[Array, " rows"] | None) -> Float[Array, "*batch"]:
     """Return the median, on the last axis, of the rows that take part; infinite if there are none, and never NaN."""
     takes_part = jnp.ones(values.shape[-1], bool) if mask is None else mask
     ordered = jnp.sort(jnp.where(takes_part, values, jnp.inf), axis=-1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
@@ -31,7 +32,7 @@ class PoolEstimator(ChainEstimator):
     def size(self, site: Site) -> int:
         """Return the number of chains in the pool."""
 
-    def choose_restarts(self, rng_key: PRNGKey, num_chains: int) -> Array | None:
+    def choose_restarts(self, rng_key: PRNGKey, num_chains: int) -> Bool[Array, " {num_chains}"] | None:
         """Return which of the chains drawn restart; None if none ever does."""
         return None
 

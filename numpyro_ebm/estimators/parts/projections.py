@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.typing import Array, PRNGKey
@@ -22,7 +23,9 @@ def check_projection(projection: str) -> None:
         raise EnergyError(f"Unknown projection '{projection}'. {nearest(str(projection), get_args(Projection))}")
 
 
-def directions(rng_key: PRNGKey, projection: Projection, num: int, rows: Array) -> Array:
+def directions(
+    rng_key: PRNGKey, projection: Projection, num: int, rows: Float[Array, " rows *position"]
+) -> Float[Array, "{num} rows *position"]:
     """Draw ``num`` independent directions ``v`` with ``E[v v^T] = I`` for each row, all at once.
 
     Args:
@@ -45,7 +48,9 @@ def directions(rng_key: PRNGKey, projection: Projection, num: int, rows: Array) 
     return (flat / length).reshape(shape)
 
 
-def score_and_curvatures(site: Site, directions: Array) -> tuple[Array, Array]:
+def score_and_curvatures(
+    site: Site, directions: Float[Array, "num {site.num_rows} *position"]
+) -> tuple[Float[Array, " {site.num_rows} *position"], Float[Array, "num {site.num_rows}"]]:
     """Return the score ``s`` of each row, and ``v^T grad s v`` along its directions ``v``, one direction at a time.
 
     Args:
@@ -59,6 +64,6 @@ def score_and_curvatures(site: Site, directions: Array) -> tuple[Array, Array]:
     return score, jax.lax.map(lambda v: inner(v, push(v)), directions)
 
 
-def inner(a: Array, b: Array) -> Array:
+def inner(a: Float[Array, " rows *position"], b: Float[Array, " rows *position"]) -> Float[Array, " rows"]:
     """Return the inner product of each row of ``a`` with that of ``b``."""
     return jnp.sum((a * b).reshape(len(a), -1), axis=1)

@@ -6,17 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.concrete import is_concrete
-from numpyro_ebm._core.typing import Array
+from numpyro_ebm._core.typing import Array, RowValues
 from numpyro_ebm.distributions.site import Site
 
 SATURATED = 1e-6
 """Mean derivative of the loss in the log ratios below which it does not train the energy; otherwise it is of order 1."""
 
 
-def warn_where_saturated(site: Site, factors: Array, fault: str, fix: str) -> None:
+def warn_where_saturated(site: Site, factors: RowValues, fault: str, fix: str) -> None:
     """Warn if the loss does not depend on the energy: its mean derivative in the log ratios is below 1e-6.
 
     Args:
@@ -46,6 +47,8 @@ def _warn(words: str, *_: Any) -> None:
     warnings.warn(words, stacklevel=2)
 
 
-def slope(fn: Callable[[Array], Array], at: Array) -> Array:
+def slope(
+    fn: Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]], at: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
     """Return the absolute value of an elementwise function's derivative."""
     return jnp.abs(jax.jvp(fn, (at,), (jnp.ones_like(at),))[1])

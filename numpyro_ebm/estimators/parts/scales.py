@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from numpyro_ebm._core.spreads import ROUNDING, eps_of, or_one
 from numpyro_ebm._core.typing import Array, PyTree
@@ -25,8 +26,8 @@ class Spread(NamedTuple):
         variance: of the same shape; exactly 0 for a constant column.
     """
 
-    mean: Array
-    variance: Array
+    mean: Float[Array, "*position"]
+    variance: Float[Array, "*position"]
 
     @classmethod
     def of(cls, site: Site) -> "Spread":
@@ -37,7 +38,7 @@ class Spread(NamedTuple):
         mean = jnp.sum(counted, axis=0) / num.astype(counted.dtype)
         return cls(jax.lax.stop_gradient(mean).astype(float), (site.spread**2).astype(float))
 
-    def then(self, batch: "Spread", num_updates: Array) -> "Spread":
+    def then(self, batch: "Spread", num_updates: Int[Array, ""]) -> "Spread":
         """Return the moments with one more batch, by West's update, which also counts the spread between batches."""
         rate = 1.0 / jnp.minimum(num_updates + 1.0, MEMORY)
         change = batch.mean - self.mean
@@ -47,12 +48,17 @@ class Spread(NamedTuple):
         return Spread(self.mean + rate * change, variance)
 
     @property
-    def sd(self) -> Array:
+    def sd(self) -> Float[Array, "*position"]:
         """Standard deviations per dimension."""
         return jnp.sqrt(self.variance)
 
 
-def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: Array) -> Array:
+def next_log_scale(
+    log_scale: Float[Array, "*position"],
+    spread: Float[Array, "*position"],
+    score: Float[Array, " chains *position"],
+    num_updates: Int[Array, ""],
+) -> Float[Array, "*position"]:
     """Return the moving average of the logs of ``min(sd of the data, 1 / sd of the score over the chains)``.
 
     The second term is how far the density lets a chain move (from the inverse Fisher information of a shift, the optimal
@@ -77,15 +83,15 @@ def next_log_scale(log_scale: Array, spread: Array, score: Array, num_updates: A
     return log_scale + rate * (jnp.log(scale) - log_scale)
 
 
-def in_scale(scale: Array | None, tree: PyTree) -> PyTree:
+def in_scale(scale: Float[Array, "..."] | None, tree: PyTree) -> PyTree:
     """Divide positions by the scale, which broadcasts over their last dimensions."""
     return tree if scale is None else jax.tree.map(lambda leaf: leaf / _over(scale, leaf), tree)
 
 
-def out_of_scale(scale: Array | None, tree: PyTree) -> PyTree:
+def out_of_scale(scale: Float[Array, "..."] | None, tree: PyTree) -> PyTree:
     """Undo `in_scale`."""
     return tree if scale is None else jax.tree.map(lambda leaf: leaf * _over(scale, leaf), tree)
 
 
-def _over(scale: Array, leaf: Array) -> Array:
+def _over(scale: Float[Array, "..."], leaf: Float[Array, "..."]) -> Float[Array, "..."]:
     return scale.astype(leaf.dtype).reshape((1,) * (leaf.ndim - scale.ndim) + scale.shape)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.laplacian import is_piecewise_linear
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.figures import score_figures
@@ -34,7 +34,7 @@ class SecondOrderEstimator(AbstractEstimator):
         return score_figures(rng_key, site)
 
 
-def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Array:
+def over_rows(row_loss: Callable[..., Scalar], site: Site, *each: PyTree) -> RowValues:
     """Return ``row_loss(position, local, ...)`` for every row, as many rows at once as have Hessians of a million elements.
 
     If the rows do not all fit, the backward pass computes a row's intermediate values again instead of keeping them.
@@ -52,7 +52,7 @@ def over_rows(row_loss: Callable[..., Array], site: Site, *each: PyTree) -> Arra
     return jax.lax.map(jax.checkpoint(lambda row: row_loss(*row)), rows, batch_size=at_once)
 
 
-def probed_loss(rng_key: PRNGKey, site: Site, projection: Projection, num: int) -> Array:
+def probed_loss(rng_key: PRNGKey, site: Site, projection: Projection, num: int) -> RowValues:
     """Return the score matching loss of each row, with the mean over random probes (Hutchinson) for the trace."""
     score, curvatures = score_and_curvatures(site, directions(rng_key, projection, num, site.position))
     return 0.5 * inner(score, score) + jnp.mean(curvatures, axis=0)

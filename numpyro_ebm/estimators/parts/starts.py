@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
@@ -27,19 +28,19 @@ class Start(NamedTuple):
     position: Position
     local: PyTree
     paired: bool = True
-    slots: Array | None = None
-    age: Array | None = None
-    log_factor: Array | None = None
+    slots: Int[Array, " chains"] | None = None
+    age: Int[Array, " chains"] | None = None
+    log_factor: Float[Array, " chains"] | None = None
 
 
-def over(flags: Array, leaf: Array) -> Array:
+def over(flags: Shaped[Array, " chains"], leaf: Shaped[Array, "chains ..."]) -> Shaped[Array, "chains ..."]:
     """Reshape flags of chains so that they broadcast over a leaf with a leading dimension of chains."""
     return flags.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
 def draw_start(
     start: Literal["data", "base"] | dist.Distribution, rng_key: PRNGKey, site: Site, num_chains: int
-) -> tuple[Array, PyTree]:
+) -> tuple[Float[Array, " {num_chains} *position"], PyTree]:
     """Draw unconstrained starts, spread evenly over the rows, and return them with the contexts and bases of these rows.
 
     Args:
@@ -55,7 +56,9 @@ def draw_start(
     return draws, jax.tree.map(lambda leaf: leaf[rows], site.local)
 
 
-def draw_rows(start: Literal["data", "base"] | dist.Distribution, rng_key: PRNGKey, site: Site, repeats: int = 1) -> Array:
+def draw_rows(
+    start: Literal["data", "base"] | dist.Distribution, rng_key: PRNGKey, site: Site, repeats: int = 1
+) -> Float[Array, "{repeats} {site.num_rows} *position"]:
     """Return unconstrained starts per row, ``(repeats, num_rows, ...)``: the row, or draws of its base or of ``start``."""
     distribution = site.distribution
     if isinstance(start, str) and start == "data":
