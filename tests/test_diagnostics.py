@@ -14,7 +14,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from scipy.stats import chi2, norm
 
 import numpyro_ebm as ebm
-from numpyro_ebm.diagnostics._levels import chi2_bound, gamma_bound, normal_bound
+from numpyro_ebm.diagnostics._bounds import chi2_bound, gamma_bound, normal_bound
 from numpyro_ebm.diagnostics._neighbors import neighbors
 
 KEY = jax.random.key(0)

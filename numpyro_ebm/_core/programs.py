@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.typing import ArrayLike
 
 from numpyro_ebm._core import autodiff
-from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.typing import Array, PyTree
 
 MOST_KEPT = 64

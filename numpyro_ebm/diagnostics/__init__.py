@@ -1,8 +1,8 @@
 """Diagnosis of draws and trainings, reports, standard errors, and ArviZ data."""
 
 from numpyro_ebm.diagnostics._diagnose import diagnose as diagnose
-from numpyro_ebm.diagnostics._report import Diagnosis as Diagnosis
-from numpyro_ebm.diagnostics._report import Finding as Finding
+from numpyro_ebm.diagnostics._findings import Diagnosis as Diagnosis
+from numpyro_ebm.diagnostics._findings import Finding as Finding
 from numpyro_ebm.diagnostics.arviz.convert import to_arviz as to_arviz
 from numpyro_ebm.diagnostics.reports import TrainingReport as TrainingReport
 from numpyro_ebm.diagnostics.reports import training_report as training_report

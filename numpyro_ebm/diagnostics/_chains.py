@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.spreads import ROUNDING
-from numpyro_ebm.diagnostics._levels import chi2_bound
-from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+from numpyro_ebm.diagnostics._bounds import chi2_bound
+from numpyro_ebm.diagnostics._findings import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.arviz.read import Recorded
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size, rank_rhat
 from numpyro_ebm.estimators.parts.health import COLLAPSED_ACCEPTANCE

@@ -5,9 +5,9 @@ from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.spreads import eps_of, or_one, spread
-from numpyro_ebm.diagnostics._levels import gamma_bound, normal_bound
+from numpyro_ebm.diagnostics._bounds import gamma_bound, normal_bound
+from numpyro_ebm.diagnostics._findings import Finding, judge, unchecked
 from numpyro_ebm.diagnostics._neighbors import NUM_NEIGHBORS, neighbors
-from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size
 from numpyro_ebm.estimators.parts.health import RUNAWAY_DISTANCE
 

@@ -14,7 +14,7 @@ from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
 from numpyro_ebm._core.typing import PyTree
 from numpyro_ebm.diagnostics import _chains
 from numpyro_ebm.diagnostics._data import check_fits, compare, fits
-from numpyro_ebm.diagnostics._report import Diagnosis, Finding, unchecked
+from numpyro_ebm.diagnostics._findings import Diagnosis, Finding, unchecked
 from numpyro_ebm.diagnostics._sampler import check_sampler
 from numpyro_ebm.diagnostics._training import check_result, check_training
 from numpyro_ebm.diagnostics.arviz.read import Recorded, read

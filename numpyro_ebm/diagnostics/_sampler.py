@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from numpyro_ebm._core.spreads import spread
-from numpyro_ebm.diagnostics._levels import normal_bound
-from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+from numpyro_ebm.diagnostics._bounds import normal_bound
+from numpyro_ebm.diagnostics._findings import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.arviz.read import ByName, Recorded
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size
 from numpyro_ebm.estimators.parts.health import NONFINITE_RATE

@@ -10,9 +10,9 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_ebm._core.programs import compiled
 from numpyro_ebm._core.spreads import spread
+from numpyro_ebm.diagnostics._bounds import normal_bound
 from numpyro_ebm.diagnostics._data import MAX_POINTS, MIN_POINTS, modes
-from numpyro_ebm.diagnostics._levels import normal_bound
-from numpyro_ebm.diagnostics._report import Finding, judge, unchecked
+from numpyro_ebm.diagnostics._findings import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.reports import NothingToReport, SiteReport, site_report, training_report
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import CONDITIONS, AbstractEstimator

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar

@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
-from numpyro_ebm._core.modes import in_own_modes, in_users_modes
+from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
 from numpyro_ebm._core.programs import trace
 from numpyro_ebm._core.pytrees import assemble, check_pickles, dismantle
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar

@@ -16,7 +16,7 @@ from numpyro.primitives import _PYRO_STACK
 
 from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.errors import EnergyError, at_site
-from numpyro_ebm._core.modes import in_own_modes, in_users_modes
+from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
 from numpyro_ebm._core.numpyro_stack import plates_shape, scope_prefix
 from numpyro_ebm._core.typing import Array, EnergyFn, PRNGKey
 from numpyro_ebm.distributions import _unnormalized

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
-from numpyro_ebm.distributions.lattice import warn_of_lattice
+from numpyro_ebm.distributions.rounded import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
 
 FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."

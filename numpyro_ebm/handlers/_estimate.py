@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger, mutable
 from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.errors import EnergyError, at_site, nearest, warn_uncalibrated
-from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.pytrees import check_pickles
 from numpyro_ebm._core.typing import Array, PRNGKey, RowValues
 from numpyro_ebm.distributions.factor import EnergyFactor

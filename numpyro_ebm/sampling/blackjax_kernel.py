@@ -14,7 +14,7 @@ from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
-from numpyro_ebm._core.modes import in_own_modes
+from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.kernels import AbstractKernel, adaptation, chains
 from numpyro_ebm.kernels.names import resolve_kernel
