@@ -19,8 +19,8 @@ Public names by topic (``help`` describes each):
     RegularizedScoreMatching, Replay, ScoreMatching, ShiftedNoiseContrastiveEstimation, SlicedScoreMatching,
     TelescopingRatioEstimation, UnbiasedMaximumLikelihood, VarianceReducedSlicedScoreMatching.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
-* Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Gibbs,
-    Langevin, ParallelTempering, TransitionInfo.
+* Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
+    ParallelTempering, TransitionInfo; on discrete supports DMALA, DULA, Flips, Gibbs, GibbsWithGradients.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -123,6 +123,8 @@ from numpyro_ebm.evaluation import mode_weights as mode_weights
 from numpyro_ebm.evaluation import sm_loss as sm_loss
 from numpyro_ebm.handlers import empty_guide as empty_guide
 from numpyro_ebm.handlers import estimate as estimate
+from numpyro_ebm.kernels import DMALA as DMALA
+from numpyro_ebm.kernels import DULA as DULA
 from numpyro_ebm.kernels import GHMC as GHMC
 from numpyro_ebm.kernels import HMC as HMC
 from numpyro_ebm.kernels import MALA as MALA
@@ -134,7 +136,9 @@ from numpyro_ebm.kernels import Barker as Barker
 from numpyro_ebm.kernels import ChainSampler as ChainSampler
 from numpyro_ebm.kernels import DynamicHMC as DynamicHMC
 from numpyro_ebm.kernels import EllipticalSlice as EllipticalSlice
+from numpyro_ebm.kernels import Flips as Flips
 from numpyro_ebm.kernels import Gibbs as Gibbs
+from numpyro_ebm.kernels import GibbsWithGradients as GibbsWithGradients
 from numpyro_ebm.kernels import Langevin as Langevin
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
@@ -203,6 +207,7 @@ __all__ = [
     "EnergyDiscrepancy",
     "FDivergence",
     "FiniteDifferenceScoreMatching",
+    "Flips",
     "FlowContrastiveEstimation",
     "GeneralizedScoreMatching",
     "HigherOrderScoreMatching",
@@ -254,6 +259,7 @@ __all__ = [
     "DynamicHMC",
     "EllipticalSlice",
     "Gibbs",
+    "GibbsWithGradients",
     "Langevin",
     "ParallelTempering",
     "TransitionInfo",

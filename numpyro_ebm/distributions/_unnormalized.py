@@ -2,8 +2,8 @@
 
 A log density may lack a constant. What is missing is constant if no energy depends on the model's latents or trained
 parameters except through its event, and if no weight that multiplies an energy's log density depends on them. Both are
-properties of the program that computes the model's log density: it is traced once more, without being run, and `_dependencies`
-reads off the dependencies. This takes no derivative, so the check holds for every inference.
+properties of the program that computes the model's log density: it is traced once more, without being run, and
+`_dependencies` reads off what depends on what. This takes no derivative, so the check holds for every inference.
 """
 
 import itertools

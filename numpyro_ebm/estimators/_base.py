@@ -9,7 +9,7 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.rounded import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
 
-FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
+FOR_DISCRETE = " Estimators for discrete events: 'cd', 'mean_field_cd', 'mle', 'mpf', 'pcd', 'replay'."
 
 
 class AbstractEstimator(abc.ABC):
@@ -25,6 +25,7 @@ class AbstractEstimator(abc.ABC):
         needs_energy: whether the estimator evaluates the energy; if not, a `ScoreDistribution` is enough.
         persists_chains: whether chains continue from one update to the next and none restarts, so that their ends are
             draws of the model as far as they have converged.
+        takes_discrete: whether events may be discrete.
         takes_ends: whether rows may lie on the boundary of the support, which unconstrained space does not contain.
     """
 
@@ -35,6 +36,7 @@ class AbstractEstimator(abc.ABC):
     couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
     persists_chains: ClassVar[bool] = False
+    takes_discrete: ClassVar[bool] = False
     takes_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -61,10 +63,8 @@ class AbstractEstimator(abc.ABC):
             EnergyError: if it cannot, with what is wrong and what to write.
         """
         if site.distribution.is_discrete:
-            raise EnergyError(
-                f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                f"discrete.{FOR_BINARY_UNITS}"
-            )
+            self._check_discrete(site)
+            return
         warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
@@ -72,6 +72,17 @@ class AbstractEstimator(abc.ABC):
                 "their gradient. Write estimate(model, 'dsm', sigma=0.1) or estimate(model, 'ssm_vr'), or declare an "
                 "EnergyDistribution."
             )
+
+    def _check_discrete(self, site: Site) -> None:
+        if not self.takes_discrete:
+            raise EnergyError(
+                f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
+                f"discrete.{FOR_DISCRETE}"
+            )
+
+    def bind(self, distribution: EventDistribution) -> "AbstractEstimator":
+        """Return the estimator with the defaults that depend on the distribution; most have none."""
+        return self
 
     def draws_noise(self, distribution: EventDistribution) -> bool:
         """Return whether the surrogate uses randomness for events of this distribution."""

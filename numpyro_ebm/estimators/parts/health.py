@@ -307,8 +307,10 @@ def _is_unbounded(
     """Return whether the density still rises at a million times the distance of the farthest chains.
 
     It probes the rays from the data's mean through these chains. Along a ray, a proper quadratic falls eventually; it counts
-    as unbounded only if its mode is half a million times farther away than the chain.
+    as unbounded only if its mode is half a million times farther away than the chain. Discrete events are bounded.
     """
+    if not jnp.issubdtype(ends.dtype, jnp.floating):
+        return jnp.zeros((), bool)
     distances = jnp.where(jnp.isfinite(distances), distances, -1.0)
     _, farthest = jax.lax.top_k(distances, min(RAYS, len(distances)))
     chosen, local = jax.tree.map(lambda leaf: leaf[farthest], (ends, local))
