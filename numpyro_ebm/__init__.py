@@ -7,7 +7,7 @@ it, `log_partition` estimates log Z, `diagnose` and `evaluate` assess the result
 
 Public names by topic (``help`` describes each):
 
-* Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical.
+* Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical; the supports spins and one_hot.
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,
@@ -70,6 +70,8 @@ from numpyro_ebm.distributions import Empirical as Empirical
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.distributions import ScoreDistribution as ScoreDistribution
 from numpyro_ebm.distributions import energy_factor as energy_factor
+from numpyro_ebm.distributions import one_hot as one_hot
+from numpyro_ebm.distributions import spins as spins
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators import AdversarialContrastiveEstimation as AdversarialContrastiveEstimation
 from numpyro_ebm.estimators import AdversarialMaximumLikelihood as AdversarialMaximumLikelihood

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm.distributions.discrete import num_elements
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 AT_ONCE = 2**14
@@ -75,7 +76,7 @@ class Enumeration(AbstractPartition):
         return Estimate(total, jnp.zeros(()), jnp.full((), jnp.inf))
 
     def _size(self, distribution) -> int:
-        return max(1, int(jnp.zeros(distribution.event_shape).size))
+        return num_elements(distribution.discrete_values, distribution.event_shape)
 
     def _num_states(self, distribution) -> int:
         return len(distribution.discrete_values) ** self._size(distribution)

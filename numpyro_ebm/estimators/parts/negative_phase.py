@@ -207,6 +207,7 @@ class ChainEstimator(AbstractEstimator):
                 log_density_data=score(data, data_local),
                 step_size=kernel.step_size if pace is None else mean_step(kernel, pace),
                 is_adjusted=kernel.target_acceptance is not None,
+                is_discrete=kernel.is_discrete,
                 num_updates=state.num_updates,
             )
             examined, lost = examine(state.health, seen, log_density, local)
