@@ -15,7 +15,8 @@ Public names by topic (``help`` describes each):
     FlowContrastiveEstimation, GeneralizedScoreMatching, HigherOrderScoreMatching, ImprovedContrastiveDivergence,
     KernelSteinDiscrepancy, LearnedSteinDiscrepancy, MaximumLikelihood, MeanFieldContrastiveDivergence,
     MinimumProbabilityFlow, MinimumVelocity, MultigridContrastiveDivergence, MultiscaleDenoisingScoreMatching,
-    NoiseContrastiveEstimation, PersistentContrastiveDivergence, RankingNoiseContrastiveEstimation,
+    NoiseContrastiveEstimation, PersistentContrastiveDivergence, Pseudolikelihood, RankingNoiseContrastiveEstimation,
+    RatioMatching,
     RegularizedScoreMatching, Replay, ScoreMatching, ShiftedNoiseContrastiveEstimation, SlicedScoreMatching,
     TelescopingRatioEstimation, UnbiasedMaximumLikelihood, VarianceReducedSlicedScoreMatching.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
@@ -99,7 +100,9 @@ from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as Multiscal
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
+from numpyro_ebm.estimators import RatioMatching as RatioMatching
 from numpyro_ebm.estimators import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators import Replay as Replay
 from numpyro_ebm.estimators import ScoreMatching as ScoreMatching
@@ -225,7 +228,9 @@ __all__ = [
     "NegativePhaseHealth",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
+    "Pseudolikelihood",
     "RankingNoiseContrastiveEstimation",
+    "RatioMatching",
     "RegularizedScoreMatching",
     "Replay",
     "ScoreMatching",

@@ -33,7 +33,9 @@ from numpyro_ebm.estimators.parts.health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators.parts.health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.parts.health import in_words as in_words
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators.pseudolikelihood import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators.ranking_nce import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
+from numpyro_ebm.estimators.ratio_matching import RatioMatching as RatioMatching
 from numpyro_ebm.estimators.regularized_sm import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators.replay import Replay as Replay
 from numpyro_ebm.estimators.shifted_nce import ShiftedNoiseContrastiveEstimation as ShiftedNoiseContrastiveEstimation

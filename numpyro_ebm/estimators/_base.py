@@ -9,7 +9,10 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.rounded import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
 
-FOR_DISCRETE = " Estimators for discrete events: 'cd', 'mean_field_cd', 'mle', 'mpf', 'pcd', 'replay'."
+FOR_DISCRETE = (
+    " Estimators for discrete events: 'cd', 'mean_field_cd', 'mle', 'mpf', 'pcd', 'pseudolikelihood', 'ratio_matching', "
+    "'replay'."
+)
 
 
 class AbstractEstimator(abc.ABC):

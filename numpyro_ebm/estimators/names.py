@@ -27,7 +27,9 @@ from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence
 from numpyro_ebm.estimators.multiscale_dsm import MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence
+from numpyro_ebm.estimators.pseudolikelihood import Pseudolikelihood
 from numpyro_ebm.estimators.ranking_nce import RankingNoiseContrastiveEstimation
+from numpyro_ebm.estimators.ratio_matching import RatioMatching
 from numpyro_ebm.estimators.regularized_sm import RegularizedScoreMatching
 from numpyro_ebm.estimators.replay import Replay
 from numpyro_ebm.estimators.shifted_nce import ShiftedNoiseContrastiveEstimation
@@ -68,7 +70,9 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
+            Pseudolikelihood,
             RankingNoiseContrastiveEstimation,
+            RatioMatching,
             RegularizedScoreMatching,
             Replay,
             ScoreMatching,
@@ -89,7 +93,7 @@ def available_estimators() -> tuple[str, ...]:
         ``available_estimators()`` gives ``('adversarial', 'adversarial_nce', 'bregman_nce', 'cd', 'conditional_nce',
         'cooperative', 'diffusion_recovery', 'dsm', 'energy_discrepancy', 'f_ebm', 'fd_ssm', 'flow_nce', 'generalized_sm',
         'hsm', 'improved_cd', 'ksd', 'lsd', 'mean_field_cd', 'minimum_velocity', 'mle', 'mpf', 'multigrid_cd',
-        'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr',
-        'tre', 'unbiased')``.
+        'multiscale_dsm', 'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching', 'regularized_sm', 'replay',
+        'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()
