@@ -11,14 +11,14 @@ Public names by topic (``help`` describes each):
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,
-    DenoisingScoreMatching, DiffusionRecoveryLikelihood, EnergyDiscrepancy, FDivergence, FiniteDifferenceScoreMatching,
-    FlowContrastiveEstimation, GeneralizedScoreMatching, HigherOrderScoreMatching, ImprovedContrastiveDivergence,
-    KernelSteinDiscrepancy, LearnedSteinDiscrepancy, MaximumLikelihood, MeanFieldContrastiveDivergence,
-    MinimumProbabilityFlow, MinimumVelocity, MultigridContrastiveDivergence, MultiscaleDenoisingScoreMatching,
-    NoiseContrastiveEstimation, PersistentContrastiveDivergence, Pseudolikelihood, RankingNoiseContrastiveEstimation,
-    RatioMatching,
-    RegularizedScoreMatching, Replay, ScoreMatching, ShiftedNoiseContrastiveEstimation, SlicedScoreMatching,
-    TelescopingRatioEstimation, UnbiasedMaximumLikelihood, VarianceReducedSlicedScoreMatching.
+    DenoisingScoreMatching, DiffusionRecoveryLikelihood, EnergyDiscrepancy, Exact, FDivergence,
+    FiniteDifferenceScoreMatching, FlowContrastiveEstimation, GeneralizedScoreMatching, HigherOrderScoreMatching,
+    ImprovedContrastiveDivergence, KernelSteinDiscrepancy, LearnedSteinDiscrepancy, MaximumLikelihood,
+    MeanFieldContrastiveDivergence, MinimumProbabilityFlow, MinimumVelocity, MultigridContrastiveDivergence,
+    MultiscaleDenoisingScoreMatching, NoiseContrastiveEstimation, PersistentContrastiveDivergence, Pseudolikelihood,
+    RankingNoiseContrastiveEstimation, RatioMatching, RegularizedScoreMatching, Replay, ScoreMatching,
+    ShiftedNoiseContrastiveEstimation, SlicedScoreMatching, TelescopingRatioEstimation, UnbiasedMaximumLikelihood,
+    VarianceReducedSlicedScoreMatching.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports DMALA, DULA, Flips, Gibbs, GibbsWithGradients.
@@ -83,6 +83,7 @@ from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators import EnergyDiscrepancy as EnergyDiscrepancy
+from numpyro_ebm.estimators import Exact as Exact
 from numpyro_ebm.estimators import FDivergence as FDivergence
 from numpyro_ebm.estimators import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators import FlowContrastiveEstimation as FlowContrastiveEstimation
@@ -210,6 +211,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiffusionRecoveryLikelihood",
     "EnergyDiscrepancy",
+    "Exact",
     "FDivergence",
     "FiniteDifferenceScoreMatching",
     "Flips",

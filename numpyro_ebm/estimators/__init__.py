@@ -13,6 +13,7 @@ from numpyro_ebm.estimators.cooperative import CooperativeLearning as Cooperativ
 from numpyro_ebm.estimators.diffusion_recovery import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.energy_discrepancy import EnergyDiscrepancy as EnergyDiscrepancy
+from numpyro_ebm.estimators.exact import Exact as Exact
 from numpyro_ebm.estimators.f_ebm import FDivergence as FDivergence
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators.flow_nce import FlowContrastiveEstimation as FlowContrastiveEstimation

@@ -10,8 +10,8 @@ from numpyro_ebm.distributions.rounded import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
 
 FOR_DISCRETE = (
-    " Estimators for discrete events: 'cd', 'mean_field_cd', 'mle', 'mpf', 'pcd', 'pseudolikelihood', 'ratio_matching', "
-    "'replay'."
+    " Estimators for discrete events: 'cd', 'exact', 'mean_field_cd', 'mle', 'mpf', 'pcd', 'pseudolikelihood', "
+    "'ratio_matching', 'replay'."
 )
 
 
@@ -24,6 +24,7 @@ class AbstractEstimator(abc.ABC):
         is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior);
             where that depends on the event, `draws_noise` decides.
         is_persistent: whether state is carried from one update to the next.
+        is_likelihood: whether the value is the log likelihood, so that a posterior under it needs no calibration.
         couples_rows: whether a row's value depends on the events of other rows, beyond scales fitted to the batch.
         needs_energy: whether the estimator evaluates the energy; if not, a `ScoreDistribution` is enough.
         persists_chains: whether chains continue from one update to the next and none restarts, so that their ends are
@@ -36,6 +37,7 @@ class AbstractEstimator(abc.ABC):
     role: ClassVar[Literal["objective", "gradient"]]
     is_deterministic: ClassVar[bool] = False
     is_persistent: ClassVar[bool] = False
+    is_likelihood: ClassVar[bool] = False
     couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
     persists_chains: ClassVar[bool] = False

@@ -115,9 +115,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         Raises:
             EnergyError: for a site without an estimator, and for an estimator without a site.
         """
-        chosen = {
-            name: self._estimator_of(name, site.members).bind(site.unwrapped.distribution) for name, site in found.items()
-        }
+        chosen = {n: self._estimator_of(n, site.members).bind(site.unwrapped.distribution) for n, site in found.items()}
         self._check_all_seen({name for site in found.values() for name in (site.name, *site.members)})
         return {name: (each, found[name].lay_out(may_touch_ends=each.takes_ends)) for name, each in chosen.items()}
 
@@ -301,7 +299,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Use SVI with AutoDelta or "
                 f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
             )
-        if user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES:
+        if not estimator.is_likelihood and (user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES):
             warn_uncalibrated(estimator.name, user)
 
     def _check_all_seen(self, seen: set[str]) -> None:
