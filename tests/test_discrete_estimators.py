@@ -14,6 +14,8 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators.parts.fitted_marginals import fit_marginals
 
 KEY = jax.random.key(0)
 GRID = np.arange(9).reshape(3, 3)
@@ -30,6 +32,18 @@ def ising(x, weights=None):
     energy = lambda s: -beta * jnp.sum(s[LEFT] * s[RIGHT]) - h * jnp.sum(s)  # noqa: E731
     with numpyro.plate("rows", len(x)), numpyro.handlers.scale(scale=1.0 if weights is None else weights):
         numpyro.sample("x", ebm.EnergyDistribution(energy, (9,), support=ebm.spins), obs=x)
+
+
+def units(x):
+    """The same with units of 0 and 1, as NumPyro's distributions have them."""
+    beta, h = numpyro.param("beta", 0.0), numpyro.param("h", 0.0)
+
+    def energy(x):
+        s = 2 * x - 1
+        return -beta * jnp.sum(s[LEFT] * s[RIGHT]) - h * jnp.sum(s)
+
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (9,), support=constraints.boolean), obs=x)
 
 
 def potts(x):
@@ -109,6 +123,36 @@ def test_chains_find_the_maximum_likelihood(name, kernel):
         assert abs(params[key] - exact[key]) < tolerance
 
 
+@pytest.mark.parametrize("name", ["nce", "ranking_nce", "bregman_nce"])
+@pytest.mark.parametrize("noise", [None, "marginals", dist.BernoulliProbs(0.6).expand([9]).to_event(1)])
+@pytest.mark.slow
+def test_noise_contrast_finds_the_maximum_likelihood(name, noise):
+    x = (np.repeat(SPINS, np.round(4000 * P).astype(int), axis=0) + 1) // 2
+    params = trained(units, ebm.estimate(units, name, nu=10, noise=noise), x)
+    exact = trained(units, ebm.estimate(units, "exact"), x)
+    for key in TRUTH:
+        assert abs(params[key] - exact[key]) < 0.03
+    if name != "ranking_nce":
+        np.testing.assert_allclose(params["x$log_normalizer"], 6.9127, atol=0.1)
+
+
+def test_fitted_marginals_are_normalised_and_leave_their_row_out():
+    x = jnp.asarray(np.random.default_rng(0).choice(3, (7, 2), p=[0.2, 0.3, 0.5]))
+    d = ebm.EnergyDistribution(lambda x: 0.0 * jnp.sum(x), (2,), support=constraints.integer_interval(0, 2))
+    fitted = fit_marginals(Site("x", d, (7,), x, None, jnp.arange(7) != 5))
+    states = jnp.asarray(list(itertools.product(range(3), repeat=2)))
+    log_prob = fitted.log_prob(jnp.broadcast_to(states[:, None], (9, 7, 2)))
+    np.testing.assert_allclose(jax.nn.logsumexp(log_prob, axis=0), 0, atol=1e-5)
+    others = np.asarray(x)[[1, 3]]  # for row 0: the odd rows, without the masked one
+    counts = np.array([np.bincount(others[:, i], minlength=3) for i in range(2)]) + 0.5
+    shares = counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(np.exp(log_prob[:, 0]), shares[0, states[:, 0]] * shares[1, states[:, 1]], rtol=1e-5)
+    draws = np.asarray(fitted.sample(KEY, 4000))[:, 0]
+    found = (draws[:, None] == np.asarray(states)).all(-1).mean(0)
+    p = np.exp(np.asarray(log_prob[:, 0]))
+    assert np.all(abs(found - p) < 5 * np.sqrt(p * (1 - p) / 4000))
+
+
 def test_the_default_kernel_follows_the_support():
     pairs = lambda model, x: ebm.estimate(model, "pcd").sites(x)  # noqa: E731
     (discrete, _), *_ = pairs(ising, SPINS[:4])
@@ -157,6 +201,8 @@ REFUSED = {
     "a gradient of the event": ("dsm", {"sigma": 0.1}, ebm.spins, SPINS[:2], "'pseudolikelihood'"),
     "a continuous kernel": ("cd", {"kernel": "mala"}, ebm.spins, SPINS[:2], "gibbs"),
     "a discrete kernel": ("cd", {"kernel": "gibbs"}, constraints.real, np.zeros((2, 9)), "mala"),
+    "continuous noise": ("nce", {"noise": "gaussian"}, ebm.spins, SPINS[:2], "noise='marginals'"),
+    "discrete noise": ("nce", {"noise": "marginals"}, constraints.real, np.zeros((2, 9)), "noise='gaussian'"),
     "a length": ("cd", {"kernel": "dmala", "scale": "data"}, ebm.spins, SPINS[:2], "scale"),
 }
 
