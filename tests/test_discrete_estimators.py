@@ -203,6 +203,7 @@ REFUSED = {
     "a discrete kernel": ("cd", {"kernel": "gibbs"}, constraints.real, np.zeros((2, 9)), "mala"),
     "continuous noise": ("nce", {"noise": "gaussian"}, ebm.spins, SPINS[:2], "noise='marginals'"),
     "discrete noise": ("nce", {"noise": "marginals"}, constraints.real, np.zeros((2, 9)), "noise='gaussian'"),
+    "an adapted sweep": ("cd", {"adapt_step_size": True}, ebm.spins, SPINS[:2], "'gibbs'.*adapt"),
     "a length": ("cd", {"kernel": "dmala", "scale": "data"}, ebm.spins, SPINS[:2], "scale"),
 }
 

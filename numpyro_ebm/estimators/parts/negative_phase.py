@@ -90,9 +90,9 @@ class ChainEstimator(AbstractEstimator):
             )
         if is_concrete(self.energy_l2) and not (np.isfinite(self.energy_l2) and self.energy_l2 >= 0):
             raise EnergyError(f"{name} needs energy_l2 >= 0; got {self.energy_l2!r}. Write energy_l2=0.1.")
-        if self.kernel is not None:
-            self._check_step_size(name)
-            self._check_scale(name)
+        likely = MALA() if self.kernel is None else self.kernel
+        self._check_step_size(name, likely)
+        self._check_scale(name, likely)
         self._temperatures()
 
     def bind(self, distribution: EventDistribution) -> "ChainEstimator":
@@ -359,7 +359,7 @@ class ChainEstimator(AbstractEstimator):
             )
         return jnp.asarray(values, float)
 
-    def _check_scale(self, name: str) -> None:
+    def _check_scale(self, name: str, kernel: AbstractKernel) -> None:
         if isinstance(self.scale, str):
             if self.scale not in get_args(Scale):
                 raise EnergyError(
@@ -368,19 +368,19 @@ class ChainEstimator(AbstractEstimator):
         else:
             check_positive(name, "scale", self.scale)
         is_scaled = not isinstance(self.scale, str) or self.scale == "data"
-        if (self.kernel.step_size is None or self.kernel.is_discrete) and self.scale is not None and is_scaled:
+        if (kernel.step_size is None or kernel.is_discrete) and self.scale is not None and is_scaled:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' has no length that scale={self.scale!r} could apply to. Leave scale out."
+                f"The kernel '{kernel.name}' has no length that scale={self.scale!r} could apply to. Leave scale out."
             )
 
-    def _check_step_size(self, name: str) -> None:
+    def _check_step_size(self, name: str, kernel: AbstractKernel) -> None:
         if self.step_size_schedule is not None and (self.adapt_step_size or not callable(self.step_size_schedule)):
             raise EnergyError(
                 f"{name} takes a step_size_schedule (a function of the number of updates) instead of adaptation. Write "
                 "step_size_schedule=optax.exponential_decay(0.1, 1000, 0.5) without adapt_step_size=True."
             )
-        if self.adapt_step_size and self.kernel.target_acceptance is None:
+        if self.adapt_step_size and kernel.target_acceptance is None:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
+                f"The kernel '{kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
                 "adapt_step_size=False, a step_size_schedule, or a kernel such as 'mala'."
             )

@@ -25,9 +25,10 @@ def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], 
         site: the rows.
         reduce: function of the changes ``(num_values - 1,)`` of one element.
     """
-    elements = Elements.of(site.distribution.discrete_values, site.position[0])
-    sizes, size = elements.num_values_each, max(site.position[0].size, 1)
-    at_once = max(1, NUMBERS_AT_ONCE // (site.num_rows * size * elements.num_values))
+    like = jnp.zeros(site.position.shape[1:], site.position.dtype)
+    elements = Elements.of(site.distribution.discrete_values, like)
+    sizes = elements.num_values_each
+    at_once = max(1, NUMBERS_AT_ONCE // max(1, site.position.size * elements.num_values))
 
     def of_element(i):
         def of_row(position, local):
