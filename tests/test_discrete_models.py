@@ -156,7 +156,7 @@ def test_kernels_with_gradients_in_mcmc(kernel):
 def test_log_z_takes_kernels_that_keep_to_the_events(kernel):
     with pytest.raises(ebm.EnergyError, match="'gibbs' or kernel='flips'"):
         ebm.log_partition(KEY, spins(), method="ais", kernel=kernel)
-    ebm.log_partition(KEY, spins(), method="ais", kernel="flips", num_levels=3, num_chains=4)
+    ebm.log_partition(KEY, spins(), method="ais", kernel="flips", num_levels=10, num_chains=100)
 
 
 BOTH = r"discrete latent sites \['{}'\] beside the continuous \['z'\].*condition\(model, \{{'z': value\}}\)"
