@@ -7,20 +7,21 @@ it, `log_partition` estimates log Z, `diagnose` and `evaluate` assess the result
 
 Public names by topic (``help`` describes each):
 
-* Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical.
+* Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical; the supports spins and one_hot.
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,
-    DenoisingScoreMatching, DiffusionRecoveryLikelihood, EnergyDiscrepancy, FDivergence, FiniteDifferenceScoreMatching,
-    FlowContrastiveEstimation, GeneralizedScoreMatching, HigherOrderScoreMatching, ImprovedContrastiveDivergence,
-    KernelSteinDiscrepancy, LearnedSteinDiscrepancy, MaximumLikelihood, MeanFieldContrastiveDivergence,
-    MinimumProbabilityFlow, MinimumVelocity, MultigridContrastiveDivergence, MultiscaleDenoisingScoreMatching,
-    NoiseContrastiveEstimation, PersistentContrastiveDivergence, RankingNoiseContrastiveEstimation,
-    RegularizedScoreMatching, Replay, ScoreMatching, ShiftedNoiseContrastiveEstimation, SlicedScoreMatching,
-    TelescopingRatioEstimation, UnbiasedMaximumLikelihood, VarianceReducedSlicedScoreMatching.
+    DenoisingScoreMatching, DiffusionRecoveryLikelihood, EnergyDiscrepancy, Exact, FDivergence,
+    FiniteDifferenceScoreMatching, FlowContrastiveEstimation, GeneralizedScoreMatching, HigherOrderScoreMatching,
+    ImprovedContrastiveDivergence, KernelSteinDiscrepancy, LearnedSteinDiscrepancy, MaximumLikelihood,
+    MeanFieldContrastiveDivergence, MinimumProbabilityFlow, MinimumVelocity, MultigridContrastiveDivergence,
+    MultiscaleDenoisingScoreMatching, NoiseContrastiveEstimation, PersistentContrastiveDivergence, Pseudolikelihood,
+    RankingNoiseContrastiveEstimation, RatioMatching, RegularizedScoreMatching, Replay, ScoreMatching,
+    ShiftedNoiseContrastiveEstimation, SlicedScoreMatching, TelescopingRatioEstimation, UnbiasedMaximumLikelihood,
+    VarianceReducedSlicedScoreMatching.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
-* Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Gibbs,
-    Langevin, ParallelTempering, TransitionInfo.
+* Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
+    ParallelTempering, TransitionInfo; on discrete supports DMALA, DULA, Flips, Gibbs, GibbsWithGradients.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -70,6 +71,8 @@ from numpyro_ebm.distributions import Empirical as Empirical
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.distributions import ScoreDistribution as ScoreDistribution
 from numpyro_ebm.distributions import energy_factor as energy_factor
+from numpyro_ebm.distributions import one_hot as one_hot
+from numpyro_ebm.distributions import spins as spins
 from numpyro_ebm.estimators import AbstractEstimator as AbstractEstimator
 from numpyro_ebm.estimators import AdversarialContrastiveEstimation as AdversarialContrastiveEstimation
 from numpyro_ebm.estimators import AdversarialMaximumLikelihood as AdversarialMaximumLikelihood
@@ -80,6 +83,7 @@ from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators import EnergyDiscrepancy as EnergyDiscrepancy
+from numpyro_ebm.estimators import Exact as Exact
 from numpyro_ebm.estimators import FDivergence as FDivergence
 from numpyro_ebm.estimators import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators import FlowContrastiveEstimation as FlowContrastiveEstimation
@@ -97,7 +101,9 @@ from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as Multiscal
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
+from numpyro_ebm.estimators import RatioMatching as RatioMatching
 from numpyro_ebm.estimators import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators import Replay as Replay
 from numpyro_ebm.estimators import ScoreMatching as ScoreMatching
@@ -123,6 +129,8 @@ from numpyro_ebm.evaluation import mode_weights as mode_weights
 from numpyro_ebm.evaluation import sm_loss as sm_loss
 from numpyro_ebm.handlers import empty_guide as empty_guide
 from numpyro_ebm.handlers import estimate as estimate
+from numpyro_ebm.kernels import DMALA as DMALA
+from numpyro_ebm.kernels import DULA as DULA
 from numpyro_ebm.kernels import GHMC as GHMC
 from numpyro_ebm.kernels import HMC as HMC
 from numpyro_ebm.kernels import MALA as MALA
@@ -134,7 +142,9 @@ from numpyro_ebm.kernels import Barker as Barker
 from numpyro_ebm.kernels import ChainSampler as ChainSampler
 from numpyro_ebm.kernels import DynamicHMC as DynamicHMC
 from numpyro_ebm.kernels import EllipticalSlice as EllipticalSlice
+from numpyro_ebm.kernels import Flips as Flips
 from numpyro_ebm.kernels import Gibbs as Gibbs
+from numpyro_ebm.kernels import GibbsWithGradients as GibbsWithGradients
 from numpyro_ebm.kernels import Langevin as Langevin
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
@@ -201,8 +211,10 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiffusionRecoveryLikelihood",
     "EnergyDiscrepancy",
+    "Exact",
     "FDivergence",
     "FiniteDifferenceScoreMatching",
+    "Flips",
     "FlowContrastiveEstimation",
     "GeneralizedScoreMatching",
     "HigherOrderScoreMatching",
@@ -218,7 +230,9 @@ __all__ = [
     "NegativePhaseHealth",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
+    "Pseudolikelihood",
     "RankingNoiseContrastiveEstimation",
+    "RatioMatching",
     "RegularizedScoreMatching",
     "Replay",
     "ScoreMatching",
@@ -254,6 +268,7 @@ __all__ = [
     "DynamicHMC",
     "EllipticalSlice",
     "Gibbs",
+    "GibbsWithGradients",
     "Langevin",
     "ParallelTempering",
     "TransitionInfo",

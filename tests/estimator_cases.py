@@ -92,12 +92,16 @@ def level_model(x):
 
 SMALLEST = jnp.asarray(0.1)
 UNITS = np.random.default_rng(0).random((200, 3)) < 0.7
+LOGIT = np.log(UNITS.mean() / (1 - UNITS.mean()))
 FIELDS = np.random.default_rng(0).normal(0, 0.5, (300, 2, 2)).astype(np.float32)
 NUMBERS = np.random.default_rng(0).normal(0, 0.5, 2000).astype(np.float32)
 
 # Name: a model of its own, for binary units, images and noise levels.
 OTHERS = {
-    "mean_field_cd": Other({}, units_model, UNITS, np.log(UNITS.mean() / (1 - UNITS.mean())), 1e-3, "binary units"),
+    "mean_field_cd": Other({}, units_model, UNITS, LOGIT, 1e-3, "binary units"),
+    "exact": Other({}, units_model, UNITS, LOGIT, 1e-3, "discrete events", "objective"),
+    "pseudolikelihood": Other({}, units_model, UNITS, LOGIT, 1e-3, "discrete events", "objective"),
+    "ratio_matching": Other({}, units_model, UNITS, LOGIT, 1e-3, "discrete events", "objective"),
     "multigrid_cd": Other(
         # Maximum likelihood over both grids: 5 pixels a row, over the sums of squares of both.
         {"factors": (2, 1), "num_steps": 3, "kernel": ebm.HMC(0.25, 3), "adapt_step_size": False},

@@ -1,4 +1,4 @@
-"""Gibbs: laws by enumeration, and what is refused."""
+"""Kernels on discrete supports: against enumeration, and what is refused."""
 
 import itertools
 
@@ -12,7 +12,9 @@ from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
 from numpyro_ebm.kernels import chains
+from numpyro_ebm.kernels.names import KERNELS as NAMED
 
+KEY = jax.random.key(0)
 EDGES = [(3 * i + j, 3 * i + j + 1) for i in range(3) for j in range(2)] + [(i, i + 3) for i in range(6)]
 LEFT, RIGHT = np.array(EDGES).T
 
@@ -94,6 +96,103 @@ def test_nan_is_stayed_away_from_and_counted():
     assert run.info.is_nonfinite.all()
 
 
+KERNELS = {
+    "gibbs": ebm.Gibbs(),
+    "gibbs, random": ebm.Gibbs(scan="random"),
+    "gibbs, one update": ebm.Gibbs(scan="random", num_updates=1),
+    "flips": ebm.Flips(),
+    "one flip": ebm.Flips(num_flips=1),
+    "gwg": ebm.GibbsWithGradients(),
+    "gwg, barker": ebm.GibbsWithGradients(balance="barker"),
+    "dmala": ebm.DMALA(0.5),
+    "dmala, barker": ebm.DMALA(2.0, balance="barker"),
+}
+FIELD = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+COUPLING = np.random.default_rng(1).normal(size=(3, 3, 3, 3)).astype(np.float32)
+
+
+def quadratic(x):
+    """An energy of at most 3 x 3 numbers, of which none is independent of the others."""
+    x = jnp.pad(jnp.atleast_2d(1.0 * x), ((0, 3 - len(jnp.atleast_2d(x))), (0, 3 - jnp.atleast_2d(x).shape[1])))
+    return -0.4 * jnp.sum(FIELD * x) - 0.2 * jnp.einsum("iajb,ia,jb->", COUPLING, x, x)
+
+
+SUPPORTS = {
+    "units": ((3,), constraints.boolean, list(itertools.product((0, 1), repeat=3))),
+    "spins": ((3,), ebm.spins, list(itertools.product((-1, 1), repeat=3))),
+    "levels": ((2,), constraints.integer_interval(0, 2), list(itertools.product((0, 1, 2), repeat=2))),
+    "categories": ((2, 3), ebm.one_hot, list(itertools.product(np.eye(3, dtype=int), repeat=2))),
+}
+
+
+def exact(support):
+    """The distribution of `quadratic`, its states and their probabilities."""
+    shape, constraint, states = SUPPORTS[support]
+    log_p = -np.asarray(jax.vmap(quadratic)(jnp.asarray(np.array(states))), float)
+    d = ebm.EnergyDistribution(quadratic, shape, support=constraint)
+    return d, np.array(states), np.exp(log_p - np.logaddexp.reduce(log_p))
+
+
+def advanced(kernel, d, start, num_steps):
+    """Chains from given events, as events."""
+    kernel = kernel.bind(d)
+    return chains.as_draws(kernel, chains.advance(KEY, kernel, d.target(kernel), start, num_steps=num_steps).positions)
+
+
+def shares(draws, states):
+    """How often each state is drawn."""
+    same = (np.asarray(draws).reshape(len(draws), 1, -1) == states.reshape(1, len(states), -1)).all(-1)
+    assert (same.sum(1) == 1).all()
+    return same.mean(0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("support", SUPPORTS)
+def test_a_transition_leaves_the_distribution_as_it_is(support, kernel):
+    d, states, p = exact(support)
+    num = 40_000
+    start = states[np.random.default_rng(0).choice(len(states), num, p=p)]
+    after = shares(advanced(KERNELS[kernel], d, jnp.asarray(start), 2), states)
+    # Start and end are not independent, so the variance of their difference is at most four times that of one.
+    assert np.all(abs(after - shares(start, states)) < 5 * np.sqrt(2 * p * (1 - p) / num))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_chains_from_one_state_reach_the_distribution(kernel):
+    d, states, p = exact("categories")
+    num = 10_000
+    start = jnp.broadcast_to(jnp.asarray(states[0]), (num, 2, 3))
+    after = shares(advanced(KERNELS[kernel], d, start, 40), states)
+    assert np.all(abs(after - p) < 5 * np.sqrt(p * (1 - p) / num))
+
+
+@pytest.mark.parametrize("support", SUPPORTS)
+def test_dula_draws_each_element_by_its_slope_and_distance(support):
+    d, states, _ = exact(support)
+    kernel, num = ebm.DULA(0.7), 40_000
+    start = jnp.asarray(states[1])
+    slope = -jax.grad(quadratic)(1.0 * start)
+    moves = jnp.asarray(states) - start
+    # The elements are independent, so the log probability of a state is a sum over all numbers of the event.
+    log_p = 0.5 * jnp.sum(slope * moves, axis=tuple(range(1, moves.ndim))) - jnp.sum(
+        moves**2, axis=tuple(range(1, moves.ndim))
+    ) / (2 * 0.7)
+    p = np.asarray(jax.nn.softmax(log_p))
+    after = shares(advanced(kernel, d, jnp.broadcast_to(start, (num, *start.shape)), 1), states)
+    assert np.all(abs(after - p) < 5 * np.sqrt(p * (1 - p) / num))
+
+
+def test_a_warm_up_adapts_the_step_of_dmala():
+    d = ebm.EnergyDistribution(lambda x: -2 * jnp.sum(x[1:] * x[:-1]) + 3 * x[0], (30,), support=ebm.spins)
+    run = ebm.sample(KEY, d, ebm.DMALA(10.0), num_warmup=500, num_samples=500)
+    np.testing.assert_allclose(run.stats["acceptance_rate"].mean(), 0.574, atol=0.1)
+
+
+def test_the_kernels_are_those_of_the_table():
+    discrete = {name for name, cls in NAMED.classes.items() if cls.is_discrete is True}
+    assert {kernel.name for kernel in KERNELS.values()} | {"dula"} == discrete
+
+
 def test_an_energy_draws_by_gibbs_unless_told_otherwise():
     d = ebm.EnergyDistribution(ising, (9,), support=constraints.boolean)
     assert d.sample(jax.random.key(0), (3,)).shape == (3, 9)
@@ -113,6 +212,13 @@ REFUSED = {
     "a gradient kernel": (lambda: draw(sampler=ebm.ChainSampler("nuts")), "discrete support.*gibbs"),
     "a score": (lambda: BINARY.unconstrained_score(jnp.zeros(9, int)), "discrete.*gibbs"),
     "no end of values": (lambda: draw(support=constraints.nonnegative_integer), "two bounds"),
+    "an unknown scan": (lambda: ebm.Gibbs(scan="sweep"), "systematic"),
+    "updates of a sweep": (lambda: ebm.Gibbs(num_updates=3), "scan='random'"),
+    "no updates": (lambda: ebm.Gibbs(scan="random", num_updates=0), "num_updates"),
+    "no flips": (lambda: ebm.Flips(num_flips=0), "num_flips"),
+    "an unknown weight": (lambda: ebm.GibbsWithGradients(balance="square"), "sqrt"),
+    "no step": (lambda: ebm.DMALA(0.0), "step_size"),
+    "values out of order": (lambda: ebm.Flips(values=[1, 0]), "increasing"),
     "no values": (lambda: ebm.Gibbs().step(jax.random.key(0), ebm.Gibbs().init(None, jnp.zeros(2), jnp.sum), None), "needs"),
 }
 

@@ -121,10 +121,42 @@ def ordinary_mixed():
     numpyro.sample("z", dist.Normal(numpyro.sample("k", dist.Bernoulli(0.3)), 1.0))
 
 
-@pytest.mark.parametrize("name", ["cd", "pcd", "replay", "mle", "unbiased"])
-def test_an_estimator_with_chains_names_those_of_binary_units(name):
-    with pytest.raises(ebm.EnergyError, match=r"'gibbs'.*estimate\(model, 'mpf'\) or estimate\(model, 'mean_field_cd'\)"):
+@pytest.mark.parametrize("name", ["improved_cd", "unbiased"])
+def test_an_estimator_of_continuous_events_names_those_of_discrete_ones(name):
+    with pytest.raises(ebm.EnergyError, match="'gibbs'.*Estimators for discrete events.*'pseudolikelihood'"):
         ebm.estimate(lambda x: None, name, kernel="gibbs")
+
+
+def without_categories(y=None):
+    """The model above with a site of units in place of the category, which takes floating-point numbers."""
+    x = numpyro.sample("x", spins())
+    k = numpyro.sample("k", dist.Bernoulli(0.4))
+    numpyro.sample("y", dist.Normal(x.sum() + k, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("kernel", ["flips", "gwg", "dmala"])
+@pytest.mark.slow
+def test_kernels_with_gradients_in_mcmc(kernel):
+    mcmc = MCMC(ebm.BlackJAXKernel(without_categories, kernel), num_warmup=200, num_samples=4000, progress_bar=False)
+    mcmc.run(KEY, y=2.0)
+    draws = mcmc.get_samples()
+    assert draws["x"].dtype == draws["k"].dtype == jnp.int32
+    states = np.array(list(itertools.product((0, 1), repeat=4)))
+    log_p = np.array([-float(ising(x)) for x in states[:, :3]]) + np.log([0.6, 0.4])[states[:, 3]]
+    log_p -= 0.5 * (2.0 - states.sum(1)) ** 2
+    p = np.exp(log_p - np.logaddexp.reduce(log_p))
+    chain = np.c_[draws["x"], draws["k"]].astype(float)[None]
+    ess = np.array([float(effective_size(chain[..., [i]])[0]) for i in range(4)])
+    assert ess.min() > 200
+    mean = p @ states
+    assert np.all(abs(chain[0].mean(0) - mean) < 5 * np.sqrt(mean * (1 - mean) / ess))
+
+
+@pytest.mark.parametrize("kernel", ["gwg", "dmala"])
+def test_log_z_takes_kernels_that_keep_to_the_events(kernel):
+    with pytest.raises(ebm.EnergyError, match="'gibbs' or kernel='flips'"):
+        ebm.log_partition(KEY, spins(), method="ais", kernel=kernel)
+    ebm.log_partition(KEY, spins(), method="ais", kernel="flips", num_levels=10, num_chains=100)
 
 
 BOTH = r"discrete latent sites \['{}'\] beside the continuous \['z'\].*condition\(model, \{{'z': value\}}\)"

@@ -80,9 +80,12 @@ FEW = {
 CASES = {name: (vector_model, options, ROWS) for name, options in continuous_options(shape=(2,)).items()}
 CASES |= {
     "diffusion_recovery": (levels, {"sigmas": (0.1, 0.3, 0.8)}, ROWS),
+    "exact": (units, {}, UNITS),
     "mean_field_cd": (units, {}, UNITS),
     "multigrid_cd": (images, {"factors": (2, 1)}, IMAGES),
     "multiscale_dsm": (levels, LEVELS, ROWS),
+    "pseudolikelihood": (units, {}, UNITS),
+    "ratio_matching": (units, {}, UNITS),
     "tre": (levels, {"sigmas": (0.1, 0.3, 0.8)}, ROWS),
 }
 

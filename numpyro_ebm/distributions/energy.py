@@ -154,6 +154,8 @@ class EnergyDistribution(EventDistribution):
     def target(self, kernel: AbstractKernel) -> LogDensityFn:
         """Return `unconstrained_log_density`, the target of every kernel that works on the support."""
         resolve_kernel(kernel, is_discrete=self.is_discrete)
+        if kernel.relaxes:
+            return lambda position, local: self.unconstrained_log_density(position.astype(float), local)
         return self.unconstrained_log_density
 
     def _check_rows_of_site(self, shape: tuple[int, ...]) -> None:

@@ -22,8 +22,9 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
 from numpyro_ebm.distributions.bases import split_rows
 from numpyro_ebm.distributions.blocks import is_real
+from numpyro_ebm.distributions.discrete import UniformValues, num_elements
 from numpyro_ebm.distributions.shapes import as_shape, repeat, widen
-from numpyro_ebm.distributions.supports import check_same_support, discrete_values, elementary, event_support, name_of
+from numpyro_ebm.distributions.supports import check_same_support, discrete_values, event_support, name_of
 
 
 class Rows(NamedTuple):
@@ -198,7 +199,8 @@ class EventDistribution(RowDistribution):
             base_parameters = None if local is None else local[1]
             return self._log_base(self.constrain(position), base_parameters) + self.log_jacobian(position)
         if self.is_discrete:
-            return jnp.asarray(-position.size * np.log(len(self.discrete_values)), float)
+            values = self.discrete_values
+            return jnp.asarray(-num_elements(values, self.event_shape) * np.log(len(values)), float)
         return jnp.sum(dist.Normal(0.0, 1.0).log_prob(position))
 
     def reference_sample(self, rng_key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
@@ -206,13 +208,15 @@ class EventDistribution(RowDistribution):
         return self.as_events(self.reference.expand(self.batch_shape).sample(rng_key, sample_shape))
 
     @property
-    def discrete_values(self) -> Int[np.ndarray, " num"]:
+    def discrete_values(self) -> Int[np.ndarray, "values ..."]:
         """The values that one element of a finite discrete support takes, in increasing order.
+
+        They are numbers ``(num_values,)``, or vectors ``(num_values, num_categories)`` for one-hot categories.
 
         Raises:
             EnergyError: for a support without two finite bounds.
         """
-        values = discrete_values(self.support)
+        values = discrete_values(self.support, self.event_shape)
         if values is None:
             raise EnergyError(
                 f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
@@ -223,10 +227,7 @@ class EventDistribution(RowDistribution):
 
     @property
     def _uniform(self) -> dist.Distribution:
-        values = self.discrete_values
-        is_binary = type(elementary(self.support)) is type(constraints.boolean)
-        element = dist.BernoulliProbs(0.5) if is_binary else dist.DiscreteUniform(int(values[0]), int(values[-1]))
-        return element.expand(self.event_shape).to_event(len(self.event_shape))
+        return UniformValues(self.discrete_values, self.support, self.event_shape)
 
     @property
     def unconstrained_shape(self) -> tuple[int, ...]:

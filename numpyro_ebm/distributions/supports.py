@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.known import Frozen, freeze_tree, known
 from numpyro_ebm.distributions.blocks import Blocks, is_real
+from numpyro_ebm.distributions.discrete import values_of
 
 SAME_BOUND = 1e-6
 """Relative difference allowed between equal bounds: a transform in float32 returns rounded ends."""
@@ -95,8 +96,16 @@ def check_same_support(role: str, distribution: dist.Distribution, support: cons
         )
 
 
-def discrete_values(support: constraints.Constraint) -> Int[np.ndarray, " num"] | None:
-    """Return the values of one element of a discrete support, in increasing order; None without two finite bounds."""
+def discrete_values(
+    support: constraints.Constraint, event_shape: tuple[int, ...]
+) -> Int[np.ndarray, "values ..."] | None:
+    """Return the values of one element of a discrete support, in increasing order; None without two finite bounds.
+
+    They are numbers ``(num_values,)``, or vectors ``(num_values, num_categories)`` for one-hot categories.
+    """
+    special = values_of(elementary(support), event_shape[-1] if event_shape else 0)
+    if special is not None:
+        return special
     region = region_of(support)
     if region.kind != "integers" or any(bound is None for bound in region.bounds):
         return None

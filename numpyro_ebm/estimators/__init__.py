@@ -13,6 +13,7 @@ from numpyro_ebm.estimators.cooperative import CooperativeLearning as Cooperativ
 from numpyro_ebm.estimators.diffusion_recovery import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.energy_discrepancy import EnergyDiscrepancy as EnergyDiscrepancy
+from numpyro_ebm.estimators.exact import Exact as Exact
 from numpyro_ebm.estimators.f_ebm import FDivergence as FDivergence
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators.flow_nce import FlowContrastiveEstimation as FlowContrastiveEstimation
@@ -33,7 +34,9 @@ from numpyro_ebm.estimators.parts.health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators.parts.health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.parts.health import in_words as in_words
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators.pseudolikelihood import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators.ranking_nce import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
+from numpyro_ebm.estimators.ratio_matching import RatioMatching as RatioMatching
 from numpyro_ebm.estimators.regularized_sm import RegularizedScoreMatching as RegularizedScoreMatching
 from numpyro_ebm.estimators.replay import Replay as Replay
 from numpyro_ebm.estimators.shifted_nce import ShiftedNoiseContrastiveEstimation as ShiftedNoiseContrastiveEstimation

@@ -9,7 +9,10 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.rounded import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
 
-FOR_BINARY_UNITS = " For binary units write estimate(model, 'mpf') or estimate(model, 'mean_field_cd')."
+FOR_DISCRETE = (
+    " Estimators for discrete events: 'bregman_nce', 'cd', 'exact', 'mean_field_cd', 'mle', 'mpf', 'nce', 'pcd', "
+    "'pseudolikelihood', 'ranking_nce', 'ratio_matching', 'replay'."
+)
 
 
 class AbstractEstimator(abc.ABC):
@@ -21,10 +24,12 @@ class AbstractEstimator(abc.ABC):
         is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior);
             where that depends on the event, `draws_noise` decides.
         is_persistent: whether state is carried from one update to the next.
+        is_likelihood: whether the value is the log likelihood, so that a posterior under it needs no calibration.
         couples_rows: whether a row's value depends on the events of other rows, beyond scales fitted to the batch.
         needs_energy: whether the estimator evaluates the energy; if not, a `ScoreDistribution` is enough.
         persists_chains: whether chains continue from one update to the next and none restarts, so that their ends are
             draws of the model as far as they have converged.
+        takes_discrete: whether events may be discrete.
         takes_ends: whether rows may lie on the boundary of the support, which unconstrained space does not contain.
     """
 
@@ -32,9 +37,11 @@ class AbstractEstimator(abc.ABC):
     role: ClassVar[Literal["objective", "gradient"]]
     is_deterministic: ClassVar[bool] = False
     is_persistent: ClassVar[bool] = False
+    is_likelihood: ClassVar[bool] = False
     couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
     persists_chains: ClassVar[bool] = False
+    takes_discrete: ClassVar[bool] = False
     takes_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -61,10 +68,8 @@ class AbstractEstimator(abc.ABC):
             EnergyError: if it cannot, with what is wrong and what to write.
         """
         if site.distribution.is_discrete:
-            raise EnergyError(
-                f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
-                f"discrete.{FOR_BINARY_UNITS}"
-            )
+            self._check_discrete(site)
+            return
         warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
@@ -72,6 +77,17 @@ class AbstractEstimator(abc.ABC):
                 "their gradient. Write estimate(model, 'dsm', sigma=0.1) or estimate(model, 'ssm_vr'), or declare an "
                 "EnergyDistribution."
             )
+
+    def _check_discrete(self, site: Site) -> None:
+        if not self.takes_discrete:
+            raise EnergyError(
+                f"The estimator '{self.name}' works on continuous events; the support {site.distribution.support} is "
+                f"discrete.{FOR_DISCRETE}"
+            )
+
+    def bind(self, distribution: EventDistribution) -> "AbstractEstimator":
+        """Return the estimator with the defaults that depend on the distribution; most have none."""
+        return self
 
     def draws_noise(self, distribution: EventDistribution) -> bool:
         """Return whether the surrogate uses randomness for events of this distribution."""

@@ -52,6 +52,7 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
     """
 
     name = "adversarial_nce"
+    takes_discrete = False
     role = "gradient"
     proposal: Any = None
     weight: float = 0.5

@@ -78,6 +78,7 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
     """
 
     name = "bregman_nce"
+    takes_discrete = True
     divergence: Divergence = "logistic"
 
     def __post_init__(self):

@@ -53,6 +53,7 @@ class ContrastiveDivergence(ChainEstimator):
     """
 
     name = "cd"
+    takes_discrete = True
 
     def notes(self):
         """Add that chains that start at the data miss other modes."""

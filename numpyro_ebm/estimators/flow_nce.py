@@ -64,6 +64,7 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
     """
 
     name = "flow_nce"
+    takes_discrete = False
     role = "gradient"
 
     def __post_init__(self):

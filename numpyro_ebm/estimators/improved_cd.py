@@ -70,6 +70,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     """
 
     name = "improved_cd"
+    takes_discrete = False
     num_steps: int = 10
     kernel: Any = None
     num_grad_steps: int = 1

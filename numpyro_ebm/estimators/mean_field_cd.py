@@ -78,6 +78,7 @@ class MeanFieldContrastiveDivergence(AbstractEstimator):
     """
 
     name = "mean_field_cd"
+    takes_discrete = True
     role = "gradient"
     is_deterministic = True
     num_steps: int = 10

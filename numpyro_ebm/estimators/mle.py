@@ -47,6 +47,7 @@ class MaximumLikelihood(ChainEstimator):
     """
 
     name = "mle"
+    takes_discrete = True
     num_steps: int = 50
     start: Any = "base"
 

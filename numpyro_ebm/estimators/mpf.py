@@ -80,6 +80,7 @@ class MinimumProbabilityFlow(AbstractEstimator):
     """
 
     name = "mpf"
+    takes_discrete = True
     role = "objective"
     sd: Any = None
     num_draws: int | None = None

@@ -11,6 +11,7 @@ from numpyro_ebm.estimators.cooperative import CooperativeLearning
 from numpyro_ebm.estimators.diffusion_recovery import DiffusionRecoveryLikelihood
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching
 from numpyro_ebm.estimators.energy_discrepancy import EnergyDiscrepancy
+from numpyro_ebm.estimators.exact import Exact
 from numpyro_ebm.estimators.f_ebm import FDivergence
 from numpyro_ebm.estimators.fd_ssm import FiniteDifferenceScoreMatching
 from numpyro_ebm.estimators.flow_nce import FlowContrastiveEstimation
@@ -27,7 +28,9 @@ from numpyro_ebm.estimators.multigrid_cd import MultigridContrastiveDivergence
 from numpyro_ebm.estimators.multiscale_dsm import MultiscaleDenoisingScoreMatching
 from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence
+from numpyro_ebm.estimators.pseudolikelihood import Pseudolikelihood
 from numpyro_ebm.estimators.ranking_nce import RankingNoiseContrastiveEstimation
+from numpyro_ebm.estimators.ratio_matching import RatioMatching
 from numpyro_ebm.estimators.regularized_sm import RegularizedScoreMatching
 from numpyro_ebm.estimators.replay import Replay
 from numpyro_ebm.estimators.shifted_nce import ShiftedNoiseContrastiveEstimation
@@ -52,6 +55,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             DenoisingScoreMatching,
             DiffusionRecoveryLikelihood,
             EnergyDiscrepancy,
+            Exact,
             FDivergence,
             FiniteDifferenceScoreMatching,
             FlowContrastiveEstimation,
@@ -68,7 +72,9 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             MultiscaleDenoisingScoreMatching,
             NoiseContrastiveEstimation,
             PersistentContrastiveDivergence,
+            Pseudolikelihood,
             RankingNoiseContrastiveEstimation,
+            RatioMatching,
             RegularizedScoreMatching,
             Replay,
             ScoreMatching,
@@ -87,9 +93,9 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('adversarial', 'adversarial_nce', 'bregman_nce', 'cd', 'conditional_nce',
-        'cooperative', 'diffusion_recovery', 'dsm', 'energy_discrepancy', 'f_ebm', 'fd_ssm', 'flow_nce', 'generalized_sm',
-        'hsm', 'improved_cd', 'ksd', 'lsd', 'mean_field_cd', 'minimum_velocity', 'mle', 'mpf', 'multigrid_cd',
-        'multiscale_dsm', 'nce', 'pcd', 'ranking_nce', 'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr',
-        'tre', 'unbiased')``.
+        'cooperative', 'diffusion_recovery', 'dsm', 'energy_discrepancy', 'exact', 'f_ebm', 'fd_ssm', 'flow_nce',
+        'generalized_sm', 'hsm', 'improved_cd', 'ksd', 'lsd', 'mean_field_cd', 'minimum_velocity', 'mle', 'mpf',
+        'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching',
+        'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """
     return ESTIMATORS.names()

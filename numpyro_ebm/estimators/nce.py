@@ -37,10 +37,11 @@ class NoiseContrastiveEstimation(NoiseEstimator):
             and support, one for all rows or, with a batch shape, one for each. "gaussian" or "mixture", fitted to each batch
             in unconstrained space, each row's to the half of the batch that the row is not in: "gaussian" by mean and
             covariance (shrunk towards the diagonal), "mixture" by up to 64 Gaussian kernels of Silverman's width around
-            rows, for data in several modes and few dimensions. A NumPyro model ``noise()`` or ``noise(context)`` that
-            samples the site's name for one event and nothing else: its ``numpyro.param`` sites are fitted to the data by
-            maximum likelihood during training. None for the energy's own base, or a standard normal in unconstrained space
-            where it has none. No gradient of the loss flows through the noise.
+            rows, for data in several modes and few dimensions. "marginals", for discrete events: independent elements with
+            the shares of their values in that half. A NumPyro model ``noise()`` or ``noise(context)`` that samples the
+            site's name for one event and nothing else: its ``numpyro.param`` sites are fitted to the data by maximum
+            likelihood during training. None for the energy's own base; where it has none, a standard normal in unconstrained
+            space, or the uniform distribution of a discrete support. No gradient of the loss flows through the noise.
         log_normalizer: "learned", one number ``c``; "fixed", ``c = 0``, for an energy with a term that can become log Z
             (self-normalised); None for "learned" where log Z is one number, and an error where it is not.
 
@@ -63,6 +64,7 @@ class NoiseContrastiveEstimation(NoiseEstimator):
     """
 
     name = "nce"
+    takes_discrete = True
     log_normalizer: LogNormalizer | None = None
 
     def __post_init__(self):

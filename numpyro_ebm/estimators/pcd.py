@@ -55,6 +55,7 @@ class PersistentContrastiveDivergence(PoolEstimator):
     """
 
     name = "pcd"
+    takes_discrete = True
     num_chains: int | None = None
 
     def __post_init__(self):

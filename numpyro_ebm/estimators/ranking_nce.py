@@ -45,6 +45,7 @@ class RankingNoiseContrastiveEstimation(NoiseEstimator):
     """
 
     name = "ranking_nce"
+    takes_discrete = True
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log probability that the data row is picked, for each row."""

@@ -57,6 +57,7 @@ class Replay(PoolEstimator):
     """
 
     name = "replay"
+    takes_discrete = True
     persists_chains = False
     num_steps: int = 20
     start: Any = "base"

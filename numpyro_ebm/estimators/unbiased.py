@@ -14,7 +14,7 @@ from numpyro_ebm._core.errors import EnergyError, UnhealthyChainsError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, LogDensityFn, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
+from numpyro_ebm.estimators._base import FOR_DISCRETE, AbstractEstimator
 from numpyro_ebm.estimators.parts.starts import check_start, draw_rows, draw_start
 from numpyro_ebm.kernels import MALA
 from numpyro_ebm.kernels.coupling import Meeting, check_coupling, unbiased_sum
@@ -112,7 +112,7 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
             )
         if self.num_chains is not None:
             check_count("UnbiasedMaximumLikelihood", "num_chains", self.num_chains)
-        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_BINARY_UNITS))
+        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_DISCRETE))
         check_coupling(self.kernel, self.coupling)
 
     def check(self, site: Site) -> None:

@@ -115,7 +115,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         Raises:
             EnergyError: for a site without an estimator, and for an estimator without a site.
         """
-        chosen = {name: self._estimator_of(name, site.members) for name, site in found.items()}
+        chosen = {n: self._estimator_of(n, site.members).bind(site.unwrapped.distribution) for n, site in found.items()}
         self._check_all_seen({name for site in found.values() for name in (site.name, *site.members)})
         return {name: (each, found[name].lay_out(may_touch_ends=each.takes_ends)) for name, each in chosen.items()}
 
@@ -223,7 +223,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         """Return the site's surrogate, in the batch shape of its log probability."""
         with at_site(name), numpyro_stack.outside_scopes(self):
             self._seen |= {name, *members}
-            estimator = self._estimator_of(name, members)
+            estimator = self._estimator_of(name, members).bind(unwrapped.distribution)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
             site = lay_out(name, unwrapped, value, plates, may_touch_ends=estimator.takes_ends)
@@ -299,7 +299,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Use SVI with AutoDelta or "
                 f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
             )
-        if user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES:
+        if not estimator.is_likelihood and (user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES):
             warn_uncalibrated(estimator.name, user)
 
     def _check_all_seen(self, seen: set[str]) -> None:

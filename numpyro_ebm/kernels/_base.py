@@ -60,6 +60,7 @@ class AbstractKernel(abc.ABC):
         takes_dense_matrix: whether ``inverse_mass_matrix`` may be ``(d, d)``.
         is_exact: whether a transition leaves the density invariant; unadjusted kernels have a bias from their step size.
         is_discrete: whether the kernel moves on discrete supports.
+        relaxes: whether it is a discrete kernel that takes gradients, so that positions are floating-point numbers.
         needs_density: whether it uses values of the log density; if not, the gradient of a `ScoreDistribution` is enough.
         step_exponent: the step size for ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 if the step size is
             a length, 1 if it is a squared length.
@@ -69,6 +70,7 @@ class AbstractKernel(abc.ABC):
     name: ClassVar[str]
     is_exact: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = False
+    relaxes: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = None
     adapts_mass_matrix: ClassVar[bool] = False

@@ -2,9 +2,11 @@
 
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel
-from numpyro_ebm.kernels.discrete import Gibbs
+from numpyro_ebm.kernels.flips import Flips
+from numpyro_ebm.kernels.gibbs import Gibbs
 from numpyro_ebm.kernels.hamiltonian import GHMC, HMC, NUTS, DynamicHMC
 from numpyro_ebm.kernels.langevin import MALA, Barker, Langevin
+from numpyro_ebm.kernels.locally_balanced import DMALA, DULA, GibbsWithGradients
 from numpyro_ebm.kernels.microcanonical import MCLMC, AdjustedMCLMC
 from numpyro_ebm.kernels.slice import EllipticalSlice
 
@@ -15,7 +17,7 @@ MOVES: Registry[AbstractKernel] = Registry(
         kernel.name: kernel
         for kernel in (
             *(Langevin, MALA, Barker, HMC, DynamicHMC, GHMC, NUTS, MCLMC, AdjustedMCLMC, EllipticalSlice),
-            Gibbs,
+            *(Gibbs, Flips, GibbsWithGradients, DULA, DMALA),
         )
     },
 )

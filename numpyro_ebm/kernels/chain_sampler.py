@@ -64,7 +64,8 @@ class ChainSampler:
         starts = draw_start(self.start, key_start, distribution, sample_shape)
         counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}
         shape = {"sample_shape": sample_shape, **counts}
-        draws, finite = _draw(key_start, key_chains, distribution.closed(), self.kernel, starts, **shape)
+        closed = distribution.closed(float if self.kernel.relaxes else None)
+        draws, finite = _draw(key_start, key_chains, closed, self.kernel, starts, **shape)
         check_starts(finite)
         return draws
 
@@ -79,7 +80,7 @@ def _draw(key_start, key_chains, distribution, kernel, starts, *, sample_shape, 
     log_density, local = distribution.target(kernel), rows_local(distribution, shape)
     positions, finite = starts_of(key_start, distribution, log_density, starts, sample_shape, local)
     run = chains.run(key_chains, kernel, log_density, positions, local, num_warmup=num_warmup, num_samples=num_steps)
-    draws = to_draws(distribution, run.positions[:, -1], shape)
+    draws = to_draws(distribution, chains.as_draws(kernel, run.positions[:, -1]), shape)
     if not distribution.is_discrete:
         draws = jnp.where(finite.reshape(shape + (1,) * len(distribution.event_shape)), draws, jnp.nan)
     return draws, finite

@@ -112,8 +112,14 @@ def num_chains_of(positions: Position) -> int:
 
 
 def as_positions(kernel: AbstractKernel, tree: PyTree) -> PyTree:
-    """Cast every leaf to the integer type for a discrete kernel, else to float (float64 under x64, float32 otherwise)."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int if kernel.is_discrete else float), tree)
+    """Cast every leaf to the kernel's type: the default integers, or floats (float64 under x64, float32 otherwise)."""
+    is_integer = kernel.is_discrete and not kernel.relaxes
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int if is_integer else float), tree)
+
+
+def as_draws(kernel: AbstractKernel, tree: PyTree) -> PyTree:
+    """Return positions as draws of the target: those of a discrete kernel that takes gradients become integers again."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int), tree) if kernel.relaxes else tree
 
 
 def advance(

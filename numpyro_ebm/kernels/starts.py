@@ -12,6 +12,7 @@ from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree, Scalar
+from numpyro_ebm.kernels.elements import Elements
 
 NUM_TRIES = 100
 """Tries per chain before a start is refused; more tries find narrower supports and take longer to fail."""
@@ -90,10 +91,12 @@ def _spread(
         return drawn + scale.astype(drawn.dtype) * jax.random.normal(rng_key, drawn.shape, drawn.dtype)
     key_value, key_which = jax.random.split(rng_key)
     # One of the values in the draw, chosen for each chain separately.
-    flat = drawn.reshape(len(drawn), -1)
-    column = jax.random.randint(key_value, (len(flat), 1), 0, flat.shape[1])
-    value = jnp.take_along_axis(flat, column, axis=1)
-    return jnp.where(jax.random.uniform(key_which, flat.shape) < share, value, flat).reshape(drawn.shape)
+    elements = Elements.of(distribution.discrete_values, drawn[0])
+    codes = jax.vmap(elements.codes)(drawn)
+    column = jax.random.randint(key_value, (len(codes), 1), 0, codes.shape[1])
+    value = jnp.take_along_axis(codes, column, axis=1)
+    codes = jnp.where(jax.random.uniform(key_which, codes.shape) < share, value, codes)
+    return jax.vmap(lambda each: elements.position(each, drawn[0]))(codes)
 
 
 def check_starts(finite: Bool[Array, " chains"]) -> None:

@@ -97,6 +97,11 @@ class ParallelTempering(AbstractKernel):
         return self.kernel.is_exact
 
     @property
+    def relaxes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the replicas' kernel takes gradients on a discrete support."""
+        return self.kernel.relaxes
+
+    @property
     def is_discrete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the inner kernel moves on discrete supports."""
         return self.kernel.is_discrete

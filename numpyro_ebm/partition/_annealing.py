@@ -66,11 +66,17 @@ def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistr
     """Return the given kernel, or one that suits the support, with the settings that it takes from the distribution.
 
     Raises:
-        EnergyError: for a kernel that cannot move on the support.
+        EnergyError: for a kernel that cannot move on the support, and a discrete one that takes gradients.
     """
     if kernel is None:
         kernel = Gibbs() if distribution.is_discrete else DynamicHMC(num_integration_steps=5)  # pyright: ignore[reportCallIssue]
-    return resolve_kernel(kernel, is_discrete=distribution.is_discrete).bind(distribution)
+    resolved = resolve_kernel(kernel, is_discrete=distribution.is_discrete)
+    if resolved.relaxes:
+        raise EnergyError(
+            f"log Z needs energies at the events themselves; '{resolved.name}' evaluates them at floating-point numbers. "
+            "Write kernel='gibbs' or kernel='flips'."
+        )
+    return resolved.bind(distribution)
 
 
 def exact_kernel(owner: str, kernel: str | AbstractKernel) -> AbstractKernel:

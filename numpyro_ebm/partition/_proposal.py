@@ -13,6 +13,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.spreads import spread
 from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.kernels.elements import Elements
 
 ITERATIONS = 60
 """Iterations of expectation maximisation. The fit need not converge: it only has to cover the draws."""
@@ -30,23 +31,26 @@ class Proposal(NamedTuple):
     """A normalised distribution of positions of one shape.
 
     Attributes:
-        flat: a NumPyro distribution of flat positions, minus ``lowest``.
+        flat: a NumPyro distribution of flat positions.
         shape: shape of a position.
-        lowest: the smallest value of a discrete element; None for continuous positions.
+        values: the values ``(num_values, ...)`` of a discrete element, and ``flat`` is a distribution of their indices;
+            None for continuous positions.
     """
 
     flat: Any
     shape: tuple[int, ...]
-    lowest: int | None
+    values: Shaped[Array, "values ..."] | None
 
     def sample(self, rng_key: PRNGKey, num: int) -> Shaped[Array, " {num} *position"]:
         """Draw positions ``(num, *shape)``."""
-        flat = self.flat.sample(rng_key, (num,)) + (0 if self.lowest is None else self.lowest)
-        return flat.reshape(num, *self.shape)
+        flat = self.flat.sample(rng_key, (num,))
+        return (flat if self.values is None else self.values[flat]).reshape(num, *self.shape)
 
     def log_prob(self, position: Shaped[Array, "*position"]) -> Scalar:
         """Return the log density of one position."""
-        return self.flat.log_prob(position.reshape(-1) - (0 if self.lowest is None else self.lowest))
+        if self.values is None:
+            return self.flat.log_prob(position.reshape(-1))
+        return self.flat.log_prob(Elements.of(self.values, position).codes(position))
 
 
 def check_rows(owner: str, data: Array | np.ndarray | None, distribution: EventDistribution, fewest: int) -> None:
@@ -82,9 +86,10 @@ def fit_proposal(
     flat, shape = draws.reshape(len(draws), -1), draws.shape[1:]
     if distribution.is_discrete:
         values = jnp.asarray(distribution.discrete_values)
-        shares = jnp.mean(flat[..., None] == values, axis=0)
+        elements = Elements.of(values, draws[0])
+        shares = jnp.mean(jax.nn.one_hot(jax.vmap(elements.codes)(draws), len(values)), axis=0)
         probs = (1 - WIDE_SHARE) * shares + WIDE_SHARE / len(values)
-        return Proposal(dist.CategoricalProbs(probs).to_event(1), shape, int(distribution.discrete_values[0]))
+        return Proposal(dist.CategoricalProbs(probs).to_event(1), shape, values)
     num = max(1, min(num_components, len(flat) // (ROWS_PER_COMPONENT * flat.shape[1])))
     return Proposal(_gaussians(rng_key, flat, num), shape, None)
 

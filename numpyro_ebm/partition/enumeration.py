@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm.distributions.states import log_sum_over_states, num_states
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 AT_ONCE = 2**14
@@ -49,36 +50,16 @@ class Enumeration(AbstractPartition):
                 f"Enumeration sums over the states of a discrete event; the support is {distribution.support}. Write "
                 "method='grid' in 1 to 3 dimensions, or method='ais'."
             )
-        num_states = self._num_states(distribution)
-        if num_states > self.max_states:
+        count = num_states(distribution)
+        if count > self.max_states:
             raise EnergyError(
-                f"This event has {len(distribution.discrete_values)}**{self._size(distribution)} states, more than "
-                f"max_states={self.max_states}. Write method='ais', or Enumeration(max_states={num_states})."
+                f"This event has {count} states, more than max_states={self.max_states}. Write method='ais', or "
+                f"Enumeration(max_states={count})."
             )
 
     def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the sum, computed in blocks of states."""
-        distribution = densities.distribution
-        values, size = jnp.asarray(distribution.discrete_values), self._size(distribution)
-        num_states = self._num_states(distribution)
-        places = len(values) ** jnp.arange(size)
-
-        def log_density(index):
-            event = values[index // places % len(values)].reshape(distribution.event_shape)
-            return jnp.where(index < num_states, densities.log_target(event), -jnp.inf)
-
-        def block(total, first):
-            scores = jax.vmap(log_density)(first + jnp.arange(min(AT_ONCE, num_states)))
-            return jnp.logaddexp(total, jax.nn.logsumexp(scores)), None
-
-        total, _ = jax.lax.scan(block, jnp.asarray(-jnp.inf, float), jnp.arange(0, num_states, AT_ONCE))
+        total = log_sum_over_states(densities.distribution, densities.log_target)
         return Estimate(total, jnp.zeros(()), jnp.full((), jnp.inf))
-
-    def _size(self, distribution) -> int:
-        return max(1, int(jnp.zeros(distribution.event_shape).size))
-
-    def _num_states(self, distribution) -> int:
-        return len(distribution.discrete_values) ** self._size(distribution)
-
 
 jax.tree_util.register_dataclass(Enumeration, data_fields=[], meta_fields=["max_states"])

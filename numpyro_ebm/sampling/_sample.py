@@ -124,7 +124,7 @@ def sample(
         check_start("sample", start)
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
-        task: Any = _OfDistribution(resolved, model_or_dist.closed(), num_chains)
+        task: Any = _OfDistribution(resolved, model_or_dist.closed(float if resolved.relaxes else None), num_chains)
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError(
@@ -173,7 +173,8 @@ class _OfDistribution:
         return starts_of(rng_key, self.distribution, log_density, starts, (self.num_chains,), local)
 
     def finish(self, run: chains.Run) -> tuple[dict[str, PerDraw], chains.Run]:
-        draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(run.positions), run.info
+        positions = chains.as_draws(self.kernel, run.positions)
+        draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(positions), run.info
         if self.distribution.batch_shape:
             draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, self._shape), (draws, info))
         return {"x": draws}, run._replace(info=info)
@@ -201,7 +202,7 @@ class _OfModel(NamedTuple):
         return self.positions, jax.vmap(lambda z: initial_is_finite(self.log_density, z))(self.positions)
 
     def finish(self, run: chains.Run) -> tuple[dict[str, PerDraw], chains.Run]:
-        return jax.vmap(jax.vmap(self.postprocess))(run.positions), run
+        return jax.vmap(jax.vmap(self.postprocess))(chains.as_draws(self.kernel, run.positions)), run
 
 
 def _of_model(keys: PRNGKeys, kernel: AbstractKernel, model: Callable, args: tuple, kwargs: dict[str, Any]) -> _OfModel:
@@ -210,7 +211,8 @@ def _of_model(keys: PRNGKeys, kernel: AbstractKernel, model: Callable, args: tup
     positions = chains.as_positions(kernel, target.position)
     position = jax.tree.map(lambda leaf: leaf[0], positions)
     log_density = programs.trace(target.log_density(args, kwargs), position, order=1)
-    return _OfModel(kernel, positions, log_density, programs.trace(target.postprocess(args, kwargs), position))
+    postprocess = programs.trace(target.postprocess(args, kwargs), chains.as_draws(kernel, position))
+    return _OfModel(kernel, positions, log_density, postprocess)
 
 
 @programs.jit(static_argnames=("num_warmup", "num_samples"))

@@ -185,7 +185,7 @@ def _latents(trace: Mapping[str, Any]) -> Latents:
     sites = {n: s["fn"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
     discrete = {name: fn for name, fn in sites.items() if fn.support.is_discrete}
     energies = [name for name, fn in discrete.items() if unwrap(fn) is not None]
-    values = {name: discrete_values(fn.support) for name, fn in discrete.items()}
+    values = {name: discrete_values(fn.support, fn.event_shape) for name, fn in discrete.items()}
     return Latents(values, energies, [name for name in sites if name not in discrete])
 
 

@@ -218,7 +218,7 @@ class BlackJAXKernel(MCMCKernel):
         zero = jnp.zeros((), float)
         return BlackJAXState(
             i=jnp.zeros((), jnp.int32),
-            z=position,
+            z=chains.as_draws(self._bound, position),
             kernel_state=kernel_state,
             warmup=warmup,
             accept_prob=zero,
@@ -245,7 +245,7 @@ class BlackJAXKernel(MCMCKernel):
         since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
         return BlackJAXState(
             i=i,
-            z=kernel.lower(kernel_state.position),
+            z=chains.as_draws(kernel, kernel.lower(kernel_state.position)),
             kernel_state=kernel_state,
             warmup=adapted,
             accept_prob=info.acceptance_rate,

@@ -134,6 +134,7 @@ class Observed(NamedTuple):
         log_density_data: log densities at the batch.
         step_size: step size of the kernel.
         is_adjusted: whether the kernel rejects, so that its acceptance is meaningful.
+        is_discrete: whether events are discrete: their density is proper, and a chain may move and return to its start.
         num_updates: updates before this one.
     """
 
@@ -147,6 +148,7 @@ class Observed(NamedTuple):
     log_density_data: Float[Array, " rows"]
     step_size: Any
     is_adjusted: bool
+    is_discrete: bool
     num_updates: Int[Array, ""]
 
 
@@ -216,17 +218,17 @@ def examine(
         stuck_rate=before.stuck_rate + rate * (jnp.mean(seen.stayed) - before.stuck_rate),
         stuck_by_chance=before.stuck_by_chance + rate * (by_chance - before.stuck_by_chance),
     )
+    may_get_stuck = seen.is_adjusted and not seen.is_discrete
     is_slow = slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * jnp.max(mean_moves, initial=0.0))
     conditions = {
-        "unbounded": _is_unbounded(
-            log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local
-        ),
+        "unbounded": not seen.is_discrete
+        and _is_unbounded(log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local),
         "runaway": jnp.any(distances > RUNAWAY_DISTANCE),
         "gap": seasoned & (jnp.abs(gap) > jnp.maximum(RUNAWAY_GAP * size, GAP_GROWTH * health.early_gap)),
         "nonfinite": jnp.any(~finite) | (health.nonfinite_rate > NONFINITE_RATE),
         "collapse": seasoned & seen.is_adjusted & (health.mean_acceptance < COLLAPSED_ACCEPTANCE),
         "frozen": seasoned & ((health.mean_move < FROZEN_MOVE) | is_slow),
-        "stuck": seasoned & seen.is_adjusted & (health.stuck_rate > health.stuck_by_chance + STUCK_EXCESS),
+        "stuck": seasoned & may_get_stuck & (health.stuck_rate > health.stuck_by_chance + STUCK_EXCESS),
     }
     health = health._replace(conditions=jnp.stack([jnp.asarray(conditions[name], bool) for name in CONDITIONS]))
     return health, ~finite | (distances > RUNAWAY_DISTANCE)

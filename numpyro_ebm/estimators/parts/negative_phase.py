@@ -17,14 +17,15 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one
 from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree, RowValues, Scalar
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.estimators._base import FOR_BINARY_UNITS, AbstractEstimator
+from numpyro_ebm.estimators._base import FOR_DISCRETE, AbstractEstimator
 from numpyro_ebm.estimators.parts.health import CONDITIONS, NegativePhaseHealth, Observed, Policy, examine, tell, unknown
 from numpyro_ebm.estimators.parts.moves import check_scale
 from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale
 from numpyro_ebm.estimators.parts.starts import Start, over
 from numpyro_ebm.estimators.state import ChainState
-from numpyro_ebm.kernels import MALA, AbstractKernel, chains
+from numpyro_ebm.kernels import MALA, AbstractKernel, Gibbs, chains
 from numpyro_ebm.kernels.averaging import averaging_of, mean_step, next_averaging
 from numpyro_ebm.kernels.names import resolve_kernel
 
@@ -67,7 +68,7 @@ class ChainEstimator(AbstractEstimator):
     role = "gradient"
     is_persistent = True
     num_steps: int = 1
-    kernel: Any = MALA()
+    kernel: Any = None
     adapt_step_size: bool | None = None
     step_size_schedule: Callable[[Int[Array, ""]], Any] | None = None
     temperature: Any = None
@@ -79,20 +80,31 @@ class ChainEstimator(AbstractEstimator):
     def __post_init__(self):
         name = type(self).__name__
         check_count(name, "num_steps", self.num_steps)
-        object.__setattr__(self, "kernel", resolve_kernel(self.kernel, otherwise=FOR_BINARY_UNITS))
+        if self.kernel is not None:
+            is_discrete = None if self.takes_discrete else False  # None: not known yet
+            kernel = resolve_kernel(self.kernel, is_discrete=is_discrete, otherwise=FOR_DISCRETE)
+            object.__setattr__(self, "kernel", kernel)
         if self.on_unhealthy not in get_args(Policy):
             raise EnergyError(
                 f"Unknown on_unhealthy={self.on_unhealthy!r}. {nearest(str(self.on_unhealthy), get_args(Policy))}"
             )
         if is_concrete(self.energy_l2) and not (np.isfinite(self.energy_l2) and self.energy_l2 >= 0):
             raise EnergyError(f"{name} needs energy_l2 >= 0; got {self.energy_l2!r}. Write energy_l2=0.1.")
-        self._check_step_size(name)
-        self._check_scale(name)
+        likely = MALA() if self.kernel is None else self.kernel
+        self._check_step_size(name, likely)
+        self._check_scale(name, likely)
         self._temperatures()
 
+    def bind(self, distribution: EventDistribution) -> "ChainEstimator":
+        """Return the estimator with a kernel: the default is "mala", and "gibbs" on a discrete support."""
+        if self.kernel is not None:
+            return self
+        return dataclasses.replace(self, kernel=Gibbs() if distribution.is_discrete else MALA())
+
     def check(self, site: Site) -> None:
-        """Check that the scales fit the event, and raise otherwise."""
+        """Check that the kernel fits the support and the scales fit the event, and raise otherwise."""
         super().check(site)
+        resolve_kernel(self.kernel, is_discrete=site.distribution.is_discrete)
         if not isinstance(self.scale, str):
             check_scale(site, "scale", self.scale)
 
@@ -160,7 +172,7 @@ class ChainEstimator(AbstractEstimator):
             notes.append(
                 f"the chains end at temperature {float(temperatures[-1]):.3g}: their distribution is p^(1/T), not p"
             )
-        if not self.kernel.is_exact:
+        if self.kernel is not None and not self.kernel.is_exact:
             notes.append(f"the kernel '{self.kernel.name}' never rejects: the energy carries the bias of its step size")
         return tuple(notes)
 
@@ -171,6 +183,7 @@ class ChainEstimator(AbstractEstimator):
     def run_chains(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> Phase:
         """Run the chains with the parameters cut off from differentiation."""
         lower = jax.vmap(kernel.lower)
+        start = start._replace(position=chains.as_positions(kernel, start.position))
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
         log_density = freeze(site.log_density, *first)
         owner = f"At site '{site.name}', estimator '{self.name}'"
@@ -194,6 +207,7 @@ class ChainEstimator(AbstractEstimator):
                 log_density_data=score(data, data_local),
                 step_size=kernel.step_size if pace is None else mean_step(kernel, pace),
                 is_adjusted=kernel.target_acceptance is not None,
+                is_discrete=kernel.is_discrete,
                 num_updates=state.num_updates,
             )
             examined, lost = examine(state.health, seen, log_density, local)
@@ -207,7 +221,8 @@ class ChainEstimator(AbstractEstimator):
 
         pace = self._pace(site, state, kernel, start)
         known = state._replace(averaging=None, pool=None)
-        inputs = (start.position, start.local, pace, site.position, site.local, known)
+        data = chains.as_positions(kernel, site.position)
+        inputs = (start.position, start.local, pace, data, site.local, known)
         return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
 
     def advance(
@@ -274,6 +289,8 @@ class ChainEstimator(AbstractEstimator):
         if not isinstance(self.scale, str):
             return False
         has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
+        if self.kernel.is_discrete:
+            return False
         return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
 
     def _scale(self, state: ChainState) -> Float[Array, "..."] | None:
@@ -315,7 +332,7 @@ class ChainEstimator(AbstractEstimator):
         self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Bool[Array, " chains"]
     ) -> Position:
         """Return the ends of the chains, with fresh starts in place of lost chains."""
-        fresh = jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0])
+        fresh = chains.as_positions(kernel, jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0]))
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
 
     def _penalised(
@@ -342,7 +359,7 @@ class ChainEstimator(AbstractEstimator):
             )
         return jnp.asarray(values, float)
 
-    def _check_scale(self, name: str) -> None:
+    def _check_scale(self, name: str, kernel: AbstractKernel) -> None:
         if isinstance(self.scale, str):
             if self.scale not in get_args(Scale):
                 raise EnergyError(
@@ -350,19 +367,20 @@ class ChainEstimator(AbstractEstimator):
                 )
         else:
             check_positive(name, "scale", self.scale)
-        if self.kernel.step_size is None and self.scale not in ("auto", None):
+        is_scaled = not isinstance(self.scale, str) or self.scale == "data"
+        if (kernel.step_size is None or kernel.is_discrete) and self.scale is not None and is_scaled:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' has no step size for scale={self.scale!r} to apply to. Leave scale out."
+                f"The kernel '{kernel.name}' has no length that scale={self.scale!r} could apply to. Leave scale out."
             )
 
-    def _check_step_size(self, name: str) -> None:
+    def _check_step_size(self, name: str, kernel: AbstractKernel) -> None:
         if self.step_size_schedule is not None and (self.adapt_step_size or not callable(self.step_size_schedule)):
             raise EnergyError(
                 f"{name} takes a step_size_schedule (a function of the number of updates) instead of adaptation. Write "
                 "step_size_schedule=optax.exponential_decay(0.1, 1000, 0.5) without adapt_step_size=True."
             )
-        if self.adapt_step_size and self.kernel.target_acceptance is None:
+        if self.adapt_step_size and kernel.target_acceptance is None:
             raise EnergyError(
-                f"The kernel '{self.kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
+                f"The kernel '{kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
                 "adapt_step_size=False, a step_size_schedule, or a kernel such as 'mala'."
             )

@@ -20,10 +20,11 @@ from numpyro_ebm.distributions.empirical import Empirical
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.supports import check_same_support
 from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.fitted_marginals import FittedMarginals, fit_marginals
 from numpyro_ebm.estimators.parts.fitted_noise import FittedNoise, fit_noise
 from numpyro_ebm.estimators.parts.generator import Generator, context_of
 
-Fitted = Literal["gaussian", "mixture"]
+Fitted = Literal["gaussian", "mixture", "marginals"]
 
 NUM_TYPICAL = 1000
 """Fewest noise draws in the check for overlap: fewer would warn by chance, more would miss noise that hardly overlaps."""
@@ -73,8 +74,8 @@ class NoiseEstimator(AbstractEstimator):
         if not is_known or isinstance(self.noise, type):
             came = f"the class {self.noise.__name__}" if isinstance(self.noise, type) else type(self.noise).__name__
             raise TypeError(
-                f"{type(self).__name__} needs noise as a numpyro distribution, e.g. Normal(0, 1), 'gaussian', 'mixture' or "
-                f"a NumPyro model of one event; got {came}."
+                f"{type(self).__name__} needs noise as a numpyro distribution, e.g. Normal(0, 1), 'gaussian', 'mixture', "
+                f"'marginals' or a NumPyro model of one event; got {came}."
             )
 
     def check(self, site: Site) -> None:
@@ -135,10 +136,21 @@ def noise_of(
     """
     still = jnp.zeros(site.num_rows, site.value.dtype)
     if isinstance(noise, str):
-        return _still(_of_fitted(fit_noise(rng_key, site.position, site.mask, noise), site)), still
+        return _still(_of_fitted(_fitted(noise, rng_key, site), site)), still
     if noise is None or isinstance(noise, dist.Distribution):
         return _still(_of_distribution(noise if noise is not None else site.distribution.reference, site)), still
     return _of_model(Generator.of(noise, site, rng_key, "noise", latents=False), site)
+
+
+def _fitted(noise: Fitted, rng_key: PRNGKey, site: Site) -> FittedNoise | FittedMarginals:
+    if noise == "marginals":
+        return fit_marginals(site)
+    if site.distribution.is_discrete:
+        raise EnergyError(
+            f"noise='{noise}' is continuous; the support is {site.distribution.support}. Write noise='marginals', or leave "
+            "noise out for the uniform distribution."
+        )
+    return fit_noise(rng_key, site.position, site.mask, noise)
 
 
 def _of_distribution(noise: dist.Distribution, site: Site) -> Noise:
@@ -153,7 +165,7 @@ def _of_distribution(noise: dist.Distribution, site: Site) -> Noise:
     )
 
 
-def _of_fitted(fitted: FittedNoise, site: Site) -> Noise:
+def _of_fitted(fitted: FittedNoise | FittedMarginals, site: Site) -> Noise:
     over_all = lambda function: jax.vmap(jax.vmap(function))  # noqa: E731
 
     def log_prob(events):

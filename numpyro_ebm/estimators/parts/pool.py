@@ -14,6 +14,7 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_start, over
 from numpyro_ebm.estimators.state import ChainState, Pool
+from numpyro_ebm.kernels import chains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PoolEstimator(ChainEstimator):
         size = self.size(site)
         position, local = self.fresh(rng_key, site, size)
         log_factor = jnp.zeros(size, float) if local is not None and self._adapts else None
-        lifted = jax.vmap(self.kernel.lift)(position)
+        lifted = chains.as_positions(self.kernel, jax.vmap(self.kernel.lift)(position))
         pool = Pool(lifted, jnp.zeros(size, jnp.int32), jax.lax.stop_gradient(local), log_factor)
         return super().init(rng_key, site)._replace(pool=pool)
 
@@ -66,7 +67,8 @@ class PoolEstimator(ChainEstimator):
         if anew is not None:
             fresh_position, fresh_local = self.fresh(key_fresh, site, len(slots))
             zeros = jax.tree.map(jnp.zeros_like, kept)
-            fresh = zeros._replace(position=jax.vmap(kernel.lift)(fresh_position), local=fresh_local)
+            lifted = chains.as_positions(kernel, jax.vmap(kernel.lift)(fresh_position))
+            fresh = zeros._replace(position=lifted, local=fresh_local)
             kept = jax.tree.map(lambda new, old: jnp.where(over(anew, old), new, old), fresh, kept)
         return Start(kept.position, kept.local, paired=False, slots=slots, age=kept.age, log_factor=kept.log_factor)
 

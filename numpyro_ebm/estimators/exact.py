@@ -1,0 +1,66 @@
+"""Exact maximum likelihood of discrete events with few states."""
+
+import dataclasses
+
+import jax
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.distributions.states import log_sum_over_states, num_states
+from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.single_changes import check_finite_values
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(AbstractEstimator):
+    r"""Exact maximum likelihood: log Z by the sum over all states of the event.
+
+    .. math:: \log p(x) = -E(x) - \log \sum_{x'} e^{-E(x')}
+
+    The value is the log likelihood itself, so SVI with any guide, and NUTS, give the posterior of the parameters. One update
+    costs as many energies as there are states, for each row if rows have a context or a base of their own. It is the truth
+    that other estimators are compared with.
+
+    Args:
+        max_states: the largest number of states that is summed over.
+
+    Raises:
+        EnergyError: for a continuous support, and for more states than ``max_states``.
+
+    Example:
+        ``estimate(model, "exact")`` with ``EnergyDistribution(energy, (9,), support=constraints.boolean)``
+    """
+
+    name = "exact"
+    role = "objective"
+    is_deterministic = True
+    is_likelihood = True
+    takes_discrete = True
+    max_states: int = 2**20
+
+    def __post_init__(self):
+        check_count(type(self).__name__, "max_states", self.max_states)
+
+    def check(self, site: Site) -> None:
+        """Refuse continuous events, and events with too many states."""
+        check_finite_values(site, self.name)
+        super().check(site)
+        count = num_states(site.distribution)
+        if count > self.max_states:
+            raise EnergyError(
+                f"The event has {count} states, more than max_states={self.max_states}. Write estimate(model, "
+                f"'pseudolikelihood') or estimate(model, 'pcd'), or Exact(max_states={count})."
+            )
+
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
+        """Return the log likelihood of each row."""
+        values = jax.vmap(site.log_density)(site.position, site.local)
+
+        def log_partition(local):
+            return log_sum_over_states(site.distribution, lambda event: site.log_density(event, local))
+
+        if site.local is None:
+            return values - log_partition(None), state
+        return values - jax.lax.map(jax.checkpoint(log_partition), site.local), state

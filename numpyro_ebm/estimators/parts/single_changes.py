@@ -1,0 +1,68 @@
+"""Shared by the estimators that compare each row with all rows that differ from it in one element."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PyTree, RowValues, Scalar
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.kernels.elements import Elements
+
+NUMBERS_AT_ONCE = 2**24
+"""Elements of the changed events that are held at once: 64 MB in float32; fewer need less memory and run slower."""
+
+
+def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], Scalar]) -> RowValues:
+    """Return, for each row, the sum over its elements of ``reduce(changes)``.
+
+    ``changes`` holds the change of the log density when the element takes each of its other values, and -inf where it has
+    fewer values than others. The backward pass computes the changed rows again instead of keeping them.
+
+    Args:
+        site: the rows.
+        reduce: function of the changes ``(num_values - 1,)`` of one element.
+    """
+    like = jnp.zeros(site.position.shape[1:], site.position.dtype)
+    elements = Elements.of(site.distribution.discrete_values, like)
+    sizes = elements.num_values_each
+    at_once = max(1, NUMBERS_AT_ONCE // max(1, site.position.size * elements.num_values))
+
+    def of_element(i):
+        def of_row(position, local):
+            return reduce(_changes(site, elements, sizes, position, local, i))
+
+        return jax.vmap(of_row)(site.position, site.local)
+
+    each = jax.lax.map(jax.checkpoint(of_element), jnp.arange(len(sizes)), batch_size=min(at_once, len(sizes)))
+    return jnp.sum(each, axis=0)
+
+
+def _changes(
+    site: Site, elements: Elements, sizes: Array, position: Array, local: PyTree, i: Array
+) -> Float[Array, " values"]:
+    codes, shifts = elements.codes(position), jnp.arange(1, elements.num_values)
+    own = site.log_density(position, local)
+
+    def changed(shift):
+        moved = codes.at[i].set(((codes[i] + shift) % sizes[i]).astype(codes.dtype))
+        return site.log_density(elements.position(moved, position), local) - own
+
+    return jnp.where(shifts < sizes[i], jax.vmap(changed)(shifts), -jnp.inf)
+
+
+def check_finite_values(site: Site, estimator: str) -> None:
+    """Check that the event is discrete with values that can be listed, and raise otherwise.
+
+    Raises:
+        EnergyError: for a continuous support, and one without two bounds.
+    """
+    if not site.distribution.is_discrete:
+        raise EnergyError(
+            f"The estimator '{estimator}' compares discrete events that differ in one element; the support is "
+            f"{site.distribution.support}. For continuous events write estimate(model, 'sm') or estimate(model, 'dsm', "
+            "sigma=0.1)."
+        )
+    _ = site.distribution.discrete_values

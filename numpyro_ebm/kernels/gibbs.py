@@ -1,0 +1,116 @@
+"""Gibbs sampling of discrete events."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Int
+
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
+from numpyro_ebm.kernels._base import TransitionInfo, info, kernel_class
+from numpyro_ebm.kernels.elements import DiscreteKernel, Elements
+
+Scan = Literal["systematic", "random"]
+
+
+class GibbsState(NamedTuple):
+    """The position and its log density."""
+
+    position: Any
+    logdensity: Any
+
+
+@kernel_class("scan", "num_updates")
+class Gibbs(DiscreteKernel):
+    r"""Gibbs sampling: a transition draws elements in turn, each from its conditional given all others.
+
+    An element of ``k`` values costs ``k - 1`` evaluations of the energy, so a sweep over ``d`` elements costs ``d (k - 1)``.
+    The kernel has no step size and never rejects; strongly dependent elements change slowly. With ``scan="random"`` and
+    ``num_updates=1``, contrastive divergence with one transition follows the gradient of the pseudolikelihood on average.
+
+    Args:
+        values: ``(k,)``, the values of an element, in increasing order; None for those of the sampled support,
+            ``constraints.boolean`` or ``constraints.integer_interval(low, high)``, of an `EnergyDistribution` or of each
+            latent site of a model.
+        scan: "systematic" (every element once, in order) or "random" (each update draws its element uniformly).
+        num_updates: updates per transition of the random scan; None for as many as there are elements.
+
+    Raises:
+        EnergyError: for an unknown scan, ``num_updates`` below 1 or with a systematic scan, and at the first use if the
+            support does not determine the values.
+
+    Example:
+        ``sample(rng_key, EnergyDistribution(energy, (9,), support=constraints.boolean), "gibbs")``
+
+    References:
+        Geman and Geman, Stochastic relaxation, Gibbs distributions, and the Bayesian restoration of images (1984).
+        Hyvarinen, Connections between score matching, contrastive divergence, and pseudolikelihood (2007).
+    """
+
+    name: ClassVar[str] = "gibbs"
+    statistics: ClassVar[tuple[str, ...]] = ("num_gradients", "is_nonfinite")
+    step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: Any = None
+    scan: Scan = "systematic"
+    num_updates: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.scan not in get_args(Scan):
+            raise EnergyError(f"Unknown scan={self.scan!r}. {nearest(str(self.scan), get_args(Scan))}")
+        if self.num_updates is not None:
+            check_count("Gibbs", "num_updates", self.num_updates)
+            if self.scan == "systematic":
+                raise EnergyError(
+                    f"A systematic scan updates every element once; got num_updates={self.num_updates}. Write "
+                    f"Gibbs(scan='random', num_updates={self.num_updates})."
+                )
+
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
+        """Evaluate the log density at the position."""
+        return GibbsState(position, log_density(position))
+
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
+        """Update the elements one by one."""
+        elements = Elements.of(self.values, state.position)
+        key_order, key_draws = jax.random.split(rng_key)
+        num = sum(elements.sizes)
+        order = jnp.arange(num)
+        if self.scan == "random":
+            order = jax.random.randint(key_order, (self.num_updates or num,), 0, num)
+        score = lambda codes: log_density(elements.position(codes, state.position))  # noqa: E731
+        sizes = elements.num_values_each
+        start = (elements.codes(state.position), state.logdensity, jnp.isnan(state.logdensity))
+
+        def update(carry, inputs):
+            return _draw(carry, *inputs, elements.num_values, sizes, score), None
+
+        inputs = (order, jax.random.split(key_draws, len(order)))
+        (codes, logdensity, is_nonfinite), _ = jax.lax.scan(update, start, inputs)
+        num_evaluations = jnp.sum(sizes[order] - 1)
+        moved = GibbsState(elements.position(codes, state.position), logdensity)
+        return moved, info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
+
+
+def _draw(
+    carry: tuple[Int[Array, " elements"], Scalar, Bool[Array, ""]],
+    i: Int[Array, ""],
+    rng_key: PRNGKey,
+    num_values: int,
+    sizes: Int[Array, " elements"],
+    score: Callable[[Int[Array, " elements"]], Scalar],
+) -> tuple[Int[Array, " elements"], Scalar, Bool[Array, ""]]:
+    """Draw one element given all others; NaN and infinite densities are avoided and reported."""
+    codes, logdensity, is_nonfinite = carry
+    others = (codes[i] + jnp.arange(1, num_values)) % num_values
+    scores = jax.vmap(lambda code: score(codes.at[i].set(code)))(others)
+    exists = others < sizes[i]
+    is_bad = exists & (jnp.isnan(scores) | (scores == jnp.inf))
+    scores = jnp.where(exists & ~jnp.isnan(scores), scores, -jnp.inf)
+    scores = jnp.concatenate([logdensity[None], scores])
+    chosen = jax.random.categorical(rng_key, scores)
+    codes = codes.at[i].set(jnp.concatenate([codes[i][None], others])[chosen])
+    return codes, scores[chosen], is_nonfinite | jnp.any(is_bad)
