@@ -182,6 +182,10 @@ from numpyro_ebm.training import fit as fit
 __version__ = _version("numpyro-ebm")
 
 __all__ = [
+    "spins",
+    "one_hot",
+    "DULA",
+    "DMALA",
     "EnergyError",
     "NonFiniteLossWarning",
     "OverfittingWarning",

@@ -54,6 +54,7 @@ CASES = {
     "unbiased": ({"burn_in": 2, "num_steps": 5, "kernel": ebm.MALA(0.25), "num_chains": 200, "start": "data"}, 0.15),
 }
 
+
 class Other(NamedTuple):
     """An estimator that the Gaussian is no model for: a model with a parameter t, its data, where t ends, what refuses."""
 

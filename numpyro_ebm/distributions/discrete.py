@@ -66,17 +66,18 @@ class UniformValues(dist.Distribution):
 
     arg_constraints = {}
     pytree_data_fields = ("values",)
-    pytree_aux_fields = ("_support",)
+    pytree_aux_fields = ("_set",)
+    _set: constraints.Constraint
 
     def __init__(self, values: Any, support: constraints.Constraint, event_shape: tuple[int, ...]):
         self.values = values
-        self._support = support
+        self._set = support
         super().__init__((), event_shape)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """The constraint of an event."""
-        return self._support
+        return self._set
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw each element independently."""
@@ -87,7 +88,7 @@ class UniformValues(dist.Distribution):
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         """Return minus the log of the number of states; -inf outside the support."""
         log_prob = -num_elements(self.values, self.event_shape) * math.log(len(self.values))
-        return jnp.where(self._support(jnp.asarray(value)), log_prob, -jnp.inf)
+        return jnp.where(self._set(jnp.asarray(value)), log_prob, -jnp.inf)
 
 
 def num_elements(values: Shaped[np.ndarray | Array, "values ..."], event_shape: tuple[int, ...]) -> int:

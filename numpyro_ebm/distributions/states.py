@@ -19,9 +19,7 @@ def num_states(distribution: EventDistribution) -> int:
     return len(distribution.discrete_values) ** num_elements(distribution.discrete_values, distribution.event_shape)
 
 
-def log_sum_over_states(
-    distribution: EventDistribution, log_density: Callable[[Shaped[Array, "*event"]], Scalar]
-) -> Scalar:
+def log_sum_over_states(distribution: EventDistribution, log_density: Callable[[Shaped[Array, "*event"]], Scalar]) -> Scalar:
     """Return the log of the sum of ``exp(log_density(event))`` over all states, in blocks of bounded memory.
 
     The backward pass computes each block again instead of keeping it.

@@ -96,9 +96,7 @@ def check_same_support(role: str, distribution: dist.Distribution, support: cons
         )
 
 
-def discrete_values(
-    support: constraints.Constraint, event_shape: tuple[int, ...]
-) -> Int[np.ndarray, "values ..."] | None:
+def discrete_values(support: constraints.Constraint, event_shape: tuple[int, ...]) -> Int[np.ndarray, "values ..."] | None:
     """Return the values of one element of a discrete support, in increasing order; None without two finite bounds.
 
     They are numbers ``(num_values,)``, or vectors ``(num_values, num_categories)`` for one-hot categories.

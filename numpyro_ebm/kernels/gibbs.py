@@ -86,7 +86,8 @@ class Gibbs(DiscreteKernel):
         start = (elements.codes(state.position), state.logdensity, jnp.isnan(state.logdensity))
 
         def update(carry, inputs):
-            return _draw(carry, *inputs, elements.num_values, sizes, score), None
+            i, key = inputs
+            return _draw(carry, i, key, elements.num_values, sizes, score), None
 
         inputs = (order, jax.random.split(key_draws, len(order)))
         (codes, logdensity, is_nonfinite), _ = jax.lax.scan(update, start, inputs)

@@ -15,8 +15,8 @@ def available_kernels() -> tuple[str, ...]:
     """Return the names that ``kernel=`` accepts, sorted.
 
     Example:
-        ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'dynamic_hmc', 'elliptical_slice', 'ghmc', 'gibbs',
-        'hmc', 'langevin', 'mala', 'mclmc', 'nuts', 'parallel_tempering')``.
+        ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'dmala', 'dula', 'dynamic_hmc', 'elliptical_slice',
+        'flips', 'ghmc', 'gibbs', 'gwg', 'hmc', 'langevin', 'mala', 'mclmc', 'nuts', 'parallel_tempering')``.
     """
     return KERNELS.names()
 

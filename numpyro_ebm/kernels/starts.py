@@ -91,7 +91,7 @@ def _spread(
         return drawn + scale.astype(drawn.dtype) * jax.random.normal(rng_key, drawn.shape, drawn.dtype)
     key_value, key_which = jax.random.split(rng_key)
     # One of the values in the draw, chosen for each chain separately.
-    elements = Elements.of(distribution.discrete_values, drawn[0])
+    elements = Elements.of(distribution.discrete_values, drawn[0])  # pyright: ignore[reportAttributeAccessIssue]
     codes = jax.vmap(elements.codes)(drawn)
     column = jax.random.randint(key_value, (len(codes), 1), 0, codes.shape[1])
     value = jnp.take_along_axis(codes, column, axis=1)

@@ -62,4 +62,5 @@ class Enumeration(AbstractPartition):
         total = log_sum_over_states(densities.distribution, densities.log_target)
         return Estimate(total, jnp.zeros(()), jnp.full((), jnp.inf))
 
+
 jax.tree_util.register_dataclass(Enumeration, data_fields=[], meta_fields=["max_states"])

@@ -142,7 +142,7 @@ def noise_of(
     return _of_model(Generator.of(noise, site, rng_key, "noise", latents=False), site)
 
 
-def _fitted(noise: Fitted, rng_key: PRNGKey, site: Site) -> FittedNoise | FittedMarginals:
+def _fitted(noise: str, rng_key: PRNGKey, site: Site) -> FittedNoise | FittedMarginals:
     if noise == "marginals":
         return fit_marginals(site)
     if site.distribution.is_discrete:
