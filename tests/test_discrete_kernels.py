@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from helpers import check_moments
+from helpers import check_moments, some_slow
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
@@ -146,7 +146,11 @@ def shares(draws, states):
     return same.mean(0)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+QUICK = ["gibbs", "flips", "gwg", "dmala"]
+SOME_SLOW = some_slow(QUICK, [name for name in KERNELS if name not in QUICK])
+
+
+@pytest.mark.parametrize("kernel", SOME_SLOW)
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_a_transition_leaves_the_distribution_as_it_is(support, kernel):
     d, states, p = exact(support)
@@ -157,7 +161,7 @@ def test_a_transition_leaves_the_distribution_as_it_is(support, kernel):
     assert np.all(abs(after - shares(start, states)) < 5 * np.sqrt(2 * p * (1 - p) / num))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", some_slow(["dmala"], [name for name in KERNELS if name != "dmala"]))
 def test_chains_from_one_state_reach_the_distribution(kernel):
     d, states, p = exact("categories")
     num = 10_000

@@ -271,6 +271,7 @@ class TestBases:
             if kind != "all":
                 ebm.energy_factor("rest", lambda b: 0.5 * jnp.sum(b**2), b=b)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["sm"], ["cd"]))
     def test_all_some_and_none_proper(self, name):
         results = [

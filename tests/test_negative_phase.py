@@ -265,7 +265,8 @@ class TestScales:
         ids=lambda options: next(iter(options)),
     )
     def test_a_fixed_step_has_no_scale(self, options):
-        assert ebm.estimate(columns_model, "cd", **options).estimators._scales(None) is False
+        (estimator, site), *_ = ebm.estimate(columns_model, "cd", **options).sites(COLUMNS)
+        assert estimator._scales(site) is False
 
     @pytest.mark.slow
     def test_the_scale_is_the_width_of_a_mode(self):

@@ -290,6 +290,7 @@ class TestWeightsOfFarModes:
 
 
 class TestAnnealedLangevin:
+    @pytest.mark.slow
     @pytest.mark.parametrize("denoise", some_slow([True], [False]))
     def test_the_moments_of_a_gaussian_are_those_of_the_recursion(self, denoise):
         ladder, steps, step_size = (4.0, 1.0, 0.4), 30, 0.04

@@ -272,6 +272,7 @@ class TestVelocity:
         assert errors[1] < 1e-3
         np.testing.assert_allclose(np.divide(*errors), 10, rtol=0.1)  # of first order in the step
 
+    @pytest.mark.slow
     def test_a_weight_is_generalised_score_matching(self):
         # On the half line, weight x: D = x / x^2. What t[0] and t[2] weigh has a diagonal Hessian: signs give its trace.
         slope = rows_of("minimum_velocity", step_size=1e-6, diffusion=lambda x: 1 / x)[1]
@@ -378,6 +379,7 @@ class TestStein:
         z = jnp.log(x)
         return jax.vmap(lambda x: jax.vmap(lambda y: u(x, y))(z))(z)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kernel", some_slow(["imq"], ["rbf"]))
     @pytest.mark.parametrize("statistic", some_slow(["v"], ["u"]))
     def test_against_all_pairs_one_by_one(self, kernel, statistic, monkeypatch):

@@ -366,8 +366,7 @@ class TestMaskedRows:
 class TestNoRows:
     """An empty filter is refused at the front, by every estimator alike, as NumPyro refuses an empty plate."""
 
-    OPTIONS = continuous_options("x") | dict.fromkeys(OTHERS, {"sigmas": (0.1, 1.0)})
-    OPTIONS |= {"mean_field_cd": {}, "multigrid_cd": {"factors": (2, 1)}}
+    OPTIONS = continuous_options("x") | {name: other.options for name, other in OTHERS.items()}
 
     @pytest.mark.parametrize("name", list(OPTIONS))
     def test_is_said(self, name):

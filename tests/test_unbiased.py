@@ -286,6 +286,7 @@ class TestGradient:
             assert not within(biased, exact, errors=3)
             assert abs(np.mean(biased) - exact) > 2 * abs(np.mean(grads) - exact)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("coupling", some_slow(["reflection"], ["maximal"]))
     def test_of_a_double_well_against_quadrature(self, coupling):
         x = np.array([-1.2, 0.4, 1.3])

@@ -17,7 +17,10 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import check_mesh
 from numpyro_ebm.distributions.site import Site
 
-SPINS = " For spins of -1 and 1 write support=numpyro_ebm.spins; data of 0 and 1 become spins by 2 * x - 1."
+SPINS = (
+    " For spins of -1 and 1 write support=numpyro_ebm.spins, or pass data of 0 and 1, (x + 1) // 2; these become spins by "
+    "2 * x - 1."
+)
 ON_THE_END = (
     "Move such values inside (rounded or censored ones by a random fraction of the rounding); or, if the density is finite "
     "there, write estimate(model, 'generalized_sm'), which accepts them. If rows lie there with positive probability, they "

@@ -19,6 +19,12 @@ def num_states(distribution: EventDistribution) -> int:
     return len(distribution.discrete_values) ** num_elements(distribution.discrete_values, distribution.event_shape)
 
 
+def in_words(distribution: EventDistribution) -> str:
+    """Return the number of states as a power, for messages."""
+    values = distribution.discrete_values
+    return f"{len(values)}**{num_elements(values, distribution.event_shape)}"
+
+
 def log_sum_over_states(distribution: EventDistribution, log_density: Callable[[Shaped[Array, "*event"]], Scalar]) -> Scalar:
     """Return the log of the sum of ``exp(log_density(event))`` over all states, in blocks of bounded memory.
 

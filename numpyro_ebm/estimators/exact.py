@@ -8,7 +8,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.distributions.states import log_sum_over_states, num_states
+from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.single_changes import check_finite_values
 
@@ -50,8 +50,8 @@ class Exact(AbstractEstimator):
         count = num_states(site.distribution)
         if count > self.max_states:
             raise EnergyError(
-                f"The event has {count} states, more than max_states={self.max_states}. Write estimate(model, "
-                f"'pseudolikelihood') or estimate(model, 'pcd'), or Exact(max_states={count})."
+                f"The event has {in_words(site.distribution)} states, more than max_states={self.max_states}. Write "
+                f"estimate(model, 'pseudolikelihood') or estimate(model, 'pcd'), or Exact(max_states={count})."
             )
 
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Position, PyTree, Scalar
-from numpyro_ebm.kernels._base import AbstractKernel, rebuilt
+from numpyro_ebm.kernels._base import AbstractKernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +117,11 @@ class DiscreteKernel(AbstractKernel):
         if self.values is None or isinstance(self.values, Mapping) or not is_concrete(self.values):
             return
         owner, values = type(self).__name__, np.asarray(self.values)
-        if len(values.shape) < 1 or len(values) < 2 or (values.ndim == 1 and not np.all(np.diff(values.astype(float)) > 0)):
+        if values.ndim < 1 or len(values) < 2 or not _increase(values.astype(float)):
             raise EnergyError(
-                f"{owner} needs the values of an element in increasing order, two or more; got {self.values!r}. Write "
-                f"{owner}(values=jnp.arange(5)), or {owner}() for the values of the support."
+                f"{owner} needs the values of an element in increasing order, two or more (vectors of categories each once, in "
+                f"any order); got {self.values!r}. Write {owner}(values=jnp.arange(5)), or {owner}() for the values of the "
+                "support."
             )
         object.__setattr__(self, "values", values)  # the entries of a list would be leaves of their own
 
@@ -128,8 +129,14 @@ class DiscreteKernel(AbstractKernel):
         """Return the kernel with the values of the support to sample, by site for the latents of a model."""
         if self.values is not None:
             return self
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore
-        return rebuilt(type(self), {**own, "values": jax.tree.map(jnp.asarray, distribution.discrete_values)})
+        return self.adapted(values=jax.tree.map(jnp.asarray, distribution.discrete_values))
+
+
+def _increase(values: Float[np.ndarray, "values ..."]) -> bool:
+    """Return whether numbers increase; vectors have no order, and need only differ."""
+    if values.ndim == 1:
+        return bool(np.all(np.diff(values) > 0))
+    return len(np.unique(values.reshape(len(values), -1), axis=0)) == len(values)
 
 
 def is_bad(log_density: Float[Array, "..."]) -> Bool[Array, "..."]:

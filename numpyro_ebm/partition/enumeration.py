@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree
-from numpyro_ebm.distributions.states import log_sum_over_states, num_states
+from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 AT_ONCE = 2**14
@@ -53,8 +53,8 @@ class Enumeration(AbstractPartition):
         count = num_states(distribution)
         if count > self.max_states:
             raise EnergyError(
-                f"This event has {count} states, more than max_states={self.max_states}. Write method='ais', or "
-                f"Enumeration(max_states={count})."
+                f"This event has {in_words(distribution)} states, more than max_states={self.max_states}. Write "
+                f"method='ais', or Enumeration(max_states={count})."
             )
 
     def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:

@@ -370,7 +370,7 @@ class ChainEstimator(AbstractEstimator):
         is_scaled = not isinstance(self.scale, str) or self.scale == "data"
         if (kernel.step_size is None or kernel.is_discrete) and self.scale is not None and is_scaled:
             raise EnergyError(
-                f"The kernel '{kernel.name}' has no length that scale={self.scale!r} could apply to. Leave scale out."
+                f"The kernel '{kernel.name}' has no step size that scale={self.scale!r} could apply to. Leave scale out."
             )
 
     def _check_step_size(self, name: str, kernel: AbstractKernel) -> None:
