@@ -119,9 +119,8 @@ class DiscreteKernel(AbstractKernel):
         owner, values = type(self).__name__, np.asarray(self.values)
         if values.ndim < 1 or len(values) < 2 or not _increase(values.astype(float)):
             raise EnergyError(
-                f"{owner} needs the values of an element in increasing order, two or more (vectors of categories each once, in "
-                f"any order); got {self.values!r}. Write {owner}(values=jnp.arange(5)), or {owner}() for the values of the "
-                "support."
+                f"{owner} needs the values of an element in increasing order, two or more, or vectors that differ; got "
+                f"{self.values!r}. Write {owner}(values=jnp.arange(5)), or {owner}() for the values of the support."
             )
         object.__setattr__(self, "values", values)  # the entries of a list would be leaves of their own
 
