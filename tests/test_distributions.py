@@ -285,6 +285,7 @@ class TestStarts:
         energy = lambda x: jnp.where(jnp.any(x[1:] * x[:-1] > 0), jnp.inf, 0.0)  # noqa: E731
         return ebm.EnergyDistribution(energy, (self.NUM,), support=constraints.boolean)
 
+    @pytest.mark.slow
     def test_no_draw_is_impossible(self):
         states = np.array(list(itertools.product((0, 1), repeat=self.NUM)))
         truth = states[np.all(states[:, 1:] * states[:, :-1] == 0, axis=1)].sum(1)

@@ -42,6 +42,7 @@ def test_the_report_says_that_their_sampling_is_in_no_error():
     assert 0 < report.sites[0].figures["log_normalizer_se"] < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nce", "ranking_nce", "bregman_nce"])
 def test_a_density_that_cancels_need_not_be_known(name):
     def known(x):

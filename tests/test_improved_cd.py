@@ -67,6 +67,7 @@ def gradients(dim, *estimators):
 
 
 # One dimension and several (the factor d); one step, all of several, and the last of several differentiated.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "num_steps", "num_grad_steps"),
     [(2, 3, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 2, 2), (2, 1, 1), (4, 3, 2)))],

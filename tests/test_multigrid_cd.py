@@ -59,6 +59,7 @@ def test_averages_and_repetitions_are_exact():
     np.testing.assert_allclose(average(colours, 2)[1, 0, 1], np.mean(colours[1, :, 2:], axis=(0, 1)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_grid_is_cd():
     x = FIELDS[:5]
     options = {"num_steps": 2, "energy_l2": 0.1}

@@ -420,6 +420,7 @@ class TestInpainting:
 
 
 class TestReverseSDE:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", some_slow(["ve"], ["vp"]))
     @pytest.mark.parametrize(("corrector_steps", "denoise"), [pytest.param(0, False, marks=pytest.mark.slow), (2, True)])
     def test_the_moments_of_a_gaussian_are_those_of_the_recursion(self, name, corrector_steps, denoise):

@@ -537,6 +537,7 @@ class TestDiscrepancy:
         losses = jnp.log((w + ratio(b) + ratio(c)) / 2)
         return jnp.einsum("xabc,x,a,b,c->", losses, px, pa, pb, pb)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("w", [0.0, 1.0, 3.0])
     def test_the_expected_loss_by_quadrature(self, w):
         options = {"noise_scale": 0.5, "num_negatives": 2, "w_stable": w}

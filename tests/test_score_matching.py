@@ -222,6 +222,7 @@ class TestGeneralized:
     def test_on_the_real_line_it_is_score_matching(self):
         np.testing.assert_allclose(rows(rough, "generalized_sm", X3), rows(rough, "sm", X3), rtol=1e-12)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("low", [-0.5, -np.inf])
     def test_the_square_is_score_matching_in_unconstrained_coordinates(self, low):
         # Up to a term free of parameters: on unit intervals and half lines of both directions.
