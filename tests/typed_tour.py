@@ -22,6 +22,7 @@ from numpyro.infer import MCMC, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_ebm as ebm
+from numpyro_ebm.kernels.names import KERNELS
 
 hook.uninstall()
 
@@ -46,6 +47,9 @@ def estimators():
         update(vector_model, ROWS, estimator=name, **continuous_options("x", (2,))[name])
     for name, other in OTHERS.items():
         update(other.model, other.data[:24], estimator=name, **other.options)
+    units, rows = OTHERS["exact"].model, OTHERS["exact"].data[:24]
+    for name, options in {"nce": {"noise": "marginals"}, "cd": {"kernel": "dmala"}, "pcd": {"kernel": "gwg"}}.items():
+        update(units, rows, estimator=name, **options)
 
 
 def declarations():
@@ -113,13 +117,17 @@ def samplers():
 
 
 def kernels():
-    for name in sorted(set(ebm.available_kernels()) - {"gibbs", "elliptical_slice"}):
+    discrete = {name for name, cls in KERNELS.classes.items() if cls.is_discrete is True}
+    for name in sorted(set(KERNELS.classes) - discrete - {"elliptical_slice"}):
         ebm.sample(KEY, target(), name, num_warmup=5, num_samples=5, num_chains=2)
+    supports = {"units": (3,), "spins": (3,), "categories": (2, 3)}
+    for kind, support in zip(supports, (dist.constraints.boolean, ebm.spins, ebm.one_hot), strict=True):
+        for name in sorted(discrete):
+            d = ebm.EnergyDistribution(lambda x: 0.1 * x.sum(), supports[kind], support=support)
+            ebm.sample(KEY, d, name, num_warmup=3, num_samples=3, num_chains=2)
     normal = dist.Normal(0, 2).expand([2]).to_event(1)
     tilted = ebm.EnergyDistribution(lambda x: 0.1 * (x @ x), (2,), base=normal)
     ebm.sample(KEY, tilted, "elliptical_slice", num_warmup=5, num_samples=5, num_chains=2)
-    units = ebm.EnergyDistribution(lambda x: 0.1 * x.sum(), (3,), support=dist.constraints.boolean)
-    ebm.sample(KEY, units, "gibbs", num_warmup=2, num_samples=5, num_chains=2)
 
     def model():
         numpyro.sample("x", target())

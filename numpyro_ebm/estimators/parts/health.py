@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from numpyro_ebm._core.callbacks import Told, call_where_any
 from numpyro_ebm._core.errors import UnhealthyChainsError, UnhealthyChainsWarning
@@ -139,8 +139,8 @@ class Observed(NamedTuple):
     """
 
     chains: ChainHealth
-    start: Float[Array, " chains *position"]
-    end: Float[Array, " chains *position"]
+    start: Shaped[Array, " chains *position"]
+    end: Shaped[Array, " chains *position"]
     stayed: Bool[Array, " chains"]
     num_steps: int
     spread: Spread
@@ -278,12 +278,12 @@ def _report(message: str, policy: Policy) -> None:
     warnings.warn(message, UnhealthyChainsWarning, stacklevel=2)
 
 
-def _length(moves: Float[Array, " chains *position"]) -> Float[Array, " chains"]:
+def _length(moves: Shaped[Array, " chains *position"]) -> Float[Array, " chains"]:
     """Return the root mean square over the coordinates of each chain."""
     return jnp.sqrt(jnp.mean(moves.reshape(len(moves), -1) ** 2, axis=1))
 
 
-def _moves(moves: Float[Array, " chains *position"], finite: Bool[Array, " chains"]) -> Float[Array, "*position"]:
+def _moves(moves: Shaped[Array, " chains *position"], finite: Bool[Array, " chains"]) -> Float[Array, "*position"]:
     """Return the root mean square over the finite chains, coordinate by coordinate."""
     counted = jnp.where(finite.reshape((-1,) + (1,) * (moves.ndim - 1)), moves, 0.0)
     return jnp.sqrt(jnp.mean(counted**2, axis=0)).astype(float)
@@ -302,7 +302,7 @@ def _slowest(moves: Float[Array, "*position"], spread: Spread) -> tuple[Scalar, 
 def _is_unbounded(
     log_density: LogDensityFn,
     centre: Float[Array, "*position"],
-    ends: Float[Array, " chains *position"],
+    ends: Shaped[Array, " chains *position"],
     distances: Float[Array, " chains"],
     local: PyTree,
 ) -> Bool[Array, ""]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import is_concrete
@@ -50,7 +50,7 @@ class Phase(NamedTuple):
     health: NegativePhaseHealth
     lost: Bool[Array, " chains"]
     log_factor: Float[Array, " chains"] | None
-    score: Float[Array, " chains *position"] | None
+    score: Shaped[Array, " chains *position"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,9 @@ class ChainEstimator(AbstractEstimator):
         """Return where this update's chains start."""
 
     @abc.abstractmethod
-    def fresh(self, rng_key: PRNGKey, site: Site, num_chains: int) -> tuple[Float[Array, " {num_chains} *position"], PyTree]:
+    def fresh(
+        self, rng_key: PRNGKey, site: Site, num_chains: int
+    ) -> tuple[Shaped[Array, " {num_chains} *position"], PyTree]:
         """Return unconstrained positions, with contexts and bases, for chains that restart."""
 
     def keep(self, state: ChainState, site: Site, start: Start, ended: Position, lost: Bool[Array, " chains"]) -> ChainState:
@@ -142,7 +144,7 @@ class ChainEstimator(AbstractEstimator):
 
     def update(
         self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start
-    ) -> tuple[Float[Array, " chains *position"], ChainState]:
+    ) -> tuple[Shaped[Array, " chains *position"], ChainState]:
         """Move the chains; return their ends in unconstrained space, and the state with health and next step size."""
         key_chains, key_reset = jax.random.split(rng_key)
         num_updates = state.num_updates
@@ -262,7 +264,7 @@ class ChainEstimator(AbstractEstimator):
         return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
 
     def contrast(
-        self, site: Site, negatives: Float[Array, " chains *position"], local: PyTree, *, paired: bool
+        self, site: Site, negatives: Shaped[Array, " chains *position"], local: PyTree, *, paired: bool
     ) -> RowValues:
         """Return each row's log density minus that of its own negative, or minus the mean over all negatives."""
         ours = self._penalised(site, site.position, site.local, 1.0)
@@ -336,7 +338,7 @@ class ChainEstimator(AbstractEstimator):
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
 
     def _penalised(
-        self, site: Site, positions: Float[Array, " chains *position"], local: PyTree, sign: float
+        self, site: Site, positions: Shaped[Array, " chains *position"], local: PyTree, sign: float
     ) -> Float[Array, " chains"]:
         """Return log densities, with `energy_l2` minus ``sign * energy_l2 * E(x)^2``."""
         values = jax.vmap(site.log_density)(positions, local)

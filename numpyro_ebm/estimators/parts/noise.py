@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import eager, is_concrete
@@ -54,8 +54,8 @@ class LogRatios(NamedTuple):
 class Noise(NamedTuple):
     """A site's noise: draws ``(num, num_rows, *event_shape)``, and log densities, each under its row's distribution."""
 
-    sample: Callable[[PRNGKey, int], Float[Array, "num rows *event"]]
-    log_prob: Callable[[Float[Array, "num rows *event"]], Float[Array, "num rows"]]
+    sample: Callable[[PRNGKey, int], Shaped[Array, "num rows *event"]]
+    log_prob: Callable[[Shaped[Array, "num rows *event"]], Float[Array, "num rows"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class NoiseEstimator(AbstractEstimator):
         return LogRatios(ratios[0], ratios[1:], inside, learning)
 
     def _ratios(
-        self, noise: Noise, events: Float[Array, "num {site.num_rows} *event"], site: Site
+        self, noise: Noise, events: Shaped[Array, "num {site.num_rows} *event"], site: Site
     ) -> Float[Array, "num {site.num_rows}"]:
         if self._is_relative(site):
             return site.over_draws(site.distribution.log_ratio_to_base, events)
@@ -134,7 +134,7 @@ def noise_of(
 
     No gradient flows through the noise, even where its parameters belong to the model (its base).
     """
-    still = jnp.zeros(site.num_rows, site.value.dtype)
+    still = jnp.zeros(site.num_rows, jnp.result_type(float, site.value.dtype))
     if isinstance(noise, str):
         return _still(_of_fitted(_fitted(noise, rng_key, site), site)), still
     if noise is None or isinstance(noise, dist.Distribution):
@@ -195,7 +195,7 @@ def noise_of_model(model: Generator, site: Site) -> Noise:
 
 
 def log_prob_of_model(
-    model: Generator, site: Site, events: Float[Array, "num {site.num_rows} *event"]
+    model: Generator, site: Site, events: Shaped[Array, "num {site.num_rows} *event"]
 ) -> Float[Array, "num {site.num_rows}"]:
     """Return the log densities of events ``(num, num_rows, *event_shape)``."""
     log_prob = jax.vmap(lambda event, context: model.log_density({site.name: event}, context))

@@ -40,7 +40,7 @@ def over(flags: Shaped[Array, " chains"], leaf: Shaped[Array, "chains ..."]) -> 
 
 def draw_start(
     start: Literal["data", "base"] | dist.Distribution, rng_key: PRNGKey, site: Site, num_chains: int
-) -> tuple[Float[Array, " {num_chains} *position"], PyTree]:
+) -> tuple[Shaped[Array, " {num_chains} *position"], PyTree]:
     """Draw unconstrained starts, spread evenly over the rows, and return them with the contexts and bases of these rows.
 
     Args:
@@ -58,7 +58,7 @@ def draw_start(
 
 def draw_rows(
     start: Literal["data", "base"] | dist.Distribution, rng_key: PRNGKey, site: Site, repeats: int = 1
-) -> Float[Array, "{repeats} {site.num_rows} *position"]:
+) -> Shaped[Array, "{repeats} {site.num_rows} *position"]:
     """Return unconstrained starts per row, ``(repeats, num_rows, ...)``: the row, or draws of its base or of ``start``."""
     distribution = site.distribution
     if isinstance(start, str) and start == "data":
