@@ -7,12 +7,11 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.estimators._base import AbstractEstimator
-from numpyro_ebm.estimators.parts.single_changes import check_finite_values, over_single_changes
+from numpyro_ebm.estimators.parts.single_changes import SingleChangeEstimator, over_single_changes
 
 
 @dataclasses.dataclass(frozen=True)
-class Pseudolikelihood(AbstractEstimator):
+class Pseudolikelihood(SingleChangeEstimator):
     r"""Maximum pseudolikelihood of discrete events: the product of the conditionals of all elements.
 
     .. math:: \log \tilde p(x) = \sum_i \log p(x_i \mid x_{-i}), \qquad
@@ -34,14 +33,6 @@ class Pseudolikelihood(AbstractEstimator):
     """
 
     name = "pseudolikelihood"
-    role = "objective"
-    is_deterministic = True
-    takes_discrete = True
-
-    def check(self, site: Site) -> None:
-        """Refuse events that are not discrete with finitely many values."""
-        check_finite_values(site, self.name)
-        super().check(site)
 
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log pseudolikelihood of each row."""

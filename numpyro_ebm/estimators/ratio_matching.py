@@ -7,12 +7,11 @@ import jax.numpy as jnp
 
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.estimators._base import AbstractEstimator
-from numpyro_ebm.estimators.parts.single_changes import check_finite_values, over_single_changes
+from numpyro_ebm.estimators.parts.single_changes import SingleChangeEstimator, over_single_changes
 
 
 @dataclasses.dataclass(frozen=True)
-class RatioMatching(AbstractEstimator):
+class RatioMatching(SingleChangeEstimator):
     r"""Ratio matching, the score matching of discrete events.
 
     It matches the ratios of probabilities between each event and those that differ from it in one element, after a function
@@ -34,14 +33,6 @@ class RatioMatching(AbstractEstimator):
     """
 
     name = "ratio_matching"
-    role = "objective"
-    is_deterministic = True
-    takes_discrete = True
-
-    def check(self, site: Site) -> None:
-        """Refuse events that are not discrete with finitely many values."""
-        check_finite_values(site, self.name)
-        super().check(site)
 
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""

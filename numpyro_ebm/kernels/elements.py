@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,13 @@ class Elements:
         most = self.num_values
         pad = [jnp.pad(each, ((0, 0), (0, most - each.shape[1])), constant_values=-jnp.inf) for each in rows]
         return jnp.concatenate(pad)
+
+
+class DiscreteState(NamedTuple):
+    """The state of a kernel without gradients: the position and its log density."""
+
+    position: Any
+    logdensity: Any
 
 
 class DiscreteKernel(AbstractKernel):

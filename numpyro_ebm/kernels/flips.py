@@ -1,6 +1,6 @@
 """Metropolis moves of single elements of a discrete event."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,7 @@ import jax.numpy as jnp
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import TransitionInfo, info, kernel_class
-from numpyro_ebm.kernels.elements import DiscreteKernel, Elements, is_bad, log_ratio
-
-
-class FlipState(NamedTuple):
-    """The position and its log density."""
-
-    position: Any
-    logdensity: Any
+from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, is_bad, log_ratio
 
 
 @kernel_class("num_flips")
@@ -53,7 +46,7 @@ class Flips(DiscreteKernel):
 
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
-        return FlipState(position, log_density(position))
+        return DiscreteState(position, log_density(position))
 
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make the proposals one by one."""
@@ -79,5 +72,5 @@ class Flips(DiscreteKernel):
 
         start = (elements.codes(state.position), state.logdensity)
         (codes, logdensity), (rates, were_bad) = jax.lax.scan(propose, start, (which, shift, num_values, log_uniform))
-        moved = FlipState(elements.position(codes, state.position), logdensity)
+        moved = DiscreteState(elements.position(codes, state.position), logdensity)
         return moved, info(jnp.mean(rates), False, num, is_nonfinite=jnp.any(were_bad))  # noqa: FBT003

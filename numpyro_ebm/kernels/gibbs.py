@@ -1,7 +1,7 @@
 """Gibbs sampling of discrete events."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,9 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import TransitionInfo, info, kernel_class
-from numpyro_ebm.kernels.elements import DiscreteKernel, Elements
+from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements
 
 Scan = Literal["systematic", "random"]
-
-
-class GibbsState(NamedTuple):
-    """The position and its log density."""
-
-    position: Any
-    logdensity: Any
 
 
 @kernel_class("scan", "num_updates")
@@ -71,7 +64,7 @@ class Gibbs(DiscreteKernel):
 
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
-        return GibbsState(position, log_density(position))
+        return DiscreteState(position, log_density(position))
 
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Update the elements one by one."""
@@ -92,7 +85,7 @@ class Gibbs(DiscreteKernel):
         inputs = (order, jax.random.split(key_draws, len(order)))
         (codes, logdensity, is_nonfinite), _ = jax.lax.scan(update, start, inputs)
         num_evaluations = jnp.sum(sizes[order] - 1)
-        moved = GibbsState(elements.position(codes, state.position), logdensity)
+        moved = DiscreteState(elements.position(codes, state.position), logdensity)
         return moved, info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
 
 

@@ -12,8 +12,6 @@ from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
-AT_ONCE = 2**14
-"""States evaluated at once: more run faster and need more memory."""
 MOST_STATES = 2**30
 """The largest power of 2 whose states have indices in 32-bit integers."""
 

@@ -7,12 +7,26 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PyTree, RowValues, Scalar
+from numpyro_ebm._core.typing import Array, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.kernels.elements import Elements
 
 NUMBERS_AT_ONCE = 2**24
 """Elements of the changed events that are held at once: 64 MB in float32; fewer need less memory and run slower."""
+
+
+class SingleChangeEstimator(AbstractEstimator):
+    """An objective that compares discrete events which differ in one element; it draws no noise."""
+
+    role = "objective"
+    is_deterministic = True
+    takes_discrete = True
+
+    def check(self, site: Site) -> None:
+        """Refuse events that are not discrete with finitely many values."""
+        check_finite_values(site, self.name)
+        super().check(site)
 
 
 def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], Scalar]) -> RowValues:
@@ -27,30 +41,22 @@ def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], 
     """
     like = jnp.zeros(site.position.shape[1:], site.position.dtype)
     elements = Elements.of(site.distribution.discrete_values, like)
-    sizes = elements.num_values_each
+    sizes, shifts = elements.num_values_each, jnp.arange(1, elements.num_values)
     at_once = max(1, NUMBERS_AT_ONCE // max(1, site.position.size * elements.num_values))
+    codes, own = jax.vmap(elements.codes)(site.position), jax.vmap(site.log_density)(site.position, site.local)
+
+    def of_row(i, codes, local, own):
+        def changed(shift):
+            moved = codes.at[i].set(((codes[i] + shift) % sizes[i]).astype(codes.dtype))
+            return site.log_density(elements.position(moved, like), local) - own
+
+        return reduce(jnp.where(shifts < sizes[i], jax.vmap(changed)(shifts), -jnp.inf))
 
     def of_element(i):
-        def of_row(position, local):
-            return reduce(_changes(site, elements, sizes, position, local, i))
-
-        return jax.vmap(of_row)(site.position, site.local)
+        return jax.vmap(of_row, in_axes=(None, 0, 0, 0))(i, codes, site.local, own)
 
     each = jax.lax.map(jax.checkpoint(of_element), jnp.arange(len(sizes)), batch_size=min(at_once, len(sizes)))
     return jnp.sum(each, axis=0)
-
-
-def _changes(
-    site: Site, elements: Elements, sizes: Array, position: Array, local: PyTree, i: Array
-) -> Float[Array, " values"]:
-    codes, shifts = elements.codes(position), jnp.arange(1, elements.num_values)
-    own = site.log_density(position, local)
-
-    def changed(shift):
-        moved = codes.at[i].set(((codes[i] + shift) % sizes[i]).astype(codes.dtype))
-        return site.log_density(elements.position(moved, position), local) - own
-
-    return jnp.where(shifts < sizes[i], jax.vmap(changed)(shifts), -jnp.inf)
 
 
 def check_finite_values(site: Site, estimator: str) -> None:
