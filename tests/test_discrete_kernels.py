@@ -208,6 +208,7 @@ def draw(energy=ising, shape=(9,), support=constraints.boolean, **options):
 
 
 BINARY = ebm.EnergyDistribution(ising, (9,), support=constraints.boolean)
+LEVELS = ebm.EnergyDistribution(lambda x: 0.0 * x, support=constraints.integer_interval(0, 2))
 REFUSED = {
     "a continuous support": (
         lambda: draw(shape=(9,), support=constraints.real, sampler=ebm.ChainSampler("gibbs")),
@@ -222,6 +223,11 @@ REFUSED = {
     "no flips": (lambda: ebm.Flips(num_flips=0), "num_flips"),
     "an unknown weight": (lambda: ebm.GibbsWithGradients(balance="square"), "sqrt"),
     "no step": (lambda: ebm.DMALA(0.0), "step_size"),
+    "some values of the support": (
+        lambda: ebm.sample(KEY, LEVELS, ebm.Gibbs([0, 1])),
+        r"\[0, 1\].*\[0, 1, 2\]",
+    ),
+    "spins for units": (lambda: draw(sampler=ebm.ChainSampler(ebm.Flips(values=[-1, 1]))), "leave states out"),
     "values out of order": (lambda: ebm.Flips(values=[1, 0]), "increasing"),
     "no values": (lambda: ebm.Gibbs().step(jax.random.key(0), ebm.Gibbs().init(None, jnp.zeros(2), jnp.sum), None), "needs"),
 }

@@ -59,7 +59,7 @@ class ChainSampler:
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
         """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ChainSampler", rng_key)
-        resolve_kernel(self.kernel, is_discrete=distribution.is_discrete)
+        resolve_kernel(self.kernel, is_discrete=distribution.is_discrete).bind(distribution)
         key_start, key_chains = jax.random.split(rng_key)
         starts = draw_start(self.start, key_start, distribution, sample_shape)
         counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}

@@ -132,10 +132,29 @@ class DiscreteKernel(AbstractKernel):
         object.__setattr__(self, "values", values)  # the entries of a list would be leaves of their own
 
     def bind(self, distribution: Any) -> Any:
-        """Return the kernel with the values of the support to sample, by site for the latents of a model."""
+        """Return the kernel with the values of the support to sample, by site for the latents of a model.
+
+        Raises:
+            EnergyError: if the kernel's own values, where they are known, are not those of a bounded support.
+        """
         if self.values is not None:
+            self._check_values(distribution)
             return self
         return self.adapted(values=jax.tree.map(jnp.asarray, distribution.discrete_values))
+
+    def _check_values(self, distribution: Any) -> None:
+        try:
+            theirs = jax.tree.leaves(distribution.discrete_values)
+        except EnergyError:  # the support has no bounds, and the kernel's values truncate it
+            return
+        ours = jax.tree.leaves(self.values)
+        pairs = list(zip(ours * len(theirs) if len(ours) == 1 else ours, theirs, strict=False))
+        if is_concrete(*ours) and not all(np.array_equal(own, other) for own, other in pairs):
+            owner, (given, needed) = type(self).__name__, ([np.asarray(x).tolist() for x in each] for each in (ours, theirs))
+            raise EnergyError(
+                f"{owner} has the values {given}, and the elements of the support take {needed}: chains would leave states "
+                f"out. Write {owner}() for the values of the support."
+            )
 
 
 def _increase(values: Float[np.ndarray, "values ..."]) -> bool:

@@ -123,6 +123,7 @@ def sample(
             raise TypeError("params and arguments belong to a model; a distribution has its own. Leave them out.")
         check_start("sample", start)
         resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
+        resolved.bind(model_or_dist)  # inside the compiled program its values are not known
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
         task: Any = _OfDistribution(resolved, model_or_dist.closed(float if resolved.relaxes else None), num_chains)
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):

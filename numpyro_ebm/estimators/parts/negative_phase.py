@@ -104,7 +104,9 @@ class ChainEstimator(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Check that the kernel fits the support and the scales fit the event, and raise otherwise."""
         super().check(site)
-        resolve_kernel(self.kernel, is_discrete=site.distribution.is_discrete)
+        resolve_kernel(self.kernel, is_discrete=site.distribution.is_discrete, otherwise=FOR_DISCRETE).bind(
+            site.distribution
+        )
         if not isinstance(self.scale, str):
             check_scale(site, "scale", self.scale)
 
