@@ -67,13 +67,13 @@ def test_the_weights_are_the_distribution():
     np.testing.assert_allclose(P.sum(), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["exact", "pseudolikelihood", "ratio_matching"])
+@pytest.mark.parametrize("name", ["exact", "pseudolikelihood", "ratio_matching", "mpf"])
 def test_the_population_has_the_true_parameters(name):
     params = trained(ising, ebm.estimate(ising, name), SPINS, 512 * P)
     np.testing.assert_allclose([params["beta"], params["h"]], [0.3, 0.1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["exact", "pseudolikelihood", "ratio_matching"])
+@pytest.mark.parametrize("name", ["exact", "pseudolikelihood", "ratio_matching", "mpf"])
 def test_one_hot_categories(name):
     # A saturated model: the estimate gives the shares of the data whatever the objective.
     codes = np.array(list(itertools.product(range(3), repeat=2)))
@@ -96,6 +96,7 @@ def test_values_against_enumeration(seed):
     value = lambda name: float(surrogate(ebm.estimate(ising, name), params, x))  # noqa: E731
     np.testing.assert_allclose(value("exact"), np.sum(log_p(x) - np.logaddexp.reduce(log_p(SPINS))), rtol=1e-5)
     np.testing.assert_allclose(value("pseudolikelihood"), -np.sum(np.logaddexp(0, rise)), rtol=1e-5)
+    np.testing.assert_allclose(value("mpf"), -np.sum(np.exp(rise / 2)), rtol=1e-5)
     np.testing.assert_allclose(value("ratio_matching"), -np.sum(1 / (1 + np.exp(-rise)) ** 2), rtol=1e-5)
 
 

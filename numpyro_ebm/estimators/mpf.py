@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -13,14 +12,12 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
-from numpyro_ebm.estimators.parts.binary import check_binary
 from numpyro_ebm.estimators.parts.moves import check_scale, in_pairs, loss_of_moves, scale_of
 from numpyro_ebm.estimators.parts.projections import directions
+from numpyro_ebm.estimators.parts.single_changes import check_finite_values, over_single_changes
 
 STEEPEST = 40.0
 """Log ratio beyond which the exponential continues as its tangent; this changes the loss by less than ``e^-20``."""
-FLIPS_AT_ONCE = 64
-"""Flips of every row evaluated at once: more are faster and take more memory."""
 DEFAULT_DRAWS = 2
 """Default ``num_draws``: the smallest number in which each move has its opposite."""
 
@@ -45,14 +42,15 @@ class MinimumProbabilityFlow(AbstractEstimator):
     more, exponentially in the log ratio, where the loss of "conditional_nce" is linear. Below an ``sd`` of about 0.01
     standard deviations of the data, float32 no longer resolves the differences of energies.
 
-    **Binary events**, 0 or 1 (``support=constraints.boolean``). The neighbours are the ``d`` events with one unit flipped,
+    **Discrete events** with finitely many values. The neighbours are the events that differ in one of the ``d`` elements,
     and the loss of a row is
 
-    .. math:: \sum_{i=1}^{d} \sqrt{p(\mathrm{flip}_i\, x) / p(x)}
+    .. math:: \sum_{i=1}^{d} \sum_{v \ne x_i} \sqrt{p(x_{i \to v}) / p(x)}
 
-    It is exact and uses no randomness, so NUTS may target it. It costs ``1 + d`` energies per row, and any energy will do,
-    including the free energy of an RBM. For one unit the optimum is the log odds of the data, as under maximum likelihood.
-    On Boltzmann machines of five units with couplings of N(0, 1) the efficiency is about 0.97.
+    It is exact and uses no randomness, so NUTS may target it. It costs ``1 + d (k - 1)`` energies per row for ``k`` values,
+    and any energy will do, including the free energy of an RBM. For one unit of two values the optimum is the log odds of
+    the data, as under maximum likelihood. On Boltzmann machines of five units with couplings of N(0, 1) the efficiency is
+    about 0.97.
 
     Where ``p(y) > e^40 p(x)`` the square root, which would overflow, continues as its tangent in the log ratio, so that
     training that starts far from the data stays finite. A row this unlikely has no part in the optimum, and the loss
@@ -60,13 +58,13 @@ class MinimumProbabilityFlow(AbstractEstimator):
 
     Args:
         sd: standard deviation of the moves in data units (in unconstrained units where the support is not the real line), a
-            scalar or one value per dimension; None for half the batch's standard deviation, per dimension. Not for binary
-            events.
-        num_draws: moves per row; None for 2. Not for binary events.
+            scalar or one value per dimension; None for half the batch's standard deviation, per dimension. Not for
+            discrete events.
+        num_draws: moves per row; None for 2. Not for discrete events.
 
     Raises:
         EnergyError: for num_draws that is not a whole number above 0, an sd that is not positive or does not fit the event,
-            a discrete support other than binary, values other than 0 and 1, and sd or num_draws with binary events.
+            a discrete support whose values cannot be listed, and sd or num_draws with discrete events.
 
     Warns:
         UserWarning: where the moves are so long that the loss no longer depends on the energy.
@@ -91,27 +89,28 @@ class MinimumProbabilityFlow(AbstractEstimator):
             check_count(type(self).__name__, "num_draws", self.num_draws)
 
     def draws_noise(self, distribution: EventDistribution) -> bool:
-        """Whether the events are continuous; for binary events every flip is taken."""
+        """Whether the events are continuous; for discrete events every change is taken."""
         return not distribution.is_discrete
 
     def check(self, site: Site) -> None:
-        """Refuse moves that do not fit the event, and options for moves with binary events."""
+        """Refuse moves that do not fit the event, and options for moves with discrete events."""
         if not site.distribution.is_discrete:
             super().check(site)
             check_scale(site, "sd", self.sd)
             return
-        check_binary(site, self.name)
+        super().check(site)
+        check_finite_values(site, self.name)
         given = [name for name in ("sd", "num_draws") if getattr(self, name) is not None]
         if given:
             raise EnergyError(
-                f"Binary events are compared with each of their single flips: there is no move to draw, so {given} does not "
+                f"Discrete events are compared with all their single changes: there is no move to draw, so {given} does not "
                 "apply. Write estimate(model, 'mpf')."
             )
 
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss of each row."""
         if site.distribution.is_discrete:
-            return -_flow_of_flips(site), state
+            return -over_single_changes(site, lambda changes: jnp.sum(flow(changes))), state
         num = DEFAULT_DRAWS if self.num_draws is None else self.num_draws
         noise = directions(rng_key, "gaussian", -(-num // 2), site.position)  # pyright: ignore[reportArgumentType]
         return -loss_of_moves(site, in_pairs(scale_of(site, self.sd, 0.5) * noise, num), flow), state
@@ -121,21 +120,3 @@ def flow(rise: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return ``exp(rise / 2)``, continued by its tangent beyond `STEEPEST`."""
     beyond = jnp.maximum(rise - STEEPEST, 0.0)
     return jnp.exp(jnp.minimum(rise, STEEPEST) / 2) * (1 + beyond / 2)
-
-
-def _flow_of_flips(site: Site) -> RowValues:
-    """Return the flow from each row to all its single flips."""
-    units = site.value.astype(float).reshape(site.num_rows, -1)
-    log_density = jax.vmap(
-        lambda flat, local: site.distribution.log_density(flat.reshape(site.distribution.event_shape), local)
-    )
-    own = log_density(units, site.local)
-
-    def to_flip(i):
-        return flow(log_density(units.at[:, i].set(1 - units[:, i]), site.local) - own)
-
-    flips = jnp.arange(units.shape[1])
-    if flips.size <= FLIPS_AT_ONCE:
-        return jnp.sum(jax.vmap(to_flip)(flips), axis=0)
-    # The gradient recomputes the intermediate values instead of storing them.
-    return jnp.sum(jax.lax.map(jax.checkpoint(to_flip), flips, batch_size=FLIPS_AT_ONCE), axis=0)
