@@ -100,6 +100,47 @@ def test_values_against_enumeration(seed):
     np.testing.assert_allclose(value("ratio_matching"), -np.sum(1 / (1 + np.exp(-rise)) ** 2), rtol=1e-5)
 
 
+FIELDS = np.array([-1.0, 0.3, 2.0])
+
+
+def in_context(x):
+    """Three units with a field of each row's own."""
+    with numpyro.plate("rows", 3):
+        d = ebm.EnergyDistribution(
+            lambda x, c: -c * jnp.sum(x), (3,), support=constraints.boolean, context=jnp.asarray(FIELDS)
+        )
+        numpyro.sample("x", d, obs=x)
+
+
+def of_factors(x):
+    with numpyro.plate("rows", 3):
+        x = numpyro.sample("x", dist.BernoulliProbs(0.5).expand([3]).to_event(1), obs=x)
+        ebm.energy_factor("f", lambda x, c: -c * jnp.sum(x), x=x, c=jnp.asarray(FIELDS))
+
+
+def of_bases(x):
+    with numpyro.plate("rows", 3):
+        base = dist.BernoulliLogits(jnp.asarray(FIELDS)[:, None] * jnp.ones(3)).to_event(1)
+        numpyro.sample(
+            "x", ebm.EnergyDistribution(lambda x: 0.0 * jnp.sum(x), (3,), support=constraints.boolean, base=base), obs=x
+        )
+
+
+def one_context(x):
+    with numpyro.plate("rows", 3):
+        context = jnp.asarray(0.3)
+        d = ebm.EnergyDistribution(lambda x, c: -c * jnp.sum(x), (3,), support=constraints.boolean, context=context)
+        numpyro.sample("x", d, obs=x)
+
+
+@pytest.mark.parametrize("model", [in_context, of_factors, of_bases, one_context])
+def test_exact_is_the_likelihood_of_rows_with_a_context(model):
+    x = np.array([[0, 1, 1], [1, 1, 1], [0, 0, 1]])
+    fields = np.full(3, 0.3) if model is one_context else FIELDS
+    expected = np.sum(fields * x.sum(1) - 3 * np.logaddexp(0, fields))
+    np.testing.assert_allclose(surrogate(ebm.estimate(model, "exact"), {}, x), expected, rtol=1e-5)
+
+
 def test_cd_with_one_update_of_a_random_element_is_pseudolikelihood_on_average():
     x = SPINS[np.random.default_rng(0).choice(512, 64)]
     kernel = ebm.Gibbs(scan="random", num_updates=1)

@@ -54,7 +54,7 @@ class CooperativeLearning(ChainEstimator):
 
     Args:
         num_steps: transitions per chain and update.
-        kernel: a name or a kernel; training starts from its step size.
+        kernel: a name or a kernel; training starts from its step size; None for "mala".
         adapt_step_size: as for `ContrastiveDivergence`, like ``step_size_schedule``, ``temperature``, ``energy_l2``,
             ``on_unhealthy`` and ``scale``.
         proposal: NumPyro model of one event, ``proposal()``, or ``proposal(context)`` where rows have a context. It samples

@@ -85,7 +85,7 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
 
     Args:
         num_steps: transitions per row and update, from ``x_{k+1}``; too few leave the negatives too close to it.
-        kernel: a name or a kernel; training starts from its step size, in units of ``tau_k``.
+        kernel: a name or a kernel; training starts from its step size, in units of ``tau_k``; None for "mala".
         adapt_step_size: as for `ContrastiveDivergence`, like ``step_size_schedule``, ``temperature``, ``energy_l2``,
             ``on_unhealthy`` and ``scale``.
         sigmas: the ladder, two or more distinct positive levels in any order, in data units (in unconstrained units where

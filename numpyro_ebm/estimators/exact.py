@@ -61,6 +61,6 @@ class Exact(AbstractEstimator):
         def log_partition(local):
             return log_sum_over_states(site.distribution, lambda event: site.log_density(event, local))
 
-        if site.local is None:
-            return values - log_partition(None), state
-        return values - jax.lax.map(jax.checkpoint(log_partition), site.local), state
+        if site.rows_differ:
+            return values - jax.lax.map(jax.checkpoint(log_partition), site.local), state
+        return values - log_partition(jax.tree.map(lambda leaf: leaf[0], site.local)), state

@@ -68,7 +68,7 @@ class FDivergence(PoolEstimator):
 
     Args:
         num_steps: transitions per update.
-        kernel: a name or a kernel; training starts from its step size.
+        kernel: a name or a kernel; training starts from its step size; None for "mala".
         adapt_step_size: as for `ContrastiveDivergence`, like ``step_size_schedule``, ``temperature``, ``on_unhealthy`` and
             ``scale``.
         energy_l2: has to be 0; the penalty belongs to the likelihood.

@@ -26,7 +26,8 @@ class MaximumLikelihood(ChainEstimator):
 
     Args:
         num_steps: transitions per chain and update (one or more gradients each).
-        kernel: a name or a kernel (`MALA`, `HMC`, ...), whose step size the training starts from.
+        kernel: a name or a kernel (`MALA`, `HMC`, ...), whose step size the training starts from; None for "mala", and
+            for "gibbs" on a discrete support.
         adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
             ``on_unhealthy`` and ``scale``.
         start: where the chains start: "base" (the energy's base, or a standard normal in unconstrained space), "data" (the

@@ -62,7 +62,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
 
     Args:
         num_steps: transitions per grid, row and update.
-        kernel: a name or a kernel, whose step size the training starts from on every grid.
+        kernel: a name or a kernel, whose step size the training starts from on every grid; None for "mala".
         adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
             ``on_unhealthy`` and ``scale``; all apply to every grid.
         factors: side of the blocks, coarse to fine, each a multiple of the next and the last one 1; ``(1,)`` is "cd". The

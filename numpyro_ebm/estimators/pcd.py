@@ -32,7 +32,8 @@ class PersistentContrastiveDivergence(PoolEstimator):
 
     Args:
         num_steps: transitions per update.
-        kernel: a name or a kernel, whose step size the training starts from.
+        kernel: a name or a kernel, whose step size the training starts from; None for "mala", and for "gibbs" on a
+            discrete support.
         adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
             ``on_unhealthy`` and ``scale``.
         start: where the chains start: "data" (rows of the first batch), "base" (the energy's base, or a standard normal in

@@ -34,7 +34,8 @@ class Replay(PoolEstimator):
 
     Args:
         num_steps: transitions per update.
-        kernel: a name or a kernel, whose step size the training starts from.
+        kernel: a name or a kernel, whose step size the training starts from; None for "mala", and for "gibbs" on a
+            discrete support.
         adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
             ``on_unhealthy`` and ``scale``.
         start: where chains start: "base" (the energy's base, or a standard normal in unconstrained space), "data" (rows of
