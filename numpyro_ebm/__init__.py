@@ -8,6 +8,7 @@ it, `log_partition` estimates log Z, `diagnose` and `evaluate` assess the result
 Public names by topic (``help`` describes each):
 
 * Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical; the supports spins and one_hot.
+* Ready-made energies, in ``numpyro_ebm.energies``: BoltzmannMachine, Ising, Potts, GraphPotts, RBM, GaussianRBM.
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,
@@ -48,6 +49,7 @@ Example:
 
 from importlib.metadata import version as _version
 
+from numpyro_ebm import energies as energies
 from numpyro_ebm._core.errors import EnergyError as EnergyError
 from numpyro_ebm._core.errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._core.errors import OverfittingWarning as OverfittingWarning

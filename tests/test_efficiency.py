@@ -11,7 +11,8 @@ import pytest
 from helpers import precision_model, some_slow, surrogate
 
 import numpyro_ebm as ebm
-from numpyro_ebm.kernels._base import info, kernel_class
+from numpyro_ebm._core.records import record
+from numpyro_ebm.kernels._base import info
 
 N, REPLICATES = 4000, 300
 MANY = 1500  # where a replicate is cheap: the spread of a variance is then 4 %
@@ -298,7 +299,7 @@ def test_one_step_of_mala_contrastive_divergence(column):
     np.testing.assert_allclose(np.asarray(CRAMER_RAO[column]) / spread, CD_EFFICIENCY[column], rtol=RTOL)
 
 
-@kernel_class()
+@record()
 class AutoRegression(ebm.AbstractKernel):
     """x' = a x + sqrt((1 - a^2) / theta) z: exact for a Gaussian, whose precision it reads off the density."""
 

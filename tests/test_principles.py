@@ -14,10 +14,11 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
+from numpyro_ebm._core.records import record
 from numpyro_ebm.estimators import ksd
 from numpyro_ebm.estimators.mpf import STEEPEST, flow
 from numpyro_ebm.estimators.parts import single_changes
-from numpyro_ebm.kernels._base import info, kernel_class
+from numpyro_ebm.kernels._base import info
 
 POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 WEIGHTS = WEIGHTS / np.sqrt(2 * np.pi)
@@ -628,7 +629,7 @@ class Place(NamedTuple):
     position: jax.Array
 
 
-@kernel_class()
+@record()
 class Exact(ebm.AbstractKernel):
     """A draw of a Gaussian of one dimension, which it reads off the derivatives of its log density."""
 

@@ -1,7 +1,7 @@
 """Distributions that declare an energy or a score, and the layout of their data in rows."""
 
-from numpyro_ebm.distributions.discrete import one_hot as one_hot
-from numpyro_ebm.distributions.discrete import spins as spins
+from numpyro_ebm._core.discrete import one_hot as one_hot
+from numpyro_ebm._core.discrete import spins as spins
 from numpyro_ebm.distributions.empirical import Empirical as Empirical
 from numpyro_ebm.distributions.energy import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.distributions.factor import EnergyFactor as EnergyFactor

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
+from numpyro_ebm._core.energies import AbstractEnergy, known_energy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
@@ -17,6 +18,8 @@ from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar
 from numpyro_ebm.distributions import _unnormalized
 from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.distributions.shapes import as_shape
+from numpyro_ebm.distributions.supports import region_of
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.kernels.names import resolve_kernel
@@ -33,13 +36,14 @@ class EnergyDistribution(EventDistribution):
         energy: ``energy(event)``, or ``energy(event, context)`` when there is a context. Maps ONE event of shape
             ``event_shape`` to a scalar (shape ``()`` or ``(1,)``); lower is more likely. A closure, a
             ``functools.partial`` (as ``flax_module`` and ``nnx_module`` return), an equinox module or a function.
-        event_shape: shape of one event.
+        event_shape: shape of one event; None for that of a ready-made energy, and ``()`` for a function.
         context: covariates of each row, passed to the energy: a pytree whose leaves lead with ``batch_shape``.
             Inside plates the leaves lead with the plates' sizes, and scalars are repeated.
         batch_shape: shape of the rows that differ in context or base; a plate broadcasts it. By default it is that of the
             enclosing plates if the context has leaves that are not scalars, even if a leaf has the plate's size only by
             chance; write ``batch_shape=()`` if all rows share the context.
-        support: constraint of one event. Chains run in unconstrained space, with the Jacobian; draws are constrained.
+        support: constraint of one event; None for that of a ready-made energy, and the reals for a function. Chains run in
+            unconstrained space, with the Jacobian; draws are constrained.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, called by ``sample``; by default a `ChainSampler` with
             NUTS, or with `Gibbs` if the support is discrete. Such MCMC draws are approximate.
@@ -66,11 +70,11 @@ class EnergyDistribution(EventDistribution):
     def __init__(
         self,
         energy: EnergyFn,
-        event_shape: tuple[int, ...] = (),
+        event_shape: tuple[int, ...] | None = None,
         *,
         context: PyTree = None,
         batch_shape: tuple[int, ...] | None = None,
-        support: constraints.Constraint = constraints.real,
+        support: constraints.Constraint | None = None,
         base: dist.Distribution | None = None,
         sampler: Callable[..., Array] | None = None,
         normalized: bool = False,
@@ -78,6 +82,7 @@ class EnergyDistribution(EventDistribution):
     ):
         if not callable(energy):
             raise TypeError(f"EnergyDistribution needs a callable energy; got {type(energy).__name__}.")
+        event_shape, support = _event_of(energy, event_shape, support)
         self._function_arrays, self._function_structure = dismantle(energy)
         self.normalized = normalized
         if sampler is None:
@@ -88,6 +93,12 @@ class EnergyDistribution(EventDistribution):
     def energy(self) -> EnergyFn:
         """The energy as passed to the constructor."""
         return self._function
+
+    @property
+    def known_energy(self) -> AbstractEnergy | None:
+        """The energy if it is a ready-made one on its own support and makes up the log density alone, without a base."""
+        known = known_energy(self.energy) if self.base is None and self.context is None else None
+        return known if known is not None and region_of(self.support).is_that_of(region_of(known.support)) else None
 
     @in_own_modes
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Float[Array, "*batch"]:
@@ -169,3 +180,18 @@ class EnergyDistribution(EventDistribution):
     def _tilted(self, event: Shaped[Array, "*event"], local: PyTree) -> Scalar:
         context, base_parameters = local if local is not None else (None, None)
         return self._log_base(event, base_parameters) - self.evaluate_energy(event, context)
+
+
+def _event_of(
+    energy: EnergyFn, event_shape: tuple[int, ...] | None, support: constraints.Constraint | None
+) -> tuple[tuple[int, ...], constraints.Constraint]:
+    """Return shape and support of an event: as given, else those of a ready-made energy, else a real number."""
+    if not isinstance(energy, AbstractEnergy):
+        return () if event_shape is None else event_shape, constraints.real if support is None else support
+    own = energy.event_shape
+    if event_shape is not None and as_shape("event_shape", event_shape) != own:
+        raise EnergyError(
+            f"{type(energy).__name__} is an energy of events of shape {own}; got event_shape={event_shape}. Leave "
+            "event_shape out."
+        )
+    return own, energy.support if support is None else support

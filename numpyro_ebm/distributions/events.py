@@ -13,6 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 from numpyro.distributions import constraints
 
+from numpyro_ebm._core.discrete import num_elements
+from numpyro_ebm._core.energies import known_energy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
@@ -22,9 +24,9 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
 from numpyro_ebm.distributions.bases import split_rows
 from numpyro_ebm.distributions.blocks import is_real
-from numpyro_ebm.distributions.discrete import UniformValues, num_elements
 from numpyro_ebm.distributions.shapes import as_shape, repeat, widen
 from numpyro_ebm.distributions.supports import check_same_support, discrete_values, event_support, name_of
+from numpyro_ebm.distributions.uniform_values import UniformValues
 
 
 class Rows(NamedTuple):
@@ -95,7 +97,9 @@ class EventDistribution(RowDistribution):
             with in_users_modes():
                 return jnp.asarray(function(*given))
 
-        new._function_arrays, new._function_structure = dismantle(trace(as_written, event, *contexts, order=order))
+        if known_energy(function) is None:  # a ready-made energy is a pytree that computes what its class says
+            function = trace(as_written, event, *contexts, order=order)
+        new._function_arrays, new._function_structure = dismantle(function)
         new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)
         return new
 

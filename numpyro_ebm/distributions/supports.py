@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Int
 from numpyro.distributions import constraints
 
+from numpyro_ebm._core.discrete import values_of
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.known import Frozen, freeze_tree, known
 from numpyro_ebm.distributions.blocks import Blocks, is_real
-from numpyro_ebm.distributions.discrete import values_of
 
 SAME_BOUND = 1e-6
 """Relative difference allowed between equal bounds: a transform in float32 returns rounded ends."""

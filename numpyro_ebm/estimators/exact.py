@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
@@ -15,7 +16,7 @@ from numpyro_ebm.estimators.parts.single_changes import check_finite_values
 
 @dataclasses.dataclass(frozen=True)
 class Exact(AbstractEstimator):
-    r"""Exact maximum likelihood: log Z by the sum over all states of the event.
+    r"""Exact maximum likelihood: log Z by the sum over all states of the event, or as a ready-made energy knows it.
 
     .. math:: \log p(x) = -E(x) - \log \sum_{x'} e^{-E(x')}
 
@@ -24,10 +25,11 @@ class Exact(AbstractEstimator):
     that other estimators are compared with.
 
     Args:
-        max_states: the largest number of states that is summed over.
+        max_states: the largest number of states that is summed over, or of terms in the log Z of a ready-made energy.
 
     Raises:
-        EnergyError: for a continuous support, and for more states than ``max_states``.
+        EnergyError: for a continuous support (except for a ready-made energy with a known log Z), and for more states than
+            ``max_states``.
 
     Example:
         ``estimate(model, "exact")`` with ``EnergyDistribution(energy, (9,), support=constraints.boolean)``
@@ -45,8 +47,12 @@ class Exact(AbstractEstimator):
 
     def check(self, site: Site) -> None:
         """Refuse continuous events, and events with too many states."""
-        check_finite_values(site, self.name)
         super().check(site)
+        known = _with_log_partition(site)
+        if known is not None:
+            self._check_terms(known)
+            return
+        check_finite_values(site, self.name)
         count = num_states(site.distribution)
         if count > self.max_states:
             raise EnergyError(
@@ -54,9 +60,21 @@ class Exact(AbstractEstimator):
                 f"estimate(model, 'pseudolikelihood') or estimate(model, 'pcd'), or Exact(max_states={count})."
             )
 
+    def _check_terms(self, energy: AbstractEnergy) -> None:
+        if energy.num_terms is not None and energy.num_terms > self.max_states:
+            raise EnergyError(
+                f"The log Z of this {type(energy).__name__} is a sum of {energy.num_terms} terms, more than "
+                f"max_states={self.max_states}. Write estimate(model, 'pseudolikelihood') or estimate(model, 'pcd'), or "
+                f"Exact(max_states={energy.num_terms})."
+            )
+
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log likelihood of each row."""
         values = jax.vmap(site.log_density)(site.position, site.local)
+
+        known = _with_log_partition(site)
+        if known is not None:
+            return values - known.log_partition(), state
 
         def log_partition(local):
             return log_sum_over_states(site.distribution, lambda event: site.log_density(event, local))
@@ -64,3 +82,9 @@ class Exact(AbstractEstimator):
         if site.rows_differ:
             return values - jax.lax.map(jax.checkpoint(log_partition), site.local), state
         return values - log_partition(jax.tree.map(lambda leaf: leaf[0], site.local)), state
+
+
+def _with_log_partition(site: Site) -> AbstractEnergy | None:
+    """Return the site's energy if it is ready-made and its log Z is known, else None."""
+    known = getattr(site.distribution, "known_energy", None)
+    return known if known is not None and known.num_terms is not None else None

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_covariance, check_positive
+from numpyro_ebm._core.records import rebuilt
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Chains, Position, PRNGKey, PyTree
 
-K = TypeVar("K", bound=type)
 C = TypeVar("C", bound=Callable)
 
 
@@ -122,27 +122,6 @@ class AbstractKernel(abc.ABC):
         check_covariance(owner, "inverse_mass_matrix", matrix, may_be_dense=self.takes_dense_matrix)
 
 
-def kernel_class(*static: str):
-    """Make a class a frozen dataclass and a pytree whose ``static`` fields are part of its structure."""
-
-    def wrap(cls: K) -> K:
-        """Freeze and register the class."""
-        cls = dataclasses.dataclass(frozen=True)(cls)
-        data = [f.name for f in dataclasses.fields(cls) if f.name not in static]
-
-        def flatten(kernel):
-            return [getattr(kernel, name) for name in data], tuple(getattr(kernel, name) for name in static)
-
-        def unflatten(settings, leaves):
-            # Not through __init__: adapted settings are reported, not validated.
-            return rebuilt(cls, dict(zip((*data, *static), (*leaves, *settings), strict=True)))
-
-        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-        return cls
-
-    return wrap
-
-
 def with_jit(method: C) -> C:
     """Make a method run with jit enabled: BlackJAX's Gaussian noise fails under ``jax.disable_jit``."""
 
@@ -152,14 +131,6 @@ def with_jit(method: C) -> C:
             return method(*args, **kwargs)
 
     return cast(C, call)
-
-
-def rebuilt(cls: type, settings: dict[str, Any]) -> Any:
-    """Return a kernel with these settings, without validation."""
-    kernel = object.__new__(cls)
-    for name, value in settings.items():
-        object.__setattr__(kernel, name, value)
-    return kernel
 
 
 def mass_matrix(kernel: Any, position: Position) -> Shaped[Array, " d"] | Shaped[Array, "d d"]:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PyTree
-from numpyro_ebm.kernels._base import TransitionInfo, info, kernel_class
+from numpyro_ebm.kernels._base import TransitionInfo, info
 from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, is_bad, log_ratio
 
 
-@kernel_class("num_flips")
+@record("num_flips")
 class Flips(DiscreteKernel):
     r"""Metropolis flips: each proposes another value for one element, both drawn uniformly.
 

@@ -9,14 +9,15 @@ from jaxtyping import Bool, Int
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
-from numpyro_ebm.kernels._base import TransitionInfo, info, kernel_class
+from numpyro_ebm.kernels._base import TransitionInfo, info
 from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements
 
 Scan = Literal["systematic", "random"]
 
 
-@kernel_class("scan", "num_updates")
+@record("scan", "num_updates")
 class Gibbs(DiscreteKernel):
     r"""Gibbs sampling: a transition draws elements in turn, each from its conditional given all others.
 

@@ -12,8 +12,9 @@ from blackjax.mcmc.metrics import default_metric
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PyTree
-from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, mass_matrix, not_finite, with_jit
 
 
 class Trajectories(AbstractKernel):
@@ -28,7 +29,7 @@ class Trajectories(AbstractKernel):
     statistics: ClassVar[tuple[str, ...]] = (*AbstractKernel.statistics, "energy")
 
 
-@kernel_class("num_integration_steps", "jitter")
+@record("num_integration_steps", "jitter")
 class HMC(Trajectories):
     """Hamiltonian Monte Carlo.
 
@@ -88,7 +89,7 @@ class HMC(Trajectories):
         return most if fewest == most else jax.random.randint(jax.random.fold_in(rng_key, 1), (), fewest, most + 1)
 
 
-@kernel_class("num_integration_steps")
+@record("num_integration_steps")
 class DynamicHMC(Trajectories):
     """HMC with a number of leapfrog steps that is drawn for each transition, uniformly from 1 to a maximum.
 
@@ -131,7 +132,7 @@ class DynamicHMC(Trajectories):
         return state, _trajectory_info(state, details)
 
 
-@kernel_class()
+@record()
 class GHMC(Trajectories):
     r"""Generalized HMC: one leapfrog step per transition, with a momentum that persists across transitions.
 
@@ -191,7 +192,7 @@ class GHMC(Trajectories):
         return new, _trajectory_info(new, details)
 
 
-@kernel_class("max_num_doublings")
+@record("max_num_doublings")
 class NUTS(Trajectories):
     """The no-U-turn sampler: HMC that adapts the length of each trajectory.
 

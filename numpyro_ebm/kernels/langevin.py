@@ -11,8 +11,9 @@ from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
 from jaxtyping import Shaped
 
+from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
-from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite, with_jit
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, mass_matrix, not_finite, with_jit
 
 
 class LangevinState(NamedTuple):
@@ -21,7 +22,7 @@ class LangevinState(NamedTuple):
     position: Any
 
 
-@kernel_class()
+@record()
 class Langevin(AbstractKernel):
     r"""Unadjusted Langevin: ``x + step_size * grad log p(x) + sqrt(2 * step_size) * noise``.
 
@@ -60,7 +61,7 @@ class Langevin(AbstractKernel):
         return LangevinState(position), info(1.0, not_finite(position), 1, is_nonfinite=not_finite(value, grad, position))
 
 
-@kernel_class()
+@record()
 class MALA(AbstractKernel):
     """Metropolis-adjusted Langevin: the Langevin proposal with an exact accept-reject step.
 
@@ -106,7 +107,7 @@ def _transition_energy(start: MALAState, end: MALAState, step_size: float | Shap
     return -end.logdensity + 0.25 * (1.0 / step_size) * jax.tree.reduce(jnp.add, squares)
 
 
-@kernel_class()
+@record()
 class Barker(AbstractKernel):
     r"""Barker's proposal: Gaussian noise with signs biased along the gradient, and an exact accept-reject step.
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
-from numpyro_ebm.kernels._base import TransitionInfo, info, kernel_class
+from numpyro_ebm.kernels._base import TransitionInfo, info
 from numpyro_ebm.kernels.elements import DiscreteKernel, Elements, is_bad, log_ratio
 
 Balance = Literal["sqrt", "barker"]
@@ -57,7 +58,7 @@ def accept_or_reject(
     return new, info(jnp.exp(jnp.minimum(ratio, 0.0)), False, 1, is_nonfinite=is_bad(proposed.logdensity))  # noqa: FBT003
 
 
-@kernel_class("balance")
+@record("balance")
 class GibbsWithGradients(RelaxedKernel):
     r"""Gibbs with gradients (GWG): one gradient tells which element to change, and to which value.
 
@@ -129,7 +130,7 @@ class DiscreteLangevin(RelaxedKernel):
         return jax.nn.log_softmax(self.log_weights(elements, state) - penalty)
 
 
-@kernel_class("balance")
+@record("balance")
 class DULA(DiscreteLangevin):
     r"""The discrete unadjusted Langevin algorithm: all elements change at once, and no proposal is rejected.
 
@@ -167,7 +168,7 @@ class DULA(DiscreteLangevin):
         return new, info(1.0, False, 1, is_nonfinite=is_infinite)  # noqa: FBT003
 
 
-@kernel_class("balance")
+@record("balance")
 class DMALA(DiscreteLangevin):
     r"""Discrete Langevin proposals with a Metropolis-Hastings correction.
 

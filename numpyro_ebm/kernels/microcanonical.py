@@ -8,15 +8,16 @@ from blackjax.util import pytree_size
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PyTree
-from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, mass_matrix, not_finite
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, mass_matrix, not_finite
 from numpyro_ebm.kernels.hamiltonian import uniform_steps
 
 GRADIENTS_PER_STEP = 2
 """Gradient evaluations per step of McLachlan's integrator, which BlackJAX uses for these kernels."""
 
 
-@kernel_class()
+@record()
 class MCLMC(AbstractKernel):
     r"""Unadjusted microcanonical Langevin Monte Carlo: a particle moves at speed 1, and the gradient only steers it.
 
@@ -68,7 +69,7 @@ class MCLMC(AbstractKernel):
         return state, info(1.0, ~details.nonans, GRADIENTS_PER_STEP, is_nonfinite=~details.nonans)
 
 
-@kernel_class("num_integration_steps")
+@record("num_integration_steps")
 class AdjustedMCLMC(AbstractKernel):
     """Microcanonical HMC: a trajectory of `MCLMC` without noise, from a new direction, with an exact accept-reject step.
 

@@ -15,9 +15,10 @@ from jaxtyping import Float, Shaped
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_covariance, check_positive
+from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm._core.wrappers import strip, without_rows
-from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info
 
 MAX_EVALUATIONS = 100
 """Most evaluations per transition, when the bracket is far below the rounding of an angle; a flat top needs a limit."""
@@ -43,7 +44,7 @@ class Gaussian(NamedTuple):
         return -0.5 * jnp.sum(white**2)
 
 
-@kernel_class()
+@record()
 class EllipticalSlice(AbstractKernel):
     r"""Elliptical slice sampling, without step size, gradient or rejection, for a target close to a Gaussian.
 

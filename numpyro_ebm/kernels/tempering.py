@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.records import rebuilt, record
 from numpyro_ebm._core.typing import Array, ArrayLike, ChainLogDensityFn, Chains, Position, PRNGKey, PyTree, Scalar
-from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info, kernel_class, rebuilt
+from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info
 from numpyro_ebm.kernels._moves import MOVES
 from numpyro_ebm.kernels.langevin import MALA
 
@@ -30,7 +31,7 @@ class TemperingState(NamedTuple):
     parity: Int[Array, "*chains"]
 
 
-@kernel_class("temperatures")
+@record("temperatures")
 class ParallelTempering(AbstractKernel):
     r"""Parallel tempering: one replica per temperature, so that hot replicas carry the cold one between modes.
 

@@ -20,12 +20,15 @@ MOST_STATES = 2**30
 class Enumeration(AbstractPartition):
     """The sum over all states of a discrete event: exact up to rounding, for ``k ** d`` evaluations of the energy.
 
+    A ready-made energy (`numpyro_ebm.energies`) with a known log Z gives that instead, in fewer terms: over the hidden
+    states of a restricted Boltzmann machine, or node by node on a graph.
+
     Args:
-        max_states: the largest number of states that it sums over.
+        max_states: the largest number of states, or of terms, that it sums over.
 
     Raises:
-        EnergyError: for a support that is not finite and discrete, for more states than ``max_states``, and for a
-            ``max_states`` above 2**30.
+        EnergyError: for a support that is not finite and discrete (unless the energy knows its log Z), for more states than
+            ``max_states``, and for a ``max_states`` above 2**30.
 
     Example:
         ``log_partition(None, EnergyDistribution(energy, (9,), support=constraints.boolean), method="enumerate")``
@@ -43,22 +46,38 @@ class Enumeration(AbstractPartition):
     def check(self, distribution):
         """Check that the states can be enumerated, and raise otherwise."""
         super().check(distribution)
+        known = _summable(distribution)
+        if known is not None:
+            self._check_count(
+                known.num_terms, f"The log Z of this {type(known).__name__} is a sum of {known.num_terms} terms"
+            )
+            return
         if not distribution.is_discrete:
             raise EnergyError(
                 f"Enumeration sums over the states of a discrete event; the support is {distribution.support}. Write "
                 "method='grid' in 1 to 3 dimensions, or method='ais'."
             )
-        count = num_states(distribution)
+        self._check_count(num_states(distribution), f"This event has {in_words(distribution)} states")
+
+    def _check_count(self, count, what):
         if count > self.max_states:
             raise EnergyError(
-                f"This event has {in_words(distribution)} states, more than max_states={self.max_states}. Write "
-                f"method='ais', or Enumeration(max_states={count})."
+                f"{what}, more than max_states={self.max_states}. Write method='ais', or Enumeration(max_states={count})."
             )
 
     def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
-        """Return the log of the sum, computed in blocks of states."""
+        """Return the log of the sum, computed in blocks of states, or as a ready-made energy computes it."""
+        known = _summable(densities.distribution)
+        if known is not None:
+            return Estimate(known.log_partition(), jnp.zeros(()), jnp.full((), jnp.inf))
         total = log_sum_over_states(densities.distribution, densities.log_target)
         return Estimate(total, jnp.zeros(()), jnp.full((), jnp.inf))
+
+
+def _summable(distribution):
+    """Return a ready-made energy whose log Z is known, else None."""
+    known = getattr(distribution, "known_energy", None)
+    return known if known is not None and known.num_terms is not None else None
 
 
 jax.tree_util.register_dataclass(Enumeration, data_fields=[], meta_fields=["max_states"])

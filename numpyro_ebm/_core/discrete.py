@@ -1,16 +1,16 @@
-"""Supports of spins and of one-hot categories, the values of discrete elements, and their uniform distribution."""
+"""Supports of spins and of one-hot categories, the values of discrete elements, and sums over all their states."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Int, Shaped
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
+from numpyro_ebm._core.typing import Array, Scalar
 
 
 class Spins(constraints.ParameterFreeConstraint):
@@ -49,46 +49,13 @@ class OneHot(constraints.ParameterFreeConstraint):
         return "numpyro_ebm.one_hot"
 
 
+AT_ONCE = 2**14
+"""States evaluated at once: more run faster and need more memory."""
+
 spins = Spins()
 """Support of numbers that are -1 or 1: ``EnergyDistribution(energy, (9,), support=ebm.spins)``."""
 one_hot = OneHot()
 """Support of one-hot vectors: ``EnergyDistribution(energy, (num_sites, num_categories), support=ebm.one_hot)``."""
-
-
-class UniformValues(dist.Distribution):
-    """The uniform distribution of events whose elements take given values.
-
-    Args:
-        values: ``(num_values, ...)``, the values of one element.
-        support: the constraint of a whole event.
-        event_shape: shape of an event.
-    """
-
-    arg_constraints = {}
-    pytree_data_fields = ("values",)
-    pytree_aux_fields = ("_set",)
-    _set: constraints.Constraint
-
-    def __init__(self, values: Any, support: constraints.Constraint, event_shape: tuple[int, ...]):
-        self.values = values
-        self._set = support
-        super().__init__((), event_shape)
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        """The constraint of an event."""
-        return self._set
-
-    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draw each element independently."""
-        shape = (*sample_shape, *self.batch_shape, num_elements(self.values, self.event_shape))
-        codes = jax.random.randint(key, shape, 0, len(self.values))
-        return jnp.asarray(self.values)[codes].reshape(self.shape(sample_shape))
-
-    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
-        """Return minus the log of the number of states; -inf outside the support."""
-        log_prob = -num_elements(self.values, self.event_shape) * math.log(len(self.values))
-        return jnp.where(self._set(jnp.asarray(value)), log_prob, -jnp.inf)
 
 
 def num_elements(values: Shaped[np.ndarray | Array, "values ..."], event_shape: tuple[int, ...]) -> int:
@@ -101,3 +68,36 @@ def values_of(kind: object, num_categories: int) -> Int[np.ndarray, "values ..."
     if isinstance(kind, Spins):
         return np.array([-1, 1])
     return np.eye(num_categories, dtype=int) if isinstance(kind, OneHot) else None
+
+
+def num_states(values: Shaped[np.ndarray | Array, "values ..."], event_shape: tuple[int, ...]) -> int:
+    """Return the number of states of an event whose elements take these values."""
+    return len(values) ** num_elements(values, event_shape)
+
+
+def log_sum_over_states(
+    values: Shaped[np.ndarray | Array, "values ..."],
+    event_shape: tuple[int, ...],
+    log_density: Callable[[Shaped[Array, "*event"]], Scalar],
+) -> Scalar:
+    """Return the log of the sum of ``exp(log_density(event))`` over all states, in blocks of bounded memory.
+
+    The backward pass computes each block again instead of keeping it.
+
+    Args:
+        values: values of an element.
+        event_shape: shape of an event; the caller checks that its states are few enough.
+        log_density: function of one event.
+    """
+    values = jnp.asarray(values)
+    count, size = num_states(values, event_shape), num_elements(values, event_shape)
+    places = len(values) ** jnp.arange(size)
+
+    def at_index(index):
+        event = values[index // places % len(values)].reshape(event_shape)
+        return jnp.where(index < count, log_density(event), -jnp.inf)
+
+    def of_block(first):
+        return jax.nn.logsumexp(jax.vmap(at_index)(first + jnp.arange(min(AT_ONCE, count))))
+
+    return jax.nn.logsumexp(jax.lax.map(jax.checkpoint(of_block), jnp.arange(0, count, AT_ONCE)))

@@ -1,0 +1,117 @@
+"""The interface of ready-made energies: what an energy may know of its own structure."""
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
+
+
+class AbstractEnergy(abc.ABC):
+    r"""A ready-made energy: a frozen pytree of parameters, called with one event.
+
+    Besides its value, an energy may know three things that a function does not tell, all of them optional: its log Z, the
+    conditionals of the elements of a discrete event, and a draw of all elements by blocks. Kernels and estimators use what
+    they find, and call the energy otherwise.
+
+    Elements are numbered as in the flat event, and the values of an element as in the support: 0 and 1, -1 and 1, the
+    integers upwards, the categories of a one-hot vector.
+    """
+
+    @property
+    @abc.abstractmethod
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one event."""
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The constraint of one element."""
+        return constraints.real
+
+    @abc.abstractmethod
+    def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
+        """Return the energy of one event; an energy with a context takes it as a second argument."""
+
+    def given(self, context: PyTree) -> "AbstractEnergy":
+        """Return the energy of one row as an energy without context."""
+        return self
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether the energy has a gradient in the event; False where it uses elements as indices."""
+        return True
+
+    @property
+    def num_terms(self) -> int | None:
+        """Number of terms that `log_partition` sums; None if log Z is not known."""
+        return None
+
+    def log_partition(self) -> Scalar:
+        """Return the exact log Z.
+
+        Raises:
+            EnergyError: for an energy whose log Z is not known.
+        """
+        raise EnergyError(
+            f"The log Z of {type(self).__name__} is not known. Write numpyro_ebm.log_partition(rng_key, distribution, "
+            "method='ais')."
+        )
+
+    @property
+    def has_conditionals(self) -> bool:
+        """Whether `conditional_logits` is known."""
+        return False
+
+    def conditional_logits(
+        self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
+    ) -> Float[Array, "... values"]:
+        """Return the log probabilities of the values of elements given all other elements, up to a constant per element.
+
+        Args:
+            event: one event.
+            index: numbers of elements, of any shape; None for all elements.
+
+        Returns:
+            Logits of shape ``index.shape + (num_values,)``.
+        """
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> tuple[np.ndarray, ...] | None:
+        """Sets of elements, each independent within itself given the others, which together are all elements."""
+        return None
+
+    @property
+    def has_sweep(self) -> bool:
+        """Whether `sweep` is known."""
+        return False
+
+    def sweep(self, rng_key: PRNGKey, event: Shaped[Array, "*event"]) -> Shaped[Array, "*event"]:
+        """Draw all elements of an event by blocks, which leaves ``exp(-energy)`` invariant."""
+        raise NotImplementedError
+
+    @property
+    def bonds(self) -> Any:
+        """`Bonds` of an energy in which equal neighbours attract each other; None for other energies."""
+        return None
+
+
+def known_energy(function: Any) -> AbstractEnergy | None:
+    """Return a function as the ready-made energy that it is; None for any other function.
+
+    An energy with parts that are ordinary functions is not known as a whole.
+    """
+    is_known = isinstance(function, AbstractEnergy) and not any(callable(leaf) for leaf in jax.tree.leaves(function))
+    return function if is_known else None
+
+
+def as_floats(event: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """Return an event as floating-point numbers."""
+    event = jnp.asarray(event)
+    return event if jnp.issubdtype(event.dtype, jnp.floating) else event.astype(float)

@@ -1,0 +1,114 @@
+"""Two-valued elements of pairwise energies: their values, and the energies that are linear in each element."""
+
+import abc
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpyro.distributions import constraints
+
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.discrete import spins
+from numpyro_ebm._core.energies import AbstractEnergy
+from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.typing import Array, ArrayLike
+
+Units = Literal["boolean", "spins"]
+
+
+def check_units(owner: str, units: str) -> None:
+    """Check the name of the units, and raise otherwise."""
+    if units not in get_args(Units):
+        raise EnergyError(f"{owner} got units={units!r}. {nearest(str(units), get_args(Units))}")
+
+
+def values_of_units(units: Units) -> Int[np.ndarray, "2"]:
+    """Return the two values of an element."""
+    return np.array([0, 1]) if units == "boolean" else np.array([-1, 1])
+
+
+def support_of_units(units: Units) -> constraints.Constraint:
+    """Return the constraint of an element."""
+    return constraints.boolean if units == "boolean" else spins
+
+
+class UnitEnergy(AbstractEnergy):
+    """An energy of two-valued elements that is linear in each of them: ``E(x) = -x_i field_i(x without i) + const``."""
+
+    units: Units
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """``constraints.boolean`` or ``numpyro_ebm.spins``."""
+        return support_of_units(self.units)
+
+    @abc.abstractmethod
+    def local_fields(
+        self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
+    ) -> Float[Array, "..."]:
+        """Return minus the derivative of the energy in elements (all of them for None), of the shape of ``index``."""
+
+    @property
+    def has_conditionals(self) -> bool:
+        """True."""
+        return True
+
+    def conditional_logits(
+        self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
+    ) -> Float[Array, "... values"]:
+        """Return ``field_i * value`` for both values of elements."""
+        return self.local_fields(event, index)[..., None] * values_of_units(self.units)
+
+
+def as_parameters(owner: str, name: str, value: Any, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Return a parameter as floating-point numbers broadcast to a shape, after a check of concrete values.
+
+    Raises:
+        EnergyError: for another shape, and for numbers that are not finite.
+    """
+    array = jnp.asarray(value, float)
+    if array.shape not in ((), shape):
+        raise EnergyError(f"{owner} needs {name} of shape {shape}, or one number; got shape {array.shape}.")
+    array = jnp.broadcast_to(array, shape)
+    if is_concrete(array) and not np.all(np.isfinite(np.asarray(array))):
+        raise EnergyError(f"{owner} needs finite {name}; got NaN or infinity in it.")
+    return array
+
+
+def symmetric(owner: str, name: str, matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Return the symmetric part of a matrix without its diagonal, after a check of concrete values.
+
+    Raises:
+        EnergyError: for a matrix with a diagonal, and one that is not symmetric.
+    """
+    if is_concrete(matrix):
+        values = np.asarray(matrix)
+        scale = 1e-5 * np.abs(values).max(initial=0.0)
+        if np.abs(np.diag(values)).max(initial=0.0) > scale:
+            raise EnergyError(
+                f"{owner} got {name} with a diagonal: an element has no coupling to itself, use biases for it. Write "
+                f"{name} * (1 - jnp.eye({len(values)}))."
+            )
+        if np.abs(values - values.T).max(initial=0.0) > scale:
+            raise EnergyError(
+                f"{owner} needs symmetric {name}; got a matrix that is not. For one parameter per pair write "
+                f"{owner}.from_pairs(pairs, ...), with {len(values) * (len(values) - 1) // 2} pairs."
+            )
+    return 0.5 * (matrix + matrix.T) * (1 - jnp.eye(len(matrix)))
+
+
+def offsets_of(
+    owner: str, offsets: ArrayLike | None, shape: tuple[int, ...], values: Int[np.ndarray, "2"], *, centered: bool
+) -> Float[Array, "..."]:
+    """Return offsets of a shape: 0 if none are given or, with ``centered``, the middle of the two values.
+
+    Raises:
+        EnergyError: for offsets together with ``centered``.
+    """
+    if offsets is not None and centered:
+        raise EnergyError(
+            f"{owner} got offsets and centered=True, which stands for the middle of the values. Leave one out."
+        )
+    middle = float(values.mean()) if centered else 0.0
+    return as_parameters(owner, "offsets", middle if offsets is None else offsets, shape)
