@@ -8,8 +8,10 @@ import numpy as np
 import numpyro
 import optax
 import pytest
+from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 from numpyro_ebm.energies import RBM, BoltzmannMachine, GaussianRBM, Graph, GraphPotts, Ising, Potts
@@ -175,9 +177,7 @@ def surrogate(energy, x, name):
         with numpyro.plate("rows", len(x)):
             numpyro.sample("x", energy, obs=x)
 
-    from numpyro.infer.util import log_density
-
-    return log_density(ebm.estimate(model, name), (), {}, {})[0]
+    return log_density(handlers.seed(ebm.estimate(model, name), 0), (), {}, {})[0]
 
 
 @pytest.mark.parametrize("estimator", ["exact", "pseudolikelihood", "ratio_matching", "mpf"])
@@ -186,10 +186,42 @@ def test_estimators_agree_with_those_of_an_ordinary_function(name, estimator):
     energy = ENERGIES[name]
     d, _, states = states_of(energy)
     x = jnp.asarray(states[RNG.permutation(len(states))[:7]])
-    plain = ebm.EnergyDistribution(lambda x: energy(x), energy.event_shape, support=energy.support)
+    plain = plainly(energy)
     assert d.known_energy is not None
     assert plain.known_energy is None
     np.testing.assert_allclose(surrogate(d, x, estimator), surrogate(plain, x, estimator), rtol=2e-5)
+
+
+def plainly(energy):
+    return ebm.EnergyDistribution(lambda x: energy(x), energy.event_shape, support=energy.support)
+
+
+@pytest.mark.parametrize("kernel", ["gibbs", "random scan", "tempered"])
+@pytest.mark.parametrize("name", ["boltzmann machine, spins", "potts", "potts, one-hot", "rbm"])
+def test_gibbs_draws_by_conditionals_what_it_draws_by_energies(name, kernel):
+    kernels = {
+        "gibbs": ebm.Gibbs(),
+        "random scan": ebm.Gibbs(scan="random", num_updates=3),
+        "tempered": ebm.ParallelTempering("gibbs", temperatures=(1.0, 3.0)),
+    }
+    energy = ENERGIES[name]
+    ours, theirs = (
+        ebm.sample(jax.random.key(0), d, kernels[kernel], num_warmup=2, num_samples=30).samples["x"]
+        for d in (ebm.EnergyDistribution(energy), plainly(energy))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(np.asarray(ours).reshape(-1, *energy.event_shape), axis=0)) > 5
+
+
+def test_chains_of_estimators_use_the_conditionals(monkeypatch):
+    energy = ENERGIES["boltzmann machine"]
+    x = jnp.asarray(states_of(energy)[2])
+    before = surrogate(ebm.EnergyDistribution(energy), x, "cd")
+    np.testing.assert_allclose(before, surrogate(plainly(energy), x, "cd"), rtol=1e-5)
+    # With conditionals that always say 1, the chains end in the state of ones.
+    monkeypatch.setattr(BoltzmannMachine, "local_fields", lambda self, event, index: jnp.full((), 1e6))
+    ones = float(-jnp.sum(jax.vmap(energy)(x)) + len(x) * energy(jnp.ones(5, int)))
+    np.testing.assert_allclose(surrogate(ebm.EnergyDistribution(energy), x, "cd"), ones, rtol=1e-4)
 
 
 def test_parameters_train_at_a_site():

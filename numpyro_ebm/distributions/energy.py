@@ -22,6 +22,7 @@ from numpyro_ebm.distributions.shapes import as_shape
 from numpyro_ebm.distributions.supports import region_of
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
+from numpyro_ebm.kernels.densities import keep
 from numpyro_ebm.kernels.names import resolve_kernel
 
 
@@ -167,7 +168,7 @@ class EnergyDistribution(EventDistribution):
         resolve_kernel(kernel, is_discrete=self.is_discrete)
         if kernel.relaxes:
             return lambda position, local: self.unconstrained_log_density(position.astype(float), local)
-        return self.unconstrained_log_density
+        return keep(self.unconstrained_log_density, self.known_energy)
 
     def _check_rows_of_site(self, shape: tuple[int, ...]) -> None:
         """Check data of a site; outside a site, and in a mixture, columns broadcast against the distribution."""

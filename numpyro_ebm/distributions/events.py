@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.discrete import num_elements
-from numpyro_ebm._core.energies import known_energy
+from numpyro_ebm._core.energies import AbstractEnergy, known_energy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
@@ -102,6 +102,11 @@ class EventDistribution(RowDistribution):
         new._function_arrays, new._function_structure = dismantle(function)
         new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)
         return new
+
+    @property
+    def known_energy(self) -> AbstractEnergy | None:
+        """The ready-made energy that makes up the log density alone; None for others."""
+        return None
 
     @property
     def _function(self) -> Callable[..., Array]:

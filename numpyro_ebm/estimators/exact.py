@@ -86,5 +86,5 @@ class Exact(AbstractEstimator):
 
 def _with_log_partition(site: Site) -> AbstractEnergy | None:
     """Return the site's energy if it is ready-made and its log Z is known, else None."""
-    known = getattr(site.distribution, "known_energy", None)
+    known = site.distribution.known_energy
     return known if known is not None and known.num_terms is not None else None

@@ -5,13 +5,14 @@ from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import TransitionInfo, info
+from numpyro_ebm.kernels.densities import of_chain
 from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements
 
 Scan = Literal["systematic", "random"]
@@ -22,6 +23,8 @@ class Gibbs(DiscreteKernel):
     r"""Gibbs sampling: a transition draws elements in turn, each from its conditional given all others.
 
     An element of ``k`` values costs ``k - 1`` evaluations of the energy, so a sweep over ``d`` elements costs ``d (k - 1)``.
+    A ready-made energy (`numpyro_ebm.energies`) knows the conditional of an element, which costs ``d`` operations in a
+    Boltzmann machine, and as many as an element has neighbours in an `Ising` model.
     The kernel has no step size and never rejects; strongly dependent elements change slowly. With ``scan="random"`` and
     ``num_updates=1``, contrastive divergence with one transition follows the gradient of the pseudolikelihood on average.
 
@@ -75,18 +78,28 @@ class Gibbs(DiscreteKernel):
         order = jnp.arange(num)
         if self.scan == "random":
             order = jax.random.randint(key_order, (self.num_updates or num,), 0, num)
-        score = lambda codes: log_density(elements.position(codes, state.position))  # noqa: E731
+        at = lambda codes: elements.position(codes, state.position)  # noqa: E731
+        known = of_chain(log_density)
+
+        def scores(codes, i, others, logdensity):
+            if known.has_conditionals:
+                logits = known.conditional_logits(at(codes), i)
+                return logdensity + logits[others] - logits[codes[i]]
+            return jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
+
         sizes = elements.num_values_each
         start = (elements.codes(state.position), state.logdensity, jnp.isnan(state.logdensity))
 
         def update(carry, inputs):
             i, key = inputs
-            return _draw(carry, i, key, elements.num_values, sizes, score), None
+            return _draw(carry, i, key, elements.num_values, sizes, scores), None
 
         inputs = (order, jax.random.split(key_draws, len(order)))
         (codes, logdensity, is_nonfinite), _ = jax.lax.scan(update, start, inputs)
         num_evaluations = jnp.sum(sizes[order] - 1)
-        moved = DiscreteState(elements.position(codes, state.position), logdensity)
+        moved = (
+            self.init(rng_key, at(codes), log_density) if known.has_conditionals else DiscreteState(at(codes), logdensity)
+        )
         return moved, info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
 
 
@@ -96,12 +109,12 @@ def _draw(
     rng_key: PRNGKey,
     num_values: int,
     sizes: Int[Array, " elements"],
-    score: Callable[[Int[Array, " elements"]], Scalar],
+    scores_of: Callable[..., Float[Array, " others"]],
 ) -> tuple[Int[Array, " elements"], Scalar, Bool[Array, ""]]:
     """Draw one element given all others; NaN and infinite densities are avoided and reported."""
     codes, logdensity, is_nonfinite = carry
     others = (codes[i] + jnp.arange(1, num_values)) % num_values
-    scores = jax.vmap(lambda code: score(codes.at[i].set(code)))(others)
+    scores = scores_of(codes, i, others, logdensity)
     exists = others < sizes[i]
     is_bad = exists & (jnp.isnan(scores) | (scores == jnp.inf))
     scores = jnp.where(exists & ~jnp.isnan(scores), scores, -jnp.inf)

@@ -12,6 +12,7 @@ from numpyro_ebm._core.records import rebuilt, record
 from numpyro_ebm._core.typing import Array, ArrayLike, ChainLogDensityFn, Chains, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo, info
 from numpyro_ebm.kernels._moves import MOVES
+from numpyro_ebm.kernels.densities import tempered
 from numpyro_ebm.kernels.langevin import MALA
 
 
@@ -145,7 +146,7 @@ class ParallelTempering(AbstractKernel):
         key_parity, key_replicas = jax.random.split(rng_key)
 
         def init_one(key, temperature, position):
-            return self.kernel.init(key, position, _tempered(log_density, temperature))
+            return self.kernel.init(key, position, tempered(log_density, temperature))
 
         keys = jax.random.split(key_replicas, len(self.temperatures))
         replicas = jax.vmap(init_one)(keys, temperatures, position)
@@ -159,7 +160,7 @@ class ParallelTempering(AbstractKernel):
         key_move, key_swap = jax.random.split(rng_key)
 
         def move(key, temperature, replica):
-            return _heated(self.kernel, temperature).step(key, replica, _tempered(log_density, temperature))
+            return _heated(self.kernel, temperature).step(key, replica, tempered(log_density, temperature))
 
         keys = jax.random.split(key_move, len(self.temperatures))
         replicas, details = jax.vmap(move)(keys, temperatures, state.replicas)
@@ -192,10 +193,6 @@ def _checked(temperatures: ArrayLike) -> tuple[float, ...]:
             "Write ParallelTempering('mala', temperatures=(1.0, 2.0, 4.0))."
         )
     return tuple(values.tolist())
-
-
-def _tempered(log_density: ChainLogDensityFn, temperature: Shaped[Array, ""]) -> ChainLogDensityFn:
-    return lambda position: log_density(position) / temperature
 
 
 def _heated(kernel: AbstractKernel, temperature: Shaped[Array, ""]) -> AbstractKernel:

@@ -76,7 +76,7 @@ class Enumeration(AbstractPartition):
 
 def _summable(distribution):
     """Return a ready-made energy whose log Z is known, else None."""
-    known = getattr(distribution, "known_energy", None)
+    known = distribution.known_energy
     return known if known is not None and known.num_terms is not None else None
 
 

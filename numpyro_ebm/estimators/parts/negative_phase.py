@@ -27,6 +27,7 @@ from numpyro_ebm.estimators.parts.starts import Start, over
 from numpyro_ebm.estimators.state import ChainState
 from numpyro_ebm.kernels import MALA, AbstractKernel, Gibbs, chains
 from numpyro_ebm.kernels.averaging import averaging_of, mean_step, next_averaging
+from numpyro_ebm.kernels.densities import keep
 from numpyro_ebm.kernels.names import resolve_kernel
 
 Scale = Literal["auto", "data"]
@@ -189,7 +190,8 @@ class ChainEstimator(AbstractEstimator):
         lower = jax.vmap(kernel.lower)
         start = start._replace(position=chains.as_positions(kernel, start.position))
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
-        log_density = freeze(site.log_density, *first)
+        energy = jax.lax.stop_gradient(site.distribution.known_energy)
+        log_density = keep(freeze(site.log_density, *first), energy)
         owner = f"At site '{site.name}', estimator '{self.name}'"
         follows_score = state.log_scale is not None
 

@@ -40,7 +40,7 @@ def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], 
         site: the rows.
         reduce: function of the changes ``(num_values - 1,)`` of one element.
     """
-    known = getattr(site.distribution, "known_energy", None)
+    known = site.distribution.known_energy
     if known is not None and known.has_conditionals:
         return _over_logits(site, known, reduce)
     like = jnp.zeros(site.position.shape[1:], site.position.dtype)
