@@ -1,6 +1,7 @@
 """Ready-made energies: against enumeration, as parameters of models, and what is refused."""
 
 import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,12 @@ def test_a_joint_rbm_sums_to_its_free_energy():
 
 
 class TestGaussianRBM:
+    def test_the_exact_likelihood_and_chains_with_gradients_take_it(self):
+        d, x = ebm.EnergyDistribution(self.ENERGY), jnp.asarray(RNG.normal(size=(6, 2)))
+        expected = jnp.sum(d.log_prob(x)) - 6 * self.ENERGY.log_partition()
+        np.testing.assert_allclose(surrogate(d, x, "exact"), expected, rtol=1e-5)
+        np.testing.assert_allclose(surrogate(d, x, "cd"), surrogate(plainly(self.ENERGY), x, "cd"), rtol=1e-4, atol=1e-4)
+
     ENERGY = GaussianRBM(WEIGHTS[:2], [0.5, -1.0], RNG.normal(size=3), scale=[0.7, 1.5])
 
     def mixture(self):
@@ -284,6 +291,8 @@ BAD = {
     "both offsets": (lambda: BoltzmannMachine.from_pairs(jnp.zeros(3), offsets=0.1, centered=True), "Leave one out"),
     "edge outside": (lambda: Graph([(0, 3)], shape=3), "nodes of shape"),
     "loop": (lambda: Graph([(1, 1)], shape=3), "to itself"),
+    "shape of a graph": (lambda: Graph([(0, 1)], shape=2.5), "whole number"),
+    "no shape": (lambda: Graph.lattice(), "a node or more"),
     "edge twice": (lambda: Graph([(0, 1), (1, 0)], shape=3), "given 2 times"),
     "edges": (lambda: Graph([(0.5, 1.0)], shape=3), "whole numbers"),
     "colours": (lambda: Graph([(0, 1)], shape=2, colors=[1, 1]), "no colouring"),
@@ -304,6 +313,31 @@ def test_bad_input_is_refused_with_what_to_write(case):
     build, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         build()
+
+
+@pytest.mark.parametrize("kernel", ["gwg", "dula", "dmala"])
+def test_kernels_with_gradients_refuse_energies_of_indices(kernel):
+    for name in ("potts", "graph potts"):
+        d = ebm.EnergyDistribution(ENERGIES[name])
+        with pytest.raises(ValueError, match="uses its elements as indices"):
+            ebm.sample(jax.random.key(0), d, kernel)
+        with pytest.raises(ValueError, match="uses its elements as indices"):
+            surrogate(d, jnp.zeros((2, *d.event_shape), int), ebm.ContrastiveDivergence(kernel=kernel))
+    one_hot = ebm.EnergyDistribution(ENERGIES["potts, one-hot"])
+    assert ebm.sample(jax.random.key(0), one_hot, kernel, num_warmup=2, num_samples=3).samples["x"].shape == (4, 3, 3, 4)
+
+
+def test_an_energy_pickles():
+    d = ebm.EnergyDistribution(ENERGIES["ising, lattice"])
+    again, x = pickle.loads(pickle.dumps(d)), jnp.ones((3, 3), int)
+    np.testing.assert_array_equal(again.log_prob(x), d.log_prob(x))
+    assert again.known_energy.graph == d.known_energy.graph
+
+
+def test_sums_beyond_32_bits_are_refused():
+    for energy in (RBM(jnp.zeros((40, 31))), BoltzmannMachine(jnp.zeros((31, 31))), Ising(Graph.complete(31), 0.0)):
+        with pytest.raises(ValueError, match=r"beyond 2\*\*30"):
+            energy.log_partition()
 
 
 def test_too_many_terms_are_refused():

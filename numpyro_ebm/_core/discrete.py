@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from numpyro.distributions import constraints
 
+from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Scalar
 
 
@@ -52,6 +53,9 @@ class OneHot(constraints.ParameterFreeConstraint):
 AT_ONCE = 2**14
 """States evaluated at once: more run faster and need more memory."""
 
+MOST_STATES = 2**30
+"""The largest power of 2 whose states have indices in 32-bit integers."""
+
 spins = Spins()
 """Support of numbers that are -1 or 1: ``EnergyDistribution(energy, (9,), support=ebm.spins)``."""
 one_hot = OneHot()
@@ -86,11 +90,19 @@ def log_sum_over_states(
 
     Args:
         values: values of an element.
-        event_shape: shape of an event; the caller checks that its states are few enough.
+        event_shape: shape of an event.
         log_density: function of one event.
+
+    Raises:
+        EnergyError: for more than 2**30 states, which 32-bit integers cannot number.
     """
     values = jnp.asarray(values)
     count, size = num_states(values, event_shape), num_elements(values, event_shape)
+    if count > MOST_STATES:
+        raise EnergyError(
+            f"A sum over {len(values)}**{size} states is beyond 2**30. Write "
+            "numpyro_ebm.log_partition(rng_key, distribution, method='ais')."
+        )
     places = len(values) ** jnp.arange(size)
 
     def at_index(index):

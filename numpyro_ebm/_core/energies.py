@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 
 
 class AbstractEnergy(abc.ABC):
@@ -18,7 +18,8 @@ class AbstractEnergy(abc.ABC):
 
     Besides its value, an energy may know three things that a function does not tell, all of them optional: its log Z, the
     conditionals of the elements of a discrete event, and a draw of all elements by blocks. Kernels and estimators use what
-    they find, and call the energy otherwise.
+    they find, and call the energy otherwise. Compiled programs are kept by the structure of the pytree, so an energy
+    depends on nothing but its fields.
 
     Elements are numbered as in the flat event, and the values of an element as in the support: 0 and 1, -1 and 1, the
     integers upwards, the categories of a one-hot vector.
@@ -36,11 +37,7 @@ class AbstractEnergy(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
-        """Return the energy of one event; an energy with a context takes it as a second argument."""
-
-    def given(self, context: PyTree) -> "AbstractEnergy":
-        """Return the energy of one row as an energy without context."""
-        return self
+        """Return the energy of one event."""
 
     @property
     def is_differentiable(self) -> bool:
@@ -66,7 +63,7 @@ class AbstractEnergy(abc.ABC):
     @property
     def has_conditionals(self) -> bool:
         """Whether `conditional_logits` is known."""
-        return False
+        return type(self).conditional_logits is not AbstractEnergy.conditional_logits
 
     def conditional_logits(
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
@@ -79,8 +76,11 @@ class AbstractEnergy(abc.ABC):
 
         Returns:
             Logits of shape ``index.shape + (num_values,)``.
+
+        Raises:
+            NotImplementedError: for an energy without `has_conditionals`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"The conditionals of {type(self).__name__} are not known.")
 
     @property
     def blocks(self) -> tuple[np.ndarray, ...] | None:
@@ -90,11 +90,15 @@ class AbstractEnergy(abc.ABC):
     @property
     def has_sweep(self) -> bool:
         """Whether `sweep` is known."""
-        return False
+        return type(self).sweep is not AbstractEnergy.sweep
 
     def sweep(self, rng_key: PRNGKey, event: Shaped[Array, "*event"]) -> Shaped[Array, "*event"]:
-        """Draw all elements of an event by blocks, which leaves ``exp(-energy)`` invariant."""
-        raise NotImplementedError
+        """Draw all elements of an event by blocks, which leaves ``exp(-energy)`` invariant.
+
+        Raises:
+            NotImplementedError: for an energy without `has_sweep`.
+        """
+        raise NotImplementedError(f"A draw of {type(self).__name__} by blocks is not known.")
 
     @property
     def bonds(self) -> Any:
@@ -102,13 +106,18 @@ class AbstractEnergy(abc.ABC):
         return None
 
 
-def known_energy(function: Any) -> AbstractEnergy | None:
+def ready_made(function: Any) -> AbstractEnergy | None:
     """Return a function as the ready-made energy that it is; None for any other function.
 
     An energy with parts that are ordinary functions is not known as a whole.
     """
     is_known = isinstance(function, AbstractEnergy) and not any(callable(leaf) for leaf in jax.tree.leaves(function))
     return function if is_known else None
+
+
+def summable(energy: AbstractEnergy | None) -> AbstractEnergy | None:
+    """Return an energy whose log Z is known, else None."""
+    return None if energy is None or energy.num_terms is None else energy
 
 
 def as_floats(event: Shaped[Array, "..."]) -> Float[Array, "..."]:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.energies import AbstractEnergy, known_energy
+from numpyro_ebm._core.energies import AbstractEnergy, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
@@ -98,7 +98,7 @@ class EnergyDistribution(EventDistribution):
     @property
     def known_energy(self) -> AbstractEnergy | None:
         """The energy if it is a ready-made one on its own support and makes up the log density alone, without a base."""
-        known = known_energy(self.energy) if self.base is None and self.context is None else None
+        known = ready_made(self.energy) if self.base is None and self.context is None else None
         return known if known is not None and region_of(self.support).is_that_of(region_of(known.support)) else None
 
     @in_own_modes

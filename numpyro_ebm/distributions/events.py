@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.discrete import num_elements
-from numpyro_ebm._core.energies import AbstractEnergy, known_energy
+from numpyro_ebm._core.energies import AbstractEnergy, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
@@ -97,7 +97,7 @@ class EventDistribution(RowDistribution):
             with in_users_modes():
                 return jnp.asarray(function(*given))
 
-        if known_energy(function) is None:  # a ready-made energy is a pytree that computes what its class says
+        if ready_made(function) is None:  # a ready-made energy is a pytree that computes what its class says
             function = trace(as_written, event, *contexts, order=order)
         new._function_arrays, new._function_structure = dismantle(function)
         new._sampler_arrays, new._sampler_structure = dismantle(_no_sampler)

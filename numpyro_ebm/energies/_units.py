@@ -34,7 +34,7 @@ def support_of_units(units: Units) -> constraints.Constraint:
 
 
 class UnitEnergy(AbstractEnergy):
-    """An energy of two-valued elements that is linear in each of them: ``E(x) = -x_i field_i(x without i) + const``."""
+    """An energy of two-valued elements: given all others, ``E(x) = -x_i field_i + const`` at both values of an element."""
 
     units: Units
 
@@ -47,12 +47,7 @@ class UnitEnergy(AbstractEnergy):
     def local_fields(
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
     ) -> Float[Array, "..."]:
-        """Return minus the derivative of the energy in elements (all of them for None), of the shape of ``index``."""
-
-    @property
-    def has_conditionals(self) -> bool:
-        """True."""
-        return True
+        """Return ``field_i`` of elements (of all for None), of the shape of ``index``."""
 
     def conditional_logits(
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
@@ -76,26 +71,28 @@ def as_parameters(owner: str, name: str, value: Any, shape: tuple[int, ...]) -> 
     return array
 
 
-def symmetric(owner: str, name: str, matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Return the symmetric part of a matrix without its diagonal, after a check of concrete values.
+def symmetric(matrix: Float[Array, "n n"], size: int, on_diagonal: str, on_asymmetry: str) -> Float[Array, "n n"]:
+    """Return the symmetric part of a matrix of couplings without those of an element to itself.
+
+    Args:
+        matrix: the couplings.
+        size: rows that belong to one element.
+        on_diagonal: message for concrete couplings of an element to itself.
+        on_asymmetry: message for concrete couplings that are not symmetric.
 
     Raises:
-        EnergyError: for a matrix with a diagonal, and one that is not symmetric.
+        EnergyError: with one of the messages.
     """
+    element = np.arange(len(matrix)) // size
+    own = element[:, None] == element
     if is_concrete(matrix):
         values = np.asarray(matrix)
         scale = 1e-5 * np.abs(values).max(initial=0.0)
-        if np.abs(np.diag(values)).max(initial=0.0) > scale:
-            raise EnergyError(
-                f"{owner} got {name} with a diagonal: an element has no coupling to itself, use biases for it. Write "
-                f"{name} * (1 - jnp.eye({len(values)}))."
-            )
+        if np.abs(values[own]).max(initial=0.0) > scale:
+            raise EnergyError(on_diagonal)
         if np.abs(values - values.T).max(initial=0.0) > scale:
-            raise EnergyError(
-                f"{owner} needs symmetric {name}; got a matrix that is not. For one parameter per pair write "
-                f"{owner}.from_pairs(pairs, ...), with {len(values) * (len(values) - 1) // 2} pairs."
-            )
-    return 0.5 * (matrix + matrix.T) * (1 - jnp.eye(len(matrix)))
+            raise EnergyError(on_asymmetry)
+    return jnp.where(own, 0.0, 0.5 * (matrix + matrix.T))
 
 
 def offsets_of(

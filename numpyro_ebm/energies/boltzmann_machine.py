@@ -64,7 +64,16 @@ class BoltzmannMachine(UnitEnergy):
         weights = jnp.asarray(weights, float)
         if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
             raise EnergyError(f"{owner} needs square weights, (d, d); got shape {weights.shape}.")
-        object.__setattr__(self, "weights", symmetric(owner, "weights", weights))
+        size = len(weights)
+        on_diagonal = (
+            f"{owner} got weights with a diagonal: a unit has no coupling to itself, use biases for it. Write "
+            f"weights * (1 - jnp.eye({size}))."
+        )
+        on_asymmetry = (
+            f"{owner} needs symmetric weights; got a matrix that is not. For one parameter per pair write "
+            f"{owner}.from_pairs(pairs, ...), with {size * (size - 1) // 2} pairs."
+        )
+        object.__setattr__(self, "weights", symmetric(weights, 1, on_diagonal, on_asymmetry))
         shape = weights.shape[:1]
         object.__setattr__(self, "biases", as_parameters(owner, "biases", biases, shape))
         object.__setattr__(self, "offsets", offsets_of(owner, offsets, shape, values_of_units(units), centered=centered))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from numpyro_ebm._core.discrete import MOST_STATES
+from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.energies.graph import Graph
 
@@ -29,9 +31,18 @@ def log_partition(
         nodes: log factor of each value of each node.
         edges: log factor of each pair of values of each edge, the smaller node first.
 
+    Raises:
+        EnergyError: for a graph that needs a table of more than 2**30 entries.
+
     References:
         Koller and Friedman, Probabilistic graphical models (2009), chapter 9.
     """
+    width = max(len(rest) for _, rest in graph.elimination)
+    if nodes.shape[1] ** (width + 1) > MOST_STATES:
+        raise EnergyError(
+            f"Summing out the nodes of this graph takes tables of {nodes.shape[1]}**{width + 1} entries, beyond 2**30. "
+            "Write numpyro_ebm.log_partition(rng_key, distribution, method='ais')."
+        )
     rank = {node: place for place, (node, _) in enumerate(graph.elimination)}
     waiting: list[list[Factor]] = [[] for _ in rank]
     constant = jnp.zeros(())

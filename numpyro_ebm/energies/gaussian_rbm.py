@@ -86,11 +86,6 @@ class GaussianRBM(AbstractEnergy):
         """Return the means of the visible units given the hidden ones; their standard deviations are ``scale``."""
         return self.visible_biases + self.weights @ as_floats(hidden)
 
-    @property
-    def has_sweep(self) -> bool:
-        """True."""
-        return True
-
     def sweep(self, rng_key: PRNGKey, event: Shaped[Array, " d"]) -> Shaped[Array, " d"]:
         """Draw the hidden units given the visible ones, and the visible units given these."""
         key_hidden, key_visible = jax.random.split(rng_key)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 
 IntArray = Int[np.ndarray, "..."]
 
@@ -41,11 +42,11 @@ class Graph:
     colors: IntArray | None = None
 
     def __init__(self, edges: Any, shape: int | tuple[int, ...], colors: Any = None):
-        shape = (int(shape),) if np.ndim(shape) == 0 else tuple(int(size) for size in shape)  # pyright: ignore
+        shape = _checked_shape(shape)
         edges = _checked_edges(np.asarray(edges, int).reshape(-1, 2) if np.size(edges) == 0 else np.asarray(edges), shape)
         object.__setattr__(self, "edges", edges)
         object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "colors", _dsatur(edges, math.prod(shape)) if colors is None else self._checked(colors))
+        object.__setattr__(self, "colors", None if colors is None else self._checked(colors))
 
     @classmethod
     def lattice(cls, *shape: int, periodic: bool = False) -> "Graph":
@@ -59,6 +60,7 @@ class Graph:
             >>> Graph.lattice(3, 3).num_edges
             12
         """
+        shape = _checked_shape(shape)
         nodes = np.arange(math.prod(shape)).reshape(shape)
         pairs = []
         for axis, size in enumerate(shape):
@@ -85,7 +87,7 @@ class Graph:
     @functools.cached_property
     def blocks(self) -> tuple[IntArray, ...]:
         """The nodes of each colour."""
-        colors = np.asarray(self.colors)
+        colors = _dsatur(self.edges, self.num_nodes) if self.colors is None else self.colors
         return tuple(np.flatnonzero(colors == color) for color in np.unique(colors))
 
     @functools.cached_property
@@ -121,7 +123,7 @@ class Graph:
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
-        return self.shape, self.edges.tobytes(), np.asarray(self.colors).tobytes()
+        return self.shape, self.edges.tobytes(), None if self.colors is None else self.colors.tobytes()
 
     def _checked(self, colors: Any) -> IntArray:
         colors = np.asarray(colors)
@@ -141,10 +143,18 @@ class Graph:
         return colors
 
 
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape of an event as whole numbers of 1 or more."""
+    sizes = tuple(shape) if np.ndim(shape) else (shape,)
+    for size in sizes:
+        check_count("Graph", "shape", size)
+    if not sizes:
+        raise EnergyError("A graph needs a node or more; got shape=(). Write Graph(edges, shape=10).")
+    return tuple(int(size) for size in sizes)
+
+
 def _checked_edges(edges: IntArray, shape: tuple[int, ...]) -> IntArray:
     """Check the edges of a graph, and return each with its smaller node first."""
-    if not shape or min(shape) < 1:
-        raise EnergyError(f"A graph needs a node or more; got shape={shape}. Write Graph(edges, shape=10).")
     if edges.ndim != 2 or edges.shape[1] != 2 or not np.issubdtype(edges.dtype, np.integer):
         raise EnergyError(
             f"edges needs whole numbers of shape (num_edges, 2); got shape {edges.shape} of {edges.dtype}. Write "

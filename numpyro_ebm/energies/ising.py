@@ -89,7 +89,7 @@ class Ising(UnitEnergy):
         x = as_floats(event).reshape(-1)
         index = np.arange(self.graph.num_nodes) if index is None else index
         nodes, edges = (take(table, index) for table in self.graph.neighbors)
-        couplings = jnp.append(self.couplings, 0.0)[edges]  # 0 for the places that have no neighbour
+        couplings = self.couplings.at[edges].get(mode="fill", fill_value=0.0)  # 0 for the places without a neighbour
         return jnp.sum(couplings * x[nodes], axis=-1) + self.fields.reshape(-1)[index]
 
     @property

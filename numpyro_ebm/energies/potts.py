@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.discrete import log_sum_over_states, num_states, one_hot
 from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError
@@ -16,9 +15,17 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, Scalar
 from numpyro_ebm.energies import elimination
-from numpyro_ebm.energies._units import as_parameters
+from numpyro_ebm.energies._units import as_parameters, symmetric
 from numpyro_ebm.energies.graph import Graph
 from numpyro_ebm.energies.ising import Bonds, as_graph, take
+
+ON_DIAGONAL = (
+    "Potts got couplings of a site to itself: use fields for them. Write couplings * (1 - jnp.eye(L))[:, None, :, None]."
+)
+ON_ASYMMETRY = (
+    "Potts needs couplings with J[i, a, j, b] = J[j, b, i, a]; got others. Write 0.5 * (couplings + "
+    "couplings.transpose(2, 3, 0, 1))."
+)
 
 
 @record("is_one_hot", eq=False)
@@ -57,7 +64,9 @@ class Potts(AbstractEnergy):
         couplings = jnp.asarray(couplings, float)
         if couplings.ndim != 4 or couplings.shape[:2] != couplings.shape[2:]:
             raise EnergyError(f"Potts needs couplings of shape (L, q, L, q); got shape {couplings.shape}.")
-        object.__setattr__(self, "couplings", _symmetric(couplings))
+        matrix = couplings.reshape(couplings.shape[0] * couplings.shape[1], -1)
+        matrix = symmetric(matrix, couplings.shape[1], ON_DIAGONAL, ON_ASYMMETRY)
+        object.__setattr__(self, "couplings", matrix.reshape(couplings.shape))
         object.__setattr__(self, "fields", as_parameters("Potts", "fields", fields, couplings.shape[:2]))
         object.__setattr__(self, "is_one_hot", bool(is_one_hot))
 
@@ -78,13 +87,7 @@ class Potts(AbstractEnergy):
 
     def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
         """Return the energy of one event."""
-        x = self._indicators(event)
-        return -jnp.sum(x * (0.5 * self._sums(x) + self.fields))
-
-    @property
-    def has_conditionals(self) -> bool:
-        """True."""
-        return True
+        return self._energy(self._indicators(event))
 
     def conditional_logits(
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
@@ -108,8 +111,8 @@ class Potts(AbstractEnergy):
     def log_partition(self) -> Scalar:
         """Return log Z by the sum over all states."""
         sites, size = self.fields.shape
-        of_codes = Potts.__call__ if not self.is_one_hot else lambda self, codes: self(jax.nn.one_hot(codes, size))
-        return log_sum_over_states(np.arange(size), (sites,), lambda codes: -of_codes(self, codes))
+        of_codes = lambda codes: -self._energy(jax.nn.one_hot(codes, size, dtype=float))  # noqa: E731
+        return log_sum_over_states(np.arange(size), (sites,), of_codes)
 
     def zero_sum(self) -> "Potts":
         """Return the same distribution with couplings and fields that sum to 0 over each category.
@@ -151,6 +154,9 @@ class Potts(AbstractEnergy):
     def _indicators(self, event: Shaped[Array, "*event"]) -> Float[Array, "L q"]:
         event = jnp.asarray(event)
         return event.astype(float) if self.is_one_hot else jax.nn.one_hot(event, self.fields.shape[1], dtype=float)
+
+    def _energy(self, x: Float[Array, "L q"]) -> Scalar:
+        return -jnp.sum(x * (0.5 * self._sums(x) + self.fields))
 
     def _sums(self, x: Float[Array, "L q"]) -> Float[Array, "L q"]:
         size = self.fields.size
@@ -220,11 +226,6 @@ class GraphPotts(AbstractEnergy):
         fields = jnp.take_along_axis(self._fields, x[:, None], axis=1)
         return -jnp.sum(self.couplings * (x[left] == x[right])) - jnp.sum(fields)
 
-    @property
-    def has_conditionals(self) -> bool:
-        """True."""
-        return True
-
     def conditional_logits(
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
     ) -> Float[Array, "... values"]:
@@ -232,7 +233,7 @@ class GraphPotts(AbstractEnergy):
         x = jnp.asarray(event).reshape(-1)
         index = np.arange(self.graph.num_nodes) if index is None else index
         nodes, edges = (take(table, index) for table in self.graph.neighbors)
-        couplings = jnp.append(self.couplings, 0.0)[edges]
+        couplings = self.couplings.at[edges].get(mode="fill", fill_value=0.0)
         same = x[nodes][..., None] == jnp.arange(self.num_categories)
         return jnp.sum(couplings[..., None] * same, axis=-2) + self._fields[index]
 
@@ -259,23 +260,3 @@ class GraphPotts(AbstractEnergy):
     @property
     def _fields(self) -> Float[Array, "nodes values"]:
         return self.fields.reshape(-1, self.num_categories)
-
-
-def _symmetric(couplings: Float[Array, "L q L q"]) -> Float[Array, "L q L q"]:
-    """Return the symmetric part without the couplings of a site to itself, after a check of concrete values."""
-    if is_concrete(couplings):
-        values = np.asarray(couplings)
-        scale = 1e-5 * np.abs(values).max(initial=0.0)
-        own = np.abs(values[np.arange(len(values)), :, np.arange(len(values))]).max(initial=0.0)
-        if own > scale:
-            raise EnergyError(
-                "Potts got couplings of a site to itself: use fields for them. Write couplings * (1 - jnp.eye(L))[:, None, "
-                ":, None]."
-            )
-        if np.abs(values - values.transpose(2, 3, 0, 1)).max(initial=0.0) > scale:
-            raise EnergyError(
-                "Potts needs couplings with J[i, a, j, b] = J[j, b, i, a]; got others. Write 0.5 * (couplings + "
-                "couplings.transpose(2, 3, 0, 1))."
-            )
-    own = jnp.eye(len(couplings), dtype=bool)[:, None, :, None]
-    return jnp.where(own, 0.0, 0.5 * (couplings + couplings.transpose(2, 3, 0, 1)))

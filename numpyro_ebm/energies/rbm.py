@@ -12,9 +12,8 @@ from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, Scalar
-from numpyro_ebm.energies._units import UnitEnergy, Units, as_parameters, offsets_of
+from numpyro_ebm.energies._units import UnitEnergy, as_parameters, offsets_of
 
-UNITS: Units = "boolean"
 VALUES = np.array([0, 1])
 
 
@@ -50,6 +49,7 @@ class RBM(UnitEnergy):
         to center deep Boltzmann machines (2016), for the offsets.
     """
 
+    units = "boolean"
     weights: Any
     visible_biases: Any = 0.0
     hidden_biases: Any = 0.0
@@ -78,11 +78,6 @@ class RBM(UnitEnergy):
             object.__setattr__(self, name, own)
 
     @property
-    def units(self) -> Units:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Zero and one."""
-        return UNITS
-
-    @property
     def event_shape(self) -> tuple[int, ...]:
         """``(d,)``."""
         return self.weights.shape[:1]
@@ -101,11 +96,6 @@ class RBM(UnitEnergy):
         without = self._activations(x - self.visible_offsets) - x[every][..., None] * self.weights[every]
         gain = self._hidden_terms(without + self.weights[every]) - self._hidden_terms(without)
         return self.visible_biases[every] + gain
-
-    @property
-    def has_sweep(self) -> bool:
-        """True."""
-        return True
 
     def sweep(self, rng_key: PRNGKey, event: Shaped[Array, " d"]) -> Shaped[Array, " d"]:
         """Draw the hidden units given the visible ones, and the visible units given these."""
@@ -163,15 +153,11 @@ class JointRBM(UnitEnergy):
         ``RBM(weights, visible_biases, hidden_biases).joint()``
     """
 
+    units = "boolean"
     marginal: RBM
 
     def __init__(self, marginal: RBM):
         object.__setattr__(self, "marginal", marginal)
-
-    @property
-    def units(self) -> Units:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Zero and one."""
-        return UNITS
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -1,10 +1,11 @@
 """Exact maximum likelihood of discrete events with few states."""
 
 import dataclasses
+from typing import cast
 
 import jax
 
-from numpyro_ebm._core.energies import AbstractEnergy
+from numpyro_ebm._core.energies import AbstractEnergy, summable
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
@@ -48,7 +49,7 @@ class Exact(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Refuse continuous events, and events with too many states."""
         super().check(site)
-        known = _with_log_partition(site)
+        known = summable(site.distribution.known_energy)
         if known is not None:
             self._check_terms(known)
             return
@@ -61,7 +62,7 @@ class Exact(AbstractEstimator):
             )
 
     def _check_terms(self, energy: AbstractEnergy) -> None:
-        if energy.num_terms is not None and energy.num_terms > self.max_states:
+        if cast(int, energy.num_terms) > self.max_states:
             raise EnergyError(
                 f"The log Z of this {type(energy).__name__} is a sum of {energy.num_terms} terms, more than "
                 f"max_states={self.max_states}. Write estimate(model, 'pseudolikelihood') or estimate(model, 'pcd'), or "
@@ -72,7 +73,7 @@ class Exact(AbstractEstimator):
         """Return the log likelihood of each row."""
         values = jax.vmap(site.log_density)(site.position, site.local)
 
-        known = _with_log_partition(site)
+        known = summable(site.distribution.known_energy)
         if known is not None:
             return values - known.log_partition(), state
 
@@ -82,9 +83,3 @@ class Exact(AbstractEstimator):
         if site.rows_differ:
             return values - jax.lax.map(jax.checkpoint(log_partition), site.local), state
         return values - log_partition(jax.tree.map(lambda leaf: leaf[0], site.local)), state
-
-
-def _with_log_partition(site: Site) -> AbstractEnergy | None:
-    """Return the site's energy if it is ready-made and its log Z is known, else None."""
-    known = site.distribution.known_energy
-    return known if known is not None and known.num_terms is not None else None

@@ -20,7 +20,7 @@ from numpyro_ebm._core.typing import (
 )
 from numpyro_ebm.kernels import adaptation
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
-from numpyro_ebm.kernels.densities import ChainDensity
+from numpyro_ebm.kernels.densities import ChainDensity, KnownDensity
 
 YOUNG, FORGETTING, LEAST_RATE = 10.0, 0.6, 0.02
 """Adaptation rate of `Pace` at age a: ``max((1 + a / YOUNG) ** -FORGETTING, LEAST_RATE)``.
@@ -331,7 +331,7 @@ def _transition(
 def _at(log_density: LogDensityFn, position: Position, row: PyTree, temperature: Scalar | None = None) -> ChainLogDensityFn:
     """Return the log density of one chain, in the dtype of its position, since a scan needs a fixed dtype."""
     dtype = jnp.result_type(*jax.tree.leaves(position), float)
-    energy = getattr(log_density, "energy", None)
+    energy = log_density.energy if isinstance(log_density, KnownDensity) else None
     if temperature is None:
         return ChainDensity(lambda x: jnp.asarray(log_density(x, row), dtype), energy)
     return ChainDensity(lambda x: jnp.asarray(log_density(x, row) / temperature, dtype), energy, 1 / temperature)

@@ -10,7 +10,7 @@ from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, Position, PyTree, Scalar
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class KnownDensity:
     """A log density ``(position, local)`` that is minus a ready-made energy of the position.
 
@@ -27,7 +27,7 @@ class KnownDensity:
         return self.function(position, local)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ChainDensity:
     """The log density of one chain: minus ``factor`` times a ready-made energy, if one is known.
 

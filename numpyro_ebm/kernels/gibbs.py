@@ -23,8 +23,8 @@ class Gibbs(DiscreteKernel):
     r"""Gibbs sampling: a transition draws elements in turn, each from its conditional given all others.
 
     An element of ``k`` values costs ``k - 1`` evaluations of the energy, so a sweep over ``d`` elements costs ``d (k - 1)``.
-    A ready-made energy (`numpyro_ebm.energies`) knows the conditional of an element, which costs ``d`` operations in a
-    Boltzmann machine, and as many as an element has neighbours in an `Ising` model.
+    A ready-made energy (`numpyro_ebm.energies`) knows the conditional of an element, for ``d`` operations in place of the
+    ``d ** 2`` of a pairwise energy; ``num_gradients`` counts it as ``k - 1`` evaluations.
     The kernel has no step size and never rejects; strongly dependent elements change slowly. With ``scan="random"`` and
     ``num_updates=1``, contrastive divergence with one transition follows the gradient of the pseudolikelihood on average.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
@@ -34,6 +35,21 @@ class RelaxedKernel(DiscreteKernel):
         super().__post_init__()
         if self.balance not in get_args(Balance):
             raise EnergyError(f"Unknown balance={self.balance!r}. {nearest(str(self.balance), get_args(Balance))}")
+
+    def bind(self, distribution: Any) -> Any:
+        """Return the kernel with the values of the support, after a check that the energy has a gradient.
+
+        Raises:
+            EnergyError: for a ready-made energy that uses elements as indices, and for values that do not fit.
+        """
+        energy = getattr(distribution, "energy", None)
+        if isinstance(energy, AbstractEnergy) and not energy.is_differentiable:
+            raise EnergyError(
+                f"The kernel '{self.name}' takes the gradient of the energy in the event, and {type(energy).__name__} uses "
+                "its elements as indices, so has none. Write kernel='gibbs'; a Potts energy has a gradient with "
+                "is_one_hot=True."
+            )
+        return super().bind(distribution)
 
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density and its gradient at the position."""

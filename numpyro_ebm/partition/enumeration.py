@@ -6,14 +6,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from numpyro_ebm._core.discrete import MOST_STATES
+from numpyro_ebm._core.energies import summable
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
-
-MOST_STATES = 2**30
-"""The largest power of 2 whose states have indices in 32-bit integers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Enumeration(AbstractPartition):
     def check(self, distribution):
         """Check that the states can be enumerated, and raise otherwise."""
         super().check(distribution)
-        known = _summable(distribution)
+        known = summable(distribution.known_energy)
         if known is not None:
             self._check_count(
                 known.num_terms, f"The log Z of this {type(known).__name__} is a sum of {known.num_terms} terms"
@@ -59,25 +58,19 @@ class Enumeration(AbstractPartition):
             )
         self._check_count(num_states(distribution), f"This event has {in_words(distribution)} states")
 
-    def _check_count(self, count, what):
-        if count > self.max_states:
+    def _check_count(self, count: int | None, what: str) -> None:
+        if count is not None and count > self.max_states:
             raise EnergyError(
                 f"{what}, more than max_states={self.max_states}. Write method='ais', or Enumeration(max_states={count})."
             )
 
     def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the sum, computed in blocks of states, or as a ready-made energy computes it."""
-        known = _summable(densities.distribution)
+        known = summable(densities.distribution.known_energy)
         if known is not None:
             return Estimate(known.log_partition(), jnp.zeros(()), jnp.full((), jnp.inf))
         total = log_sum_over_states(densities.distribution, densities.log_target)
         return Estimate(total, jnp.zeros(()), jnp.full((), jnp.inf))
-
-
-def _summable(distribution):
-    """Return a ready-made energy whose log Z is known, else None."""
-    known = distribution.known_energy
-    return known if known is not None and known.num_terms is not None else None
 
 
 jax.tree_util.register_dataclass(Enumeration, data_fields=[], meta_fields=["max_states"])
