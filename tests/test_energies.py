@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import optax
 import pytest
+from helpers import some_slow
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
@@ -203,8 +204,8 @@ def plainly(energy):
     return ebm.EnergyDistribution(lambda x: energy(x), energy.event_shape, support=energy.support)
 
 
-@pytest.mark.parametrize("kernel", ["gibbs", "random scan", "tempered"])
-@pytest.mark.parametrize("name", ["boltzmann machine, spins", "potts", "potts, one-hot", "rbm"])
+@pytest.mark.parametrize("kernel", some_slow(["gibbs"], ["random scan", "tempered"]))
+@pytest.mark.parametrize("name", some_slow(["boltzmann machine, spins", "potts, one-hot"], ["potts", "rbm"]))
 def test_gibbs_draws_by_conditionals_what_it_draws_by_energies(name, kernel):
     kernels = {
         "gibbs": ebm.Gibbs(),

@@ -1,5 +1,7 @@
 """Log Z of a pairwise energy on a graph by summing out one node after another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -18,6 +20,7 @@ def num_terms(graph: Graph, num_values: int) -> int:
     return sum(num_values ** (len(rest) + 1) for _, rest in graph.elimination)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # op by op, each table would be compiled on its own
 def log_partition(
     graph: Graph, nodes: Float[Array, "nodes values"], edges: Float[Array, "edges values values"]
 ) -> Float[Array, ""]:
