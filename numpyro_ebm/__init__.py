@@ -22,7 +22,8 @@ Public names by topic (``help`` describes each):
     VarianceReducedSlicedScoreMatching.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
-    ParallelTempering, TransitionInfo; on discrete supports DMALA, DULA, Flips, Gibbs, GibbsWithGradients.
+    ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
+    Gibbs, GibbsWithGradients, SwendsenWang.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -141,6 +142,7 @@ from numpyro_ebm.kernels import NUTS as NUTS
 from numpyro_ebm.kernels import AbstractKernel as AbstractKernel
 from numpyro_ebm.kernels import AdjustedMCLMC as AdjustedMCLMC
 from numpyro_ebm.kernels import Barker as Barker
+from numpyro_ebm.kernels import BlockGibbs as BlockGibbs
 from numpyro_ebm.kernels import ChainSampler as ChainSampler
 from numpyro_ebm.kernels import DynamicHMC as DynamicHMC
 from numpyro_ebm.kernels import EllipticalSlice as EllipticalSlice
@@ -149,6 +151,7 @@ from numpyro_ebm.kernels import Gibbs as Gibbs
 from numpyro_ebm.kernels import GibbsWithGradients as GibbsWithGradients
 from numpyro_ebm.kernels import Langevin as Langevin
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
+from numpyro_ebm.kernels import SwendsenWang as SwendsenWang
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
 from numpyro_ebm.kernels import available_kernels as available_kernels
 from numpyro_ebm.partition import AbstractPartition as AbstractPartition
@@ -274,6 +277,8 @@ __all__ = [
     "DynamicHMC",
     "EllipticalSlice",
     "Gibbs",
+    "BlockGibbs",
+    "SwendsenWang",
     "GibbsWithGradients",
     "Langevin",
     "ParallelTempering",

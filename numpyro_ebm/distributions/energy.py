@@ -22,7 +22,7 @@ from numpyro_ebm.distributions.shapes import as_shape
 from numpyro_ebm.distributions.supports import region_of
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
-from numpyro_ebm.kernels.densities import keep
+from numpyro_ebm.kernels.densities import Known, keep
 from numpyro_ebm.kernels.names import resolve_kernel
 
 
@@ -101,6 +101,14 @@ class EnergyDistribution(EventDistribution):
         known = ready_made(self.energy) if self.base is None and self.context is None else None
         return known if known is not None and region_of(self.support).is_that_of(region_of(known.support)) else None
 
+    @property
+    def known(self) -> Known | None:
+        """What kernels may know of the log density of a position; None unless the energy is a ready-made one."""
+        energy = self.known_energy
+        if energy is None:
+            return None
+        return Known(energy, transform=None if self._is_real or self.is_discrete else self._transform)
+
     @in_own_modes
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Float[Array, "*batch"]:
         """Return ``log base(x) - E(x)`` per row: the log density without log Z.
@@ -168,7 +176,7 @@ class EnergyDistribution(EventDistribution):
         resolve_kernel(kernel, is_discrete=self.is_discrete)
         if kernel.relaxes:
             return lambda position, local: self.unconstrained_log_density(position.astype(float), local)
-        return keep(self.unconstrained_log_density, self.known_energy)
+        return keep(self.unconstrained_log_density, self.known)
 
     def _check_rows_of_site(self, shape: tuple[int, ...]) -> None:
         """Check data of a site; outside a site, and in a mixture, columns broadcast against the distribution."""

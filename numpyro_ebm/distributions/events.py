@@ -27,6 +27,7 @@ from numpyro_ebm.distributions.blocks import is_real
 from numpyro_ebm.distributions.shapes import as_shape, repeat, widen
 from numpyro_ebm.distributions.supports import check_same_support, discrete_values, event_support, name_of
 from numpyro_ebm.distributions.uniform_values import UniformValues
+from numpyro_ebm.kernels.densities import Known
 
 
 class Rows(NamedTuple):
@@ -106,6 +107,11 @@ class EventDistribution(RowDistribution):
     @property
     def known_energy(self) -> AbstractEnergy | None:
         """The ready-made energy that makes up the log density alone; None for others."""
+        return None
+
+    @property
+    def known(self) -> Known | None:
+        """What kernels may know of the log density of a position; None unless the energy is a ready-made one."""
         return None
 
     @property

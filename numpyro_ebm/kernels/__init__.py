@@ -2,6 +2,7 @@
 
 from numpyro_ebm.kernels._base import AbstractKernel as AbstractKernel
 from numpyro_ebm.kernels._base import TransitionInfo as TransitionInfo
+from numpyro_ebm.kernels.block_gibbs import BlockGibbs as BlockGibbs
 from numpyro_ebm.kernels.chain_sampler import ChainSampler as ChainSampler
 from numpyro_ebm.kernels.flips import Flips as Flips
 from numpyro_ebm.kernels.gibbs import Gibbs as Gibbs
@@ -19,4 +20,5 @@ from numpyro_ebm.kernels.microcanonical import MCLMC as MCLMC
 from numpyro_ebm.kernels.microcanonical import AdjustedMCLMC as AdjustedMCLMC
 from numpyro_ebm.kernels.names import available_kernels as available_kernels
 from numpyro_ebm.kernels.slice import EllipticalSlice as EllipticalSlice
+from numpyro_ebm.kernels.swendsen_wang import SwendsenWang as SwendsenWang
 from numpyro_ebm.kernels.tempering import ParallelTempering as ParallelTempering

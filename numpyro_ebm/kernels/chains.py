@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 
 from numpyro_ebm._core.typing import (
     Array,
-    ChainLogDensityFn,
     Chains,
     LogDensityFn,
     Position,
@@ -18,9 +17,8 @@ from numpyro_ebm._core.typing import (
     PyTree,
     Scalar,
 )
-from numpyro_ebm.kernels import adaptation
+from numpyro_ebm.kernels import adaptation, densities
 from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
-from numpyro_ebm.kernels.densities import ChainDensity, KnownDensity
 
 YOUNG, FORGETTING, LEAST_RATE = 10.0, 0.6, 0.02
 """Adaptation rate of `Pace` at age a: ``max((1 + a / YOUNG) ** -FORGETTING, LEAST_RATE)``.
@@ -155,14 +153,14 @@ def advance(
     has_swaps = "swap_rate" in kernel.statistics
 
     def start(key, position, row, temperature):
-        return kernel.init(key, position, _at(log_density, position, row, temperature))
+        return kernel.init(key, position, densities.at(log_density, position, row, temperature))
 
     def step_one(key, state, row, pace, temperature):
         if temperature is not None:
             key, key_init = jax.random.split(key)
             state = start(key_init, state.position, row, temperature)
         own = kernel if pace is None else pace.apply(kernel)
-        state, info = own.step(key, state, _at(log_density, state.position, row, temperature))
+        state, info = own.step(key, state, densities.at(log_density, state.position, row, temperature))
         return state, info, None if pace is None else pace.next(kernel, info.acceptance_rate)
 
     pace_axes = None if pace is None else Pace(log_factor=0, age=0, largest=None)  # pyright: ignore[reportArgumentType]
@@ -267,7 +265,7 @@ def begin(
     num_chains = num_chains_of(positions)
 
     def start(key, position, row):
-        return kernel.init(key, position, _at(log_density, position, row)), adaptation.start(kernel, position)
+        return kernel.init(key, position, densities.at(log_density, position, row)), adaptation.start(kernel, position)
 
     key_init, key_steps = jax.random.split(rng_key)
     states, warmups = jax.vmap(start)(jax.random.split(key_init, num_chains), positions, local)
@@ -322,16 +320,7 @@ def _transition(
     """Make one transition of every chain, with its own adapted kernel."""
 
     def step_one(key, state, warmup, row):
-        return warmup.kernel.step(key, state, _at(log_density, state.position, row))
+        return warmup.kernel.step(key, state, densities.at(log_density, state.position, row))
 
     keys = jax.random.split(rng_key, num_chains_of(states.position))
     return jax.vmap(step_one)(keys, states, warmups, local)
-
-
-def _at(log_density: LogDensityFn, position: Position, row: PyTree, temperature: Scalar | None = None) -> ChainLogDensityFn:
-    """Return the log density of one chain, in the dtype of its position, since a scan needs a fixed dtype."""
-    dtype = jnp.result_type(*jax.tree.leaves(position), float)
-    energy = log_density.energy if isinstance(log_density, KnownDensity) else None
-    if temperature is None:
-        return ChainDensity(lambda x: jnp.asarray(log_density(x, row), dtype), energy)
-    return ChainDensity(lambda x: jnp.asarray(log_density(x, row) / temperature, dtype), energy, 1 / temperature)

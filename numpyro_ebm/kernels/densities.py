@@ -4,23 +4,74 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Float, Int
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.energies import AbstractEnergy
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, Position, PyTree, Scalar
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, Position, PRNGKey, PyTree, Scalar
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a log density of one event: it is ``-factor * energy(event)`` plus a term of each element.
+
+    Attributes:
+        energy: the energy.
+        factor: inverse temperature.
+        offsets: ``(elements, values)``, the terms of the elements of a discrete event; None for 0.
+        transform: the map from positions to events; None for the identity.
+    """
+
+    energy: AbstractEnergy
+    factor: Any = 1.0
+    offsets: Any = None
+    transform: Any = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the log density is minus the energy itself, at temperature 1."""
+        return isinstance(self.factor, float) and self.factor == 1.0 and self.offsets is None
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the event can be drawn by blocks of elements."""
+        return self.energy.has_conditionals and self.energy.blocks is not None
+
+    def tempered(self, factor: Any) -> "Known":
+        """Return what is known of the log density times a factor."""
+        offsets = None if self.offsets is None else factor * self.offsets
+        return dataclasses.replace(self, factor=self.factor * factor, offsets=offsets)
+
+    def frozen(self) -> "Known":
+        """Return the same with the parameters of the energy cut off from differentiation."""
+        return dataclasses.replace(self, energy=jax.lax.stop_gradient(self.energy))
+
+    def conditional_logits(
+        self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."]
+    ) -> Float[Array, "... values"]:
+        """Return the log probabilities of the values of elements given all others, up to a constant per element."""
+        logits = self.factor * self.energy.conditional_logits(event, index)
+        return logits if self.offsets is None else logits + self.offsets[index]
+
+    def sweep(self, rng_key: PRNGKey, position: Shaped[Array, "*position"]) -> Shaped[Array, "*position"]:
+        """Draw all elements of the event by the energy's own sweep, given the position and returned as one."""
+        if self.transform is None:
+            return self.energy.sweep(rng_key, position)
+        return self.transform.inv(self.energy.sweep(rng_key, self.transform(position)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KnownDensity:
-    """A log density ``(position, local)`` that is minus a ready-made energy of the position.
+    """A log density ``(position, local)``, and what is known of it.
 
     Attributes:
         function: the log density.
-        energy: the energy.
+        known: the energy behind it.
     """
 
     function: LogDensityFn
-    energy: AbstractEnergy
+    known: Known
 
     def __call__(self, position: Position, local: PyTree = None) -> Scalar:
         """Return the log density."""
@@ -29,45 +80,48 @@ class KnownDensity:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChainDensity:
-    """The log density of one chain: minus ``factor`` times a ready-made energy, if one is known.
+    """The log density of one chain, a function of its position, and what is known of it.
 
     Attributes:
         function: the log density.
-        energy: the energy; None if it is not known.
-        factor: inverse temperature.
+        known: the energy behind it; None if it is an ordinary function.
     """
 
     function: ChainLogDensityFn
-    energy: AbstractEnergy | None = None
-    factor: Any = 1.0
+    known: Known | None = None
 
     def __call__(self, position: Position) -> Scalar:
         """Return the log density."""
         return self.function(position)
 
-    @property
-    def has_conditionals(self) -> bool:
-        """Whether the energy knows the conditionals of single elements."""
-        return self.energy is not None and self.energy.has_conditionals
 
-    def conditional_logits(self, position: Position, index: Int[Array, ""]) -> Float[Array, " values"]:
-        """Return the log probabilities of the values of one element given all others, up to a constant."""
-        energy: Any = self.energy
-        (event,) = jax.tree.leaves(position)
-        return self.factor * energy.conditional_logits(event, index)
+def keep(log_density: Any, known: Known | None) -> Any:
+    """Return a log density ``(position, local)`` together with what is known of it."""
+    return log_density if known is None else KnownDensity(log_density, known)
 
 
-def keep(log_density: Any, energy: AbstractEnergy | None) -> Any:
-    """Return a log density together with its energy, where that is known."""
-    return log_density if energy is None else KnownDensity(log_density, energy)
+def at(log_density: LogDensityFn, position: Position, local: PyTree, temperature: Scalar | None = None) -> ChainDensity:
+    """Return the log density of one chain, divided by a temperature if there is one.
+
+    Its values have the dtype of the position, since a scan needs a fixed dtype.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(position), float)
+    known = known_of(log_density)
+    of_chain = ChainDensity(lambda x: jnp.asarray(log_density(x, local), dtype), known)
+    return of_chain if temperature is None else tempered(of_chain, temperature)
 
 
-def of_chain(log_density: Any) -> ChainDensity:
-    """Return the log density of one chain with what is known of it."""
-    return log_density if isinstance(log_density, ChainDensity) else ChainDensity(log_density)
+def known_of(log_density: Any) -> Known | None:
+    """Return what is known of a log density; None for an ordinary function."""
+    return log_density.known if isinstance(log_density, KnownDensity | ChainDensity) else None
 
 
 def tempered(log_density: ChainLogDensityFn, temperature: Scalar) -> ChainDensity:
-    """Return a log density divided by a temperature."""
-    known = of_chain(log_density)
-    return ChainDensity(lambda position: known(position) / temperature, known.energy, known.factor / temperature)
+    """Return the log density of one chain divided by a temperature."""
+    known = known_of(log_density)
+
+    def divided(position):
+        value = log_density(position)
+        return jnp.asarray(value / temperature, value.dtype)
+
+    return ChainDensity(divided, None if known is None else known.tempered(1 / temperature))

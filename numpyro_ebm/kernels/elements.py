@@ -101,11 +101,30 @@ class Elements:
         return jnp.concatenate(pad)
 
 
+def choose(uniform: Float[Array, "..."], logits: Float[Array, "... values"]) -> Int[Array, "..."]:
+    """Return the index of a value drawn with these log probabilities (up to a constant), by the inverse of their sums.
+
+    An index whose logit is -inf is not drawn; where all are, the result is of no use.
+
+    Args:
+        uniform: numbers in [0, 1), one per draw.
+        logits: finite or -inf.
+    """
+    sums = jnp.cumsum(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
+    return jnp.argmax(sums > uniform[..., None] * sums[..., -1:], axis=-1)
+
+
 class DiscreteState(NamedTuple):
     """The state of a kernel without gradients: the position and its log density."""
 
     position: Any
     logdensity: Any
+
+
+class BlockState(NamedTuple):
+    """The state of a kernel that evaluates no energy: the position alone."""
+
+    position: Any
 
 
 class DiscreteKernel(AbstractKernel):
@@ -167,6 +186,12 @@ def _increase(values: Float[np.ndarray, "values ..."]) -> bool:
 def is_bad(log_density: Float[Array, "..."]) -> Bool[Array, "..."]:
     """Return whether a log density is NaN or plus infinity, which no kernel may move to."""
     return jnp.isnan(log_density) | (log_density == jnp.inf)
+
+
+def without_bad(logits: Float[Array, "..."]) -> tuple[Float[Array, "..."], Bool[Array, ""]]:
+    """Return log probabilities with -inf for NaN and plus infinity, and whether there were any."""
+    bad = is_bad(logits)
+    return jnp.where(bad, -jnp.inf, logits), jnp.any(bad)
 
 
 def log_ratio(new: Scalar, old: Scalar) -> Scalar:

@@ -1,6 +1,5 @@
 """Gibbs sampling of discrete events."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -10,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import TransitionInfo, info
-from numpyro_ebm.kernels.densities import of_chain
-from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements
+from numpyro_ebm.kernels.densities import Known, known_of
+from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, choose, without_bad
 
 Scan = Literal["systematic", "random"]
 
@@ -72,53 +71,62 @@ class Gibbs(DiscreteKernel):
 
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Update the elements one by one."""
-        elements = Elements.of(self.values, state.position)
+        elements, known = Elements.of(self.values, state.position), known_of(log_density)
         key_order, key_draws = jax.random.split(rng_key)
         num = sum(elements.sizes)
         order = jnp.arange(num)
         if self.scan == "random":
             order = jax.random.randint(key_order, (self.num_updates or num,), 0, num)
-        at = lambda codes: elements.position(codes, state.position)  # noqa: E731
-        known = of_chain(log_density)
-
-        def scores(codes, i, others, logdensity):
-            if known.has_conditionals:
-                logits = known.conditional_logits(at(codes), i)
-                return logdensity + logits[others] - logits[codes[i]]
-            return jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
-
-        sizes = elements.num_values_each
-        start = (elements.codes(state.position), state.logdensity, jnp.isnan(state.logdensity))
-
-        def update(carry, inputs):
-            i, key = inputs
-            return _draw(carry, i, key, elements.num_values, sizes, scores), None
-
-        inputs = (order, jax.random.split(key_draws, len(order)))
-        (codes, logdensity, is_nonfinite), _ = jax.lax.scan(update, start, inputs)
-        num_evaluations = jnp.sum(sizes[order] - 1)
-        moved = (
-            self.init(rng_key, at(codes), log_density) if known.has_conditionals else DiscreteState(at(codes), logdensity)
-        )
+        inputs = (order, jax.random.uniform(key_draws, order.shape, state.logdensity.dtype))
+        if known is not None and known.energy.has_conditionals:
+            position, bad = _by_conditionals(elements, state.position, known, inputs)
+            moved = self.init(rng_key, position, log_density)
+        else:
+            moved, bad = _by_densities(elements, state, log_density, inputs)
+        num_evaluations = jnp.sum(elements.num_values_each[order] - 1)
+        is_nonfinite = bad | jnp.isnan(state.logdensity)
         return moved, info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
 
 
-def _draw(
-    carry: tuple[Int[Array, " elements"], Scalar, Bool[Array, ""]],
-    i: Int[Array, ""],
-    rng_key: PRNGKey,
-    num_values: int,
-    sizes: Int[Array, " elements"],
-    scores_of: Callable[..., Float[Array, " others"]],
-) -> tuple[Int[Array, " elements"], Scalar, Bool[Array, ""]]:
-    """Draw one element given all others; NaN and infinite densities are avoided and reported."""
-    codes, logdensity, is_nonfinite = carry
-    others = (codes[i] + jnp.arange(1, num_values)) % num_values
-    scores = scores_of(codes, i, others, logdensity)
-    exists = others < sizes[i]
-    is_bad = exists & (jnp.isnan(scores) | (scores == jnp.inf))
-    scores = jnp.where(exists & ~jnp.isnan(scores), scores, -jnp.inf)
-    scores = jnp.concatenate([logdensity[None], scores])
-    chosen = jax.random.categorical(rng_key, scores)
-    codes = codes.at[i].set(jnp.concatenate([codes[i][None], others])[chosen])
-    return codes, scores[chosen], is_nonfinite | jnp.any(is_bad)
+def _by_conditionals(
+    elements: Elements, position: Position, known: Known, inputs: tuple[Int[Array, " updates"], Float[Array, " updates"]]
+) -> tuple[Position, Bool[Array, ""]]:
+    """Draw elements in turn by conditionals that the energy knows; return the position, and whether any was not finite."""
+    (event,), values = jax.tree.leaves(position), elements.values[0].astype(jax.tree.leaves(position)[0].dtype)
+
+    def update(carry, inputs):
+        rows, was_bad = carry
+        i, uniform = inputs
+        logits, bad = without_bad(known.conditional_logits(rows.reshape(event.shape), i))
+        chosen = values[choose(uniform, logits)]
+        return (rows.at[i].set(jnp.where(jnp.all(logits == -jnp.inf), rows[i], chosen)), was_bad | bad), None
+
+    start = (event.reshape(-1, *values.shape[1:]), jnp.zeros((), bool))
+    (rows, was_bad), _ = jax.lax.scan(update, start, inputs)
+    return elements.structure.unflatten([rows.reshape(event.shape)]), was_bad
+
+
+def _by_densities(
+    elements: Elements,
+    state: DiscreteState,
+    log_density: ChainLogDensityFn,
+    inputs: tuple[Int[Array, " updates"], Float[Array, " updates"]],
+) -> tuple[DiscreteState, Bool[Array, ""]]:
+    """Draw elements in turn by the log densities of all their values; return the state, and whether any was not finite."""
+    sizes, num_values = elements.num_values_each, elements.num_values
+    at = lambda codes: elements.position(codes, state.position)  # noqa: E731
+
+    def update(carry, inputs):
+        codes, logdensity, was_bad = carry
+        i, uniform = inputs
+        others = (codes[i] + jnp.arange(1, num_values)) % num_values
+        scores = jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
+        scores, bad = without_bad(jnp.where(others < sizes[i], scores, -jnp.inf))
+        logits = jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(without_bad(logdensity)[0])
+        chosen = jnp.where(jnp.all(logits == -jnp.inf), codes[i], choose(uniform, logits))
+        logdensity = jnp.where(chosen == codes[i], logdensity, logits[chosen])
+        return (codes.at[i].set(chosen.astype(codes.dtype)), logdensity, was_bad | bad), None
+
+    start = (elements.codes(state.position), state.logdensity, jnp.zeros((), bool))
+    (codes, logdensity, was_bad), _ = jax.lax.scan(update, start, inputs)
+    return DiscreteState(at(codes), logdensity), was_bad

@@ -15,8 +15,9 @@ def available_kernels() -> tuple[str, ...]:
     """Return the names that ``kernel=`` accepts, sorted.
 
     Example:
-        ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'dmala', 'dula', 'dynamic_hmc', 'elliptical_slice',
-        'flips', 'ghmc', 'gibbs', 'gwg', 'hmc', 'langevin', 'mala', 'mclmc', 'nuts', 'parallel_tempering')``.
+        ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'block_gibbs', 'dmala', 'dula', 'dynamic_hmc',
+        'elliptical_slice', 'flips', 'ghmc', 'gibbs', 'gwg', 'hmc', 'langevin', 'mala', 'mclmc', 'nuts',
+        'parallel_tempering', 'swendsen_wang')``.
     """
     return KERNELS.names()
 
@@ -35,9 +36,9 @@ def resolve_kernel(
     """
     usual = "gibbs" if is_discrete else "nuts"
     resolved = KERNELS.resolve(usual if kernel is None else kernel)
-    if is_discrete is not None and resolved.is_discrete != is_discrete:
+    if is_discrete is not None and resolved.is_discrete not in (is_discrete, None):
         kind = "discrete" if is_discrete else "continuous"
-        fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete != (not is_discrete)]
+        fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete is not (not is_discrete)]
         raise EnergyError(
             f"The kernel '{resolved.name}' cannot sample a {kind} support. Kernels that can: {', '.join(sorted(fitting))}."
             f"{otherwise}"

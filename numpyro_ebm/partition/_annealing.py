@@ -10,6 +10,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Position, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, Gibbs, chains
+from numpyro_ebm.kernels.densities import keep
 from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.partition._base import Densities
 
@@ -220,7 +221,7 @@ def move(
     rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Position, beta: Scalar | float, num_steps: int
 ) -> chains.Advanced:
     """Run transitions at one level."""
-    log_density = lambda position, _: densities.log_between(position, beta)  # noqa: E731
+    log_density = keep(lambda position, _: densities.log_between(position, beta), densities.known_between(beta))
     return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps)
 
 

@@ -6,14 +6,16 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from blackjax.diagnostics import psis_weights
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.supports import check_same_support
+from numpyro_ebm.kernels.densities import Known
 from numpyro_ebm.partition._proposal import Proposal, check_rows
 
 NOTHING = -1e30
@@ -102,6 +104,31 @@ class Densities:
     def log_between(self, position: Position, beta: Scalar | float) -> Scalar:
         """Return the geometric path: ``(1 - beta)`` times the start's log density plus ``beta`` times the target's."""
         return self.log_start(position) + beta * self.log_ratio(position)
+
+    def known_between(self, beta: Scalar | float) -> Known | None:
+        """Return what is known of `log_between`, for a ready-made energy and a start of independent elements."""
+        known = self.distribution.known
+        if known is None or not self.distribution.is_discrete:
+            return None
+        if self.start is None:
+            return known.tempered(beta)
+        offsets = logits_of_elements(self.start, self.distribution.discrete_values)
+        if offsets is None:
+            return None
+        return dataclasses.replace(
+            known.tempered(beta), offsets=jnp.where(offsets == -jnp.inf, -jnp.inf, (1 - beta) * offsets)
+        )
+
+
+def logits_of_elements(
+    start: dist.Distribution, values: Shaped[np.ndarray, "values ..."]
+) -> Float[Array, "elements values"] | None:
+    """Return the log probabilities of the values of each element of independent elements; None for other distributions."""
+    inner = start.base_dist if isinstance(start, dist.Independent) else start
+    if values.ndim > 1 or inner.event_shape or inner.batch_shape != start.event_shape:
+        return None
+    each = jnp.asarray(values).reshape(-1, *(1,) * len(inner.batch_shape))
+    return jnp.moveaxis(inner.log_prob(each), 0, -1).reshape(-1, len(values))
 
 
 class AbstractPartition(abc.ABC):

@@ -14,11 +14,13 @@ import numpyro.distributions as dist
 from jaxtyping import Bool, Shaped
 
 from numpyro_ebm._core import programs
+from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, chains
+from numpyro_ebm.kernels.densities import Known, keep
 from numpyro_ebm.kernels.layout import check_start, draw_start, rows_local, starts_of
 from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.kernels.starts import check_starts, initial_is_finite
@@ -192,12 +194,14 @@ class _OfModel(NamedTuple):
     positions: Position
     log_density: Any
     postprocess: Any
+    energy: AbstractEnergy | None
 
     def bound(self) -> AbstractKernel:
         return self.kernel
 
     def density(self) -> tuple[LogDensityFn, PyTree]:
-        return lambda position, _: self.log_density(position), None
+        known = None if self.energy is None else Known(self.energy)
+        return keep(lambda position, _: self.log_density(position), known), None
 
     def start(self, rng_key: PRNGKey, starts: None) -> tuple[Position, Bool[Array, " chains"]]:
         return self.positions, jax.vmap(lambda z: initial_is_finite(self.log_density, z))(self.positions)
@@ -208,12 +212,13 @@ class _OfModel(NamedTuple):
 
 def _of_model(keys: PRNGKeys, kernel: AbstractKernel, model: Callable, args: tuple, kwargs: dict[str, Any]) -> _OfModel:
     target = _target.make_target(keys, model, args, kwargs)
-    kernel = kernel if target.discrete_values is None else kernel.bind(target)
+    kernel = kernel.bind(target)
     positions = chains.as_positions(kernel, target.position)
     position = jax.tree.map(lambda leaf: leaf[0], positions)
     log_density = programs.trace(target.log_density(args, kwargs), position, order=1)
     postprocess = programs.trace(target.postprocess(args, kwargs), chains.as_draws(kernel, position))
-    return _OfModel(kernel, positions, log_density, postprocess)
+    energy = None if target.known is None else target.known.energy
+    return _OfModel(kernel, positions, log_density, postprocess, energy)
 
 
 @programs.jit(static_argnames=("num_warmup", "num_samples"))

@@ -19,6 +19,7 @@ from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.supports import discrete_values
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.kernels import AbstractKernel
+from numpyro_ebm.kernels.densities import ChainDensity, Known
 from numpyro_ebm.kernels.names import resolve_kernel
 
 
@@ -31,12 +32,19 @@ class Target(NamedTuple):
         postprocess: ``postprocess(args, kwargs)`` returns the map from a position to constrained latents and deterministic
             sites.
         discrete_values: by site, the values that one of its elements takes; None unless all latents are discrete.
+        known: what is known of the log density under the first arguments, if a ready-made energy makes it up alone.
     """
 
     position: Position
     log_density: Callable[[tuple, dict], ChainLogDensityFn]
     postprocess: Callable[[tuple, dict], Callable[[Position], dict[str, jax.Array]]]
     discrete_values: dict[str, np.ndarray] | None = None
+    known: Known | None = None
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether all latents are discrete."""
+        return self.discrete_values is not None
 
 
 class unsubsampled(Messenger):  # noqa: N801
@@ -214,9 +222,12 @@ def make_target(
 
     def log_density(args, kwargs):
         potential = info.potential_fn(*args, **kwargs)
-        return lambda z: -jnp.asarray(potential(z), float)
+        return ChainDensity(lambda z: -jnp.asarray(potential(z), float), _known(model, args, kwargs))
 
-    return Target(info.param_info.z, log_density, lambda args, kwargs: info.postprocess_fn(*args, **kwargs))
+    def postprocess(args, kwargs):
+        return info.postprocess_fn(*args, **kwargs)
+
+    return Target(info.param_info.z, log_density, postprocess, known=_known(model, args, kwargs))
 
 
 def _discrete_target(
@@ -237,7 +248,10 @@ def _discrete_target(
         return {name: jnp.asarray(trace[name]["value"], int) for name in latents.discrete}
 
     def log_density(args, kwargs):
-        return lambda values: jnp.asarray(util.log_density(handlers.seed(model, 0), args, kwargs, values)[0], float)
+        def of_values(values):
+            return jnp.asarray(util.log_density(handlers.seed(model, 0), args, kwargs, values)[0], float)
+
+        return ChainDensity(of_values, _known(model, args, kwargs))
 
     def postprocess(args, kwargs, values):
         with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
@@ -246,5 +260,18 @@ def _discrete_target(
 
     position = start(rng_key) if is_prng_key(rng_key) else jax.vmap(start)(rng_key)
     return Target(
-        position, log_density, lambda args, kwargs: partial(postprocess, args, kwargs), cast(Any, latents.discrete)
+        position,
+        log_density,
+        lambda args, kwargs: partial(postprocess, args, kwargs),
+        cast(Any, latents.discrete),
+        _known(model, args, kwargs),
     )
+
+
+def _known(model: Callable, args: tuple, kwargs: dict) -> Known | None:
+    """Return what is known of a log density that one ready-made energy makes up: a single site, one event, no weight."""
+    sites = [site for site in _trace(model, args, kwargs).values() if site["type"] == "sample"]
+    unwrapped = unwrap(sites[0]["fn"]) if len(sites) == 1 else None
+    if unwrapped is None or unwrapped.batch_shape or unwrapped.mask is not None or sites[0]["scale"] is not None:
+        return None
+    return unwrapped.distribution.known

@@ -173,8 +173,7 @@ class BlackJAXKernel(MCMCKernel):
         keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
         model = _target.fixed(self._model, self._params)
         self._target = _target.make_target(keys[0], model, model_args, kwargs, self._init_strategy)
-        if self._target.discrete_values is not None:
-            self._bound = self._kernel.bind(self._target)
+        self._bound = self._kernel.bind(self._target)
         position = self._target.position if init_params is None else init_params
         start = partial(self._start, self._target.log_density(model_args, kwargs))
         # A batch of keys means a batch of chains, here and at every transition.

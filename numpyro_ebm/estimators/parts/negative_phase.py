@@ -190,8 +190,8 @@ class ChainEstimator(AbstractEstimator):
         lower = jax.vmap(kernel.lower)
         start = start._replace(position=chains.as_positions(kernel, start.position))
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
-        energy = jax.lax.stop_gradient(site.distribution.known_energy)
-        log_density = keep(freeze(site.log_density, *first), energy)
+        known = site.distribution.known
+        log_density = keep(freeze(site.log_density, *first), None if known is None else known.frozen())
         owner = f"At site '{site.name}', estimator '{self.name}'"
         follows_score = state.log_scale is not None
 
@@ -226,9 +226,9 @@ class ChainEstimator(AbstractEstimator):
             return Phase(ended, tell(examined, self.on_unhealthy, owner), lost, factor, gradient)
 
         pace = self._pace(site, state, kernel, start)
-        known = state._replace(averaging=None, pool=None)
+        outer = state._replace(averaging=None, pool=None)
         data = chains.as_positions(kernel, site.position)
-        inputs = (start.position, start.local, pace, data, site.local, known)
+        inputs = (start.position, start.local, pace, data, site.local, outer)
         return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
 
     def advance(

@@ -1,0 +1,117 @@
+"""Gibbs sampling by blocks of elements, for ready-made energies."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.records import record
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm.kernels._base import TransitionInfo, info
+from numpyro_ebm.kernels.densities import Known, known_of
+from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements, choose, without_bad
+
+
+@record()
+class BlockGibbs(DiscreteKernel):
+    r"""Block Gibbs: a transition draws all elements, many of them at once, by what a ready-made energy knows of itself.
+
+    * A pairwise energy on a graph (`Ising`, `GraphPotts`) has one block per colour of the graph. The elements of a colour
+      are independent given the others: a lattice takes two draws, whatever its size.
+    * An `RBM` or a `GaussianRBM` draws its hidden units given the visible ones, and the visible units given these. The joint
+      energy of visible and hidden units has its two layers as blocks, and `DeepBoltzmannMachine` its odd and even layers.
+
+    The kernel has no step size, never rejects, and evaluates no energy. On the visible units alone it cannot sample a
+    tempered density, because the free energy divided by a temperature has no hidden units: temper ``RBM(...).joint()``.
+
+    Args:
+        values: as in `Gibbs`.
+
+    Raises:
+        EnergyError: at the first use, for an energy without blocks, and for a temperature where the energy draws its blocks
+            at temperature 1 only.
+
+    Example:
+        ``sample(rng_key, EnergyDistribution(energies.Ising(energies.Graph.lattice(100, 100), 0.4)), "block_gibbs")``
+
+    References:
+        Geman and Geman, Stochastic relaxation, Gibbs distributions, and the Bayesian restoration of images (1984); Hinton,
+        Training products of experts by minimizing contrastive divergence (2002), for the RBM.
+    """
+
+    name: ClassVar[str] = "block_gibbs"
+    needs_density: ClassVar[bool] = False
+    statistics: ClassVar[tuple[str, ...]] = ("num_gradients", "is_nonfinite")
+    step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: Any = None
+
+    @property
+    def is_discrete(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True once the kernel has the values of a discrete support; None before, as it fits either kind of support."""
+        return None if self.values is None else True
+
+    def bind(self, distribution: Any) -> Any:
+        """Return the kernel with the values of a discrete support, after a check that the energy has blocks.
+
+        Raises:
+            EnergyError: for an energy without blocks, and values that do not fit.
+        """
+        _checked(self.name, distribution.known)
+        return super().bind(distribution) if distribution.is_discrete else self
+
+    def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
+        """Return the position as the state."""
+        return BlockState(position)
+
+    def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
+        """Draw each block given all other elements."""
+        known = _checked(self.name, known_of(log_density))
+        (event,), structure = jax.tree.flatten(state.position)
+        if known.energy.has_sweep:
+            new = _swept(rng_key, known, event)
+            was_bad, num = ~jnp.all(jnp.isfinite(new)), 1
+        else:
+            new, was_bad = _drawn(rng_key, known, Elements.of(self.values, state.position), event)
+            num = len(known.energy.blocks or ())
+        return BlockState(structure.unflatten([new])), info(1.0, False, num, is_nonfinite=was_bad)  # noqa: FBT003
+
+
+def _checked(kernel: str, known: Known | None) -> Known:
+    """Return what is known of a density that can be drawn by blocks, and raise for any other."""
+    if known is not None and (known.energy.has_sweep or known.has_blocks):
+        return known
+    given = type(known.energy).__name__ if known else "the energy is an ordinary function, or has a base or a context"
+    raise EnergyError(
+        f"The kernel '{kernel}' needs a ready-made energy whose elements fall into blocks, such as "
+        f"numpyro_ebm.energies.Ising or RBM, alone in its distribution; got {given}. Write kernel='gibbs', or 'nuts' for "
+        "continuous events."
+    )
+
+
+def _swept(rng_key: PRNGKey, known: Known, position: Array) -> Array:
+    """Draw all elements by the energy's own sweep."""
+    if not known.is_whole:
+        owner = type(known.energy).__name__
+        raise EnergyError(
+            f"{owner} draws its blocks at temperature 1 only, without a base. Write kernel='gibbs', or for an RBM the "
+            "energy of visible and hidden units together, energy.joint(), whose layers are blocks at every temperature."
+        )
+    return known.sweep(rng_key, position)
+
+
+def _drawn(
+    rng_key: PRNGKey, known: Known, elements: Elements, event: Shaped[Array, "*event"]
+) -> tuple[Array, Bool[Array, ""]]:
+    """Draw an event block by block from the conditionals of its elements; also return whether any was not finite."""
+    energy: Any = known.energy
+    values = elements.values[0].astype(event.dtype)
+    rows, was_bad = event.reshape(-1, *values.shape[1:]), jnp.zeros((), bool)
+    for block, key in zip(energy.blocks, jax.random.split(rng_key, len(energy.blocks)), strict=True):
+        logits, bad = without_bad(known.conditional_logits(rows.reshape(event.shape), block))
+        chosen = values[choose(jax.random.uniform(key, np.shape(block), logits.dtype), logits)]
+        is_stuck = jnp.all(logits == -jnp.inf, axis=-1).reshape(-1, *(1,) * (rows.ndim - 1))
+        rows, was_bad = rows.at[block].set(jnp.where(is_stuck, rows[block], chosen)), was_bad | bad
+    return rows.reshape(event.shape), was_bad
