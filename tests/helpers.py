@@ -13,6 +13,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
+from numpyro_ebm.kernels import chains
 
 
 def some_slow(fast, slow):
@@ -97,3 +98,18 @@ def check_moments(draws, mean, variance, *, min_ess=200):
         error = np.abs(values.mean((0, 1)) - truth)
         bound = 5 * values.std((0, 1)) / np.sqrt(ess)
         assert np.all(error < bound), f"error {error} against {bound}"
+
+
+def advanced(kernel, d, start, num_steps, **options):
+    """Chains from given events, as events."""
+    kernel = kernel.bind(d)
+    return chains.as_draws(
+        kernel, chains.advance(jax.random.key(0), kernel, d.target(kernel), start, num_steps=num_steps, **options).positions
+    )
+
+
+def shares(draws, states):
+    """How often each state is drawn."""
+    same = (np.asarray(draws).reshape(len(draws), 1, -1) == states.reshape(1, len(states), -1)).all(-1)
+    assert (same.sum(1) == 1).all()
+    return same.mean(0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from helpers import check_moments, some_slow
+from helpers import advanced, check_moments, shares, some_slow
 from numpyro.distributions import constraints
 
 import numpyro_ebm as ebm
@@ -133,19 +133,6 @@ def exact(support):
     return d, np.array(states), np.exp(log_p - np.logaddexp.reduce(log_p))
 
 
-def advanced(kernel, d, start, num_steps):
-    """Chains from given events, as events."""
-    kernel = kernel.bind(d)
-    return chains.as_draws(kernel, chains.advance(KEY, kernel, d.target(kernel), start, num_steps=num_steps).positions)
-
-
-def shares(draws, states):
-    """How often each state is drawn."""
-    same = (np.asarray(draws).reshape(len(draws), 1, -1) == states.reshape(1, len(states), -1)).all(-1)
-    assert (same.sum(1) == 1).all()
-    return same.mean(0)
-
-
 QUICK = ["gibbs", "flips", "gwg", "dmala"]
 SOME_SLOW = some_slow(QUICK, [name for name in KERNELS if name not in QUICK])
 
@@ -194,7 +181,8 @@ def test_a_warm_up_adapts_the_step_of_dmala():
 
 def test_the_kernels_are_those_of_the_table():
     discrete = {name for name, cls in NAMED.classes.items() if cls.is_discrete is True}
-    assert {kernel.name for kernel in KERNELS.values()} | {"dula"} == discrete
+    assert {kernel.name for kernel in KERNELS.values()} | {"dula", "swendsen_wang"} == discrete
+    assert NAMED.classes["block_gibbs"]().is_discrete is None
 
 
 def test_an_energy_draws_by_gibbs_unless_told_otherwise():
