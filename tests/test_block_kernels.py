@@ -195,6 +195,22 @@ def test_pcd_by_sweeps_reaches_the_maximum_likelihood_of_the_machine():
     )
 
 
+def test_an_element_with_a_rare_value_is_not_called_frozen():
+    x = np.zeros((200, 3), int)
+    x[:, :2] = np.random.default_rng(0).integers(0, 2, (200, 2))
+    x[0, 2] = 1  # so rare that the chains hardly ever visit it
+
+    def model(x):
+        energy = RBM(jnp.zeros((3, 1)), numpyro.param("visible", jnp.array([0.0, 0.0, -15.0])))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(energy), obs=x)
+
+    estimated = ebm.estimate(model, "pcd", kernel="block_gibbs", num_steps=1, num_chains=50)
+    svi = SVI(estimated, ebm.empty_guide, optax.sgd(1e-9), Trace_ELBO())
+    state = svi.run(KEY, 60, x, progress_bar=False).state
+    assert "frozen" not in ebm.training_report(estimated, state).sites[0].held
+
+
 def sampled(energy, kernel, **options):
     return lambda: ebm.sample(KEY, ebm.EnergyDistribution(energy, **options), kernel)
 

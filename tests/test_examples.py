@@ -123,6 +123,33 @@ def test_mixture2d(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_rbm_digits(tmp_path, capsys):
+    found = load("rbm_digits").main(["--epochs=100", "--checks=4", "--warmup=20", "--samples=50", "--out", str(tmp_path)])
+    assert "independent pixels reach -25.25" in capsys.readouterr().out
+    for row in found["trained"]:
+        assert -21 < row["held_out"] < -19
+        assert abs(row["ais"] - row["log_z"]) < 5 * row["ais_se"] < 1
+    centred, uncentred = found["centring"]
+    assert abs(centred["x"] - centred["1 - x"]) < 0.1
+    assert abs(uncentred["x"] - uncentred["1 - x"]) > 2
+    assert (tmp_path / "rbm_digits.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_ising(tmp_path):
+    sizes = ["--couplings", "0.2", "--width", "24", "--warmup", "100", "--samples", "400", "--rows", "500", "--steps", "400"]
+    found = load("ising").main([*sizes, "--out", str(tmp_path)])
+    for row in found["sweep"]:
+        # Below the critical coupling a lattice of this width is like the infinite one; its energy
+        # per spin has a variance below 3 / N.
+        assert abs(row["energy"] - row["exact"]) < 5 * np.sqrt(3.0 / 24**2 / row["ess"])
+    rmse = {row["method"]: row["rmse"] for row in found["recovered"]}
+    assert rmse["exact"] < 0.06
+    assert max(rmse.values()) < 1.3 * rmse["exact"]
+    assert (tmp_path / "ising.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
 def test_score_based(tmp_path, capsys):
     rows = load("score_based").main(["--quick", "--out", str(tmp_path)])
     assert "bits per pixel of 17 grey levels" in capsys.readouterr().out
