@@ -23,7 +23,7 @@ Public names by topic (``help`` describes each):
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
-    Gibbs, GibbsWithGradients, SwendsenWang.
+    Gibbs, GibbsWithGradients, SwendsenWang; BySite for models with both kinds of latents.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -143,6 +143,7 @@ from numpyro_ebm.kernels import AbstractKernel as AbstractKernel
 from numpyro_ebm.kernels import AdjustedMCLMC as AdjustedMCLMC
 from numpyro_ebm.kernels import Barker as Barker
 from numpyro_ebm.kernels import BlockGibbs as BlockGibbs
+from numpyro_ebm.kernels import BySite as BySite
 from numpyro_ebm.kernels import ChainSampler as ChainSampler
 from numpyro_ebm.kernels import DynamicHMC as DynamicHMC
 from numpyro_ebm.kernels import EllipticalSlice as EllipticalSlice
@@ -278,6 +279,7 @@ __all__ = [
     "EllipticalSlice",
     "Gibbs",
     "BlockGibbs",
+    "BySite",
     "SwendsenWang",
     "GibbsWithGradients",
     "Langevin",

@@ -103,9 +103,8 @@ def check_moments(draws, mean, variance, *, min_ess=200):
 def advanced(kernel, d, start, num_steps, **options):
     """Chains from given events, as events."""
     kernel = kernel.bind(d)
-    return chains.as_draws(
-        kernel, chains.advance(jax.random.key(0), kernel, d.target(kernel), start, num_steps=num_steps, **options).positions
-    )
+    ended = chains.advance(jax.random.key(0), kernel, d.target(kernel), start, num_steps=num_steps, **options)
+    return kernel.as_draws(ended.positions)
 
 
 def shares(draws, states):

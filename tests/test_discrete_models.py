@@ -159,9 +159,9 @@ def test_log_z_takes_kernels_that_keep_to_the_events(kernel):
     ebm.log_partition(KEY, spins(), method="ais", kernel="flips", num_levels=10, num_chains=100)
 
 
-BOTH = r"discrete latent sites \['{}'\] beside the continuous \['z'\].*condition\(model, \{{'z': value\}}\)"
+BOTH = r"discrete latent sites \['{0}'\] beside the continuous \['z'\].*kernel=\{{'z': 'nuts', '{0}': 'gibbs'\}}"
 REFUSED = {
-    "an energy beside a normal": (mixed, None, BOTH.format("x")),
+    "nuts on an energy beside a normal": (mixed, "nuts", BOTH.format("x")),
     "the same, for gibbs": (mixed, "gibbs", BOTH.format("x")),
     "ordinary sites, for gibbs": (ordinary_mixed, "gibbs", BOTH.format("k")),
     "nuts on discrete latents": (lambda: numpyro.sample("x", spins()), "nuts", "'nuts' cannot sample a discrete support"),

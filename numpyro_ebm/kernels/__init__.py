@@ -3,6 +3,7 @@
 from numpyro_ebm.kernels._base import AbstractKernel as AbstractKernel
 from numpyro_ebm.kernels._base import TransitionInfo as TransitionInfo
 from numpyro_ebm.kernels.block_gibbs import BlockGibbs as BlockGibbs
+from numpyro_ebm.kernels.by_site import BySite as BySite
 from numpyro_ebm.kernels.chain_sampler import ChainSampler as ChainSampler
 from numpyro_ebm.kernels.flips import Flips as Flips
 from numpyro_ebm.kernels.gibbs import Gibbs as Gibbs

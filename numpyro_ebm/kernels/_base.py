@@ -36,6 +36,7 @@ class TransitionInfo(NamedTuple):
             infinite energy, or an energy of minus infinity. Kernels that reject do not move there (except for
             minus infinity, which Metropolis always accepts), so the draws do not show it.
         swap_rate: acceptance probability of swaps between temperatures; None for a kernel without swaps.
+        parts: records of the kernels that a kernel consists of; None for a kernel of its own.
     """
 
     acceptance_rate: Chains
@@ -45,6 +46,7 @@ class TransitionInfo(NamedTuple):
     tree_depth: Int[Array, "*chains"]
     is_nonfinite: Bool[Array, "*chains"]
     swap_rate: Chains | None
+    parts: Any = None
 
 
 class AbstractKernel(abc.ABC):
@@ -59,7 +61,7 @@ class AbstractKernel(abc.ABC):
         adapts_mass_matrix: whether the warm-up also adapts ``inverse_mass_matrix``.
         takes_dense_matrix: whether ``inverse_mass_matrix`` may be ``(d, d)``.
         is_exact: whether a transition leaves the density invariant; unadjusted kernels have a bias from their step size.
-        is_discrete: whether the kernel moves on discrete supports.
+        is_discrete: whether the kernel moves on discrete supports; None for a kernel that moves on both kinds.
         relaxes: whether it is a discrete kernel that takes gradients, so that positions are floating-point numbers.
         needs_density: whether it uses values of the log density; if not, the gradient of a `ScoreDistribution` is enough.
         step_exponent: the step size for ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 if the step size is
@@ -69,7 +71,7 @@ class AbstractKernel(abc.ABC):
 
     name: ClassVar[str]
     is_exact: ClassVar[bool] = True
-    is_discrete: ClassVar[bool] = False
+    is_discrete: ClassVar[bool | None] = False
     relaxes: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = None
@@ -94,6 +96,20 @@ class AbstractKernel(abc.ABC):
     def bind(self, distribution: Any) -> Any:
         """Return the kernel with settings taken from the distribution to sample; most kernels take none."""
         return self
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The kernels that this one consists of, each of which adapts by itself; none for a kernel of its own."""
+        return ()
+
+    def as_positions(self, tree: PyTree) -> PyTree:
+        """Cast every leaf to the kernel's type: the default integers, or floats (float64 under x64, float32 otherwise)."""
+        is_integer = self.is_discrete and not self.relaxes
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int if is_integer else float), tree)
+
+    def as_draws(self, tree: PyTree) -> PyTree:
+        """Return positions as draws of the target: those of a discrete kernel that takes gradients become integers again."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int), tree) if self.relaxes else tree
 
     def lift(self, position: Position) -> Position:
         """Return what the kernel moves, for one position of the target; for most kernels, the position itself."""

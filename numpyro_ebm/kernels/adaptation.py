@@ -22,7 +22,10 @@ FAST = 0
 
 
 class WarmupState(NamedTuple):
-    """Dual averaging, mass matrix (each None if it does not adapt) and the kernel as adapted so far."""
+    """Dual averaging, mass matrix (each None if it does not adapt) and the kernel as adapted so far.
+
+    For a kernel that consists of several, ``averaging`` holds the warm-up state of each.
+    """
 
     averaging: Any
     metric: Any
@@ -36,8 +39,10 @@ def schedule(kernel: AbstractKernel, num_warmup: int) -> Int[Array, "{num_warmup
     return jnp.asarray(build_schedule(num_warmup), jnp.int32)
 
 
-def start(kernel: AbstractKernel, position: Position) -> WarmupState:
+def start(kernel: Any, position: Position) -> WarmupState:
     """Return the initial state of a warm-up, with the kernel's settings; ``position`` is what the kernel moves."""
+    if kernel.parts:
+        return _joined(kernel, [start(*pair) for pair in zip(kernel.parts, kernel.split(position), strict=True)])
     position = kernel.lower(position)
     dtype = jnp.result_type(*jax.tree.leaves(position))
     kernel = jax.tree.map(lambda setting: jnp.asarray(setting, dtype), kernel)
@@ -53,6 +58,9 @@ def start(kernel: AbstractKernel, position: Position) -> WarmupState:
 
 def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info: TransitionInfo) -> WarmupState:
     """Update the warm-up with one transition; ``stage`` is a row of `schedule`."""
+    if warmup.kernel.parts:
+        each = zip(warmup.averaging, warmup.kernel.split(position), info.parts, strict=True)
+        return _joined(warmup.kernel, [update(own, stage, part, record) for own, part, record in each])
     if warmup.averaging is None:
         return warmup
     da_init, da_update, da_final = dual_averaging_adaptation(warmup.kernel.target_acceptance)  # pyright: ignore
@@ -92,10 +100,17 @@ def update_at(
 
 def finish(warmup: WarmupState) -> AbstractKernel:
     """Return the adapted kernel, with the averaged step size and the last mass matrix."""
+    if warmup.kernel.parts:
+        return warmup.kernel.joined(tuple(finish(own) for own in warmup.averaging))
     if warmup.averaging is None:
         return warmup.kernel
     step_size = dual_averaging_adaptation(0.0)[2](warmup.averaging)
     return warmup.kernel.adapted(step_size=step_size)
+
+
+def _joined(kernel: Any, parts: list[WarmupState]) -> WarmupState:
+    """Return the warm-up state of a kernel that consists of several."""
+    return WarmupState(tuple(parts), None, kernel.joined(tuple(own.kernel for own in parts)))
 
 
 def _initial_matrix(kernel: Any) -> Float[Array, " d"] | Float[Array, "d d"] | None:

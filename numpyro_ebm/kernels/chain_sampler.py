@@ -80,7 +80,7 @@ def _draw(key_start, key_chains, distribution, kernel, starts, *, sample_shape, 
     log_density, local = distribution.target(kernel), rows_local(distribution, shape)
     positions, finite = starts_of(key_start, distribution, log_density, starts, sample_shape, local)
     run = chains.run(key_chains, kernel, log_density, positions, local, num_warmup=num_warmup, num_samples=num_steps)
-    draws = to_draws(distribution, chains.as_draws(kernel, run.positions[:, -1]), shape)
+    draws = to_draws(distribution, kernel.as_draws(run.positions[:, -1]), shape)
     if not distribution.is_discrete:
         draws = jnp.where(finite.reshape(shape + (1,) * len(distribution.event_shape)), draws, jnp.nan)
     return draws, finite

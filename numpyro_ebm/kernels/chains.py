@@ -110,17 +110,6 @@ def num_chains_of(positions: Position) -> int:
     return jax.tree.leaves(positions)[0].shape[0]
 
 
-def as_positions(kernel: AbstractKernel, tree: PyTree) -> PyTree:
-    """Cast every leaf to the kernel's type: the default integers, or floats (float64 under x64, float32 otherwise)."""
-    is_integer = kernel.is_discrete and not kernel.relaxes
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int if is_integer else float), tree)
-
-
-def as_draws(kernel: AbstractKernel, tree: PyTree) -> PyTree:
-    """Return positions as draws of the target: those of a discrete kernel that takes gradients become integers again."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=int), tree) if kernel.relaxes else tree
-
-
 def advance(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
@@ -148,7 +137,7 @@ def advance(
             are evaluated again before it. None for 1 throughout.
         pace: a separate step size for each chain, which adapts; None for the kernel's own.
     """
-    positions = as_positions(kernel, positions)
+    positions = kernel.as_positions(positions)
     num_chains = num_chains_of(positions)
     has_swaps = "swap_rate" in kernel.statistics
 
@@ -261,7 +250,7 @@ def begin(
     num_samples: int,
 ) -> Progress:
     """Prepare a `run`, up to its first transition. The arguments are those of `run`."""
-    positions = jax.vmap(kernel.lift)(as_positions(kernel, positions))
+    positions = jax.vmap(kernel.lift)(kernel.as_positions(positions))
     num_chains = num_chains_of(positions)
 
     def start(key, position, row):
@@ -270,6 +259,7 @@ def begin(
     key_init, key_steps = jax.random.split(rng_key)
     states, warmups = jax.vmap(start)(jax.random.split(key_init, num_chains), positions, local)
     _, info = jax.eval_shape(lambda: _transition(rng_key, states, warmups, log_density, local))
+    info = info._replace(parts=None)
     draws = jax.tree.map(
         lambda leaf: jnp.zeros((num_chains, num_samples, *leaf.shape[1:]), leaf.dtype),
         (jax.vmap(kernel.lower)(positions), info),
@@ -304,7 +294,7 @@ def go_on(
         if num_warmup:
             warmups = jax.vmap(partial(adaptation.update_at, stages, i))(warmups, states.position, info)
         kept = jnp.maximum(i - num_warmup, 0)
-        new = (jax.vmap(kernel.lower)(states.position), info)
+        new = (jax.vmap(kernel.lower)(states.position), info._replace(parts=None))
         draws = jax.tree.map(lambda all_, new: all_.at[:, kept].set(new), draws, new)
         return states, warmups, draws
 

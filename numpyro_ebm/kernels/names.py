@@ -1,9 +1,13 @@
 """Table of the kernels, and look-up of a kernel by name."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel
 from numpyro_ebm.kernels._moves import MOVES
+from numpyro_ebm.kernels.by_site import BySite
 from numpyro_ebm.kernels.tempering import ParallelTempering
 
 KERNELS: Registry[AbstractKernel] = Registry(
@@ -23,19 +27,19 @@ def available_kernels() -> tuple[str, ...]:
 
 
 def resolve_kernel(
-    kernel: str | AbstractKernel | None, *, is_discrete: bool | None = False, otherwise: str = ""
+    kernel: str | AbstractKernel | Mapping[str, Any] | None, *, is_discrete: bool | None = False, otherwise: str = ""
 ) -> AbstractKernel:
-    """Return a kernel, given its name or itself, after a check of the kind of support (``is_discrete=None``: not yet known).
+    """Return a kernel, given its name, itself or a kernel for each site, after a check of the kind of support.
 
-    ``kernel=None`` gives the default for the support: "nuts" or "gibbs". The message for a kernel that does not fit the
-    support ends with ``otherwise``.
+    With ``is_discrete=None`` the support is not yet known. ``kernel=None`` gives the default for the support: "nuts" or
+    "gibbs". The message for a kernel that does not fit the support ends with ``otherwise``.
 
     Raises:
         EnergyError: for an unknown name, or a kernel that cannot sample this support.
         TypeError: for anything that is neither a name nor a kernel.
     """
     usual = "gibbs" if is_discrete else "nuts"
-    resolved = KERNELS.resolve(usual if kernel is None else kernel)
+    resolved = BySite(kernel) if isinstance(kernel, Mapping) else KERNELS.resolve(usual if kernel is None else kernel)
     if is_discrete is not None and resolved.is_discrete not in (is_discrete, None):
         kind = "discrete" if is_discrete else "continuous"
         fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete is not (not is_discrete)]

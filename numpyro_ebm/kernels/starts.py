@@ -25,10 +25,16 @@ NO_START = (
 
 
 def initial_is_finite(log_density: Callable, position: Position) -> Bool[Array, ""]:
-    """Return whether the log density and, for a continuous position, its gradient are finite."""
-    if all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(position)):
+    """Return whether the log density and, for continuous parts of the position, its gradient are finite."""
+    leaves, structure = jax.tree.flatten(position)
+    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def at(values):
+        return log_density(structure.unflatten([values.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+    if not floats:
         return jnp.isfinite(log_density(position))
-    value, grad = jax.value_and_grad(log_density)(position)
+    value, grad = jax.value_and_grad(at)({i: leaves[i] for i in floats})
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grad))]).all()
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -61,7 +61,7 @@ class Draws:
 def sample(
     rng_key: PRNGKey,
     model_or_dist: Callable | EventDistribution,
-    kernel: str | AbstractKernel | None = None,
+    kernel: str | AbstractKernel | Mapping[str, Any] | None = None,
     *,
     params: PyTree | None = None,
     num_warmup: int = 500,
@@ -84,7 +84,9 @@ def sample(
         rng_key: random key.
         model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`. The site of a distribution is named
             "x", and each row of a batch shape has its own chains.
-        kernel: a name or a kernel; None for "nuts", or "gibbs" if the target is discrete.
+        kernel: a name or a kernel; None for "nuts", or "gibbs" if the target is discrete. For a model also a mapping with a
+            kernel for each latent site, ``{"x": "nuts", "s": "gibbs"}`` (see `BySite`), which is the default if discrete
+            energies are latent beside continuous sites.
         params: values of the model's ``numpyro.param`` sites.
         num_warmup: warm-up transitions per chain, whose draws are discarded.
         num_samples: draws per chain.
@@ -176,7 +178,7 @@ class _OfDistribution:
         return starts_of(rng_key, self.distribution, log_density, starts, (self.num_chains,), local)
 
     def finish(self, run: chains.Run) -> tuple[dict[str, PerDraw], chains.Run]:
-        positions = chains.as_draws(self.kernel, run.positions)
+        positions = self.kernel.as_draws(run.positions)
         draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(positions), run.info
         if self.distribution.batch_shape:
             draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, self._shape), (draws, info))
@@ -207,16 +209,16 @@ class _OfModel(NamedTuple):
         return self.positions, jax.vmap(lambda z: initial_is_finite(self.log_density, z))(self.positions)
 
     def finish(self, run: chains.Run) -> tuple[dict[str, PerDraw], chains.Run]:
-        return jax.vmap(jax.vmap(self.postprocess))(chains.as_draws(self.kernel, run.positions)), run
+        return jax.vmap(jax.vmap(self.postprocess))(self.kernel.as_draws(run.positions)), run
 
 
 def _of_model(keys: PRNGKeys, kernel: AbstractKernel, model: Callable, args: tuple, kwargs: dict[str, Any]) -> _OfModel:
-    target = _target.make_target(keys, model, args, kwargs)
+    target = _target.make_target(keys, model, kernel, args, kwargs)
     kernel = kernel.bind(target)
-    positions = chains.as_positions(kernel, target.position)
+    positions = kernel.as_positions(target.position)
     position = jax.tree.map(lambda leaf: leaf[0], positions)
     log_density = programs.trace(target.log_density(args, kwargs), position, order=1)
-    postprocess = programs.trace(target.postprocess(args, kwargs), chains.as_draws(kernel, position))
+    postprocess = programs.trace(target.postprocess(args, kwargs), kernel.as_draws(position))
     energy = None if target.known is None else target.known.energy
     return _OfModel(kernel, positions, log_density, postprocess, energy)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,11 @@ from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.supports import discrete_values
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.kernels import AbstractKernel
+from numpyro_ebm.kernels.by_site import BySite
 from numpyro_ebm.kernels.densities import ChainDensity, Known
 from numpyro_ebm.kernels.names import resolve_kernel
+
+Kernel: TypeAlias = str | AbstractKernel | Mapping[str, Any] | None
 
 
 class Target(NamedTuple):
@@ -31,7 +34,8 @@ class Target(NamedTuple):
         log_density: ``log_density(args, kwargs)`` returns a function of a position.
         postprocess: ``postprocess(args, kwargs)`` returns the map from a position to constrained latents and deterministic
             sites.
-        discrete_values: by site, the values that one of its elements takes; None unless all latents are discrete.
+        discrete_values: by discrete site, the values that one of its elements takes; None without discrete sites that
+            kernels move.
         known: what is known of the log density under the first arguments, if a ready-made energy makes it up alone.
     """
 
@@ -43,8 +47,13 @@ class Target(NamedTuple):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether all latents are discrete."""
+        """Whether the latents are discrete."""
         return self.discrete_values is not None
+
+    def part(self, sites: tuple[str, ...]) -> "Target":
+        """Return the target of some of the sites, which are all discrete or all continuous."""
+        own = {site: values for site, values in (self.discrete_values or {}).items() if site in sites}
+        return self._replace(discrete_values=own or None, known=None)
 
 
 class unsubsampled(Messenger):  # noqa: N801
@@ -90,11 +99,13 @@ class Latents(NamedTuple):
         discrete: by discrete site, the values that one of its elements takes; None if they cannot be listed.
         energies: names of the discrete sites that are energies.
         continuous: names of the continuous sites.
+        trace: the run of the model in which they were found.
     """
 
     discrete: dict[str, np.ndarray | None]
     energies: list[str]
     continuous: list[str]
+    trace: Mapping[str, Any]
 
 
 def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dict) -> Latents:
@@ -145,23 +156,48 @@ def _check_log_density(trace: Mapping[str, Any], latents: list[str]) -> None:
             )
 
 
-def kernel_for(latents: Latents, kernel: str | AbstractKernel | None) -> AbstractKernel:
-    """Return the kernel for these latents: the given one, or for None "nuts", and "gibbs" if all of them are discrete.
+def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
+    """Return the kernel for these latents.
+
+    It is the given one, or for None "nuts" for continuous and "gibbs" for discrete latents. Discrete latents without
+    energies beside continuous ones are left to "nuts", which sums over them.
 
     Raises:
-        EnergyError: for discrete latents beside continuous ones, which no kernel moves together, and for a kernel that
-            cannot move on their supports.
+        EnergyError: for one kernel that cannot move both the discrete and the continuous latents, for a kernel that cannot
+            move on their supports, and for kernels by site that are not those of the latents.
     """
     is_discrete = not latents.continuous
+    if kernel is None and latents.energies and latents.continuous:
+        kernel = dict.fromkeys(latents.continuous, "nuts") | dict.fromkeys(latents.discrete, "gibbs")
+    if isinstance(kernel, Mapping | BySite):
+        return _by_site(latents, kernel if isinstance(kernel, BySite) else BySite(kernel))
     is_gibbs = kernel is not None and resolve_kernel(kernel, is_discrete=None).is_discrete
     if latents.discrete and not is_discrete and (latents.energies or is_gibbs):
         both = f"the discrete latent sites {sorted(latents.discrete)} beside the continuous {sorted(latents.continuous)}"
         raise EnergyError(
-            f"The model has {both}, and no kernel moves both together. Fix one kind and sample the other: "
-            f"numpyro.handlers.condition(model, {{'{min(latents.continuous)}': value}}) for 'gibbs', "
-            f"{{'{min(latents.discrete)}': value}} for 'nuts'."
+            f"The model has {both}, and no single kernel moves both. Name a kernel for each site: "
+            f"kernel={{'{min(latents.continuous)}': 'nuts', '{min(latents.discrete)}': 'gibbs'}}."
         )
     return resolve_kernel(kernel, is_discrete=is_discrete)
+
+
+def _by_site(latents: Latents, kernel: BySite) -> BySite:
+    """Check that kernels by site are those of the latents, each on its kind of support."""
+    every = sorted([*latents.discrete, *latents.continuous])
+    if list(kernel.sites) != every:
+        usual = {name: "gibbs" if name in latents.discrete else "nuts" for name in every}
+        raise EnergyError(
+            f"kernel= names the sites {list(kernel.sites)}, and the latents of the model are {every}. Name a kernel for "
+            f"each of them: kernel={usual}."
+        )
+    _check_log_density(latents.trace, sorted(latents.discrete))
+    for own, sites in zip(kernel.kernels, kernel.groups, strict=True):
+        for site in sites:
+            is_discrete = site in latents.discrete
+            if own.is_discrete not in (is_discrete, None):
+                kind, usual = ("discrete", "gibbs") if is_discrete else ("continuous", "nuts")
+                raise EnergyError(f"At site '{site}': '{own.name}' cannot move a {kind} latent. Write '{usual}'.")
+    return kernel
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform) -> dict[str, Any]:
@@ -194,17 +230,23 @@ def _latents(trace: Mapping[str, Any]) -> Latents:
     discrete = {name: fn for name, fn in sites.items() if fn.support.is_discrete}
     energies = [name for name, fn in discrete.items() if unwrap(fn) is not None]
     values = {name: discrete_values(fn.support, fn.event_shape) for name, fn in discrete.items()}
-    return Latents(values, energies, [name for name in sites if name not in discrete])
+    return Latents(values, energies, [name for name in sites if name not in discrete], trace)
 
 
 def make_target(
-    rng_key: PRNGKey | PRNGKeys, model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform
+    rng_key: PRNGKey | PRNGKeys,
+    model: Callable,
+    kernel: AbstractKernel,
+    args: tuple,
+    kwargs: dict,
+    init_strategy: Callable = init_to_uniform,
 ) -> Target:
     """Initialise a model (as `fixed` returns it) for kernels.
 
     Args:
         rng_key: one key, or a batch of keys for a batch of initial positions.
         model: the model.
+        kernel: the kernel that moves the latents; a `BySite` moves discrete latents beside continuous ones.
         args: its arguments.
         kwargs: its keyword arguments.
         init_strategy: as in NumPyro's kernels.
@@ -216,6 +258,8 @@ def make_target(
     latents = _latents(_trace(model, args, kwargs))
     if not latents.continuous:
         return _discrete_target(rng_key, model, latents, args, kwargs, init_strategy)
+    if isinstance(kernel, BySite) and latents.discrete:
+        return _mixed_target(rng_key, model, latents, args, kwargs, init_strategy)
     info = initialize_model(
         rng_key, model, init_strategy=init_strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs
     )
@@ -234,18 +278,8 @@ def _discrete_target(
     rng_key: PRNGKey | PRNGKeys, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable
 ):
     """Return the target of a model whose latents are all discrete; positions are the values themselves."""
-    for name, values in latents.discrete.items():
-        if values is None:
-            raise EnergyError(
-                f"At site '{name}': the values of its support cannot be listed. The support needs two bounds, the same "
-                "for all elements, as in constraints.boolean and constraints.integer_interval(0, 9)."
-            )
-
-    def start(key):
-        substituted = handlers.substitute(handlers.seed(model, key), substitute_fn=_starting(strategy))
-        with handlers.block(), handlers.trace() as trace:
-            substituted(*args, **kwargs)
-        return {name: jnp.asarray(trace[name]["value"], int) for name in latents.discrete}
+    _check_values(latents)
+    start = partial(_discrete_start, model, latents, args, kwargs, strategy)
 
     def log_density(args, kwargs):
         def of_values(values):
@@ -266,6 +300,64 @@ def _discrete_target(
         cast(Any, latents.discrete),
         _known(model, args, kwargs),
     )
+
+
+def _mixed_target(
+    rng_key: PRNGKey | PRNGKeys, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable
+):
+    """Return the target of discrete latents, whose positions are their values, and unconstrained continuous ones."""
+    _check_values(latents)
+
+    def given(position):
+        values = {name: position[name] for name in latents.discrete}
+        rest = {name: leaf for name, leaf in position.items() if name not in values}
+        return handlers.seed(handlers.condition(model, values), 0), values, rest
+
+    def log_density(args, kwargs):
+        def of_position(position):
+            conditioned, _, rest = given(position)
+            return -jnp.asarray(util.potential_energy(conditioned, args, kwargs, rest), float)
+
+        return ChainDensity(of_position)
+
+    def postprocess(args, kwargs, position):
+        conditioned, values, rest = given(position)
+        found = util.constrain_fn(conditioned, args, kwargs, rest, return_deterministic=True)
+        return values | {name: leaf for name, leaf in found.items() if name not in values}
+
+    def start(key):
+        key_discrete, key_continuous = jax.random.split(key)
+        values = _discrete_start(model, latents, args, kwargs, strategy, key_discrete)
+        conditioned = handlers.condition(model, values)
+        info = initialize_model(
+            key_continuous, conditioned, init_strategy=strategy, model_args=args, model_kwargs=kwargs, validate_grad=False
+        )
+        return values | info.param_info.z
+
+    position = start(rng_key) if is_prng_key(rng_key) else jax.vmap(start)(rng_key)
+    return Target(
+        position, log_density, lambda args, kwargs: partial(postprocess, args, kwargs), cast(Any, latents.discrete)
+    )
+
+
+def _check_values(latents: Latents) -> None:
+    """Check that the values of the discrete latents can be listed, and raise otherwise."""
+    for name, values in latents.discrete.items():
+        if values is None:
+            raise EnergyError(
+                f"At site '{name}': the values of its support cannot be listed. The support needs two bounds, the same "
+                "for all elements, as in constraints.boolean and constraints.integer_interval(0, 9)."
+            )
+
+
+def _discrete_start(
+    model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable, rng_key: PRNGKey
+) -> dict[str, jax.Array]:
+    """Return initial values of the discrete latents."""
+    substituted = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=_starting(strategy))
+    with handlers.block(), handlers.trace() as trace:
+        substituted(*args, **kwargs)
+    return {name: jnp.asarray(trace[name]["value"], int) for name in latents.discrete}
 
 
 def _known(model: Callable, args: tuple, kwargs: dict) -> Known | None:

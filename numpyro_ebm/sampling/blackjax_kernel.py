@@ -1,6 +1,6 @@
 """`BlackJAXKernel`: the kernels of BlackJAX in ``numpyro.infer.MCMC``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
-from numpyro_ebm.kernels import AbstractKernel, adaptation, chains
+from numpyro_ebm.kernels import AbstractKernel, adaptation
 from numpyro_ebm.kernels.names import resolve_kernel
 from numpyro_ebm.sampling import _target
 
@@ -83,7 +83,8 @@ class BlackJAXKernel(MCMCKernel):
     Args:
         model: a NumPyro model, with or without energy sites.
         kernel: a name from `available_kernels`, or a kernel object with the initial settings of the warm-up; "gibbs" for a
-            model whose latents are all discrete.
+            model whose latents are all discrete, and a mapping with a kernel for each site, ``{"x": "nuts", "s": "gibbs"}``
+            (see `BySite`), for a model with both kinds.
         params: values of the model's ``numpyro.param`` sites, such as ``svi.run(...).params``; names that are not the
             model's (a guide's) are ignored.
         init_strategy: as in NumPyro's kernels.
@@ -106,7 +107,7 @@ class BlackJAXKernel(MCMCKernel):
     def __init__(
         self,
         model: Callable,
-        kernel: str | AbstractKernel = "nuts",
+        kernel: str | AbstractKernel | Mapping[str, Any] = "nuts",
         *,
         params: PyTree | None = None,
         init_strategy: Callable = init_to_uniform,
@@ -172,7 +173,7 @@ class BlackJAXKernel(MCMCKernel):
         single = is_prng_key(rng_key)
         keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
         model = _target.fixed(self._model, self._params)
-        self._target = _target.make_target(keys[0], model, model_args, kwargs, self._init_strategy)
+        self._target = _target.make_target(keys[0], model, self._kernel, model_args, kwargs, self._init_strategy)
         self._bound = self._kernel.bind(self._target)
         position = self._target.position if init_params is None else init_params
         start = partial(self._start, self._target.log_density(model_args, kwargs))
@@ -209,7 +210,7 @@ class BlackJAXKernel(MCMCKernel):
         return {**self.__dict__, "_sample_fn": None, "_target": None}
 
     def _start(self, log_density: Callable, rng_key: PRNGKey, position: PyTree) -> BlackJAXState:
-        position = chains.as_positions(self._bound, position)
+        position = self._bound.as_positions(position)
         rng_key, key = jax.random.split(rng_key)
         lifted = self._bound.lift(position)
         kernel_state = self._bound.init(key, lifted, log_density)
@@ -217,7 +218,7 @@ class BlackJAXKernel(MCMCKernel):
         zero = jnp.zeros((), float)
         return BlackJAXState(
             i=jnp.zeros((), jnp.int32),
-            z=chains.as_draws(self._bound, position),
+            z=self._bound.as_draws(position),
             kernel_state=kernel_state,
             warmup=warmup,
             accept_prob=zero,
@@ -244,7 +245,7 @@ class BlackJAXKernel(MCMCKernel):
         since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
         return BlackJAXState(
             i=i,
-            z=chains.as_draws(kernel, kernel.lower(kernel_state.position)),
+            z=kernel.as_draws(kernel.lower(kernel_state.position)),
             kernel_state=kernel_state,
             warmup=adapted,
             accept_prob=info.acceptance_rate,

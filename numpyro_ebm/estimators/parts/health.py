@@ -220,9 +220,7 @@ def examine(
     )
     may_get_stuck = seen.is_adjusted and not seen.is_discrete
     # A discrete element with a rare value rests for many updates, and is not frozen for that.
-    is_slow = not seen.is_discrete and slowest_move < jnp.minimum(
-        SLOW_MOVE, SLOW_SHARE * jnp.max(mean_moves, initial=0.0)
-    )
+    is_slow = not seen.is_discrete and slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * jnp.max(mean_moves, initial=0.0))
     conditions = {
         "unbounded": not seen.is_discrete
         and _is_unbounded(log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local),

@@ -188,7 +188,7 @@ class ChainEstimator(AbstractEstimator):
     def run_chains(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start) -> Phase:
         """Run the chains with the parameters cut off from differentiation."""
         lower = jax.vmap(kernel.lower)
-        start = start._replace(position=chains.as_positions(kernel, start.position))
+        start = start._replace(position=kernel.as_positions(start.position))
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
         known = site.distribution.known
         log_density = keep(freeze(site.log_density, *first), None if known is None else known.frozen())
@@ -227,7 +227,7 @@ class ChainEstimator(AbstractEstimator):
 
         pace = self._pace(site, state, kernel, start)
         outer = state._replace(averaging=None, pool=None)
-        data = chains.as_positions(kernel, site.position)
+        data = kernel.as_positions(site.position)
         inputs = (start.position, start.local, pace, data, site.local, outer)
         return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
 
@@ -338,7 +338,7 @@ class ChainEstimator(AbstractEstimator):
         self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Bool[Array, " chains"]
     ) -> Position:
         """Return the ends of the chains, with fresh starts in place of lost chains."""
-        fresh = chains.as_positions(kernel, jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0]))
+        fresh = kernel.as_positions(jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0]))
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
 
     def _penalised(

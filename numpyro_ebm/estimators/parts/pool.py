@@ -14,7 +14,6 @@ from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_start, over
 from numpyro_ebm.estimators.state import ChainState, Pool
-from numpyro_ebm.kernels import chains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,8 @@ class PoolEstimator(ChainEstimator):
         size = self.size(site)
         position, local = self.fresh(rng_key, site, size)
         log_factor = jnp.zeros(size, float) if local is not None and self._adapts else None
-        lifted = chains.as_positions(self.kernel, jax.vmap(self.kernel.lift)(position))
+        kernel = self.kernel.bind(site.distribution)
+        lifted = kernel.as_positions(jax.vmap(kernel.lift)(position))
         pool = Pool(lifted, jnp.zeros(size, jnp.int32), jax.lax.stop_gradient(local), log_factor)
         return super().init(rng_key, site)._replace(pool=pool)
 
@@ -67,7 +67,7 @@ class PoolEstimator(ChainEstimator):
         if anew is not None:
             fresh_position, fresh_local = self.fresh(key_fresh, site, len(slots))
             zeros = jax.tree.map(jnp.zeros_like, kept)
-            lifted = chains.as_positions(kernel, jax.vmap(kernel.lift)(fresh_position))
+            lifted = kernel.as_positions(jax.vmap(kernel.lift)(fresh_position))
             fresh = zeros._replace(position=lifted, local=fresh_local)
             kept = jax.tree.map(lambda new, old: jnp.where(over(anew, old), new, old), fresh, kept)
         return Start(kept.position, kept.local, paired=False, slots=slots, age=kept.age, log_factor=kept.log_factor)
