@@ -29,7 +29,7 @@ class WarmupState(NamedTuple):
 
     averaging: Any
     metric: Any
-    kernel: AbstractKernel
+    kernel: Any
 
 
 def schedule(kernel: AbstractKernel, num_warmup: int) -> Int[Array, "{num_warmup} 2"]:

@@ -311,7 +311,7 @@ def _mixed_target(
     def given(position):
         values = {name: position[name] for name in latents.discrete}
         rest = {name: leaf for name, leaf in position.items() if name not in values}
-        return handlers.seed(handlers.condition(model, values), 0), values, rest
+        return handlers.seed(handlers.condition(model, cast(Any, values)), 0), values, rest
 
     def log_density(args, kwargs):
         def of_position(position):
@@ -328,7 +328,7 @@ def _mixed_target(
     def start(key):
         key_discrete, key_continuous = jax.random.split(key)
         values = _discrete_start(model, latents, args, kwargs, strategy, key_discrete)
-        conditioned = handlers.condition(model, values)
+        conditioned = handlers.condition(model, cast(Any, values))
         info = initialize_model(
             key_continuous, conditioned, init_strategy=strategy, model_args=args, model_kwargs=kwargs, validate_grad=False
         )
