@@ -11,7 +11,7 @@ from numpyro_ebm.distributions.site import Site
 
 FOR_DISCRETE = (
     " Estimators for discrete events: 'bregman_nce', 'cd', 'energy_discrepancy', 'exact', 'mean_field_cd', 'mle', 'mpf', "
-    "'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching', 'replay'."
+    "'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching', 'replay', 'unbiased'."
 )
 
 

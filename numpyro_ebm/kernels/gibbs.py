@@ -12,7 +12,7 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import TransitionInfo, info
-from numpyro_ebm.kernels.densities import of_chain
+from numpyro_ebm.kernels.densities import ChainDensity, of_chain
 from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements
 
 Scan = Literal["systematic", "random"]
@@ -70,22 +70,22 @@ class Gibbs(DiscreteKernel):
         """Evaluate the log density at the position."""
         return DiscreteState(position, log_density(position))
 
+    def order(self, rng_key: PRNGKey, num_elements: int) -> Int[Array, " updates"]:
+        """Return the elements that a transition updates, in their order."""
+        if self.scan == "systematic":
+            return jnp.arange(num_elements)
+        return jax.random.randint(rng_key, (self.num_updates or num_elements,), 0, num_elements)
+
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Update the elements one by one."""
         elements = Elements.of(self.values, state.position)
         key_order, key_draws = jax.random.split(rng_key)
-        num = sum(elements.sizes)
-        order = jnp.arange(num)
-        if self.scan == "random":
-            order = jax.random.randint(key_order, (self.num_updates or num,), 0, num)
+        order = self.order(key_order, sum(elements.sizes))
         at = lambda codes: elements.position(codes, state.position)  # noqa: E731
         known = of_chain(log_density)
 
         def scores(codes, i, others, logdensity):
-            if known.has_conditionals:
-                logits = known.conditional_logits(at(codes), i)
-                return logdensity + logits[others] - logits[codes[i]]
-            return jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
+            return scores_of_others(known, elements, state.position, codes, i, others, logdensity)
 
         sizes = elements.num_values_each
         start = (elements.codes(state.position), state.logdensity, jnp.isnan(state.logdensity))
@@ -101,6 +101,33 @@ class Gibbs(DiscreteKernel):
             self.init(rng_key, at(codes), log_density) if known.has_conditionals else DiscreteState(at(codes), logdensity)
         )
         return moved, info(1.0, False, num_evaluations, is_nonfinite=is_nonfinite)  # noqa: FBT003
+
+
+def scores_of_others(
+    log_density: ChainDensity,
+    elements: Elements,
+    like: Position,
+    codes: Int[Array, " elements"],
+    i: Int[Array, ""],
+    others: Int[Array, " others"],
+    logdensity: Scalar,
+) -> Float[Array, " others"]:
+    """Return the log density at other values of one element, by the conditionals of a ready-made energy where it has them.
+
+    Args:
+        log_density: log density of one position.
+        elements: the elements of a position.
+        like: a position, for its dtypes.
+        codes: codes of all elements.
+        i: number of the element.
+        others: its other codes.
+        logdensity: the log density at ``codes``.
+    """
+    at = lambda codes: elements.position(codes, like)  # noqa: E731
+    if log_density.has_conditionals:
+        logits = log_density.conditional_logits(at(codes), i)
+        return logdensity + logits[others] - logits[codes[i]]
+    return jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
 
 
 def _draw(
