@@ -12,7 +12,7 @@ Public names by topic (``help`` describes each):
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,
-    DenoisingScoreMatching, DiffusionRecoveryLikelihood, EnergyDiscrepancy, Exact, FDivergence,
+    DenoisingScoreMatching, DiffusionRecoveryLikelihood, DiscreteFisherDivergence, EnergyDiscrepancy, Exact, FDivergence,
     FiniteDifferenceScoreMatching, FlowContrastiveEstimation, GeneralizedScoreMatching, HigherOrderScoreMatching,
     ImprovedContrastiveDivergence, KernelSteinDiscrepancy, LearnedSteinDiscrepancy, MaximumLikelihood,
     MeanFieldContrastiveDivergence, MinimumProbabilityFlow, MinimumVelocity, MultigridContrastiveDivergence,
@@ -85,6 +85,7 @@ from numpyro_ebm.estimators import ContrastiveDivergence as ContrastiveDivergenc
 from numpyro_ebm.estimators import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
+from numpyro_ebm.estimators import DiscreteFisherDivergence as DiscreteFisherDivergence
 from numpyro_ebm.estimators import EnergyDiscrepancy as EnergyDiscrepancy
 from numpyro_ebm.estimators import Exact as Exact
 from numpyro_ebm.estimators import FDivergence as FDivergence
@@ -220,6 +221,7 @@ __all__ = [
     "CooperativeLearning",
     "DenoisingScoreMatching",
     "DiffusionRecoveryLikelihood",
+    "DiscreteFisherDivergence",
     "EnergyDiscrepancy",
     "Exact",
     "FDivergence",

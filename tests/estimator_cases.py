@@ -100,6 +100,7 @@ NUMBERS = np.random.default_rng(0).normal(0, 0.5, 2000).astype(np.float32)
 # Name: a model of its own, for binary units, images and noise levels.
 OTHERS = {
     "mean_field_cd": Other({}, units_model, UNITS, LOGIT, 1e-3, "binary units"),
+    "discrete_fisher": Other({}, units_model, UNITS, LOGIT, 1e-3, "discrete events", "objective"),
     "exact": Other({}, units_model, UNITS, LOGIT, 1e-3, "discrete events", "objective"),
     "pseudolikelihood": Other({}, units_model, UNITS, LOGIT, 1e-3, "discrete events", "objective"),
     "ratio_matching": Other({}, units_model, UNITS, LOGIT, 1e-3, "discrete events", "objective"),

@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import surrogate
+from helpers import some_slow, surrogate
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
@@ -77,13 +77,16 @@ def test_the_weights_are_the_distribution():
     np.testing.assert_allclose(P.sum(), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["exact", "pseudolikelihood", "ratio_matching", "mpf"])
+OF_VALUES = ["exact", "pseudolikelihood", "ratio_matching", "mpf", "discrete_fisher", "generalized_sm"]
+
+
+@pytest.mark.parametrize("name", OF_VALUES)
 def test_the_population_has_the_true_parameters(name):
     params = trained(ising, ebm.estimate(ising, name), SPINS, 512 * P)
     np.testing.assert_allclose([params["beta"], params["h"]], [0.3, 0.1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["exact", "pseudolikelihood", "ratio_matching", "mpf"])
+@pytest.mark.parametrize("name", some_slow(OF_VALUES[:4], OF_VALUES[4:]))
 def test_one_hot_categories(name):
     # A saturated model: the estimate gives the shares of the data whatever the objective.
     codes = np.array(list(itertools.product(range(3), repeat=2)))
@@ -108,6 +111,9 @@ def test_values_against_enumeration(seed):
     np.testing.assert_allclose(value("pseudolikelihood"), -np.sum(np.logaddexp(0, rise)), rtol=1e-5)
     np.testing.assert_allclose(value("mpf"), -np.sum(np.exp(rise / 2)), rtol=1e-5)
     np.testing.assert_allclose(value("ratio_matching"), -np.sum(1 / (1 + np.exp(-rise)) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(value("discrete_fisher"), -np.sum(np.exp(2 * rise) - 2 * np.exp(-rise)), rtol=1e-5)
+    # Lyu's marginalisation: for two values the same, up to a constant.
+    np.testing.assert_allclose(value("generalized_sm"), value("discrete_fisher") + 3 * x.size, rtol=1e-5)
 
 
 FIELDS = np.array([-1.0, 0.3, 2.0])
@@ -243,6 +249,15 @@ def test_nuts_on_exact_is_the_posterior():
 REFUSED = {
     "a continuous event": ("pseudolikelihood", {}, constraints.real, np.zeros((2, 9)), "'sm'"),
     "no end of values": ("pseudolikelihood", {}, constraints.nonnegative_integer, np.zeros((2, 9), int), "two bounds"),
+    "counts for the conditionals": (
+        "generalized_sm",
+        {},
+        constraints.nonnegative_integer,
+        np.zeros((2, 9), int),
+        "two bounds",
+    ),
+    "a weight": ("generalized_sm", {"weight": "distance"}, ebm.spins, SPINS[:2], "no ends.*'distance'"),
+    "a real number": ("discrete_fisher", {}, constraints.real, np.zeros((2, 9)), "'sm'"),
     "too many states": ("exact", {"max_states": 100}, ebm.spins, SPINS[:2], r"2\*\*9 states.*max_states=100"),
     "zeros as spins": ("exact", {}, ebm.spins, (SPINS[:2] + 1) // 2, r"2 \* x - 1"),
     "spins as units": ("exact", {}, constraints.boolean, SPINS[:2], "support=numpyro_ebm.spins"),

@@ -80,6 +80,7 @@ FEW = {
 CASES = {name: (vector_model, options, ROWS) for name, options in continuous_options(shape=(2,)).items()}
 CASES |= {
     "diffusion_recovery": (levels, {"sigmas": (0.1, 0.3, 0.8)}, ROWS),
+    "discrete_fisher": (units, {}, UNITS),
     "exact": (units, {}, UNITS),
     "mean_field_cd": (units, {}, UNITS),
     "multigrid_cd": (images, {"factors": (2, 1)}, IMAGES),

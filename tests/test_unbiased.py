@@ -496,8 +496,9 @@ def test_sites_that_are_refused():
     estimator = ebm.UnbiasedMaximumLikelihood(num_chains=3)
     with pytest.raises(ValueError, match="one pair of chains each; got num_chains=3"):
         estimator.check(site_of(lambda x, k: k * x**2, np.ones(2), context=jnp.ones(2), batch_shape=(2,)))
-    with pytest.raises(ValueError, match="discrete"):
-        estimator.check(site_of(lambda x: x, np.ones(2), support=constraints.boolean))
+    discrete = site_of(lambda x: x, np.ones(2), support=constraints.boolean)
+    with pytest.raises(ValueError, match="'mala' cannot sample a discrete support"):
+        ebm.UnbiasedMaximumLikelihood("mala").check(discrete)
 
 
 def test_the_remainder_is_accepted_often_at_any_distance():

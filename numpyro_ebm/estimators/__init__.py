@@ -11,6 +11,7 @@ from numpyro_ebm.estimators.conditional_nce import (
 )
 from numpyro_ebm.estimators.cooperative import CooperativeLearning as CooperativeLearning
 from numpyro_ebm.estimators.diffusion_recovery import DiffusionRecoveryLikelihood as DiffusionRecoveryLikelihood
+from numpyro_ebm.estimators.discrete_fisher import DiscreteFisherDivergence as DiscreteFisherDivergence
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching as DenoisingScoreMatching
 from numpyro_ebm.estimators.energy_discrepancy import EnergyDiscrepancy as EnergyDiscrepancy
 from numpyro_ebm.estimators.exact import Exact as Exact

@@ -10,8 +10,9 @@ from numpyro_ebm.distributions.rounded import warn_of_lattice
 from numpyro_ebm.distributions.site import Site
 
 FOR_DISCRETE = (
-    " Estimators for discrete events: 'bregman_nce', 'cd', 'exact', 'mean_field_cd', 'mle', 'mpf', 'nce', 'pcd', "
-    "'pseudolikelihood', 'ranking_nce', 'ratio_matching', 'replay'."
+    " Estimators for discrete events: 'bregman_nce', 'cd', 'discrete_fisher', 'energy_discrepancy', 'exact', "
+    "'generalized_sm', 'mean_field_cd', 'mle', 'mpf', 'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching', "
+    "'replay', 'unbiased'."
 )
 
 

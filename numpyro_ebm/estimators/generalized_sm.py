@@ -1,4 +1,4 @@
-"""Generalised score matching for densities on intervals and half lines."""
+"""Generalised score matching: for densities on intervals and half lines, and for discrete events."""
 
 import dataclasses
 from collections.abc import Callable, Hashable
@@ -18,7 +18,9 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.ends import Ends, distance, ends_of, square
+from numpyro_ebm.estimators.parts.exponentials import tangent_exp
 from numpyro_ebm.estimators.parts.second_order import check_bends, over_rows
+from numpyro_ebm.estimators.parts.single_changes import check_finite_values, over_single_changes
 
 Weight = Literal["square", "distance", "capped"] | Callable[[Scalar], Scalar]
 NAMES = ("square", "distance", "capped")
@@ -26,15 +28,18 @@ SHARES, STEPS = np.linspace(0.02, 0.98, 25), np.geomspace(0.01, 100, 25)
 """Where a weight is checked: shares of an interval, distances from the end of a half line."""
 NEGLIGIBLE = 1e-5
 """Share of a weight's largest value that counts as 0: a larger one allows a boundary term, a smaller one no rounding."""
+STEEPEST = 30.0
+"""Log of a reciprocal of a probability beyond which it continues as its tangent."""
 NEAREST = 1e-5
 """Share of its mean distance that a row keeps from an end: less is nearer to the limit of the loss, but loses digits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneralizedScoreMatching(AbstractEstimator):
-    r"""Score matching in the original coordinates of a bounded support (Hyvarinen; Yu, Drton and Shojaie).
+    r"""Score matching in the original coordinates of a bounded support, or with another operator than the gradient.
 
-    The loss of a row, with ``s = grad log p`` in the constrained event and a weight ``h_i`` for each coordinate, is
+    **Bounded events** (Hyvarinen; Yu, Drton and Shojaie). The loss of a row, with ``s = grad log p`` in the constrained
+    event and a weight ``h_i`` for each coordinate, is
 
     .. math:: \sum_i \tfrac12 h_i(x_i) s_i(x)^2 + h_i(x_i)\, \partial_i s_i(x) + h_i'(x_i)\, s_i(x)
 
@@ -52,33 +57,50 @@ class GeneralizedScoreMatching(AbstractEstimator):
     ``(x - a)^2 (b - x)^2 / (b - a)^2`` or ``(x - a)^2``. Hence "square" has the optimum of "sm" where all intervals have the
     same length; the other weights have other optima.
 
+    **Discrete events** with finitely many values (Lyu). Score matching compares ``L p / p`` of model and data for an
+    operator ``L``, the gradient. With the marginalisation ``(M_i p)(x) = sum_v p(x_{i -> v})`` in its place, ``M_i p / p``
+    is ``1 / p(x_i | x_-i)``, log Z cancels, and the squared distance is, up to a constant, the mean over the data of
+
+    .. math:: \sum_i \frac{1}{p(x_i \mid x_{-i})^2} - 2 \sum_v \frac{1}{p(x_i = v \mid x_{-i})}
+
+    It determines all conditionals and with them the distribution. For two values per element this is the loss of
+    "discrete_fisher" minus 3 per element. It takes ``d (k - 1)`` energies per row of ``d`` elements with ``k`` values. Rows
+    weigh by inverse probabilities, so that unlikely rows, and rows that the model makes unlikely, count most:
+    "pseudolikelihood" matches the same conditionals and is more efficient. If data lack a state next to a row, a model that
+    is free to make it impossible lowers the loss without end. Beyond ``e^30`` the reciprocals continue as their tangents in
+    the log.
+
     Args:
         weight: "square", the product of the squared distances to the finite ends: ``(x - a)^2 (b - x)^2`` on an interval,
             ``(x - a)^2`` on a half line; "distance", the distance to the nearest end; "capped", the smaller of that and
-            ``cap``; or a function ``h(x)`` of one bounded coordinate, not negative and 0 at each finite end.
+            ``cap``; or a function ``h(x)`` of one bounded coordinate, not negative and 0 at each finite end. Discrete events
+            have no weight, so that only the default is allowed.
         cap: the distance beyond which the weight of "capped" is constant, in data units.
 
     Raises:
         EnergyError: for an unknown weight, or a cap that is missing for "capped" or given for another; at the first use, for
             a support that is not a product of lines, half lines and intervals, for a function that is negative, not scalar
-            or not 0 at an end, and for a function where no coordinate is bounded.
+            or not 0 at an end, for a function where no coordinate is bounded, for a weight with discrete events, and for
+            discrete events whose values cannot be listed.
 
     Warns:
         UserWarning: for a piecewise linear energy (ReLU), whose second derivatives are zero.
 
     Example:
-        ``estimate(model, "generalized_sm", weight="capped", cap=1.0)``
+        ``estimate(model, "generalized_sm", weight="capped", cap=1.0)``, or ``estimate(model, "generalized_sm")`` with
+        ``EnergyDistribution(energy, (d,), support=constraints.boolean)``
 
     References:
-        Hyvarinen, Some extensions of score matching (2007); Yu, Drton and Shojaie, Generalized score matching for
-        non-negative data (2019); Liu, Kanamori and Williams, Estimating density models with truncation boundaries using
-        score matching (2022).
+        Lyu, Interpretation and generalization of score matching (2009); Hyvarinen, Some extensions of score matching (2007);
+        Yu, Drton and Shojaie, Generalized score matching for non-negative data (2019); Liu, Kanamori and Williams,
+        Estimating density models with truncation boundaries using score matching (2022).
     """
 
     name = "generalized_sm"
     role = "objective"
     is_deterministic = True
     takes_ends = True
+    takes_discrete = True
     weight: Weight = "square"
     cap: float | None = None
 
@@ -97,8 +119,11 @@ class GeneralizedScoreMatching(AbstractEstimator):
         check_positive("GeneralizedScoreMatching", "cap", self.cap, scalar=True)
 
     def check(self, site: Site) -> None:
-        """Raise for a support that is not made of intervals, and for a function that is not a weight on them."""
+        """Raise for a support that is not made of intervals or values, and for a function that is not a weight on them."""
         super().check(site)
+        if site.distribution.is_discrete:
+            self._check_values(site)
+            return
         check_bends(_off_ends(site, ends := self._ends(site)), self.name)
         if callable(self.weight) and is_concrete(ends):
             intervals = {(float(low), float(high)) for low, high in zip(*map(np.ravel, ends), strict=True)}
@@ -111,8 +136,18 @@ class GeneralizedScoreMatching(AbstractEstimator):
                     "none. Write estimate(model, 'sm')."
                 )
 
+    def _check_values(self, site: Site) -> None:
+        check_finite_values(site, self.name)
+        if self.weight != "square":
+            raise EnergyError(
+                f"Discrete events have no ends at which a weight could vanish; got weight={self.weight!r}. Write "
+                "estimate(model, 'generalized_sm')."
+            )
+
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
+        if site.distribution.is_discrete:
+            return -over_single_changes(site, marginalized), state
         ends = self._ends(site)
         site = _off_ends(site, ends)
 
@@ -143,6 +178,14 @@ class GeneralizedScoreMatching(AbstractEstimator):
         shown = jnp.where(bounded, flat, flat[jnp.argmax(bounded)])
         weight: Any = self.weight
         return jnp.where(bounded, jax.vmap(weight)(shown), 1.0).reshape(event.shape)
+
+
+def marginalized(changes: Float[Array, " values"]) -> Scalar:
+    """Return the loss of one element, given the changes of the log density to its other values."""
+    exists = jnp.isfinite(changes)
+    log_total = jax.nn.logsumexp(jnp.append(changes, 0.0))
+    others = jnp.where(exists, tangent_exp(log_total - jnp.where(exists, changes, 0.0), STEEPEST), 0.0)
+    return tangent_exp(log_total, STEEPEST) ** 2 - 2 * (tangent_exp(log_total, STEEPEST) + jnp.sum(others))
 
 
 def _off_ends(site: Site, ends: Ends) -> Site:

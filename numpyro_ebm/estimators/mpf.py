@@ -12,6 +12,7 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
+from numpyro_ebm.estimators.parts.exponentials import tangent_exp
 from numpyro_ebm.estimators.parts.moves import check_scale, in_pairs, loss_of_moves, scale_of
 from numpyro_ebm.estimators.parts.projections import directions
 from numpyro_ebm.estimators.parts.single_changes import check_finite_values, over_single_changes
@@ -118,5 +119,4 @@ class MinimumProbabilityFlow(AbstractEstimator):
 
 def flow(rise: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return ``exp(rise / 2)``, continued by its tangent beyond `STEEPEST`."""
-    beyond = jnp.maximum(rise - STEEPEST, 0.0)
-    return jnp.exp(jnp.minimum(rise, STEEPEST) / 2) * (1 + beyond / 2)
+    return tangent_exp(rise / 2, STEEPEST / 2)

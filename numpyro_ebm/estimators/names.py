@@ -9,6 +9,7 @@ from numpyro_ebm.estimators.cd import ContrastiveDivergence
 from numpyro_ebm.estimators.conditional_nce import ConditionalNoiseContrastiveEstimation
 from numpyro_ebm.estimators.cooperative import CooperativeLearning
 from numpyro_ebm.estimators.diffusion_recovery import DiffusionRecoveryLikelihood
+from numpyro_ebm.estimators.discrete_fisher import DiscreteFisherDivergence
 from numpyro_ebm.estimators.dsm import DenoisingScoreMatching
 from numpyro_ebm.estimators.energy_discrepancy import EnergyDiscrepancy
 from numpyro_ebm.estimators.exact import Exact
@@ -54,6 +55,7 @@ ESTIMATORS: Registry[AbstractEstimator] = Registry(
             CooperativeLearning,
             DenoisingScoreMatching,
             DiffusionRecoveryLikelihood,
+            DiscreteFisherDivergence,
             EnergyDiscrepancy,
             Exact,
             FDivergence,
@@ -93,8 +95,8 @@ def available_estimators() -> tuple[str, ...]:
 
     Example:
         ``available_estimators()`` gives ``('adversarial', 'adversarial_nce', 'bregman_nce', 'cd', 'conditional_nce',
-        'cooperative', 'diffusion_recovery', 'dsm', 'energy_discrepancy', 'exact', 'f_ebm', 'fd_ssm', 'flow_nce',
-        'generalized_sm', 'hsm', 'improved_cd', 'ksd', 'lsd', 'mean_field_cd', 'minimum_velocity', 'mle', 'mpf',
+        'cooperative', 'diffusion_recovery', 'discrete_fisher', 'dsm', 'energy_discrepancy', 'exact', 'f_ebm', 'fd_ssm',
+        'flow_nce', 'generalized_sm', 'hsm', 'improved_cd', 'ksd', 'lsd', 'mean_field_cd', 'minimum_velocity', 'mle', 'mpf',
         'multigrid_cd', 'multiscale_dsm', 'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching',
         'regularized_sm', 'replay', 'shifted_nce', 'sm', 'ssm', 'ssm_vr', 'tre', 'unbiased')``.
     """

@@ -9,15 +9,23 @@ import jax.numpy as jnp
 from blackjax.mcmc.hmc import HMCState
 from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError, nearest
-from numpyro_ebm._core.typing import Array, LogDensityFn, PRNGKey, PyTree, Scalar
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import AbstractKernel
+from numpyro_ebm.kernels.coupled_elements import coupled_elements
+from numpyro_ebm.kernels.densities import at as density_at
+from numpyro_ebm.kernels.elements import DiscreteState
+from numpyro_ebm.kernels.flips import Flips
+from numpyro_ebm.kernels.gibbs import Gibbs
 from numpyro_ebm.kernels.hamiltonian import HMC
 from numpyro_ebm.kernels.langevin import MALA
 
 COUPLINGS = ("maximal", "reflection")
+
+PairState = MALAState | DiscreteState
+"""The states of a pair, leaves ``(2, ...)``, on continuous and on discrete supports."""
 
 
 class Meeting(NamedTuple):
@@ -34,18 +42,23 @@ class Meeting(NamedTuple):
     acceptance_rate: Scalar
 
 
-def check_coupling(kernel: AbstractKernel, coupling: str) -> None:
-    """Check that a coupling exists and that the kernel can be coupled.
+def check_coupling(kernel: AbstractKernel, coupling: str | None) -> None:
+    """Check that a coupling exists and that the kernel can be coupled by it.
 
     Raises:
         EnergyError: with the available couplings or kernels.
     """
-    if coupling not in COUPLINGS:
+    if coupling is not None and coupling not in COUPLINGS:
         raise EnergyError(f"Unknown coupling '{coupling}'. {nearest(str(coupling), COUPLINGS)}")
-    if type(kernel) not in (MALA, HMC):
+    if type(kernel) not in (MALA, HMC, Gibbs, Flips):
+        write = "kernel='gibbs'" if kernel.is_discrete else "kernel=MALA(step_size=0.1)"
         raise EnergyError(
             f"The kernel '{kernel.name}' has no coupling, so its chains would not meet. Kernels that can be coupled: "
-            "hmc, mala. Write kernel=MALA(step_size=0.1)."
+            f"hmc, mala; on discrete supports flips, gibbs. Write {write}."
+        )
+    if kernel.is_discrete and coupling == "reflection":
+        raise EnergyError(
+            "A reflection needs continuous proposals; elements are coupled maximally. Write coupling='maximal'."
         )
     if getattr(kernel, "inverse_mass_matrix", None) is not None:
         raise EnergyError("Coupled HMC needs the identity as its mass matrix. Write HMC(step_size=...) without one.")
@@ -114,24 +127,25 @@ def _remainder(rng_key: PRNGKey, half: Scalar) -> Scalar:
 def coupled_step(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
-    pair: MALAState,
+    pair: PairState,
     is_met: Bool[Array, ""],
-    log_density: Callable[[Float[Array, "*position"]], Scalar],
+    log_density: ChainLogDensityFn,
     coupling: str,
-) -> tuple[MALAState, Bool[Array, ""], Scalar]:
+) -> tuple[PairState, Bool[Array, ""], Scalar]:
     """Move two chains so that each follows the kernel and they tend to meet; once equal, they stay equal.
 
     MALA couples its two proposals by `couple_noise` and accepts both by one uniform. HMC moves both chains with the same
     momentum, number of steps and uniform, which contracts them but never makes them equal; so each transition ends with a
-    coupled MALA step of ``step_size**2 / 2`` (one leapfrog step).
+    coupled MALA step of ``step_size**2 / 2`` (one leapfrog step). Discrete kernels draw each element by a maximal coupling
+    (`coupled_elements`).
 
     Args:
         rng_key: random key.
-        kernel: `MALA` or `HMC`.
+        kernel: `MALA`, `HMC`, `Gibbs` or `Flips`.
         pair: the two states, leaves ``(2, ...)``.
         is_met: whether they have met before; if so, both move as the first does.
         log_density: log density of one position.
-        coupling: as in `couple_noise`.
+        coupling: as in `couple_noise`; discrete kernels take none.
 
     Returns:
         The two new states, whether they have met, and the mean acceptance probability of the two.
@@ -140,7 +154,10 @@ def coupled_step(
         Heng and Jacob, Unbiased Hamiltonian Monte Carlo with couplings (2019).
     """
     key_trajectory, key_mala = jax.random.split(rng_key)
-    if isinstance(kernel, HMC):
+    if isinstance(kernel, Gibbs | Flips):
+        moved, rate = coupled_elements(rng_key, kernel, pair, log_density)
+        met_now = jnp.all(moved.position[0] == moved.position[1])
+    elif isinstance(kernel, HMC):
         moved, rate = _common_hmc(key_trajectory, kernel, pair, log_density)
         moved, met_now, _ = _coupled_mala(key_mala, 0.5 * kernel.step_size**2, moved, log_density, coupling)
     else:
@@ -192,7 +209,7 @@ _log_acceptance: Any = compute_asymmetric_acceptance_ratio(_transition_energy)
 
 class _Run(NamedTuple):
     time: Int[Array, ""]
-    pairs: MALAState
+    pairs: PairState
     is_met: Bool[Array, " pairs"]
     meeting_time: Int[Array, " pairs"]
     acceptance: Scalar
@@ -203,9 +220,9 @@ def unbiased_sum(
     rng_key: PRNGKey,
     kernel: AbstractKernel,
     log_density: LogDensityFn,
-    starts: Float[Array, "pairs 2 *position"],
+    starts: Shaped[Array, "pairs 2 *position"],
     local: PyTree,
-    add: Callable[[PyTree, MALAState, Float[Array, "pairs 2"]], PyTree],
+    add: Callable[[PyTree, PairState, Float[Array, "pairs 2"]], PyTree],
     total: PyTree,
     *,
     coupling: str,
@@ -226,7 +243,7 @@ def unbiased_sum(
 
     Args:
         rng_key: random key.
-        kernel: `MALA` or `HMC`.
+        kernel: `MALA`, `HMC`, `Gibbs` or `Flips`, the latter two with their values.
         log_density: ``log_density(position, local)`` of one chain.
         starts: ``(num_pairs, 2, ...)``, X_0 and Y_0 of each pair, from the same distribution.
         local: argument of each pair's own log density, leaves ``(num_pairs, ...)``, or None.
@@ -244,11 +261,14 @@ def unbiased_sum(
     References:
         Jacob, O'Leary and Atchade, Unbiased Markov chain Monte Carlo methods with couplings (2020).
     """
-    starts = jnp.asarray(starts, float)
-    num_pairs = starts.shape[0]
+    starts = starts if kernel.is_discrete else jnp.asarray(starts, float)
+    num_pairs, dtype = starts.shape[0], jnp.result_type(starts.dtype, float)
 
     def at(row):
-        return lambda x: jnp.asarray(log_density(x, row), starts.dtype)
+        return density_at(log_density, jnp.zeros((), dtype), row)
+
+    def init(x, row) -> Any:
+        return kernel.init(rng_key, x, at(row)) if kernel.is_discrete else blackjax.mala.init(x, at(row))
 
     def step_one(key, pair, is_met, row):
         return coupled_step(key, kernel, pair, is_met, at(row), coupling)
@@ -274,7 +294,7 @@ def unbiased_sum(
     def goes_on(run):
         return (run.time <= num_steps) | ((run.time < max_num_steps) & ~jnp.all(run.is_met))
 
-    states = jax.vmap(lambda pair, row: jax.vmap(lambda x: blackjax.mala.init(x, at(row)))(pair))(starts, local)
+    states = jax.vmap(lambda pair, row: jax.vmap(lambda x: init(x, row))(pair))(starts, local)
     zero = jnp.zeros((), jnp.int32)
     start = _Run(zero, states, jnp.zeros(num_pairs, bool), jnp.zeros(num_pairs, jnp.int32), jnp.zeros((), float), total)
     run = jax.lax.while_loop(goes_on, body, start)

@@ -116,6 +116,12 @@ def known_of(log_density: Any) -> Known | None:
     return log_density.known if isinstance(log_density, KnownDensity | ChainDensity) else None
 
 
+def has_conditionals(log_density: Any) -> bool:
+    """Return whether the energy behind a log density knows the conditionals of single elements."""
+    known = known_of(log_density)
+    return known is not None and known.energy.has_conditionals
+
+
 def tempered(log_density: ChainLogDensityFn, temperature: Scalar) -> ChainDensity:
     """Return the log density of one chain divided by a temperature."""
     known = known_of(log_density)

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import TransitionInfo, info
-from numpyro_ebm.kernels.densities import Known, known_of
+from numpyro_ebm.kernels.densities import Known, has_conditionals, known_of
 from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, choose, without_bad
 
 Scan = Literal["systematic", "random"]
@@ -69,16 +69,19 @@ class Gibbs(DiscreteKernel):
         """Evaluate the log density at the position."""
         return DiscreteState(position, log_density(position))
 
+    def order(self, rng_key: PRNGKey, num_elements: int) -> Int[Array, " updates"]:
+        """Return the elements that a transition updates, in their order."""
+        if self.scan == "systematic":
+            return jnp.arange(num_elements)
+        return jax.random.randint(rng_key, (self.num_updates or num_elements,), 0, num_elements)
+
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Update the elements one by one."""
         elements, known = Elements.of(self.values, state.position), known_of(log_density)
         key_order, key_draws = jax.random.split(rng_key)
-        num = sum(elements.sizes)
-        order = jnp.arange(num)
-        if self.scan == "random":
-            order = jax.random.randint(key_order, (self.num_updates or num,), 0, num)
+        order = self.order(key_order, sum(elements.sizes))
         inputs = (order, jax.random.uniform(key_draws, order.shape, state.logdensity.dtype))
-        if known is not None and known.energy.has_conditionals:
+        if known is not None and has_conditionals(log_density):
             position, bad = _by_conditionals(elements, state.position, known, inputs)
             moved = self.init(rng_key, position, log_density)
         else:
@@ -120,7 +123,7 @@ def _by_densities(
         codes, logdensity, was_bad = carry
         i, uniform = inputs
         others = (codes[i] + jnp.arange(1, num_values)) % num_values
-        scores = jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
+        scores = scores_of_others(log_density, elements, state.position, codes, i, others, logdensity)
         scores, bad = without_bad(jnp.where(others < sizes[i], scores, -jnp.inf))
         logits = jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(without_bad(logdensity)[0])
         chosen = jnp.where(jnp.all(logits == -jnp.inf), codes[i], choose(uniform, logits))
@@ -130,3 +133,32 @@ def _by_densities(
     start = (elements.codes(state.position), state.logdensity, jnp.zeros((), bool))
     (codes, logdensity, was_bad), _ = jax.lax.scan(update, start, inputs)
     return DiscreteState(at(codes), logdensity), was_bad
+
+
+def scores_of_others(
+    log_density: ChainLogDensityFn,
+    elements: Elements,
+    like: Position,
+    codes: Int[Array, " elements"],
+    i: Int[Array, ""],
+    others: Int[Array, " others"],
+    logdensity: Scalar,
+) -> Float[Array, " others"]:
+    """Return the log density at other values of one element, by the conditionals of a ready-made energy where it has them.
+
+    Args:
+        log_density: log density of one position.
+        elements: the elements of a position.
+        like: a position, for its dtypes.
+        codes: codes of all elements.
+        i: number of the element.
+        others: its other codes.
+        logdensity: the log density at ``codes``.
+    """
+    at = lambda codes: elements.position(codes, like)  # noqa: E731
+    known = known_of(log_density)
+    if known is not None and has_conditionals(log_density):
+        (event,) = jax.tree.leaves(at(codes))
+        logits = known.conditional_logits(event, i)
+        return logdensity + logits[others] - logits[codes[i]]
+    return jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)

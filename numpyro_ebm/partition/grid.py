@@ -7,24 +7,18 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
+from numpyro_ebm._core.trapezoid import log_integral
+from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 NUM_POINTS = {1: 2001, 2: 501, 3: 121}
 """Default points per dimension: 2001, 251001 and 1.8 million points in all."""
-AT_ONCE = 2**14
-"""Points evaluated at once: more run faster and need more memory."""
 LARGEST_ERROR = 1e-2
 """In nats, hence 1 % of Z: a larger error means that the grid is too small or too coarse."""
-MARGIN = 0.05
-"""Share of the box over which the decay towards an edge is measured."""
-NOTHING = -36.0
-"""Log of a marginal density at an edge below which the tail is lost in rounding: exp(-36) is that of double precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,67 +90,10 @@ class Grid(AbstractPartition):
         """Return the log of the sum over the points, where edges count by halves."""
         shape = densities.distribution.unconstrained_shape
         size = math.prod(shape)
-        num = self.num_points or NUM_POINTS[size]
         low, high = (jnp.broadcast_to(jnp.asarray(edge, float), (size,)) for edge in (self.low, self.high))
-        step = (high - low) / (num - 1)
-        places = num ** np.arange(size)
-
-        inside = max(1, round(MARGIN * (num - 1)))
-        # For each coordinate: both edges, and the places from which the decay towards them is measured.
-        slices = np.array([0, inside, num - 1 - inside, num - 1])
-
-        def point(index):
-            which = index // places % num
-            log_p = densities.log_target((low + which.astype(low.dtype) * step).reshape(shape))
-            halves = (which == 0) | (which == num - 1)
-            log_weight = jnp.sum(jnp.log(step)) - jnp.sum(halves, dtype=float) * math.log(2)
-            log_slice = log_p + log_weight - jnp.log(step) + jnp.where(halves, math.log(2), 0.0)
-            in_slice = jnp.where(which[:, None] == slices, log_slice[:, None], -jnp.inf)
-            is_even = jnp.all(which % 2 == 0)
-            return log_p + log_weight, jnp.where(is_even, log_p + log_weight + size * math.log(2), -jnp.inf), in_slice
-
-        def block(carry, first):
-            index = first + jnp.arange(min(AT_ONCE, num**size))
-            parts = jax.vmap(point)(index)
-            parts = jax.tree.map(lambda part: jnp.where(_wide(index < num**size, part), part, -jnp.inf), parts)
-            return jax.tree.map(lambda c, p: jnp.logaddexp(c, jax.nn.logsumexp(p, axis=0)), carry, parts), None
-
-        nothing = tuple(jnp.full(s, -jnp.inf, float) for s in ((), (), (size, len(slices))))
-        (fine, coarse, marginals), _ = jax.lax.scan(block, nothing, jnp.arange(0, num**size, AT_ONCE))
-        exponential, power = _beyond(marginals - fine, inside * step, (high - low) / 2)
-        error = jnp.abs(fine - coarse) + power
-        return Estimate(
-            fine + jnp.log1p(jnp.where(jnp.isfinite(exponential), exponential, 0.0)),
-            error,
-            jnp.full((), jnp.inf),
-            error < LARGEST_ERROR,
-        )
+        num = self.num_points or NUM_POINTS[size]
+        value, error = log_integral(densities.log_target, shape, low, high, num)
+        return Estimate(value, error, jnp.full((), jnp.inf), error < LARGEST_ERROR)
 
 
 jax.tree_util.register_dataclass(Grid, data_fields=["low", "high"], meta_fields=["num_points"])
-
-
-def _beyond(
-    marginals: Float[Array, "d 4"], lengths: Float[Array, " d"], half_widths: Float[Array, " d"]
-) -> tuple[Scalar, Scalar]:
-    """Return the mass beyond the edges, as a share of the integral, for exponential tails and for power laws.
-
-    Args:
-        marginals: log of each coordinate's normalised marginal density at the lower edge, inside it, inside the upper edge
-            and at the upper edge, ``(size, 4)``.
-        lengths: distances from an edge to the place inside it, ``(size,)``.
-        half_widths: half widths of the box, ``(size,)``.
-    """
-    at_edge, inside = marginals[:, ::3], marginals[:, 1:3]
-    is_nothing = at_edge < NOTHING
-    rate = jnp.where(is_nothing, jnp.inf, (inside - at_edge) / lengths[:, None])
-    density = jnp.where(is_nothing, 0.0, jnp.exp(at_edge))
-    exponent = rate * half_widths[:, None]
-    decays = exponent > 1
-    exponential = jnp.where(decays, density / jnp.where(decays, rate, 1.0), jnp.inf)
-    power = jnp.where(decays, density * half_widths[:, None] / jnp.where(decays, exponent - 1, 1.0), jnp.inf)
-    return jnp.sum(exponential), jnp.sum(power)
-
-
-def _wide(flags: Bool[Array, " points"], like: Float[Array, "points ..."]) -> Bool[Array, "points ..."]:
-    return flags.reshape(flags.shape + (1,) * (like.ndim - 1))

@@ -1,17 +1,17 @@
 """Shared by the estimators that compare each row with all rows that differ from it in one element."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
-from numpyro_ebm.kernels.elements import Elements
+from numpyro_ebm.estimators.parts.lattice import Lattice
 
 NUMBERS_AT_ONCE = 2**24
 """Elements of the changed events that are held at once: 64 MB in float32; fewer need less memory and run slower."""
@@ -30,51 +30,64 @@ class SingleChangeEstimator(AbstractEstimator):
         super().check(site)
 
 
-def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], Scalar]) -> RowValues:
+def over_single_changes(
+    site: Site,
+    reduce: Callable[[Float[Array, " values"]], Scalar],
+    lattice: Lattice | None = None,
+    shifts: Sequence[int] | None = None,
+) -> RowValues:
     """Return, for each row, the sum over its elements of ``reduce(changes)``.
 
-    ``changes`` holds the change of the log density when the element takes each of its other values, and -inf where it has
-    fewer values than others. The backward pass computes the changed rows again instead of keeping them.
+    ``changes`` holds the change of the log density when the code of the element is shifted, and -inf where there is no such
+    value. The backward pass computes the changed rows again instead of keeping them.
 
     Args:
         site: the rows.
-        reduce: function of the changes ``(num_values - 1,)`` of one element.
+        reduce: function of the changes ``(num_shifts,)`` of one element.
+        lattice: codes of the elements; None for rings.
+        shifts: shifts of an element's code; None for those that lead to all its other values.
     """
+    lattice = Lattice.of(site.distribution) if lattice is None else lattice
+    by = jnp.arange(1, 1 + int(lattice.high.max())) if shifts is None else jnp.asarray(shifts)
     known = site.distribution.known_energy
-    if known is not None and known.has_conditionals:
-        return _over_logits(site, known, reduce)
-    like = jnp.zeros(site.position.shape[1:], site.position.dtype)
-    elements = Elements.of(site.distribution.discrete_values, like)
-    sizes, shifts = elements.num_values_each, jnp.arange(1, elements.num_values)
-    at_once = max(1, NUMBERS_AT_ONCE // max(1, site.position.size * elements.num_values))
-    codes, own = jax.vmap(elements.codes)(site.position), jax.vmap(site.log_density)(site.position, site.local)
+    if known is not None and known.has_conditionals and lattice.elements is not None:
+        return _over_logits(site, known, reduce, lattice, by)
+    at_once = max(1, NUMBERS_AT_ONCE // max(1, site.position.size * (len(by) + 1)))
+    codes, own = jax.vmap(lattice.codes)(site.position), jax.vmap(site.log_density)(site.position, site.local)
 
     def of_row(i, codes, local, own):
         def changed(shift):
-            moved = codes.at[i].set(((codes[i] + shift) % sizes[i]).astype(codes.dtype))
-            return site.log_density(elements.position(moved, like), local) - own
+            moved, exists = lattice.moved(codes[i], shift, i)
+            change = site.log_density(lattice.position(codes.at[i].set(moved.astype(codes.dtype))), local) - own
+            return jnp.where(exists, change, -jnp.inf)
 
-        return reduce(jnp.where(shifts < sizes[i], jax.vmap(changed)(shifts), -jnp.inf))
+        return reduce(jax.vmap(changed)(by))
 
     def of_element(i):
         return jax.vmap(of_row, in_axes=(None, 0, 0, 0))(i, codes, site.local, own)
 
-    each = jax.lax.map(jax.checkpoint(of_element), jnp.arange(len(sizes)), batch_size=min(at_once, len(sizes)))
+    numbers = jnp.arange(lattice.num_elements)
+    each = jax.lax.map(jax.checkpoint(of_element), numbers, batch_size=min(at_once, len(numbers)))
     return jnp.sum(each, axis=0)
 
 
-def _over_logits(site: Site, energy: AbstractEnergy, reduce: Callable[[Float[Array, " values"]], Scalar]) -> RowValues:
+def _over_logits(
+    site: Site,
+    energy: AbstractEnergy,
+    reduce: Callable[[Float[Array, " values"]], Scalar],
+    lattice: Lattice,
+    by: Int[Array, " shifts"],
+) -> RowValues:
     """Return `over_single_changes` by the conditionals of the elements, which the energy knows all at once."""
-    elements = Elements.of(site.distribution.discrete_values, jnp.zeros(site.position.shape[1:], site.position.dtype))
-    shifts = jnp.arange(1, elements.num_values)
 
     def of_row(position):
-        logits, codes = energy.conditional_logits(position), elements.codes(position)
-        others = (codes[:, None] + shifts) % elements.num_values
+        logits, codes = energy.conditional_logits(position), lattice.codes(position)
+        others, exists = lattice.moved(codes[:, None], by, jnp.arange(lattice.num_elements)[:, None])
         own = jnp.take_along_axis(logits, codes[:, None], axis=1)
-        return jnp.sum(jax.vmap(reduce)(jnp.take_along_axis(logits, others, axis=1) - own))
+        changes = jnp.where(exists, jnp.take_along_axis(logits, others, axis=1) - own, -jnp.inf)
+        return jnp.sum(jax.vmap(reduce)(changes))
 
-    at_once = max(1, NUMBERS_AT_ONCE // (elements.num_values * max(1, sum(elements.sizes))))
+    at_once = max(1, NUMBERS_AT_ONCE // ((len(by) + 1) * max(1, lattice.num_elements)))
     return jax.lax.map(jax.checkpoint(of_row), site.position, batch_size=min(at_once, site.num_rows))
 
 
@@ -84,10 +97,19 @@ def check_finite_values(site: Site, estimator: str) -> None:
     Raises:
         EnergyError: for a continuous support, and one without two bounds.
     """
+    check_discrete(site, estimator)
+    _ = site.distribution.discrete_values
+
+
+def check_discrete(site: Site, estimator: str) -> None:
+    """Check that the event is discrete, and raise otherwise.
+
+    Raises:
+        EnergyError: for a continuous support.
+    """
     if not site.distribution.is_discrete:
         raise EnergyError(
             f"The estimator '{estimator}' compares discrete events that differ in one element; the support is "
             f"{site.distribution.support}. For continuous events write estimate(model, 'sm') or estimate(model, 'dsm', "
             "sigma=0.1)."
         )
-    _ = site.distribution.discrete_values
