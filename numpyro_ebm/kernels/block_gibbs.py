@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import TransitionInfo, info
 from numpyro_ebm.kernels.densities import Known, known_of
-from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements, choose, without_bad
+from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements, choose, take_values, without_bad
 
 
 @record()
@@ -107,11 +108,15 @@ def _drawn(
 ) -> tuple[Array, Bool[Array, ""]]:
     """Draw an event block by block from the conditionals of its elements; also return whether any was not finite."""
     energy: Any = known.energy
-    values = elements.values[0].astype(event.dtype)
-    rows, was_bad = event.reshape(-1, *values.shape[1:]), jnp.zeros((), bool)
+    # As floating-point numbers, which each conditional would make of them again; indices of categories stay integers.
+    held = as_floats(event) if energy.is_differentiable else event
+    values = elements.values[0].astype(held.dtype)
+    rows, was_bad, is_stuck = held.reshape(-1, *values.shape[1:]), jnp.zeros((), bool), jnp.zeros((), bool)
     for block, key in zip(energy.blocks, jax.random.split(rng_key, len(energy.blocks)), strict=True):
         logits, bad = without_bad(known.conditional_logits(rows.reshape(event.shape), block))
-        chosen = values[choose(jax.random.uniform(key, np.shape(block), logits.dtype), logits)]
-        is_stuck = jnp.all(logits == -jnp.inf, axis=-1).reshape(-1, *(1,) * (rows.ndim - 1))
-        rows, was_bad = rows.at[block].set(jnp.where(is_stuck, rows[block], chosen)), was_bad | bad
-    return rows.reshape(event.shape), was_bad
+        chosen = take_values(values, choose(jax.random.uniform(key, np.shape(block), logits.dtype), logits))
+        is_stuck |= jnp.any(jnp.all(logits == -jnp.inf, axis=-1))
+        rows, was_bad = rows.at[block].set(chosen, unique_indices=True, indices_are_sorted=True), was_bad | bad
+    # An element without a finite conditional cannot be drawn: the event stays as it was.
+    rows = jnp.where(is_stuck, held, rows.reshape(event.shape))
+    return rows.astype(event.dtype), was_bad

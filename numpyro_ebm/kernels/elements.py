@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
@@ -110,8 +110,15 @@ def choose(uniform: Float[Array, "..."], logits: Float[Array, "... values"]) -> 
         uniform: numbers in [0, 1), one per draw.
         logits: finite or -inf.
     """
+    if logits.shape[-1] == 2:  # the same index, without sums along an axis
+        return (uniform >= jax.nn.sigmoid(logits[..., 0] - logits[..., 1])).astype(int)
     sums = jnp.cumsum(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
     return jnp.argmax(sums > uniform[..., None] * sums[..., -1:], axis=-1)
+
+
+def take_values(values: Shaped[Array, "values ..."], index: Int[Array, "..."]) -> Shaped[Array, "..."]:
+    """Return the values at indices; of two numbers by a choice, which is faster than a look-up."""
+    return jnp.where(index == 1, values[1], values[0]) if values.shape == (2,) else values[index]
 
 
 class DiscreteState(NamedTuple):

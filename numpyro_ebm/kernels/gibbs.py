@@ -12,7 +12,7 @@ from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import TransitionInfo, info
 from numpyro_ebm.kernels.densities import Known, has_conditionals, known_of
-from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, choose, without_bad
+from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, choose, take_values, without_bad
 
 Scan = Literal["systematic", "random"]
 
@@ -101,7 +101,7 @@ def _by_conditionals(
         rows, was_bad = carry
         i, uniform = inputs
         logits, bad = without_bad(known.conditional_logits(rows.reshape(event.shape), i))
-        chosen = values[choose(uniform, logits)]
+        chosen = take_values(values, choose(uniform, logits))
         return (rows.at[i].set(jnp.where(jnp.all(logits == -jnp.inf), rows[i], chosen)), was_bad | bad), None
 
     start = (event.reshape(-1, *values.shape[1:]), jnp.zeros((), bool))
