@@ -57,7 +57,7 @@ def coupled_gibbs(rng_key: PRNGKey, kernel: Gibbs, pair: DiscreteState, log_dens
     sizes, num_values = elements.num_values_each, elements.num_values
 
     def scores_of(codes, i, logdensity):
-        others = (codes[i] + jnp.arange(1, num_values)) % num_values
+        others = (codes[i] + jnp.arange(1, num_values, dtype=codes.dtype)) % num_values
         scores = scores_of_others(log_density, elements, like, codes, i, others, logdensity)
         scores = jnp.where((others < sizes[i]) & ~is_bad(scores), scores, -jnp.inf)
         return jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(logdensity)

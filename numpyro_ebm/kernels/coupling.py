@@ -1,7 +1,7 @@
 """Pairs of chains of one kernel, coupled so that they meet, and unbiased time averages from them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import blackjax
 import jax
@@ -154,7 +154,7 @@ def coupled_step(
     """
     key_trajectory, key_mala = jax.random.split(rng_key)
     if isinstance(kernel, Gibbs):
-        moved, rate = coupled_gibbs(rng_key, kernel, pair, of_chain(log_density)), jnp.ones((), pair.logdensity.dtype)
+        moved, rate = coupled_gibbs(rng_key, kernel, cast(DiscreteState, pair), of_chain(log_density)), jnp.ones((), float)
         met_now = jnp.all(moved.position[0] == moved.position[1])
     elif isinstance(kernel, HMC):
         moved, rate = _common_hmc(key_trajectory, kernel, pair, log_density)

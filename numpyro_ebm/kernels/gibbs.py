@@ -140,7 +140,7 @@ def _draw(
 ) -> tuple[Int[Array, " elements"], Scalar, Bool[Array, ""]]:
     """Draw one element given all others; NaN and infinite densities are avoided and reported."""
     codes, logdensity, is_nonfinite = carry
-    others = (codes[i] + jnp.arange(1, num_values)) % num_values
+    others = (codes[i] + jnp.arange(1, num_values, dtype=codes.dtype)) % num_values
     scores = scores_of(codes, i, others, logdensity)
     exists = others < sizes[i]
     is_bad = exists & (jnp.isnan(scores) | (scores == jnp.inf))
