@@ -288,3 +288,82 @@ def test_the_message_names_every_estimator_of_discrete_events():
     from numpyro_ebm.estimators.names import ESTIMATORS
 
     assert [name for name, cls in sorted(ESTIMATORS.classes.items()) if cls.takes_discrete] == FOR_DISCRETE.split("'")[1::2]
+
+
+CASES = {
+    "pseudolikelihood": {"block_size": 2},
+    "ratio_matching": {},
+    "mpf": {},
+    "exact": {},
+    "discrete_fisher": {},
+    "generalized_sm": {},
+    "energy_discrepancy": {"num_negatives": 4},
+    "unbiased": {"burn_in": 1, "num_steps": 2},
+}
+ROW_FIELDS = np.linspace(-1, 1, 6)
+ROW_STATES = np.random.default_rng(0).integers(0, 3, (6, 3))
+
+
+def counts_in_context(x, mask=None, scale=1.0):
+    """Three elements of three values with a field of each row's own, a weight t and a constant b."""
+    t, b = numpyro.param("t", jnp.asarray(0.5)), numpyro.param("b", jnp.asarray(0.0))
+    mask = np.ones(len(x), bool) if mask is None else mask
+    with numpyro.plate("rows", len(x)), numpyro.handlers.mask(mask=mask), numpyro.handlers.scale(scale=scale):
+        energy = lambda x, c: t * c * jnp.sum(x) + 0.3 * t * x[0] * x[1] + b  # noqa: E731
+        support, context = constraints.integer_interval(0, 2), jnp.asarray(ROW_FIELDS, t.dtype)
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (3,), support=support, context=context), obs=x)
+
+
+@pytest.mark.parametrize("name", some_slow(["discrete_fisher", "energy_discrepancy"], list(CASES)[:4] + list(CASES)[5::2]))
+class TestInvariants:
+    """Values and gradients of rows with a context."""
+
+    def both(self, name, x=ROW_STATES, t=0.5, **settings):
+        model = ebm.estimate(counts_in_context, name, **CASES[name])
+        value = lambda p: surrogate(model, p, x, **settings)  # noqa: E731
+        return jax.value_and_grad(value)({"t": jnp.asarray(t), "b": jnp.asarray(0.2)})
+
+    def test_masked_rows_take_no_part_and_scales_multiply(self, name):
+        mask = np.arange(6) % 3 > 0
+        value, slope = self.both(name, mask=mask)
+        filled = np.where(mask[:, None], ROW_STATES, -9)
+        again = self.both(name, filled, mask=mask)
+        np.testing.assert_allclose([value, slope["t"]], [again[0], again[1]["t"]], rtol=1e-5)
+        assert np.isfinite(value)
+        twice = self.both(name, mask=mask, scale=2.0)
+        np.testing.assert_allclose([twice[0], twice[1]["t"]], [2 * value, 2 * slope["t"]], rtol=1e-5)
+        nothing = self.both(name, mask=np.zeros(6, bool))
+        assert nothing[0] == 0
+        assert nothing[1]["t"] == 0
+
+    def test_a_constant_in_the_energy_does_not_move(self, name):
+        np.testing.assert_allclose(self.both(name)[1]["b"], 0.0, atol=1e-5)
+
+    def test_one_trace_and_a_value_for_each_row(self, name):
+        traces = []
+
+        @jax.jit
+        def value(t):
+            traces.append(t)
+            model = ebm.estimate(counts_in_context, name, **CASES[name])
+            seeded = numpyro.handlers.substitute(numpyro.handlers.seed(model, 0), {"t": t})
+            return numpyro.handlers.trace(seeded).get_trace(ROW_STATES)["x"]["fn"].log_prob(ROW_STATES)
+
+        first, second = value(jnp.asarray(0.5)), value(jnp.asarray(0.7))
+        assert first.shape == second.shape == (6,)
+        assert np.any(first != second)
+        assert len(traces) == 1
+
+    def test_dtypes(self, name, x64):
+        for data, parameter in ((np.int8, jnp.float32), (np.float32, jnp.float64), (np.int64, jnp.float32)):
+            value, slope = self.both(name, ROW_STATES.astype(data), jnp.asarray(0.5, parameter))
+            assert slope["t"].dtype == parameter
+            assert np.isfinite(value)
+
+    def test_the_gradient_is_that_of_the_value(self, name, x64):
+        if name == "unbiased":  # its value means nothing
+            return
+        value, slope = self.both(name)
+        ends = [self.both(name, t=0.5 + h)[0] for h in (1e-5, -1e-5)]
+        np.testing.assert_allclose((ends[0] - ends[1]) / 2e-5, slope["t"], rtol=1e-6)
+        assert np.isfinite(value)

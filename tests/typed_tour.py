@@ -47,8 +47,11 @@ def estimators():
         update(vector_model, ROWS, estimator=name, **continuous_options("x", (2,))[name])
     for name, other in OTHERS.items():
         update(other.model, other.data[:24], estimator=name, **other.options)
-    units, rows = OTHERS["exact"].model, OTHERS["exact"].data[:24]
-    for name, options in {"nce": {"noise": "marginals"}, "cd": {"kernel": "dmala"}, "pcd": {"kernel": "gwg"}}.items():
+    units, rows = OTHERS["pseudolikelihood"].model, OTHERS["pseudolikelihood"].data[:24]
+    of_units = {"nce": {"noise": "marginals"}, "cd": {"kernel": "dmala"}, "pcd": {"kernel": "gwg"}, "exact": {}}
+    of_units |= {"generalized_sm": {}, "energy_discrepancy": {"noise": "absorbing"}, "pseudolikelihood": {"block_size": 2}}
+    of_units |= {"unbiased": {"num_chains": 8}}
+    for name, options in of_units.items():
         update(units, rows, estimator=name, **options)
 
 

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Scalar
 
 MOST_DIMENSIONS = 3
@@ -25,12 +28,42 @@ class Integral(NamedTuple):
     """An integral over all space, from a grid.
 
     Attributes:
-        log_value: its logarithm, with exponential tails beyond the edges.
-        error: bound on the error of the logarithm, in nats.
+        log_grid: logarithm of the sum over the grid. Only this is differentiable.
+        log_value: the same with exponential tails beyond the edges.
+        error: bound on the error of ``log_value``, in nats.
     """
 
+    log_grid: Scalar
     log_value: Scalar
     error: Scalar
+
+
+def check_edges(owner: str, low: Any, high: Any, num_points: int | None) -> None:
+    """Check that the edges of a box are in order where they are known, and that a number of points is odd.
+
+    Raises:
+        EnergyError: with what to write.
+    """
+    edges = [edge for edge in (low, high) if edge is not None]
+    if not all(isinstance(edge, jax.Array) or np.asarray(edge).dtype.kind in "iuf" for edge in edges):
+        raise EnergyError(f"{owner} needs numbers low and high; got low={low!r}, high={high!r}. Write low=-10.0, high=10.0.")
+    if len(edges) == 2 and is_concrete(*edges) and not np.all(np.asarray(low) < np.asarray(high)):
+        raise EnergyError(f"{owner} needs low < high; got low={low!r}, high={high!r}. Write low=-10.0, high=10.0.")
+    if num_points is not None:
+        check_count(owner, "num_points", num_points, 5)
+        if num_points % 2 == 0:
+            raise EnergyError(f"{owner} needs an odd number of points. Write num_points={num_points + 1}.")
+
+
+def check_edge_shapes(owner: str, low: Any, high: Any, size: int) -> None:
+    """Check that the edges are one number or one per coordinate, and raise otherwise.
+
+    Raises:
+        EnergyError: with the shape.
+    """
+    for name, edge in (("low", low), ("high", high)):
+        if edge is not None and jnp.shape(edge) not in ((), (size,)):
+            raise EnergyError(f"{owner} needs {name} as one number or {size}; got shape {jnp.shape(edge)}.")
 
 
 def log_integral(
@@ -65,7 +98,9 @@ def log_integral(
         log_slice = log_p + log_weight - jnp.log(step) + jnp.where(halves, math.log(2), 0.0)
         in_slice = jnp.where(which[:, None] == slices, log_slice[:, None], -jnp.inf)
         is_even = jnp.all(which % 2 == 0)
-        return log_p + log_weight, jnp.where(is_even, log_p + log_weight + size * math.log(2), -jnp.inf), in_slice
+        coarse = jnp.where(is_even, log_p + log_weight + size * math.log(2), -jnp.inf)
+        # A block may hold none of these points, and the derivative of the log of an empty sum is NaN.
+        return log_p + log_weight, *jax.lax.stop_gradient((coarse, in_slice))
 
     def of_block(first):
         index = first + jnp.arange(min(AT_ONCE, num**size))
@@ -78,9 +113,10 @@ def log_integral(
 
     nothing = tuple(jnp.full(s, -jnp.inf, float) for s in ((), (), (size, len(slices))))
     (fine, coarse, marginals), _ = jax.lax.scan(add, nothing, jnp.arange(0, num**size, AT_ONCE))
-    exponential, power = _beyond(marginals - fine, inside * step, (high - low) / 2)
-    value = fine + jnp.log1p(jnp.where(jnp.isfinite(exponential), exponential, 0.0))
-    return Integral(value, jnp.abs(fine - coarse) + power)
+    frozen = jax.lax.stop_gradient(fine)
+    exponential, power = _beyond(marginals - frozen, inside * step, (high - low) / 2)
+    value = frozen + jnp.log1p(jnp.where(jnp.isfinite(exponential), exponential, 0.0))
+    return Integral(fine, value, jnp.abs(frozen - coarse) + power)
 
 
 def _beyond(

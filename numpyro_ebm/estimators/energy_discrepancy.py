@@ -16,9 +16,9 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.graph_noise import GraphNoise, check_fits, check_noise, decay_time, transitions_of
+from numpyro_ebm.estimators.parts.lattice import Lattice
 from numpyro_ebm.estimators.parts.moves import FAULT, FIX, check_scale, in_pairs, scale_of
 from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
-from numpyro_ebm.kernels.elements import Elements
 
 REDRAWN, MOST_REDRAWN = 3.0, 0.9
 """By default noise redraws this number of elements, or at most this share of them."""
@@ -188,15 +188,14 @@ class EnergyDiscrepancy(AbstractEstimator):
 
     def _jumped(self, rng_key: PRNGKey, site: Site) -> Int[Array, "num {site.num_rows} *position"]:
         """Return the negatives of discrete rows, ``num_draws * num_negatives`` of them."""
-        like = site.position[0]
-        elements = Elements.of(site.distribution.discrete_values, like)
-        graph = GraphNoise.of(self._transitions(site, sum(elements.sizes), elements.num_values))
+        lattice = Lattice.of(site.distribution)
+        graph = GraphNoise.of(self._transitions(site, lattice.num_elements))
         key_copies, key_negatives = jax.random.split(rng_key)
-        codes = jax.vmap(elements.codes)(site.position)
+        codes = jax.vmap(lattice.codes)(site.position)
         copies = graph.draw(key_copies, jnp.broadcast_to(codes, (self.num_draws, 1, *codes.shape)))
         shape = (self.num_draws, self.num_negatives, *codes.shape)
         recovered = graph.recover(key_negatives, jnp.broadcast_to(copies, shape)).reshape(-1, *codes.shape)
-        return jax.vmap(jax.vmap(lambda each: elements.position(each, like)))(recovered)
+        return jax.vmap(jax.vmap(lattice.position))(recovered)
 
     def _graph(self, site: Site) -> Any:
         """Return the noise of discrete rows, by name or as a matrix."""
@@ -205,8 +204,8 @@ class EnergyDiscrepancy(AbstractEstimator):
         values = site.distribution.discrete_values
         return "ordinal" if values.ndim == 1 and len(values) > 2 else "uniform"
 
-    def _transitions(self, site: Site, num_elements: int, num_values: int) -> Float[np.ndarray, "values copies"]:
-        noise, time = self._graph(site), self.time
+    def _transitions(self, site: Site, num_elements: int) -> Float[np.ndarray, "values copies"]:
+        noise, time, num_values = self._graph(site), self.time, len(site.distribution.discrete_values)
         if isinstance(noise, str) and time is None:
             time = decay_time(noise, num_values, min(MOST_REDRAWN, REDRAWN / num_elements))
         return transitions_of(noise, time, num_values)

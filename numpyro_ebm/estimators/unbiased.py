@@ -77,12 +77,11 @@ class UnbiasedMaximumLikelihood(AbstractEstimator):
     State, in the mutable site ``"<site>$unbiased"``: `UnbiasedState`.
 
     Args:
-        kernel: "mala" or "hmc", or `MALA` or `HMC` with its settings; on a discrete support, "gibbs" or "flips", or `Gibbs`
-            or `Flips`; None for "mala" and "gibbs". HMC is followed by one MALA step of half its ``step_size`` squared, by
+        kernel: "mala" or "hmc", or `MALA` or `HMC` with its settings; on a discrete support, "gibbs" or
+            `Gibbs`; None for "mala" and "gibbs". HMC is followed by one MALA step of half its ``step_size`` squared, by
             which the chains meet (see `coupling.coupled_step`).
         coupling: coupling of the proposals, "reflection" or "maximal" (see `coupling.couple_noise`); None for "reflection".
-            Discrete kernels draw each element of both chains by a maximal coupling (see
-            `coupled_elements.coupled_elements`), for as many energies per chain as `Gibbs` takes.
+            Gibbs draws each element of both chains by a maximal coupling (see `coupled_gibbs.coupled_gibbs`).
         burn_in: k, transitions before the time average.
         num_steps: m, the last transition of the time average; chains run longer only where they have not met.
         max_num_steps: number of transitions within which every pair must meet.

@@ -1,7 +1,7 @@
 """Pairs of chains of one kernel, coupled so that they meet, and unbiased time averages from them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import blackjax
 import jax
@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import AbstractKernel
-from numpyro_ebm.kernels.coupled_elements import coupled_elements
+from numpyro_ebm.kernels.coupled_gibbs import coupled_gibbs
 from numpyro_ebm.kernels.densities import at as density_at
 from numpyro_ebm.kernels.elements import DiscreteState
-from numpyro_ebm.kernels.flips import Flips
 from numpyro_ebm.kernels.gibbs import Gibbs
 from numpyro_ebm.kernels.hamiltonian import HMC
 from numpyro_ebm.kernels.langevin import MALA
@@ -50,11 +49,11 @@ def check_coupling(kernel: AbstractKernel, coupling: str | None) -> None:
     """
     if coupling is not None and coupling not in COUPLINGS:
         raise EnergyError(f"Unknown coupling '{coupling}'. {nearest(str(coupling), COUPLINGS)}")
-    if type(kernel) not in (MALA, HMC, Gibbs, Flips):
+    if type(kernel) not in (MALA, HMC, Gibbs):
         write = "kernel='gibbs'" if kernel.is_discrete else "kernel=MALA(step_size=0.1)"
         raise EnergyError(
             f"The kernel '{kernel.name}' has no coupling, so its chains would not meet. Kernels that can be coupled: "
-            f"hmc, mala; on discrete supports flips, gibbs. Write {write}."
+            f"hmc, mala; on discrete supports gibbs. Write {write}."
         )
     if kernel.is_discrete and coupling == "reflection":
         raise EnergyError(
@@ -136,16 +135,16 @@ def coupled_step(
 
     MALA couples its two proposals by `couple_noise` and accepts both by one uniform. HMC moves both chains with the same
     momentum, number of steps and uniform, which contracts them but never makes them equal; so each transition ends with a
-    coupled MALA step of ``step_size**2 / 2`` (one leapfrog step). Discrete kernels draw each element by a maximal coupling
-    (`coupled_elements`).
+    coupled MALA step of ``step_size**2 / 2`` (one leapfrog step). Gibbs draws each element by a maximal coupling
+    (`coupled_gibbs`).
 
     Args:
         rng_key: random key.
-        kernel: `MALA`, `HMC`, `Gibbs` or `Flips`.
+        kernel: `MALA`, `HMC` or `Gibbs`.
         pair: the two states, leaves ``(2, ...)``.
         is_met: whether they have met before; if so, both move as the first does.
         log_density: log density of one position.
-        coupling: as in `couple_noise`; discrete kernels take none.
+        coupling: as in `couple_noise`; Gibbs takes none.
 
     Returns:
         The two new states, whether they have met, and the mean acceptance probability of the two.
@@ -154,8 +153,8 @@ def coupled_step(
         Heng and Jacob, Unbiased Hamiltonian Monte Carlo with couplings (2019).
     """
     key_trajectory, key_mala = jax.random.split(rng_key)
-    if isinstance(kernel, Gibbs | Flips):
-        moved, rate = coupled_elements(rng_key, kernel, pair, log_density)
+    if isinstance(kernel, Gibbs):
+        moved, rate = coupled_gibbs(rng_key, kernel, cast(DiscreteState, pair), log_density), jnp.ones((), float)
         met_now = jnp.all(moved.position[0] == moved.position[1])
     elif isinstance(kernel, HMC):
         moved, rate = _common_hmc(key_trajectory, kernel, pair, log_density)
@@ -243,7 +242,7 @@ def unbiased_sum(
 
     Args:
         rng_key: random key.
-        kernel: `MALA`, `HMC`, `Gibbs` or `Flips`, the latter two with their values.
+        kernel: `MALA`, `HMC`, or `Gibbs` with its values.
         log_density: ``log_density(position, local)`` of one chain.
         starts: ``(num_pairs, 2, ...)``, X_0 and Y_0 of each pair, from the same distribution.
         local: argument of each pair's own log density, leaves ``(num_pairs, ...)``, or None.

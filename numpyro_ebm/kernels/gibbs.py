@@ -122,7 +122,7 @@ def _by_densities(
     def update(carry, inputs):
         codes, logdensity, was_bad = carry
         i, uniform = inputs
-        others = (codes[i] + jnp.arange(1, num_values)) % num_values
+        others = (codes[i] + jnp.arange(1, num_values, dtype=codes.dtype)) % num_values
         scores = scores_of_others(log_density, elements, state.position, codes, i, others, logdensity)
         scores, bad = without_bad(jnp.where(others < sizes[i], scores, -jnp.inf))
         logits = jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(without_bad(logdensity)[0])

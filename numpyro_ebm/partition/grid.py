@@ -6,12 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.trapezoid import log_integral
+from numpyro_ebm._core.trapezoid import check_edge_shapes, check_edges, log_integral
 from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
@@ -64,14 +61,7 @@ class Grid(AbstractPartition):
     num_points: int | None = None
 
     def __post_init__(self):
-        if is_concrete(self.low, self.high) and not np.all(np.asarray(self.low) < np.asarray(self.high)):
-            raise EnergyError(
-                f"Grid needs low < high; got low={self.low!r}, high={self.high!r}. Write low=-10.0, high=10.0."
-            )
-        if self.num_points is not None:
-            check_count(type(self).__name__, "num_points", self.num_points, 5)
-            if self.num_points % 2 == 0:
-                raise EnergyError(f"Grid needs an odd number of points. Write num_points={self.num_points + 1}.")
+        check_edges(type(self).__name__, self.low, self.high, self.num_points)
 
     def check(self, distribution):
         """Check that the event fits a grid, and raise otherwise."""
@@ -81,10 +71,7 @@ class Grid(AbstractPartition):
         size = math.prod(distribution.unconstrained_shape)
         if size not in NUM_POINTS:
             raise EnergyError(f"A grid holds 1 to 3 dimensions; this event has {size}. Write method='ais' or 'smc'.")
-        for name in ("low", "high"):
-            shape = jnp.shape(getattr(self, name))
-            if shape not in ((), (size,)):
-                raise EnergyError(f"Grid needs {name} as one number or {size}; got shape {shape}.")
+        check_edge_shapes("Grid", self.low, self.high, size)
 
     def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the sum over the points, where edges count by halves."""
@@ -92,8 +79,8 @@ class Grid(AbstractPartition):
         size = math.prod(shape)
         low, high = (jnp.broadcast_to(jnp.asarray(edge, float), (size,)) for edge in (self.low, self.high))
         num = self.num_points or NUM_POINTS[size]
-        value, error = log_integral(densities.log_target, shape, low, high, num)
-        return Estimate(value, error, jnp.full((), jnp.inf), error < LARGEST_ERROR)
+        integral = log_integral(densities.log_target, shape, low, high, num)
+        return Estimate(integral.log_value, integral.error, jnp.full((), jnp.inf), integral.error < LARGEST_ERROR)
 
 
 jax.tree_util.register_dataclass(Grid, data_fields=["low", "high"], meta_fields=["num_points"])

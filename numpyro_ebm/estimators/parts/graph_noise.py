@@ -57,9 +57,9 @@ def transitions_of(noise: GraphName | ArrayLike, time: float | None, num_values:
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
-def decay_time(noise: GraphName, num_values: int, share: float) -> float:
+def decay_time(noise: str, num_values: int, share: float) -> float:
     """Return the time by which the slowest mode of a jump process has decayed by a share."""
-    gap = 1.0 if noise == "absorbing" else -np.sort(np.linalg.eigvalsh(generator(noise, num_values)))[-2]
+    gap = 1.0 if noise == "absorbing" or num_values == 1 else -np.sort(np.linalg.eigvalsh(generator(noise, num_values)))[-2]
     return float(-np.log1p(-share) / gap)
 
 

@@ -1,13 +1,12 @@
-"""Pairs of chains on discrete supports whose elements are drawn by maximal couplings, so that the chains meet."""
+"""Pairs of Gibbs chains whose elements are drawn by maximal couplings, so that the chains meet."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from numpyro_ebm._core.typing import Array, ChainLogDensityFn, PRNGKey, Scalar
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, PRNGKey
 from numpyro_ebm.kernels.densities import has_conditionals
-from numpyro_ebm.kernels.elements import DiscreteState, Elements, is_bad, log_ratio
-from numpyro_ebm.kernels.flips import Flips
+from numpyro_ebm.kernels.elements import DiscreteState, Elements, is_bad
 from numpyro_ebm.kernels.gibbs import Gibbs, scores_of_others
 
 
@@ -33,23 +32,22 @@ def couple_values(rng_key: PRNGKey, probabilities: Float[Array, "2 values"]) -> 
     return jnp.where(is_shared, _draw(key_shared, shared), apart)
 
 
-def coupled_elements(
-    rng_key: PRNGKey, kernel: Gibbs | Flips, pair: DiscreteState, log_density: ChainLogDensityFn
-) -> tuple[DiscreteState, Scalar]:
-    """Move two chains so that each follows the kernel and both tend to take the same values.
+def coupled_gibbs(rng_key: PRNGKey, kernel: Gibbs, pair: DiscreteState, log_density: ChainLogDensityFn) -> DiscreteState:
+    """Move two chains so that each follows `Gibbs` and both tend to take the same values.
 
-    Both chains update the same elements in the same order. Given all else, the kernel draws an element of either chain from
-    a distribution over its values: its conditional for `Gibbs`; for `Flips`, each other value with its probability of being
-    proposed and accepted. `couple_values` draws from both.
+    Both chains update the same elements in the same order; `couple_values` draws an element from its two conditionals.
+
+    Metropolis flips cannot be coupled in this way: where a flip of a binary unit is always accepted, two chains that differ
+    both flip and differ again, and the parity of their flips never agrees.
 
     Args:
         rng_key: random key.
-        kernel: `Gibbs` or `Flips`.
+        kernel: the kernel, with its values.
         pair: the two states, leaves ``(2, ...)``.
         log_density: log density of one position.
 
     Returns:
-        The two new states, and the mean acceptance probability.
+        The two new states.
 
     References:
         Jacob, O'Leary and Atchade, Unbiased Markov chain Monte Carlo methods with couplings (2020), section 4.
@@ -57,10 +55,9 @@ def coupled_elements(
     like = jax.tree.map(lambda leaf: leaf[0], pair.position)
     elements = Elements.of(kernel.values, like)
     sizes, num_values = elements.num_values_each, elements.num_values
-    rule = _conditional if isinstance(kernel, Gibbs) else _metropolis
 
     def scores_of(codes, i, logdensity):
-        others = (codes[i] + jnp.arange(1, num_values)) % num_values
+        others = (codes[i] + jnp.arange(1, num_values, dtype=codes.dtype)) % num_values
         scores = scores_of_others(log_density, elements, like, codes, i, others, logdensity)
         scores = jnp.where((others < sizes[i]) & ~is_bad(scores), scores, -jnp.inf)
         return jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(logdensity)
@@ -69,42 +66,24 @@ def coupled_elements(
         codes, logdensity = carry
         i, key = inputs
         scores = jax.vmap(scores_of, in_axes=(0, None, 0))(codes, i, logdensity)
-        probabilities = jax.vmap(rule, in_axes=(0, 0, None))(scores, codes[:, i], sizes[i])
-        drawn = couple_values(key, probabilities)
-        stays = jnp.mean(jnp.take_along_axis(probabilities, codes[:, i, None], axis=1))
+        drawn = couple_values(key, jax.vmap(_conditional)(scores, codes[:, i]))
         moved = jnp.take_along_axis(scores, drawn[:, None], axis=1)[:, 0]
-        return (codes.at[:, i].set(drawn.astype(codes.dtype)), moved), 1 - stays
+        return (codes.at[:, i].set(drawn.astype(codes.dtype)), moved), None
 
     key_order, key_draws = jax.random.split(rng_key)
-    order = _order(kernel, key_order, sum(elements.sizes))
+    order = kernel.order(key_order, sum(elements.sizes))
     start = (jax.vmap(elements.codes)(pair.position), pair.logdensity)
-    (codes, logdensity), rates = jax.lax.scan(update, start, (order, jax.random.split(key_draws, len(order))))
+    (codes, logdensity), _ = jax.lax.scan(update, start, (order, jax.random.split(key_draws, len(order))))
     position = jax.vmap(lambda each: elements.position(each, like))(codes)
     if has_conditionals(log_density):  # the sums of differences of log densities drift
         logdensity = jax.vmap(log_density)(position)
-    rate = jnp.ones((), logdensity.dtype) if isinstance(kernel, Gibbs) else jnp.mean(rates)
-    return DiscreteState(position, logdensity), rate
+    return DiscreteState(position, logdensity)
 
 
-def _order(kernel: Gibbs | Flips, rng_key: PRNGKey, num: int) -> Int[Array, " updates"]:
-    """Return the elements that a transition updates, in their order."""
-    if isinstance(kernel, Gibbs):
-        return kernel.order(rng_key, num)
-    return jax.random.randint(rng_key, (kernel.num_flips or num,), 0, num)
-
-
-def _conditional(scores: Float[Array, " values"], own: Int[Array, ""], size: Int[Array, ""]) -> Float[Array, " values"]:
-    """Return the probabilities of an element's values under `Gibbs`."""
+def _conditional(scores: Float[Array, " values"], own: Int[Array, ""]) -> Float[Array, " values"]:
+    """Return the probabilities of an element's values; it stays where none has a density."""
     stays = jax.nn.one_hot(own, len(scores), dtype=scores.dtype)
     return jnp.where(jnp.isfinite(jnp.max(scores)), jax.nn.softmax(scores), stays)
-
-
-def _metropolis(scores: Float[Array, " values"], own: Int[Array, ""], size: Int[Array, ""]) -> Float[Array, " values"]:
-    """Return the probabilities of an element's values under `Flips`."""
-    rises = jax.vmap(log_ratio, in_axes=(0, None))(scores, scores[own])
-    proposed = (jnp.arange(len(scores)) < size) & (jnp.arange(len(scores)) != own)
-    moves = jnp.where(proposed, jnp.exp(jnp.minimum(rises, 0.0)) / (size - 1), 0.0)
-    return moves.at[own].set(1 - jnp.sum(moves))
 
 
 def _draw(rng_key: PRNGKey, weights: Float[Array, " values"]) -> Int[Array, ""]:
