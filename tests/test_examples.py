@@ -198,3 +198,25 @@ def test_mutual_information(capsys):
     found = {(row["d"], row["method"]): row["found"] / row["exact"] for row in table}
     np.testing.assert_allclose([found[20, "nce"], found[20, "tre"], found[80, "tre"]], 1.0, atol=0.1)
     assert found[80, "nce"] < 0.7  # saturated
+
+
+def test_six_symptoms_by_exact_maximum_likelihood_and_pseudolikelihood(tmp_path, capsys):
+    networks = load("symptom_network").main(["--items", "6", "--penalty", "0", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    # Both by enumeration of the 64 states in NumPy, minimised by SciPy.
+    np.testing.assert_allclose(
+        [networks[name].nll for name in ("exact", "pseudolikelihood")], [2.657124, 2.668128], atol=2e-6
+    )
+    for line in ("independent   3.90883", "exact   2.65712", "pseudolikelihood   2.66813", "avoid - distract"):
+        assert line in printed
+    exact, pseudo = (each.errors["couplings"] for each in networks.values())
+    np.testing.assert_allclose(pseudo, exact, rtol=0.15)
+    assert (tmp_path / "symptom_network.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_all_symptoms_with_a_prior(tmp_path, capsys):
+    networks = load("symptom_network").main(["--no-errors", "--out", str(tmp_path)])
+    found = [networks[name].nll for name in ("exact", "pseudolikelihood")]
+    np.testing.assert_allclose(found, [7.13026, 7.20555], atol=2e-5)
+    assert "independent  11.38669" in capsys.readouterr().out
