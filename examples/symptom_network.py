@@ -39,7 +39,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 DATA = Path(__file__).parent / "data" / "adhd_cap.csv"
 METHODS = ("exact", "pseudolikelihood")
 NUM_INATTENTION = 9  # the first items; the others are of hyperactivity and impulsivity
-COLOURS = {True: "#0B3C6F", False: "#E69F00"}  # of positive and negative couplings: dark and light in grey
+COLOURS = {True: "#0B3C6F", False: "#D55E00"}  # of positive and negative couplings: dark and lighter in grey
 
 
 class Network(NamedTuple):
@@ -166,18 +166,15 @@ def draw_network(axis, network: Network, names: list[str], share: np.ndarray, ti
     place = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     couplings = network.values["couplings"]
     edges = list(zip(*np.triu_indices(len(names), 1), couplings, is_clear(network), strict=True))
-    for i, j, coupling, clear in sorted(edges, key=lambda edge: abs(edge[2])):
+    for i, j, coupling, clear in sorted(edges, key=lambda edge: -edge[2]):  # negative ones last, as they are thin
         if clear:
-            line = {
-                "color": COLOURS[coupling > 0],
-                "linewidth": 2.5 * abs(coupling),
-                "linestyle": "-" if coupling > 0 else ":",
-            }
-            axis.plot(*place[[i, j]].T, zorder=1, solid_capstyle="round", **line)
+            style = {"color": COLOURS[coupling > 0], "linestyle": "-" if coupling > 0 else ":"}
+            axis.plot(*place[[i, j]].T, zorder=1, linewidth=3 * abs(coupling) ** 1.5 + 0.5, **style)
     fill = np.where(np.arange(len(names)) < NUM_INATTENTION, "0.35", "0.85")
     axis.scatter(*place.T, s=80 + 900 * share, c=fill, edgecolors="black", zorder=2)
     for (x, y), name in zip(place, names, strict=True):
-        axis.text(1.22 * x, 1.17 * y, name, ha="center", va="center", fontsize=9)
+        side = "center" if abs(x) < 0.3 else "left" if x > 0 else "right"
+        axis.text(1.13 * x, 1.15 * y, name, ha=side, va="center", fontsize=9)
     axis.set(xlim=(-1.45, 1.45), ylim=(-1.35, 1.35), aspect="equal")
     axis.set_title(title, fontsize=10)
     axis.axis("off")
@@ -191,7 +188,7 @@ def draw_agreement(axis, networks: dict[str, Network]) -> None:
     axis.errorbar(*at, yerr=errors[0], xerr=errors[1], fmt="o", ms=3, color="0.15", ecolor="0.75", elinewidth=0.8)
     axis.axline((0, 0), slope=1, color="0.4", linewidth=0.8, linestyle="--")
     axis.set(xlabel="coupling by exact maximum likelihood", ylabel="coupling by pseudolikelihood")
-    axis.set_title("The two fits, pair by pair (one standard error)", fontsize=10)
+    axis.set_title(f"The two fits, pair by pair{'' if exact.errors is None else ' (one standard error)'}", fontsize=10)
 
 
 def draw(path: Path, networks: dict[str, Network], names: list[str], x: np.ndarray) -> None:

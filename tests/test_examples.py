@@ -220,3 +220,36 @@ def test_all_symptoms_with_a_prior(tmp_path, capsys):
     found = [networks[name].nll for name in ("exact", "pseudolikelihood")]
     np.testing.assert_allclose(found, [7.13026, 7.20555], atol=2e-5)
     assert "independent  11.38669" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def protein():
+    return load("protein_contacts")
+
+
+def test_protein_contacts(protein, tmp_path, capsys):
+    table = protein.main(["--quick", "--out", str(tmp_path)])
+    assert "500 sequences of 40 sites; 440 after the weights" in capsys.readouterr().out
+    assert list(table) == ["distance along chain", "mutual information", "mean-field DCA", "pseudolikelihood"]
+    assert all(0 <= share <= 1 for shares in table.values() for share in shares)
+    assert (tmp_path / "protein_contacts.png").stat().st_size > 20_000
+
+
+def test_weights_and_frequencies_of_sequences(protein):
+    x = np.random.default_rng(0).integers(0, 3, (60, 5))
+    same = np.mean(x[:, None] == x, axis=2)
+    weights = protein.weights_of(x, 0.8)
+    np.testing.assert_allclose(weights, 1 / np.sum(same > 0.79, axis=1))
+    single, double = protein.statistics(x, weights)
+    share = weights / weights.sum()
+    np.testing.assert_allclose(single[2, 1], np.sum(share * (x[:, 2] == 1)), rtol=1e-5)
+    np.testing.assert_allclose(double[2, 1, 4, 0], np.sum(share * (x[:, 2] == 1) * (x[:, 4] == 0)), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_protein_contacts_beat_mean_field_and_mutual_information(protein, tmp_path):
+    table = protein.main(["--steps", "60", "--out", str(tmp_path)])
+    np.testing.assert_allclose(table["mutual information"], [0.792, 0.703, 0.646], atol=2e-3)
+    np.testing.assert_allclose(table["mean-field DCA"], [0.980, 0.965, 0.906], atol=2e-3)
+    assert table["pseudolikelihood"][1] > 0.97
+    assert table["pseudolikelihood"][2] > 0.92
