@@ -253,3 +253,15 @@ def test_protein_contacts_beat_mean_field_and_mutual_information(protein, tmp_pa
     np.testing.assert_allclose(table["mean-field DCA"], [0.980, 0.965, 0.906], atol=2e-3)
     assert table["pseudolikelihood"][1] > 0.97
     assert table["pseudolikelihood"][2] > 0.92
+
+
+@pytest.mark.slow
+def test_votes_have_their_exact_likelihoods():
+    table = load("votes", "benchmarks").main([])
+    nll = {name: figures["nll"] for name, figures in table.items()}
+    # By enumeration in NumPy, minimised by SciPy.
+    found = [nll[name] for name in ("exact", "pseudolikelihood", "ratio_matching")]
+    np.testing.assert_allclose(found, [6.62345, 6.64068, 7.52234], atol=2e-4)
+    assert nll["exact"] < nll["pcd"] < nll["exact"] + 0.01
+    assert nll["exact"] < nll["nce nu=20"] < nll["nce nu=5"] < nll["nce nu=1"]
+    assert abs(table["nce nu=20"]["log_z_error"]) < 0.4
