@@ -247,6 +247,17 @@ def test_weights_and_frequencies_of_sequences(protein):
 
 
 @pytest.mark.slow
+def test_chains_of_sequences_follow_the_data_after_pcd(protein, tmp_path, capsys):
+    options = ["--quick", "--generate", "300", "--chain-rate", "0.1", "--out", str(tmp_path)]
+    table = protein.main(options)
+    assert "Connected frequencies" in capsys.readouterr().out
+    pseudo, pcd, most = (table[f"{name}, generated"] for name in ("pseudolikelihood", "pcd", "the data"))
+    # Seen: .69, .83, .89 and slopes .55, .82, .94.
+    assert pseudo[0] + 0.08 < pcd[0] < most[0]
+    assert abs(pcd[1] - 1) < 0.3 < abs(pseudo[1] - 1)
+
+
+@pytest.mark.slow
 def test_protein_contacts_beat_mean_field_and_mutual_information(protein, tmp_path):
     table = protein.main(["--steps", "60", "--out", str(tmp_path)])
     np.testing.assert_allclose(table["mutual information"], [0.792, 0.703, 0.646], atol=2e-3)
