@@ -225,3 +225,81 @@ def test_mutual_information(capsys):
     found = {(row["d"], row["method"]): row["found"] / row["exact"] for row in table}
     np.testing.assert_allclose([found[20, "nce"], found[20, "tre"], found[80, "tre"]], 1.0, atol=0.1)
     assert found[80, "nce"] < 0.7  # saturated
+
+
+def test_six_symptoms_by_exact_maximum_likelihood_and_pseudolikelihood(tmp_path, capsys):
+    networks = load("symptom_network").main(["--items", "6", "--penalty", "0", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    # Both by enumeration of the 64 states in NumPy, minimised by SciPy.
+    np.testing.assert_allclose(
+        [networks[name].nll for name in ("exact", "pseudolikelihood")], [2.657124, 2.668128], atol=2e-6
+    )
+    for line in ("independent   3.90883", "exact   2.65712", "pseudolikelihood   2.66813", "avoid - distract"):
+        assert line in printed
+    exact, pseudo = (each.errors["couplings"] for each in networks.values())
+    np.testing.assert_allclose(pseudo, exact, rtol=0.15)
+    assert (tmp_path / "symptom_network.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_all_symptoms_with_a_prior(tmp_path, capsys):
+    networks = load("symptom_network").main(["--no-errors", "--out", str(tmp_path)])
+    found = [networks[name].nll for name in ("exact", "pseudolikelihood")]
+    np.testing.assert_allclose(found, [7.13026, 7.20555], atol=2e-5)
+    assert "independent  11.38669" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def protein():
+    return load("protein_contacts")
+
+
+def test_protein_contacts(protein, tmp_path, capsys):
+    table = protein.main(["--quick", "--out", str(tmp_path)])
+    assert "500 sequences of 40 sites; 440 after the weights" in capsys.readouterr().out
+    assert list(table) == ["distance along chain", "mutual information", "mean-field DCA", "pseudolikelihood"]
+    assert all(0 <= share <= 1 for shares in table.values() for share in shares)
+    assert (tmp_path / "protein_contacts.png").stat().st_size > 20_000
+
+
+def test_weights_and_frequencies_of_sequences(protein):
+    x = np.random.default_rng(0).integers(0, 3, (60, 5))
+    same = np.mean(x[:, None] == x, axis=2)
+    weights = protein.weights_of(x, 0.8)
+    np.testing.assert_allclose(weights, 1 / np.sum(same > 0.79, axis=1))
+    single, double = protein.statistics(x, weights)
+    share = weights / weights.sum()
+    np.testing.assert_allclose(single[2, 1], np.sum(share * (x[:, 2] == 1)), rtol=1e-5)
+    np.testing.assert_allclose(double[2, 1, 4, 0], np.sum(share * (x[:, 2] == 1) * (x[:, 4] == 0)), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_chains_of_sequences_follow_the_data_after_pcd(protein, tmp_path, capsys):
+    options = ["--quick", "--generate", "300", "--chain-rate", "0.1", "--out", str(tmp_path)]
+    table = protein.main(options)
+    assert "Connected frequencies" in capsys.readouterr().out
+    pseudo, pcd, most = (table[f"{name}, generated"] for name in ("pseudolikelihood", "pcd", "the data"))
+    # Seen: .69, .83, .89 and slopes .55, .82, .94.
+    assert pseudo[0] + 0.08 < pcd[0] < most[0]
+    assert abs(pcd[1] - 1) < 0.3 < abs(pseudo[1] - 1)
+
+
+@pytest.mark.slow
+def test_protein_contacts_beat_mean_field_and_mutual_information(protein, tmp_path):
+    table = protein.main(["--steps", "60", "--out", str(tmp_path)])
+    np.testing.assert_allclose(table["mutual information"], [0.792, 0.703, 0.646], atol=2e-3)
+    np.testing.assert_allclose(table["mean-field DCA"], [0.980, 0.965, 0.906], atol=2e-3)
+    assert table["pseudolikelihood"][1] > 0.97
+    assert table["pseudolikelihood"][2] > 0.92
+
+
+@pytest.mark.slow
+def test_votes_have_their_exact_likelihoods():
+    table = load("votes", "benchmarks").main([])
+    nll = {name: figures["nll"] for name, figures in table.items()}
+    # By enumeration in NumPy, minimised by SciPy.
+    found = [nll[name] for name in ("exact", "pseudolikelihood", "ratio_matching")]
+    np.testing.assert_allclose(found, [6.62345, 6.64068, 7.52234], atol=2e-4)
+    assert nll["exact"] < nll["pcd"] < nll["exact"] + 0.01
+    assert nll["exact"] < nll["nce nu=20"] < nll["nce nu=5"] < nll["nce nu=1"]
+    assert abs(table["nce nu=20"]["log_z_error"]) < 0.4

@@ -1,5 +1,7 @@
 """Sandwich standard errors against theory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,26 @@ def test_of_constrained_and_nested_parameters():
     np.testing.assert_allclose(result.errors["s"], 0.5 / np.sqrt(2 * 2 * 4000), rtol=0.05)
 
 
+@pytest.mark.usefixtures("x64")
+def test_of_a_mode_count_the_curvature_of_the_prior():
+    """The loss of sm is 2 |x - m|^2: the mode is the mean shrunk by 4 n / (4 n + 1 / s^2), and so is its error."""
+    num, scale = 40, 0.2
+    x = np.random.default_rng(0).normal(0.5, 0.7, (num, 3))
+
+    def model(x):
+        with numpyro.plate("means", 3):  # a plate of parameters, not of rows
+            m = numpyro.sample("m", dist.Normal(0, scale))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x: jnp.sum((x - m) ** 2), (3,), normalized=True), obs=x)
+
+    shrunk = 4 * num / (4 * num + 1 / scale**2)
+    result = ebm.standard_errors(KEY, ebm.estimate(model, "sm"), {"m": shrunk * x.mean(axis=0)}, x)
+    residuals = x - shrunk * x.mean(axis=0)
+    expected = shrunk**2 * residuals.T @ residuals / num**2
+    np.testing.assert_allclose(result.covariance, expected, rtol=1e-9)
+    np.testing.assert_allclose(result.errors["m"], np.sqrt(np.diag(expected)), rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_the_report_gives_log_z_with_its_error(gaussian_data):
     model = ebm.estimate(precision_model, "nce", nu=5, noise=dist.Normal(0, 0.8))
@@ -151,10 +173,15 @@ class TestRefusals:
         self.refuse("variance between rows", ebm.estimate(one_event, "sm"), {"t": 1.0})
 
     def test_latent_sites(self):
-        def model(x):
-            t, m = numpyro.sample("t", dist.LogNormal(0, 1)), numpyro.param("m", 0.0)
+        def model(x, *, in_plate=False):
+            m = numpyro.param("m", 0.0)
+            prior = dist.LogNormal(0, 1)
+            t = None if in_plate else numpyro.sample("t", prior)
             with numpyro.plate("rows", len(x)):
-                numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * (x - m) ** 2), obs=x)
+                t = numpyro.sample("t", prior) if in_plate else t
+                energy = ebm.EnergyDistribution(lambda x, t: 0.5 * t * (x - m) ** 2, context=jnp.broadcast_to(t, x.shape))
+                numpyro.sample("x", energy, obs=x)
 
         self.refuse(r"\['t'\] are latent", ebm.estimate(model, "sm"), {"m": 0.0})
-        self.refuse("'t' is latent: its uncertainty", ebm.estimate(model, "sm"), {"t": 1.0, "m": 0.0})
+        in_plate = ebm.estimate(partial(model, in_plate=True), "sm")
+        self.refuse("'t' is in the plate of the rows", in_plate, {"t": np.ones(50), "m": 0.0})

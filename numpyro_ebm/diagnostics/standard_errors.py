@@ -16,7 +16,7 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.programs import compiled
-from numpyro_ebm._core.typing import Array, PRNGKey, PRNGKeys, PyTree
+from numpyro_ebm._core.typing import Array, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.handlers.results import Result, check_values_given, values_of
 
@@ -62,22 +62,28 @@ def standard_errors(
     the theoretical error of an estimate under fixed noise. Training draws again at every update, which averages over the
     draws as the learning rate decays: ``num_draws`` averages each row's gradient over that many draws.
 
+    A latent site whose value is given (the mode that `AutoDelta` finds, as ``params | guide.median(params)``) is a parameter
+    with a penalty, minus the log of its prior, which adds to ``A`` and not to ``B``: the errors are those of the penalised
+    estimate over new data, around a value that the prior has moved. Where the loss is a likelihood, the standard deviations
+    of the posterior are the roots of the diagonal of ``A^{-1}``, which are larger.
+
     Noise counts as a known distribution. Where it is the rows of an `Empirical` base, the errors leave out the sampling of
     these rows, and are too small unless there are many more of them than rows of data.
 
     Args:
         rng_key: random key.
         model: the model that was trained, as `estimate` returned it.
-        result: the result of `fit` or ``svi.run``, or a dict of parameters.
+        result: the result of `fit` or ``svi.run``, or a dict of parameters and of latent sites.
         *args: arguments of the model, as in training, with all rows.
-        names: names of the parameters that were estimated, or one name; None for all parameters of the model.
+        names: names of the parameters and latent sites that were estimated, or one name; None for all of the model.
         num_draws: number of random draws to average each row's loss over.
         **kwargs: keyword arguments of the model.
 
     Raises:
         EnergyError: (a ValueError) for an estimator whose value is not an objective, or whose loss is not a sum over rows;
-            for latent sites, subsampling, sites of different shapes or without rows; for unknown names; and for parameters
-            that are not at a minimum or not identified (``A`` not positive definite).
+            for latent sites without a value or in the plate of the rows, subsampling, sites of different shapes or without
+            rows; for unknown names; and for parameters that are not at a minimum or not identified (``A`` not positive
+            definite).
         TypeError: for a model that does not come from `estimate`.
 
     Example:
@@ -105,8 +111,11 @@ def standard_errors(
     def losses(flat, key):
         return -_row_values(run(values | constrain(flat), key))
 
+    def penalty(flat):
+        return -_log_prior(run(values | constrain(flat), rng_key))
+
     keys = jax.random.split(rng_key, num_draws)
-    covariance = compiled(partial(_sandwich, losses), flat, keys)
+    covariance = compiled(partial(_sandwich, losses, penalty), flat, keys)
     if not np.all(np.isfinite(covariance)):
         _refuse(chosen)
     # Transform from unconstrained to constrained parameters, to first order.
@@ -117,14 +126,17 @@ def standard_errors(
 
 
 def _sandwich(
-    losses: Callable[[Float[Array, " d"], PRNGKey], Float[Array, " rows"]], at: Float[Array, " d"], keys: PRNGKeys
+    losses: Callable[[Float[Array, " d"], PRNGKey], Float[Array, " rows"]],
+    penalty: Callable[[Float[Array, " d"]], Scalar],
+    at: Float[Array, " d"],
+    keys: PRNGKeys,
 ) -> Float[Array, "d d"]:
     """Return the covariance; NaN where the second derivatives are not positive definite."""
 
     def rows_and_gradient(flat):
         mean = lambda flat: jnp.mean(jax.lax.map(lambda key: losses(flat, key), keys), axis=0)  # noqa: E731
         rows, pull = jax.vjp(mean, flat)
-        return rows, pull(jnp.ones_like(rows))[0]
+        return rows, pull(jnp.ones_like(rows))[0] + jax.grad(penalty)(flat)
 
     push = jax.linearize(rows_and_gradient, at)[1]
     row_slopes, curvature = jax.lax.map(push, jnp.eye(at.size, dtype=at.dtype), batch_size=COLUMNS_AT_ONCE)
@@ -144,7 +156,7 @@ def _trace(model: estimate, values: Mapping[str, Any], rng_key: PRNGKey, args: t
 
 def _row_values(trace: Mapping[str, Any]) -> Float[Array, " rows"]:
     """Return the log joint of the observed sites, row by row."""
-    rows = [_scaled(site) for site in trace.values() if site["type"] == "sample"]
+    rows = [_scaled(site) for site in trace.values() if _is_observed(site)]
     if any(site["type"] == "plate" and len(site["value"]) != site["args"][0] for site in trace.values()):
         raise EnergyError("The model subsamples, and standard errors need all rows. Write the plate without subsample_size.")
     if len({value.shape for value in rows}) != 1 or rows[0].size < 2:
@@ -155,23 +167,41 @@ def _row_values(trace: Mapping[str, Any]) -> Float[Array, " rows"]:
     return sum(rows[1:], rows[0]).ravel()
 
 
+def _log_prior(trace: Mapping[str, Any]) -> Scalar:
+    """Return the log prior of the latent sites."""
+    of_rows = {frame.name for site in trace.values() if _is_observed(site) for frame in site["cond_indep_stack"]}
+    latents = [site for site in trace.values() if _is_latent(site)]
+    for site in latents:
+        if of_rows & {frame.name for frame in site["cond_indep_stack"]}:
+            raise EnergyError(
+                f"The latent site '{site['name']}' is in the plate of the rows: it has a value for each row, and standard "
+                "errors are of parameters that all rows share. Sample the site outside of the plate."
+            )
+    return sum((jnp.sum(_scaled(site)) for site in latents), jnp.zeros(()))
+
+
+def _is_observed(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and site["is_observed"]
+
+
+def _is_latent(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
 def _scaled(site: Mapping[str, Any]) -> Float[Array, "*batch"]:
-    if not site["is_observed"]:
-        raise EnergyError(
-            f"The site '{site['name']}' is latent: its uncertainty is that of the guide or the posterior. Standard errors "
-            "need a model whose unknowns are all numpyro.param."
-        )
     log_prob = site["fn"].log_prob(site["value"])
     return log_prob if site["scale"] is None else site["scale"] * log_prob
 
 
 def _constraints(run: Callable[[], Any]) -> dict[str, Any]:
-    """Return the constraint of each parameter, from an abstract run of the model."""
+    """Return the constraint of each parameter and latent site, from an abstract run of the model."""
     found: dict[str, Any] = {}
 
     def record():
-        params = {name: site["kwargs"] for name, site in run().items() if site["type"] == "param"}
+        trace = run()
+        params = {name: site["kwargs"] for name, site in trace.items() if site["type"] == "param"}
         found.update({name: kwargs.get("constraint", constraints.real) for name, kwargs in params.items()})
+        found.update({name: site["fn"].support for name, site in trace.items() if _is_latent(site)})
 
     jax.eval_shape(record)
     return found
@@ -189,7 +219,7 @@ def _parameters(
         for name in (known if names is None else names)
     }
     if not chosen:
-        raise EnergyError("There are no parameters to give standard errors of. Write the unknowns as numpyro.param.")
+        raise EnergyError("There are no parameters to give standard errors of.")
     return chosen, {name: biject_to(known[name]) for name in chosen}
 
 

@@ -93,15 +93,14 @@ class Potts(AbstractEnergy):
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None
     ) -> Float[Array, "... values"]:
         """Return ``sum_j J_ij(., x_j) + h_i`` of sites."""
-        x = self._indicators(event)
-        if index is None:
-            return self._sums(x) + self.fields
-        if jnp.ndim(index):
-            return (self._sums(x) + self.fields)[index]
-        # The couplings of one site, picked at the category of each other one: L q numbers, not L q^2.
-        codes = jnp.argmax(x, axis=1)
+        if index is None or jnp.ndim(index):
+            logits = self._sums(self._indicators(event)) + self.fields
+            return logits if index is None else logits[index]
+        # The couplings of one site, picked at the category of each other one: L q numbers, not L q^2. Clipping is the mode
+        # without a mask, and codes are in bounds.
+        codes = jnp.argmax(event, axis=1) if self.is_one_hot else jnp.asarray(event, int)
         own = self.couplings[:, :, index]
-        return jnp.sum(own[jnp.arange(len(codes)), codes], axis=0) + self.fields[index]
+        return jnp.sum(own.at[jnp.arange(len(codes)), codes].get(mode="clip"), axis=0) + self.fields[index]
 
     @property
     def num_terms(self) -> int:
