@@ -57,6 +57,7 @@ class Ising(UnitEnergy):
         lattice systems (1974).
     """
 
+    linear_in = ("couplings", "fields")
     graph: Graph
     couplings: Any
     fields: Any = 0.0
@@ -88,9 +89,7 @@ class Ising(UnitEnergy):
         """Return ``sum_j J_ij s_j + h_i`` of elements, over the neighbours of each."""
         x = as_floats(event).reshape(-1)
         index = np.arange(self.graph.num_nodes) if index is None else index
-        nodes, edges = (take(table, index) for table in self.graph.neighbors)
-        couplings = self.couplings.at[edges].get(mode="fill", fill_value=0.0)  # 0 for the places without a neighbour
-        return jnp.sum(couplings * x[nodes], axis=-1) + self.fields.reshape(-1)[index]
+        return neighbor_sums(self.graph, self.couplings, x, index) + self.fields.reshape(-1)[index]
 
     @property
     def blocks(self) -> tuple[np.ndarray, ...]:
@@ -133,3 +132,12 @@ def as_graph(graph: Graph | ArrayLike) -> Graph:
 def take(table: np.ndarray, index: Int[Array | np.ndarray, "..."]) -> Array | np.ndarray:
     """Return rows of a table, as constants where the rows are known."""
     return table[index] if isinstance(index, np.ndarray) else jnp.asarray(table)[index]
+
+
+def neighbor_sums(
+    graph: Graph, couplings: Float[Array, " edges"], x: Float[Array, " nodes"], index: Int[Array | np.ndarray, "..."]
+) -> Float[Array, "..."]:
+    """Return ``sum_j J_ij x_j`` of nodes, over the neighbours of each."""
+    nodes, edges = (take(table, index) for table in graph.neighbors)
+    # 0 for the places without a neighbour
+    return jnp.sum(couplings.at[edges].get(mode="fill", fill_value=0.0) * x[nodes], axis=-1)

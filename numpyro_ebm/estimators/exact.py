@@ -49,7 +49,7 @@ class Exact(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Refuse continuous events, and events with too many states."""
         super().check(site)
-        known = summable(site.distribution.known_energy)
+        known = summable(site.distribution.ready_energy)
         if known is not None:
             self._check_terms(known)
             return
@@ -73,11 +73,10 @@ class Exact(AbstractEstimator):
         """Return the log likelihood of each row."""
         values = jax.vmap(site.log_density)(site.position, site.local)
 
-        known = summable(site.distribution.known_energy)
-        if known is not None:
-            return values - known.log_partition(), state
-
         def log_partition(local):
+            known = summable(site.distribution.row_energy(local))
+            if known is not None:
+                return known.log_partition()
             return log_sum_over_states(site.distribution, lambda event: site.log_density(event, local))
 
         if site.rows_differ:

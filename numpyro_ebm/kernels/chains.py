@@ -331,7 +331,7 @@ def _transition(
 def _at(log_density: LogDensityFn, position: Position, row: PyTree, temperature: Scalar | None = None) -> ChainLogDensityFn:
     """Return the log density of one chain, in the dtype of its position, since a scan needs a fixed dtype."""
     dtype = jnp.result_type(*jax.tree.leaves(position), float)
-    energy = log_density.energy if isinstance(log_density, KnownDensity) else None
+    energy = log_density.energy_of(row) if isinstance(log_density, KnownDensity) else None
     if temperature is None:
         return ChainDensity(lambda x: jnp.asarray(log_density(x, row), dtype), energy)
     return ChainDensity(lambda x: jnp.asarray(log_density(x, row) / temperature, dtype), energy, 1 / temperature)

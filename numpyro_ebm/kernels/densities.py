@@ -6,13 +6,13 @@ from typing import Any
 import jax
 from jaxtyping import Float, Int
 
-from numpyro_ebm._core.energies import AbstractEnergy
+from numpyro_ebm._core.energies import AbstractEnergy, of_row
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, Position, PyTree, Scalar
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KnownDensity:
-    """A log density ``(position, local)`` that is minus a ready-made energy of the position.
+    """A log density ``(position, local)`` that is minus a ready-made energy of the position, given the row's context.
 
     Attributes:
         function: the log density.
@@ -25,6 +25,10 @@ class KnownDensity:
     def __call__(self, position: Position, local: PyTree = None) -> Scalar:
         """Return the log density."""
         return self.function(position, local)
+
+    def energy_of(self, local: PyTree) -> AbstractEnergy:
+        """Return the energy of one row, given its context and base parameters."""
+        return of_row(self.energy, local)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -190,7 +190,7 @@ class ChainEstimator(AbstractEstimator):
         lower = jax.vmap(kernel.lower)
         start = start._replace(position=chains.as_positions(kernel, start.position))
         first = jax.tree.map(lambda leaf: leaf[0], (lower(start.position), start.local))
-        energy = jax.lax.stop_gradient(site.distribution.known_energy)
+        energy = jax.lax.stop_gradient(site.distribution.ready_energy)
         log_density = keep(freeze(site.log_density, *first), energy)
         owner = f"At site '{site.name}', estimator '{self.name}'"
         follows_score = state.log_scale is not None

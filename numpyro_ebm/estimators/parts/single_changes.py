@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
@@ -40,9 +39,9 @@ def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], 
         site: the rows.
         reduce: function of the changes ``(num_values - 1,)`` of one element.
     """
-    known = site.distribution.known_energy
+    known = site.distribution.ready_energy
     if known is not None and known.has_conditionals:
-        return _over_logits(site, known, reduce)
+        return _over_logits(site, reduce)
     like = jnp.zeros(site.position.shape[1:], site.position.dtype)
     elements = Elements.of(site.distribution.discrete_values, like)
     sizes, shifts = elements.num_values_each, jnp.arange(1, elements.num_values)
@@ -63,19 +62,21 @@ def over_single_changes(site: Site, reduce: Callable[[Float[Array, " values"]], 
     return jnp.sum(each, axis=0)
 
 
-def _over_logits(site: Site, energy: AbstractEnergy, reduce: Callable[[Float[Array, " values"]], Scalar]) -> RowValues:
+def _over_logits(site: Site, reduce: Callable[[Float[Array, " values"]], Scalar]) -> RowValues:
     """Return `over_single_changes` by the conditionals of the elements, which the energy knows all at once."""
     elements = Elements.of(site.distribution.discrete_values, jnp.zeros(site.position.shape[1:], site.position.dtype))
     shifts = jnp.arange(1, elements.num_values)
 
-    def of_row(position):
-        logits, codes = energy.conditional_logits(position), elements.codes(position)
+    def of_row(row):
+        position, local = row
+        logits = site.distribution.row_energy(local).conditional_logits(position)
+        codes = elements.codes(position)
         others = (codes[:, None] + shifts) % elements.num_values
         own = jnp.take_along_axis(logits, codes[:, None], axis=1)
         return jnp.sum(jax.vmap(reduce)(jnp.take_along_axis(logits, others, axis=1) - own))
 
     at_once = max(1, NUMBERS_AT_ONCE // (elements.num_values * max(1, sum(elements.sizes))))
-    return jax.lax.map(jax.checkpoint(of_row), site.position, batch_size=min(at_once, site.num_rows))
+    return jax.lax.map(jax.checkpoint(of_row), (site.position, site.local), batch_size=min(at_once, site.num_rows))
 
 
 def check_finite_values(site: Site, estimator: str) -> None:
