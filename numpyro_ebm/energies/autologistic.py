@@ -46,7 +46,7 @@ class Autologistic(UnitEnergy):
     Example:
         >>> energy = Autologistic([(0, 1), (1, 2)], couplings=0.5, coefficients=jnp.array([1.0, -1.0]))
         >>> covariates = jnp.zeros((10, 3, 2))  # rows, nodes, covariates
-        >>> EnergyDistribution(energy, context=covariates).batch_shape
+        >>> EnergyDistribution(energy, context=covariates, batch_shape=(10,)).log_prob(jnp.zeros((10, 3))).shape
         (10,)
 
     References:
@@ -74,7 +74,8 @@ class Autologistic(UnitEnergy):
     ):
         owner = type(self).__name__
         check_units(owner, units)
-        graph, shape = as_graph(graph), jnp.shape(coefficients)
+        graph, coefficients = as_graph(graph), jnp.asarray(coefficients, float)
+        shape = coefficients.shape
         if len(shape) != 1:
             raise EnergyError(f"{owner} needs coefficients of shape (num_covariates,); got shape {shape}.")
         object.__setattr__(self, "graph", graph)
@@ -99,8 +100,8 @@ class Autologistic(UnitEnergy):
         if got != wanted:
             raise EnergyError(
                 f"Autologistic needs the covariates of one row as one array of shape {wanted}; got {got or context}. Write "
-                f"EnergyDistribution(energy, context=covariates) with covariates of shape (rows, "
-                f"{', '.join(map(str, wanted))})."
+                f"EnergyDistribution(energy, context=covariates) in a plate of rows, or with batch_shape=(rows,), and "
+                f"covariates of shape (rows, {', '.join(map(str, wanted))})."
             )
         fields = self.intercept + jnp.asarray(context, float) @ self.coefficients
         if self.centered:
