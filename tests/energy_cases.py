@@ -96,3 +96,18 @@ def surrogate(energy, x, name):
 
 def plainly(energy):
     return ebm.EnergyDistribution(lambda x: energy(x), energy.event_shape, support=energy.support)
+
+
+def probabilities(energy, states):
+    log_p = log_weights(energy, states)
+    return np.exp(log_p - np.logaddexp.reduce(log_p))
+
+
+def check_shares(drawn, states, p):
+    """Shares of states among independent draws, within five standard errors."""
+    shares = (np.asarray(drawn)[:, None] == states).reshape(len(drawn), len(states), -1).all(-1).mean(0)
+    np.testing.assert_array_less(abs(shares - p), 5 * np.sqrt(p * (1 - p) / len(drawn)) + 1 / len(drawn))
+
+
+def swept(energy, start, key=0):
+    return jax.jit(jax.vmap(energy.sweep))(jax.random.split(jax.random.key(key), len(start)), jnp.asarray(start))

@@ -78,9 +78,10 @@ def interval_of(kind: Any) -> tuple[int, int] | None:
     """Return the bounds of ``constraints.boolean`` or ``constraints.integer_interval``; None for other constraints."""
     if type(kind) is type(constraints.boolean):
         return 0, 1
-    if isinstance(kind, type(constraints.integer_interval(0, 1))):
-        return int(kind.lower_bound), int(kind.upper_bound)
-    return None
+    if not isinstance(kind, type(constraints.integer_interval(0, 1))):
+        return None
+    low, high = (np.asarray(bound) for bound in (kind.lower_bound, kind.upper_bound))
+    return int(low), int(high)
 
 
 def is_same_support(one: Any, other: Any) -> bool:

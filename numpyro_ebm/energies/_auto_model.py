@@ -46,7 +46,7 @@ class AutoModel(AbstractEnergy):
 
         def update(event, inputs):
             index, key = inputs
-            drawn = self.conditional(event, jnp.minimum(index, num - 1)).sample(key)
+            drawn = jnp.asarray(self.conditional(event, jnp.minimum(index, num - 1)).sample(key))
             flat = event.reshape(-1).at[index].set(drawn.astype(event.dtype), mode="drop")  # not the places of the padding
             return flat.reshape(event.shape), None
 

@@ -14,6 +14,9 @@ from numpyro_ebm.energies._units import UnitEnergy, Units, as_parameters, check_
 from numpyro_ebm.energies.graph import Graph
 from numpyro_ebm.energies.ising import Ising, as_graph, neighbor_sums
 
+Covariates = Shaped[Array | np.ndarray, "*event covariates"] | None
+"""The covariates of one row; None, where a context is missing, is refused."""
+
 
 @record("graph", "units", "centered", eq=False)
 class Autologistic(UnitEnergy):
@@ -90,7 +93,7 @@ class Autologistic(UnitEnergy):
         """The shape of the graph."""
         return self.graph.shape
 
-    def given(self, context: Shaped[Array, "*event covariates"] | None) -> Ising:
+    def given(self, context: Covariates) -> Ising:
         """Return the `Ising` model of one row, given its covariates, ``event_shape + (num_covariates,)``.
 
         Raises:
@@ -108,7 +111,7 @@ class Autologistic(UnitEnergy):
             fields = fields - self._means_of_neighbors(fields.reshape(-1)).reshape(fields.shape)
         return Ising(self.graph, self.couplings, fields, self.units)
 
-    def __call__(self, event: Shaped[Array, "*event"], context: Shaped[Array, "*event covariates"] | None = None) -> Scalar:
+    def __call__(self, event: Shaped[Array, "*event"], context: Covariates = None) -> Scalar:
         """Return the energy of one event, given its covariates."""
         return self.given(context)(event)
 

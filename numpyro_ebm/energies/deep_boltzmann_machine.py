@@ -77,6 +77,7 @@ class LayeredMachine(UnitEnergy):
 
     def sweep(self, rng_key: PRNGKey, event: Shaped[Array, " units"]) -> Shaped[Array, " units"]:
         """Draw the odd layers given the even ones, and the even layers given these."""
+        event = jnp.asarray(event)
         for key, block in zip(jax.random.split(rng_key), self.blocks, strict=True):
             event = event.at[block].set(draw(key, self.local_fields(event, block)).astype(event.dtype))
         return event

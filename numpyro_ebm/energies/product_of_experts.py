@@ -66,8 +66,7 @@ class ProductOfExperts(Composition):
         """Return the sum of the logits of the experts."""
         if not self.has_conditionals:
             return super().conditional_logits(event, index)
-        each = [expert.conditional_logits(event, index) for expert in self.experts]
-        return sum(each[1:], each[0])
+        return sum((expert.conditional_logits(event, index) for expert in self.experts), jnp.zeros(()))
 
     @property
     def blocks(self) -> tuple[np.ndarray, ...] | None:
