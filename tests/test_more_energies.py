@@ -48,7 +48,7 @@ from numpyro_ebm.energies import (
 
 GAUSSIAN = GaussianGraphicalModel([[2.0, 0.6, 0.0], [0.6, 1.0, -0.4], [0.0, -0.4, 1.5]], [0.5, -1.0, 0.2])
 SUMMABLE = [name for name, energy in ENERGIES.items() if energy.num_terms is not None]
-QUICK = ["deep machine, three layers", "mixture, one-hot", "tempered product", "counts", "autologistic, spins"]
+QUICK = ["deep machine, three layers", "mixture, one-hot", "tempered ising", "counts", "autologistic, spins"]
 SWEPT = [name for name, energy in ENERGIES.items() if energy.has_sweep]
 
 
