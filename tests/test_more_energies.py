@@ -48,12 +48,18 @@ from numpyro_ebm.energies import (
 
 GAUSSIAN = GaussianGraphicalModel([[2.0, 0.6, 0.0], [0.6, 1.0, -0.4], [0.0, -0.4, 1.5]], [0.5, -1.0, 0.2])
 SUMMABLE = [name for name, energy in ENERGIES.items() if energy.num_terms is not None]
-QUICK = ["deep machine, three layers", "mixture, one-hot", "tempered ising", "counts", "autologistic, spins"]
+SCALED = [name for name, energy in ENERGIES.items() if energy.scaled(2.0) is not None]
+QUICK = ["deep machine, three layers", "joint rbm", "mixture, one-hot", "tempered ising", "counts", "autologistic, spins"]
 SWEPT = [name for name, energy in ENERGIES.items() if energy.has_sweep]
 
 
+def some_quick(names):
+    """Names of energies of which those outside `QUICK` are left to `make test-all`."""
+    return some_slow([name for name in names if name in QUICK], [name for name in names if name not in QUICK])
+
+
 class TestAll:
-    @pytest.mark.parametrize("name", some_slow(QUICK, [name for name in SUMMABLE if name not in QUICK]))
+    @pytest.mark.parametrize("name", some_quick(SUMMABLE))
     def test_the_gradient_of_log_z_is_minus_the_mean_gradient_of_the_energy(self, name):
         energy = ENERGIES[name]
         _, _, states = states_of(energy)
@@ -65,7 +71,7 @@ class TestAll:
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(one, -other, atol=2e-4)
 
-    @pytest.mark.parametrize("name", SWEPT)
+    @pytest.mark.parametrize("name", some_quick(SWEPT))
     def test_a_sweep_leaves_the_distribution_as_it_is(self, name):
         energy = ENERGIES[name]
         _, _, states = states_of(energy)
@@ -76,7 +82,7 @@ class TestAll:
         assert (np.asarray(moved) != start).any()
         check_shares(moved, states, p)
 
-    @pytest.mark.parametrize("name", list(ENERGIES))
+    @pytest.mark.parametrize("name", some_quick(ENERGIES))
     def test_an_energy_pickles_and_survives_vmap(self, name):
         energy = ENERGIES[name]
         _, _, states = states_of(energy)
@@ -99,7 +105,7 @@ class TestAll:
 
     @pytest.mark.parametrize("estimator", ["exact", "pseudolikelihood"])
     @pytest.mark.parametrize(
-        "name", some_slow(["deep machine", "mixture, one-hot", "counts"], ["product of potts", "tempered rbm"])
+        "name", some_slow(["mixture, one-hot", "counts"], ["deep machine", "product of potts", "tempered rbm"])
     )
     def test_estimators_agree_with_those_of_an_ordinary_function(self, name, estimator):
         energy = ENERGIES[name]
@@ -108,7 +114,7 @@ class TestAll:
         assert d.known_energy is not None
         np.testing.assert_allclose(surrogate(d, x, estimator), surrogate(plainly(energy), x, estimator), rtol=2e-5)
 
-    @pytest.mark.parametrize("name", [name for name, energy in ENERGIES.items() if energy.scaled(2.0) is not None])
+    @pytest.mark.parametrize("name", some_quick(SCALED))
     def test_a_scaled_energy_is_a_multiple(self, name):
         energy = ENERGIES[name]
         _, _, states = states_of(energy)
