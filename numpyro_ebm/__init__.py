@@ -8,7 +8,9 @@ it, `log_partition` estimates log Z, `diagnose` and `evaluate` assess the result
 Public names by topic (``help`` describes each):
 
 * Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical; the supports spins and one_hot.
-* Ready-made energies, in ``numpyro_ebm.energies``: BoltzmannMachine, Ising, Potts, GraphPotts, RBM, GaussianRBM.
+* Ready-made energies, in ``numpyro_ebm.energies``: Autologistic, BoltzmannMachine, DeepBoltzmannMachine,
+    ExponentialGraphicalModel, GaussianGraphicalModel, GaussianRBM, GraphPotts, Ising, MixtureOfEnergies,
+    PoissonGraphicalModel, Potts, ProductOfExperts, RBM, Tempered.
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,

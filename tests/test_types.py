@@ -9,6 +9,7 @@ import pytest
 
 STOPS = (
     "estimators",
+    "energies",
     "declarations",
     "kernels",
     "samplers",

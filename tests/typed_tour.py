@@ -16,6 +16,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+from energy_cases import AUTOLOGISTIC, COVARIATES, ENERGIES, states_of
 from estimator_cases import CASES, OTHERS, continuous_options
 from helpers import vector_model
 from numpyro.infer import MCMC, SVI, Trace_ELBO
@@ -207,8 +208,41 @@ def figures():
     plots.plot_calibration(*plots.log_ratios(KEY, estimated, result, ROWS))
 
 
+def energies():
+    for energy in ENERGIES.values():
+        d, _, states = states_of(energy)
+        x = jax.numpy.asarray(states[3])
+        some = np.array([[1, 0]])
+        energy(x)
+        energy.scaled(0.5)
+        if energy.has_conditionals:
+            for index in (None, some, jax.numpy.asarray(1)):
+                energy.conditional_logits(x, index)
+        if energy.has_sweep:
+            energy.sweep(KEY, x)
+        if energy.num_terms is not None:
+            energy.log_partition()
+        d.sample(KEY, (2,))
+    mixture = ENERGIES["mixture"]
+    mixture.log_shares()
+    mixture.log_responsibilities(jax.numpy.ones(5))
+    models = {
+        ebm.energies.GaussianGraphicalModel(np.eye(2)): (0.5, -1.0),
+        ebm.energies.PoissonGraphicalModel([(0, 1)], -0.1): (2, 0),
+        ebm.energies.ExponentialGraphicalModel([(0, 1)], 0.1): (0.5, 1.0),
+    }
+    for energy, event in models.items():
+        x = jax.numpy.asarray(event)
+        energy.conditional(x, some).sample(KEY)
+        energy.sweep(KEY, x)
+    d = ebm.EnergyDistribution(AUTOLOGISTIC, context=np.stack([COVARIATES] * 2), batch_shape=(2,))
+    d.log_prob(d.sample(KEY))
+    ebm.log_partition(None, d, method="enumerate")
+
+
 STOPS = (
     estimators,
+    energies,
     declarations,
     kernels,
     samplers,

@@ -74,6 +74,33 @@ def values_of(kind: object, num_categories: int) -> Int[np.ndarray, "values ..."
     return np.eye(num_categories, dtype=int) if isinstance(kind, OneHot) else None
 
 
+def interval_of(kind: Any) -> tuple[int, int] | None:
+    """Return the bounds of ``constraints.boolean`` or ``constraints.integer_interval``; None for other constraints."""
+    if type(kind) is type(constraints.boolean):
+        return 0, 1
+    if not isinstance(kind, type(constraints.integer_interval(0, 1))):
+        return None
+    low, high = (np.asarray(bound) for bound in (kind.lower_bound, kind.upper_bound))
+    return int(low), int(high)
+
+
+def is_same_support(one: Any, other: Any) -> bool:
+    """Return whether the constraints of two elements are the same set of values."""
+    bounds = interval_of(one)
+    return bool(one == other) or (bounds is not None and bounds == interval_of(other))
+
+
+def codes_of(kind: Any, event: Shaped[Array, "*event"]) -> Int[Array, " elements"] | None:
+    """Return the index of the value of each element, in the order of the flat event; None if values cannot be listed."""
+    if isinstance(kind, OneHot):
+        return jnp.argmax(event, axis=-1).reshape(-1)
+    bounds = interval_of(kind)
+    if not isinstance(kind, Spins) and bounds is None:
+        return None
+    values = event.reshape(-1).astype(int)
+    return values - bounds[0] if bounds is not None else (values + 1) // 2
+
+
 def num_states(values: Shaped[np.ndarray | Array, "values ..."], event_shape: tuple[int, ...]) -> int:
     """Return the number of states of an event whose elements take these values."""
     return len(values) ** num_elements(values, event_shape)

@@ -1,7 +1,8 @@
 """The interface of ready-made energies: what an energy may know of its own structure."""
 
 import abc
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.records import rebuilt
 from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 
 
@@ -23,7 +25,14 @@ class AbstractEnergy(abc.ABC):
 
     Elements are numbered as in the flat event, and the values of an element as in the support: 0 and 1, -1 and 1, the
     integers upwards, the categories of a one-hot vector.
+
+    Attributes:
+        linear_in: names of the fields that, all of them times a factor, make the energy times the factor; empty for none.
+        takes_context: whether the energy is called as ``energy(event, context)``; `given` then returns that of one row.
     """
+
+    linear_in: ClassVar[tuple[str, ...]] = ()
+    takes_context: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -38,6 +47,19 @@ class AbstractEnergy(abc.ABC):
     @abc.abstractmethod
     def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
         """Return the energy of one event."""
+
+    def given(self, context: Any) -> "AbstractEnergy":
+        """Return the energy of one row, given its context; without a context, the energy itself.
+
+        Raises:
+            EnergyError: for a context that the energy does not take.
+        """
+        if context is None:
+            return self
+        raise EnergyError(
+            f"{type(self).__name__} is an energy of the event alone and takes no context. Make it from the context in a "
+            f"function: EnergyDistribution(lambda x, c: {type(self).__name__}(...)(x), event_shape, context=context)."
+        )
 
     @property
     def is_differentiable(self) -> bool:
@@ -100,6 +122,14 @@ class AbstractEnergy(abc.ABC):
         """
         raise NotImplementedError(f"A draw of {type(self).__name__} by blocks is not known.")
 
+    def scaled(self, factor: Scalar | float) -> "AbstractEnergy | None":
+        """Return the energy times a factor as another energy of its family; None if the family does not have it."""
+        if not self.linear_in:
+            return None
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        changed = {name: jax.tree.map(lambda leaf: factor * leaf, own[name]) for name in self.linear_in}
+        return rebuilt(type(self), own | changed)
+
     @property
     def bonds(self) -> Any:
         """`Bonds` of an energy in which equal neighbours attract each other; None for other energies."""
@@ -113,6 +143,11 @@ def ready_made(function: Any) -> AbstractEnergy | None:
     """
     is_known = isinstance(function, AbstractEnergy) and not any(callable(leaf) for leaf in jax.tree.leaves(function))
     return function if is_known else None
+
+
+def of_row(energy: AbstractEnergy, local: Any) -> AbstractEnergy:
+    """Return the energy of one row, given its context and base parameters ``(context, base)``, or None without any."""
+    return energy.given(local[0]) if energy.takes_context else energy
 
 
 def summable(energy: AbstractEnergy | None) -> AbstractEnergy | None:

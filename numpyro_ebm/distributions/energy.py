@@ -36,7 +36,8 @@ class EnergyDistribution(EventDistribution):
     Args:
         energy: ``energy(event)``, or ``energy(event, context)`` when there is a context. Maps ONE event of shape
             ``event_shape`` to a scalar (shape ``()`` or ``(1,)``); lower is more likely. A closure, a
-            ``functools.partial`` (as ``flax_module`` and ``nnx_module`` return), an equinox module or a function.
+            ``functools.partial`` (as ``flax_module`` and ``nnx_module`` return), an equinox module, a function or a
+            ready-made energy.
         event_shape: shape of one event; None for that of a ready-made energy, and ``()`` for a function.
         context: covariates of each row, passed to the energy: a pytree whose leaves lead with ``batch_shape``.
             Inside plates the leaves lead with the plates' sizes, and scalars are repeated.
@@ -84,6 +85,7 @@ class EnergyDistribution(EventDistribution):
         if not callable(energy):
             raise TypeError(f"EnergyDistribution needs a callable energy; got {type(energy).__name__}.")
         event_shape, support = _event_of(energy, event_shape, support)
+        _check_context(energy, context)
         self._function_arrays, self._function_structure = dismantle(energy)
         self.normalized = normalized
         if sampler is None:
@@ -96,15 +98,15 @@ class EnergyDistribution(EventDistribution):
         return self._function
 
     @property
-    def known_energy(self) -> AbstractEnergy | None:
+    def ready_energy(self) -> AbstractEnergy | None:
         """The energy if it is a ready-made one on its own support and makes up the log density alone, without a base."""
-        known = ready_made(self.energy) if self.base is None and self.context is None else None
+        known = ready_made(self.energy) if self.base is None else None
         return known if known is not None and region_of(self.support).is_that_of(region_of(known.support)) else None
 
     @property
     def known(self) -> Known | None:
         """What kernels may know of the log density of a position; None unless the energy is a ready-made one."""
-        energy = self.known_energy
+        energy = self.ready_energy
         if energy is None:
             return None
         return Known(energy, transform=None if self._is_real or self.is_discrete else self._transform)
@@ -189,6 +191,19 @@ class EnergyDistribution(EventDistribution):
     def _tilted(self, event: Shaped[Array, "*event"], local: PyTree) -> Scalar:
         context, base_parameters = local if local is not None else (None, None)
         return self._log_base(event, base_parameters) - self.evaluate_energy(event, context)
+
+
+def _check_context(energy: EnergyFn, context: PyTree) -> None:
+    """Check that a ready-made energy gets a context if, and only if, it takes one."""
+    if not isinstance(energy, AbstractEnergy):
+        return
+    if not energy.takes_context:
+        energy.given(context)  # which raises for a context
+    elif context is None:
+        raise EnergyError(
+            f"{type(energy).__name__} is an energy given covariates; got no context. Write EnergyDistribution(energy, "
+            "context=covariates), one row of covariates for each row of the data."
+        )
 
 
 def _event_of(

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.discrete import num_elements
-from numpyro_ebm._core.energies import AbstractEnergy, ready_made
+from numpyro_ebm._core.energies import AbstractEnergy, of_row, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
@@ -105,14 +105,24 @@ class EventDistribution(RowDistribution):
         return new
 
     @property
-    def known_energy(self) -> AbstractEnergy | None:
-        """The ready-made energy that makes up the log density alone; None for others."""
+    def ready_energy(self) -> AbstractEnergy | None:
+        """The ready-made energy that makes up the log density alone, of all rows or by their context; None for others."""
         return None
 
     @property
     def known(self) -> Known | None:
         """What kernels may know of the log density of a position; None unless the energy is a ready-made one."""
         return None
+
+    @property
+    def known_energy(self) -> AbstractEnergy | None:
+        """The `ready_energy` if all rows share it; None for others."""
+        return self.ready_energy if self.context is None else None
+
+    def row_energy(self, local: PyTree) -> AbstractEnergy | None:
+        """Return the `ready_energy` of one row, given its context and base parameters; None for others."""
+        energy = self.ready_energy
+        return None if energy is None else of_row(energy, local)
 
     @property
     def _function(self) -> Callable[..., Array]:

@@ -3,6 +3,7 @@
 import abc
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -12,9 +13,10 @@ from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.discrete import spins
 from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError, nearest
-from numpyro_ebm._core.typing import Array, ArrayLike
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
 
 Units = Literal["boolean", "spins"]
+BOOLEAN_VALUES = np.array([0, 1])
 
 
 def check_units(owner: str, units: str) -> None:
@@ -25,7 +27,7 @@ def check_units(owner: str, units: str) -> None:
 
 def values_of_units(units: Units) -> Int[np.ndarray, "2"]:
     """Return the two values of an element."""
-    return np.array([0, 1]) if units == "boolean" else np.array([-1, 1])
+    return BOOLEAN_VALUES if units == "boolean" else np.array([-1, 1])
 
 
 def support_of_units(units: Units) -> constraints.Constraint:
@@ -54,6 +56,26 @@ class UnitEnergy(AbstractEnergy):
     ) -> Float[Array, "... values"]:
         """Return ``field_i * value`` for both values of elements."""
         return self.local_fields(event, index)[..., None] * values_of_units(self.units)
+
+
+def draw(rng_key: PRNGKey, logits: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Draw zeros and ones with these log odds of 1."""
+    return (jax.random.uniform(rng_key, logits.shape) < jax.nn.sigmoid(logits)).astype(int)
+
+
+def as_weights(owner: str, weights: ArrayLike) -> Float[Array, "d hidden"]:
+    """Return weights between two layers.
+
+    Raises:
+        EnergyError: for anything but a matrix with a row and a column or more.
+    """
+    weights = jnp.asarray(weights, float)
+    if weights.ndim != 2 or not weights.size:
+        raise EnergyError(
+            f"{owner} needs weights of shape (d, num_hidden), visible units first; got shape {weights.shape}. Write "
+            f"{owner}(jnp.zeros((64, 12)))."
+        )
+    return weights
 
 
 def as_parameters(owner: str, name: str, value: Any, shape: tuple[int, ...]) -> Float[Array, "..."]:

@@ -45,6 +45,7 @@ class BoltzmannMachine(UnitEnergy):
         to center deep Boltzmann machines (2016), for the offsets.
     """
 
+    linear_in = ("weights", "biases")
     weights: Any
     biases: Any = 0.0
     offsets: Any = None

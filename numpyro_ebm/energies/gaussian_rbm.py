@@ -12,8 +12,7 @@ from numpyro_ebm._core.energies import AbstractEnergy, as_floats
 from numpyro_ebm._core.options import check_positive
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, Scalar
-from numpyro_ebm.energies._units import as_parameters
-from numpyro_ebm.energies.rbm import VALUES, as_weights, draw
+from numpyro_ebm.energies._units import BOOLEAN_VALUES, as_parameters, as_weights, draw
 
 
 @record(eq=False)
@@ -106,4 +105,4 @@ class GaussianRBM(AbstractEnergy):
             return as_floats(h) @ self.hidden_biases + gained
 
         normal = 0.5 * len(self.scale) * np.log(2 * np.pi) + jnp.sum(jnp.log(self.scale))
-        return normal + log_sum_over_states(VALUES, (self.weights.shape[1],), log_weight)
+        return normal + log_sum_over_states(BOOLEAN_VALUES, (self.weights.shape[1],), log_weight)

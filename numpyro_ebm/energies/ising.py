@@ -57,6 +57,7 @@ class Ising(UnitEnergy):
         lattice systems (1974).
     """
 
+    linear_in = ("couplings", "fields")
     graph: Graph
     couplings: Any
     fields: Any = 0.0

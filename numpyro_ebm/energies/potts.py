@@ -56,6 +56,7 @@ class Potts(AbstractEnergy):
         Ekeberg et al., Improved contact prediction in proteins: using pseudolikelihoods to infer Potts models (2013).
     """
 
+    linear_in = ("couplings", "fields")
     couplings: Any
     fields: Any = 0.0
     is_one_hot: bool = False
@@ -186,6 +187,7 @@ class GraphPotts(AbstractEnergy):
         Wu, The Potts model (1982).
     """
 
+    linear_in = ("couplings", "fields")
     graph: Graph
     couplings: Any
     num_categories: int = 3

@@ -9,12 +9,10 @@ from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.discrete import log_sum_over_states
 from numpyro_ebm._core.energies import as_floats
-from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, Scalar
-from numpyro_ebm.energies._units import UnitEnergy, as_parameters, offsets_of
-
-VALUES = np.array([0, 1])
+from numpyro_ebm.energies._units import BOOLEAN_VALUES, UnitEnergy, as_parameters, as_weights, draw, offsets_of
+from numpyro_ebm.energies.deep_boltzmann_machine import LayeredMachine
 
 
 @record(eq=False)
@@ -74,7 +72,7 @@ class RBM(UnitEnergy):
         object.__setattr__(self, "visible_biases", as_parameters(owner, "visible_biases", visible_biases, visible))
         object.__setattr__(self, "hidden_biases", as_parameters(owner, "hidden_biases", hidden_biases, hidden))
         for name, (offsets, shape) in both.items():
-            own = offsets_of(owner, offsets, shape, VALUES, centered=centered and offsets is None)
+            own = offsets_of(owner, offsets, shape, BOOLEAN_VALUES, centered=centered and offsets is None)
             object.__setattr__(self, name, own)
 
     @property
@@ -124,14 +122,14 @@ class RBM(UnitEnergy):
         """Return log Z by the sum over the states of the smaller layer."""
         visible, hidden = self.weights.shape
         if visible <= hidden:
-            return log_sum_over_states(VALUES, (visible,), lambda v: -self(v))
+            return log_sum_over_states(BOOLEAN_VALUES, (visible,), lambda v: -self(v))
 
         def log_weight(h):
             centred = as_floats(h) - self.hidden_offsets
             logits = self.visible_biases + self.weights @ centred
             return centred @ self.hidden_biases + jnp.sum(jax.nn.softplus(logits) - self.visible_offsets * logits)
 
-        return log_sum_over_states(VALUES, (hidden,), log_weight)
+        return log_sum_over_states(BOOLEAN_VALUES, (hidden,), log_weight)
 
     def _activations(self, centred: Float[Array, " d"]) -> Float[Array, " hidden"]:
         return self.hidden_biases + centred @ self.weights
@@ -141,10 +139,8 @@ class RBM(UnitEnergy):
 
 
 @record(eq=False)
-class JointRBM(UnitEnergy):
-    """The energy of the visible and hidden units of an `RBM` together, in this order.
-
-    Its two layers are blocks: the units of one are independent given the other.
+class JointRBM(LayeredMachine):
+    """The energy of the visible and hidden units of an `RBM` together, in this order: a deep machine of one hidden layer.
 
     Args:
         marginal: the `RBM`.
@@ -153,71 +149,22 @@ class JointRBM(UnitEnergy):
         ``RBM(weights, visible_biases, hidden_biases).joint()``
     """
 
-    units = "boolean"
     marginal: RBM
 
     def __init__(self, marginal: RBM):
         object.__setattr__(self, "marginal", marginal)
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        """``(d + num_hidden,)``."""
-        return (sum(self.marginal.weights.shape),)
-
-    def __call__(self, event: Shaped[Array, " units"]) -> Scalar:
-        """Return the energy of one event."""
-        v, h = self.split(event)
-        v, h = v - self.marginal.visible_offsets, h - self.marginal.hidden_offsets
-        return -v @ (self.marginal.weights @ h + self.marginal.visible_biases) - h @ self.marginal.hidden_biases
-
-    def split(self, event: Shaped[Array, "... units"]) -> tuple[Float[Array, "... d"], Float[Array, "... hidden"]]:
-        """Return the visible and the hidden units of events, as floating-point numbers."""
-        event, visible = as_floats(event), self.marginal.weights.shape[0]
-        return event[..., :visible], event[..., visible:]
-
-    def local_fields(
-        self, event: Shaped[Array, " units"], index: Int[Array | np.ndarray, "..."] | None = None
-    ) -> Float[Array, "..."]:
-        """Return the log odds that units are 1, given all others."""
-        v, h = self.split(event)
-        if isinstance(index, np.ndarray) and index.size and index.max() < len(v):
-            return self.marginal.visible_logits(h)[index]
-        if isinstance(index, np.ndarray) and index.size and index.min() >= len(v):
-            return self.marginal.hidden_logits(v)[index - len(v)]
-        both = jnp.concatenate([self.marginal.visible_logits(h), self.marginal.hidden_logits(v)])
-        return both if index is None else both[index]
+    def weights(self) -> tuple[Array, ...]:
+        """The weights between the two layers."""
+        return (self.marginal.weights,)
 
     @property
-    def blocks(self) -> tuple[np.ndarray, ...]:
-        """The hidden and the visible units."""
-        visible, hidden = self.marginal.weights.shape
-        return visible + np.arange(hidden), np.arange(visible)
+    def biases(self) -> tuple[Array, ...]:
+        """The biases of the visible and of the hidden units."""
+        return self.marginal.visible_biases, self.marginal.hidden_biases
 
     @property
-    def num_terms(self) -> int:
-        """``2 ** min(d, num_hidden)``."""
-        return self.marginal.num_terms
-
-    def log_partition(self) -> Scalar:
-        """Return log Z, which is that of the free energy."""
-        return self.marginal.log_partition()
-
-
-def draw(rng_key: PRNGKey, logits: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Draw zeros and ones with these log odds of 1."""
-    return (jax.random.uniform(rng_key, logits.shape) < jax.nn.sigmoid(logits)).astype(int)
-
-
-def as_weights(owner: str, weights: ArrayLike) -> Float[Array, "d hidden"]:
-    """Return weights between two layers.
-
-    Raises:
-        EnergyError: for anything but a matrix with a row and a column or more.
-    """
-    weights = jnp.asarray(weights, float)
-    if weights.ndim != 2 or not weights.size:
-        raise EnergyError(
-            f"{owner} needs weights of shape (d, num_hidden), visible units first; got shape {weights.shape}. Write "
-            f"{owner}(jnp.zeros((64, 12)))."
-        )
-    return weights
+    def offsets(self) -> tuple[Array, ...]:
+        """The offsets of the visible and of the hidden units."""
+        return self.marginal.visible_offsets, self.marginal.hidden_offsets

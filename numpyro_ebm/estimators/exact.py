@@ -79,7 +79,7 @@ class Exact(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Refuse events with too many states or dimensions, and options of a grid where there is none."""
         super().check(site)
-        known = summable(site.distribution.known_energy)
+        known = summable(site.distribution.ready_energy)
         is_on_grid = known is None and not site.distribution.is_discrete
         given = [name for name in ("low", "high", "num_points") if getattr(self, name) is not None]
         if given and not is_on_grid:
@@ -113,16 +113,16 @@ class Exact(AbstractEstimator):
 
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log likelihood of each row."""
-        known = summable(site.distribution.known_energy)
-        if known is None and not site.distribution.is_discrete:
+        if summable(site.distribution.ready_energy) is None and not site.distribution.is_discrete:
             log_z, is_covered = self._box.log_partition(site)
             values = jax.vmap(site.distribution.log_density)(site.value, site.local)
             return where_covered(site, values - log_z, is_covered), state
         values = jax.vmap(site.log_density)(site.position, site.local)
-        if known is not None:
-            return values - known.log_partition(), state
 
         def log_partition(local):
+            known = summable(site.distribution.row_energy(local))
+            if known is not None:
+                return known.log_partition()
             return log_sum_over_states(site.distribution, lambda event: site.log_density(event, local))
 
         if site.rows_differ:

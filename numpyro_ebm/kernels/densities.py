@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from numpyro_ebm._core.energies import AbstractEnergy
+from numpyro_ebm._core.energies import AbstractEnergy, of_row
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, Position, PRNGKey, PyTree, Scalar
 
 
@@ -42,6 +42,10 @@ class Known:
         """Return what is known of the log density times a factor."""
         offsets = None if self.offsets is None else factor * self.offsets
         return dataclasses.replace(self, factor=self.factor * factor, offsets=offsets)
+
+    def of_row(self, local: PyTree) -> "Known":
+        """Return what is known of the log density of one row, given its context and base parameters."""
+        return dataclasses.replace(self, energy=of_row(self.energy, local))
 
     def frozen(self) -> "Known":
         """Return the same with the parameters of the energy cut off from differentiation."""
@@ -107,7 +111,8 @@ def at(log_density: LogDensityFn, position: Position, local: PyTree, temperature
     """
     dtype = jnp.result_type(*jax.tree.leaves(position), float)
     known = known_of(log_density)
-    of_chain = ChainDensity(lambda x: jnp.asarray(log_density(x, local), dtype), known)
+    own = None if known is None else known.of_row(local)
+    of_chain = ChainDensity(lambda x: jnp.asarray(log_density(x, local), dtype), own)
     return of_chain if temperature is None else tempered(of_chain, temperature)
 
 

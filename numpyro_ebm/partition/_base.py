@@ -110,6 +110,7 @@ class Densities:
         known = self.distribution.known
         if known is None or not self.distribution.is_discrete:
             return None
+        known = known.of_row(self.local)
         if self.start is None:
             return known.tempered(beta)
         offsets = logits_of_elements(self.start, self.distribution.discrete_values)

@@ -45,7 +45,7 @@ class Enumeration(AbstractPartition):
     def check(self, distribution):
         """Check that the states can be enumerated, and raise otherwise."""
         super().check(distribution)
-        known = summable(distribution.known_energy)
+        known = summable(distribution.ready_energy)
         if known is not None:
             self._check_count(
                 known.num_terms, f"The log Z of this {type(known).__name__} is a sum of {known.num_terms} terms"
@@ -66,7 +66,7 @@ class Enumeration(AbstractPartition):
 
     def estimate(self, rng_key: PRNGKey | None, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the sum, computed in blocks of states, or as a ready-made energy computes it."""
-        known = summable(densities.distribution.known_energy)
+        known = summable(densities.distribution.row_energy(densities.local))
         if known is not None:
             return Estimate(known.log_partition(), jnp.zeros(()), jnp.full((), jnp.inf))
         total = log_sum_over_states(densities.distribution, densities.log_target)

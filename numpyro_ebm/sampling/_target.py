@@ -361,9 +361,14 @@ def _discrete_start(
 
 
 def _known(model: Callable, args: tuple, kwargs: dict) -> Known | None:
-    """Return what is known of a log density that one ready-made energy makes up: a single site, one event, no weight."""
+    """Return what is known of a log density that one ready-made energy makes up: a single site, one event, no weight.
+
+    Its event has to be the position, on the reals or a discrete support, and its context none.
+    """
     sites = [site for site in _trace(model, args, kwargs).values() if site["type"] == "sample"]
     unwrapped = unwrap(sites[0]["fn"]) if len(sites) == 1 else None
     if unwrapped is None or unwrapped.batch_shape or unwrapped.mask is not None or sites[0]["scale"] is not None:
         return None
-    return unwrapped.distribution.known
+    known = unwrapped.distribution.known
+    is_position = known is not None and known.transform is None and unwrapped.distribution.context is None
+    return known if is_position else None

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
@@ -49,9 +48,9 @@ def over_single_changes(
     """
     lattice = Lattice.of(site.distribution) if lattice is None else lattice
     by = jnp.arange(1, 1 + int(lattice.high.max())) if shifts is None else jnp.asarray(shifts)
-    known = site.distribution.known_energy
+    known = site.distribution.ready_energy
     if known is not None and known.has_conditionals and lattice.elements is not None:
-        return _over_logits(site, known, reduce, lattice, by)
+        return _over_logits(site, reduce, lattice, by)
     at_once = max(1, NUMBERS_AT_ONCE // max(1, site.position.size * (len(by) + 1)))
     codes, own = jax.vmap(lattice.codes)(site.position), jax.vmap(site.log_density)(site.position, site.local)
 
@@ -72,23 +71,21 @@ def over_single_changes(
 
 
 def _over_logits(
-    site: Site,
-    energy: AbstractEnergy,
-    reduce: Callable[[Float[Array, " values"]], Scalar],
-    lattice: Lattice,
-    by: Int[Array, " shifts"],
+    site: Site, reduce: Callable[[Float[Array, " values"]], Scalar], lattice: Lattice, by: Int[Array, " shifts"]
 ) -> RowValues:
     """Return `over_single_changes` by the conditionals of the elements, which the energy knows all at once."""
 
-    def of_row(position):
-        logits, codes = energy.conditional_logits(position), lattice.codes(position)
+    def of_row(row):
+        position, local = row
+        logits = site.distribution.row_energy(local).conditional_logits(position)
+        codes = lattice.codes(position)
         others, exists = lattice.moved(codes[:, None], by, jnp.arange(lattice.num_elements)[:, None])
         own = jnp.take_along_axis(logits, codes[:, None], axis=1)
         changes = jnp.where(exists, jnp.take_along_axis(logits, others, axis=1) - own, -jnp.inf)
         return jnp.sum(jax.vmap(reduce)(changes))
 
     at_once = max(1, NUMBERS_AT_ONCE // ((len(by) + 1) * max(1, lattice.num_elements)))
-    return jax.lax.map(jax.checkpoint(of_row), site.position, batch_size=min(at_once, site.num_rows))
+    return jax.lax.map(jax.checkpoint(of_row), (site.position, site.local), batch_size=min(at_once, site.num_rows))
 
 
 def check_finite_values(site: Site, estimator: str) -> None:
