@@ -1,0 +1,116 @@
+"""Held-out likelihood of restricted Boltzmann machines on binary data, with the exact log Z or bounds from both sides.
+
+* ``mushrooms``: 112 binary columns, 23 hidden units; log Z is a sum over 2^23 hidden states.
+* ``mnist``: MNIST digits of 14 x 14 binary pixels and 200 hidden units; log Z is bounded from below by annealed importance
+  sampling and from above by the way back from draws of the machine.
+
+Both are trained by persistent contrastive divergence with block Gibbs and Adam, whose rate falls to 0. The data are archives
+with packed bits, ``np.unpackbits(z["train"], axis=1)[:, :int(z["nvar"])]`` (``x`` and 196 columns for the digits).
+
+    python benchmarks/rbm_likelihood.py mushrooms mushrooms.npz
+    python benchmarks/rbm_likelihood.py mnist mnist14_t10k_binary.npz --steps 20000
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import optax
+from numpyro.infer import SVI, Trace_ELBO
+from tqdm import tqdm
+
+import numpyro_ebm as ebm
+from numpyro_ebm.energies import RBM
+
+SIZES = {"mushrooms": 23, "mnist": 200}
+
+
+def load(data: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on and the held-out rows."""
+    archive = np.load(path)
+    if data == "mushrooms":
+        train, test = (np.unpackbits(archive[name], axis=1)[:, : int(archive["nvar"])] for name in ("train", "test"))
+        return train.astype(int), test.astype(int)
+    x = np.unpackbits(archive["x"], axis=1)[:, :196].astype(int)
+    return x[:9000], x[9000:]
+
+
+def model(x, start, batch):
+    """Declare the rows as draws of a machine whose offsets are the means of the data."""
+    energy = RBM(
+        numpyro.param("weights", start.weights),
+        numpyro.param("visible_biases", start.visible_biases),
+        numpyro.param("hidden_biases", start.hidden_biases),
+        start.visible_offsets,
+        start.hidden_offsets,
+    )
+    with numpyro.plate("rows", len(x), subsample_size=batch):
+        numpyro.sample("x", ebm.EnergyDistribution(energy), obs=numpyro.subsample(x, event_dim=1))
+
+
+def train(x: np.ndarray, args) -> RBM:
+    """Train by persistent contrastive divergence."""
+    rates = np.clip(x.mean(0), 0.01, 0.99)
+    weights = 0.01 * np.random.default_rng(args.seed).normal(size=(x.shape[1], args.hidden))
+    start = RBM(weights, np.log(rates / (1 - rates)), 0.0, rates, 0.5)
+    estimated = ebm.estimate(model, "pcd", kernel="block_gibbs", num_steps=args.gibbs_steps, num_chains=args.chains)
+    rate = optax.cosine_decay_schedule(args.rate, args.steps, 0.001)
+    svi = SVI(estimated, ebm.empty_guide, optax.adam(rate), Trace_ELBO())
+    rows, chunk = jnp.asarray(x), args.steps // 100
+
+    @jax.jit
+    def updates(state, rows):
+        return jax.lax.scan(lambda s, _: (svi.update(s, rows, start, args.batch)[0], None), state, None, chunk)[0]
+
+    state = svi.init(jax.random.key(args.seed), rows, start, args.batch)
+    for _ in tqdm(range(100), desc=args.data, unit="%", leave=False):
+        state = jax.block_until_ready(updates(state, rows))
+    params = svi.get_params(state)
+    return RBM(params["weights"], params["visible_biases"], params["hidden_biases"], rates, 0.5)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train, evaluate and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=list(SIZES))
+    parser.add_argument("path", type=Path, help="the archive")
+    parser.add_argument("--hidden", type=int, default=None, help="hidden units; 23 for mushrooms, 200 for mnist")
+    parser.add_argument("--steps", type=int, default=40_000, help="updates")
+    parser.add_argument("--gibbs-steps", type=int, default=5, help="transitions of each chain per update")
+    parser.add_argument("--chains", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--rate", type=float, default=3e-3, help="first rate of Adam")
+    parser.add_argument("--levels", type=int, default=10_000, help="levels of annealed importance sampling")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    args.hidden = args.hidden or SIZES[args.data]
+    x, held_out = load(args.data, args.path)
+    began = time.time()
+    energy = train(x, args)
+    trained = time.time() - began
+    free = [float(jnp.mean(jax.vmap(energy)(jnp.asarray(rows)))) for rows in (x, held_out)]
+    print(f"{args.data}: {len(x)} rows, {args.hidden} hidden units, {args.steps} updates in {trained:.0f} s")
+    if args.data == "mushrooms":
+        log_z = float(energy.log_partition())
+        print(f"log Z {log_z:.3f} (exact); log-likelihood train {-free[0] - log_z:.3f}, held out {-free[1] - log_z:.3f}")
+        return {"train": -free[0] - log_z, "held_out": -free[1] - log_z}
+    rates = np.clip(x.mean(0), 0.01, 0.99)
+    start = numpyro.distributions.Bernoulli(np.concatenate([rates, np.full(args.hidden, 0.5)])).to_event(1)
+    distribution = ebm.EnergyDistribution(energy.joint())
+    draws = ebm.sample(
+        jax.random.key(2), distribution, "block_gibbs", num_warmup=5000, num_samples=1, num_chains=args.chains
+    ).samples["x"][:, 0]
+    options = {"kernel": "block_gibbs", "start": start, "num_levels": args.levels, "num_chains": args.chains}
+    bounds = ebm.log_partition_bounds(jax.random.key(1), distribution, draws=draws, **options)
+    print(bounds)
+    low, high = (-free[1] - float(each.value) for each in (bounds.upper, bounds.lower))
+    print(f"log-likelihood held out between {low:.3f} and {high:.3f}")
+    return {"low": low, "high": high}
+
+
+if __name__ == "__main__":
+    main()
