@@ -121,17 +121,31 @@ def samplers():
 
 
 def kernels():
-    discrete = {name for name, cls in KERNELS.classes.items() if cls.is_discrete is True}
-    for name in sorted(set(KERNELS.classes) - discrete - {"elliptical_slice"}):
+    of_energies = {"block_gibbs", "swendsen_wang"}
+    discrete = {name for name, cls in KERNELS.classes.items() if cls.is_discrete is True} - of_energies
+    for name in sorted(set(KERNELS.classes) - discrete - of_energies - {"elliptical_slice"}):
         ebm.sample(KEY, target(), name, num_warmup=5, num_samples=5, num_chains=2)
     supports = {"units": (3,), "spins": (3,), "categories": (2, 3)}
     for kind, support in zip(supports, (dist.constraints.boolean, ebm.spins, ebm.one_hot), strict=True):
         for name in sorted(discrete):
             d = ebm.EnergyDistribution(lambda x: 0.1 * x.sum(), supports[kind], support=support)
             ebm.sample(KEY, d, name, num_warmup=3, num_samples=3, num_chains=2)
+    lattice = ebm.EnergyDistribution(ebm.energies.Ising(ebm.energies.Graph.lattice(2, 3), 0.3))
+    for name in sorted(of_energies):
+        ebm.sample(KEY, lattice, name, num_warmup=3, num_samples=3, num_chains=2)
+        ebm.sample(KEY, lattice, ebm.ParallelTempering(name), num_warmup=3, num_samples=3, num_chains=2)
+        ebm.log_partition(KEY, lattice, method="ais", kernel=name, num_levels=5, num_chains=10)
+    ebm.sample(KEY, ebm.EnergyDistribution(ebm.energies.GaussianRBM(np.ones((2, 1)))), "block_gibbs", num_samples=3)
     normal = dist.Normal(0, 2).expand([2]).to_event(1)
     tilted = ebm.EnergyDistribution(lambda x: 0.1 * (x @ x), (2,), base=normal)
     ebm.sample(KEY, tilted, "elliptical_slice", num_warmup=5, num_samples=5, num_chains=2)
+
+    def both():
+        numpyro.sample("s", lattice)
+        numpyro.sample("z", dist.Normal())
+
+    for by_site in (None, {"s": "gibbs", "z": "mala"}):
+        ebm.sample(KEY, both, by_site, num_warmup=5, num_samples=5, num_chains=2)
 
     def model():
         numpyro.sample("x", target())
