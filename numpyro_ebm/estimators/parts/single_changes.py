@@ -95,7 +95,10 @@ def check_finite_values(site: Site, estimator: str) -> None:
         EnergyError: for a continuous support, and one without two bounds.
     """
     check_discrete(site, estimator)
-    _ = site.distribution.discrete_values
+    try:
+        _ = site.distribution.discrete_values
+    except EnergyError as error:
+        raise EnergyError(f"{error} For counts without a bound write estimate(model, 'discrete_fisher').") from None
 
 
 def check_discrete(site: Site, estimator: str) -> None:
