@@ -44,7 +44,7 @@ def within(values, truth, errors=5.0):
     return np.all(np.abs(values.mean(0) - truth) < errors * values.std(0) / np.sqrt(len(values)))
 
 
-@pytest.mark.parametrize("kernel", some_slow(["gibbs"], [ebm.Gibbs(scan="random", num_updates=5)]))
+@pytest.mark.parametrize("kernel", some_slow(["gibbs"], [ebm.Gibbs(scan="random", num_updates=18)]))
 def test_the_gradient_is_that_of_the_likelihood_where_that_of_cd_is_biased(kernel):
     x = np.array([[1] * 9, [1] * 4 + [-1] * 5, [-1, 1] * 4 + [1]])
     log_p = FEATURES @ np.array([0.4, 0.2])
