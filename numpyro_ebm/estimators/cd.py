@@ -55,6 +55,7 @@ class ContrastiveDivergence(ChainEstimator):
 
     name = "cd"
     takes_discrete = True
+    takes_mixed = True
 
     def notes(self):
         """Add that chains that start at the data miss other modes."""

@@ -114,6 +114,7 @@ class EnergyDiscrepancy(AbstractEstimator):
     name = "energy_discrepancy"
     role = "objective"
     takes_discrete = True
+    takes_mixed = True
     noise_scale: Any = None
     num_negatives: int = 16
     num_draws: int = 2
