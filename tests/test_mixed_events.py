@@ -26,7 +26,7 @@ from numpyro_ebm.estimators.names import ESTIMATORS
 from numpyro_ebm.kernels import chains
 
 KEY = jax.random.key(0)
-I, J = np.triu_indices(3, 1)
+ROW, COLUMN = np.triu_indices(3, 1)
 STATES = np.array(list(itertools.product((0, 1), repeat=3)))
 TRUE = {
     "B": np.array([[1.0, -0.5, 0.3], [0.2, 0.8, -1.0]]),
@@ -39,7 +39,7 @@ TAKEN = {"cd", "pcd", "replay", "mle", "energy_discrepancy", "pseudolikelihood"}
 
 
 def energy(x, s, t):
-    return 0.5 * x @ x - x @ t["B"] @ s - t["b"] @ s - jnp.sum(t["J"] * s[I] * s[J])
+    return 0.5 * x @ x - x @ t["B"] @ s - t["b"] @ s - jnp.sum(t["J"] * s[ROW] * s[COLUMN])
 
 
 def of_vector(event, t=None):
@@ -53,7 +53,7 @@ def distribution(**options):
 def log_weights(t):
     """Log of the sum over x for each state of s, without log 2 pi."""
     mean = STATES @ t["B"].T
-    return 0.5 * jnp.sum(mean**2, -1) + STATES @ t["b"] + (STATES[:, I] * STATES[:, J]) @ t["J"]
+    return 0.5 * jnp.sum(mean**2, -1) + STATES @ t["b"] + (STATES[:, ROW] * STATES[:, COLUMN]) @ t["J"]
 
 
 def draws(num, seed=0):
@@ -100,7 +100,9 @@ def check_estimate(params):
 
 def moments(x, s):
     """Sufficient statistics of rows."""
-    return np.concatenate([(x[..., :, None] * s[..., None, :]).reshape(*x.shape[:-1], 6), s, s[..., I] * s[..., J]], -1)
+    return np.concatenate(
+        [(x[..., :, None] * s[..., None, :]).reshape(*x.shape[:-1], 6), s, s[..., ROW] * s[..., COLUMN]], -1
+    )
 
 
 def exact_moments():
@@ -206,7 +208,7 @@ def closed_form(x, s, t):
     """Sum of the log conditionals of all elements: normal ones of x, logistic ones of s."""
     fields = t["b"] + x @ t["B"]
     couplings = np.zeros((3, 3))
-    couplings[I, J] = couplings[J, I] = t["J"]
+    couplings[ROW, COLUMN] = couplings[COLUMN, ROW] = t["J"]
     of_s = jax.nn.log_sigmoid((2 * s - 1) * (fields + s @ couplings)).sum(-1)
     return dist.Normal(s @ t["B"].T, 1.0).log_prob(x).sum(-1) + of_s
 
@@ -278,7 +280,9 @@ def test_the_step_size_follows_the_acceptance_of_its_own_kernel():
     estimated = ebm.estimate(model, "cd", num_steps=2, kernel={"x": "mala", "s": "flips"})
     svi = SVI(handlers.substitute(estimated, likely), ebm.empty_guide, optax.sgd(0.0), Trace_ELBO())
     x, s = X[:200], np.ones((200, 3))
-    state = jax.jit(lambda: jax.lax.scan(lambda state, _: svi.update(state, x, s), svi.init(KEY, x, s), None, length=100)[0])()
+    state = jax.jit(
+        lambda: jax.lax.scan(lambda state, _: svi.update(state, x, s), svi.init(KEY, x, s), None, length=100)[0]
+    )()
     ((_, holder),) = state.mutable_state.items()
     health = holder["state"].health
     assert abs(float(health.mean_acceptance) - ebm.MALA.target_acceptance) < 0.1
@@ -383,7 +387,9 @@ REFUSED = {
     "two step sizes": (two_steps, r"follows one step size.*\['mala', 'barker'\]"),
     "scales": (estimated("cd", scale=2.0), "discrete members of a mixed event have no scale"),
     "a schedule without a step size": (
-        estimated("cd", kernel={"x": "elliptical_slice", "s": "gibbs"}, step_size_schedule=lambda i: 0.1),
+        estimated(
+            "cd", kernel={"x": ebm.EllipticalSlice(mean=0.0, covariance=1.0), "s": "gibbs"}, step_size_schedule=lambda i: 0.1
+        ),
         "No kernel of a member has a step size",
     ),
     "blocks": (estimated("pseudolikelihood", block_size=2), "Blocks hold discrete elements"),

@@ -79,6 +79,15 @@ def declarations():
     update(joint, ROWS[:, 0], ROWS, estimator="dsm", sigma=0.1)
     update(joint, ROWS[:, 0], ROWS, estimator="pcd")
 
+    def mixed(x, s):
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Normal(0, 1), obs=x)
+            numpyro.sample("s", dist.Categorical(probs=np.ones(3) / 3), obs=s)
+            ebm.energy_factor("f", lambda x, s: numpyro.param("t", np.zeros(3))[s] * x, x=x, s=s)
+
+    for name in ("cd", "pcd", "replay", "mle", "energy_discrepancy", "pseudolikelihood"):
+        update(mixed, ROWS[:, 0], np.arange(24) % 3, estimator=name)
+
     def latent(x):
         scale = numpyro.sample("scale", dist.LogNormal(0, 1))
         with numpyro.plate("rows", len(x)):
@@ -125,6 +134,10 @@ def kernels():
         for name in sorted(discrete):
             d = ebm.EnergyDistribution(lambda x: 0.1 * x.sum(), supports[kind], support=support)
             ebm.sample(KEY, d, name, num_warmup=3, num_samples=3, num_chains=2)
+    parts = (dist.constraints.positive, ebm.spins)
+    mixed = ebm.EnergyDistribution(lambda e: e[0] - 0.1 * e[1], (2,), support=ebm.Blocks(("x", "s"), parts, ((), ())))
+    for kernel in (None, {"x": "mala", "s": "flips"}):
+        ebm.sample(KEY, mixed, kernel, num_warmup=3, num_samples=3, num_chains=2)
     normal = dist.Normal(0, 2).expand([2]).to_event(1)
     tilted = ebm.EnergyDistribution(lambda x: 0.1 * (x @ x), (2,), base=normal)
     ebm.sample(KEY, tilted, "elliptical_slice", num_warmup=5, num_samples=5, num_chains=2)

@@ -16,6 +16,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.members import Members, Shape, cut, lay_end_to_end
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 
+
 def elementary(constraint: constraints.Constraint | None) -> Any:
     """Return the constraint of one element."""
     while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
@@ -71,8 +72,8 @@ class Blocks(constraints.Constraint):
         write = "Write Blocks(('x', 's'), (constraints.real, constraints.boolean), ((2,), (3,)))."
         if not len(self.names) == len(self.parts) == len(self.shapes) == len(set(self.names)) > 0:
             raise EnergyError(
-                f"Blocks needs one name, one constraint and one shape for each member, and names that differ; got {names!r}, "
-                f"{parts!r} and {shapes!r}. {write}"
+                f"Blocks needs one name, one constraint and one shape for each member, and names that differ; got "
+                f"{names!r}, {parts!r} and {shapes!r}. {write}"
             )
         for name, part, shape in zip(self.names, self.parts, self.shapes, strict=True):
             if part.event_dim > len(shape):

@@ -50,7 +50,8 @@ class EnergyDistribution(EventDistribution):
             ones.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, called by ``sample``; by default a `ChainSampler` with
-            NUTS, with `Gibbs` if the support is discrete, and with one of them for each member of `Blocks`. Such MCMC draws are approximate.
+            NUTS, with `Gibbs` if the support is discrete, and with one of them for each member of `Blocks`. Such MCMC draws
+            are approximate.
         normalized: True if Z does not depend on any parameter; disables the checks of log Z. In a mixture Z must be 1.
 
     Raises:

@@ -268,7 +268,9 @@ class EventDistribution(RowDistribution):
         values = discrete_values(self.support, self.event_shape)
         if values is None:
             if self.is_mixed:
-                raise EnergyError(f"The members of the support {self.support} have values of their own; there is no one list.")
+                raise EnergyError(
+                    f"The members of the support {self.support} have values of their own; there is no one list."
+                )
             raise EnergyError(
                 f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
                 "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "

@@ -91,8 +91,8 @@ class AbstractEstimator(abc.ABC):
         """
         if site.distribution.is_mixed and not self.takes_mixed:
             raise EnergyError(
-                f"The members {site.distribution.members.discrete} of the event {site.distribution.support} are discrete, and "
-                f"the estimator '{self.name}' does not take events with discrete members beside others.{FOR_MIXED}"
+                f"The members {site.distribution.members.discrete} of the event {site.distribution.support} are discrete, "
+                f"and the estimator '{self.name}' does not take events with discrete members beside others.{FOR_MIXED}"
             )
 
     def _check_discrete(self, site: Site) -> None:

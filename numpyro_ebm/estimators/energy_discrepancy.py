@@ -83,7 +83,7 @@ class EnergyDiscrepancy(AbstractEstimator):
 
     Args:
         noise_scale: ``sqrt(t)``, the standard deviation of each of the two noises, in data units (in unconstrained units
-            where the support is not the real line), a scalar or one value per dimension (for mixed events a scalar); None for
+            where the support is not the real line), a scalar or, for continuous events, one value per dimension; None for
             the batch's standard deviation, per dimension. Not for discrete events.
         num_negatives: ``M``, negatives around each noisy copy.
         num_draws: noisy copies per row, of continuous events in mirrored pairs, where with an odd number the last has no
@@ -188,7 +188,7 @@ class EnergyDiscrepancy(AbstractEstimator):
         return math.log(self.num_negatives) - jnp.mean(total, axis=0), state
 
     def _negatives(self, rng_key: PRNGKey, site: Site) -> Shaped[Array, "num {site.num_rows} *position"]:
-        """Return the negatives, ``num_draws * num_negatives`` of each row: by moves, by jumps, or by both on mixed events."""
+        """Return the negatives, ``num_draws * num_negatives`` of each row: by moves, by jumps, or both."""
         members, values = site.distribution.members, _values_of(site.distribution)
         if members is None:
             return self._jumped(rng_key, site.position, values["x"]) if values else self._moved(rng_key, site)
@@ -246,14 +246,15 @@ class EnergyDiscrepancy(AbstractEstimator):
     def _transitions(
         self, values: Shaped[np.ndarray, "values ..."], num_elements: int
     ) -> Float[np.ndarray, "values copies"]:
-        noise, time, num_values = self._graph(values), self.time, len(values)
+        noise: Any = self._graph(values)
+        time, num_values = self.time, len(values)
         if isinstance(noise, str) and time is None:
             time = decay_time(noise, num_values, min(MOST_REDRAWN, REDRAWN / num_elements))
         return transitions_of(noise, time, num_values)
 
 
 def _values_of(distribution: EventDistribution) -> dict[str, Shaped[np.ndarray, "values ..."]]:
-    """Return the values of the elements of each discrete member; a discrete event is one, "x", and a continuous one has none."""
+    """Return the values of the elements of each discrete member: a discrete event is one, and a continuous one has none."""
     if distribution.members is not None:
         return distribution.part(distribution.members.discrete).discrete_values or {}
     return {"x": distribution.discrete_values} if distribution.is_discrete else {}

@@ -42,8 +42,8 @@ class Pseudolikelihood(SingleChangeEstimator):
     line in place of the sum over ``w``, by the trapezoidal rule. Its interval reaches 8 standard deviations of the batch to
     either side of the mean; beyond, the density is continued by exponential tails.
 
-    A row of ``d`` elements with ``k`` values costs ``d (k - 1)`` energies, and ``k^b`` for each block of ``b`` elements; each
-    continuous element costs ``num_points`` energies.
+    A row of ``d`` elements with ``k`` values costs ``d (k - 1)`` energies, ``k^b`` for each block of ``b`` elements, and
+    ``num_points`` for each continuous element.
 
     Args:
         block_size: number of elements of a block; None for 1. Blocks are consecutive elements in the order of the flat

@@ -105,7 +105,7 @@ class AbstractKernel(abc.ABC):
 
     @property
     def continuous(self) -> Bool[np.ndarray, " d"] | None:
-        """Which numbers of a flat position are continuous; None unless only some are, as for the members of a mixed event."""
+        """Which numbers of a flat position are continuous; None unless only some are, as in a mixed event."""
         return None
 
     def as_positions(self, tree: PyTree) -> PyTree:

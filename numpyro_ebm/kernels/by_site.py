@@ -203,8 +203,8 @@ class BySite(AbstractKernel):
         usual = {name: "gibbs" if is_discrete else "nuts" for name, is_discrete in kinds.items()}
         if self.sites != tuple(sorted(kinds)):
             raise EnergyError(
-                f"kernel= names the sites {list(self.sites)}, and the members of the event are {list(members.names)}. Name a "
-                f"kernel for each of them: kernel={usual}."
+                f"kernel= names the sites {list(self.sites)}, and the members of the event are {list(members.names)}. Name "
+                f"a kernel for each of them: kernel={usual}."
             )
         for kernel, sites in zip(self.kernels, self.groups, strict=True):
             for site in sites:

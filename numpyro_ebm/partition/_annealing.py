@@ -74,8 +74,8 @@ def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistr
     resolved = kernel_of(kernel, distribution, usual="mala")
     if distribution.is_mixed and resolved.adapts_mass_matrix:
         raise EnergyError(
-            "log Z of an event with discrete members adapts one step size and no mass matrix. Write kernels without one, such "
-            "as kernel={'x': 'mala', 's': 'gibbs'}."
+            "log Z of an event with discrete members adapts one step size and no mass matrix. Write kernels without one, "
+            "such as kernel={'x': 'mala', 's': 'gibbs'}."
         )
     if resolved.relaxes:
         raise EnergyError(

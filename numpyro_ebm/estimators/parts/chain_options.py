@@ -29,7 +29,7 @@ def check_scale_option(owner: str, kernel: AbstractKernel, scale: Any) -> None:
 
 
 def check_step_size(
-    owner: str, kernel: AbstractKernel, adapt_step_size: bool | None, schedule: Callable[..., Any] | None
+    owner: str, kernel: AbstractKernel, *, adapt_step_size: bool | None, schedule: Callable[..., Any] | None
 ) -> None:
     """Check that the step size adapts or has a schedule, not both, and that the kernel can adapt it.
 
@@ -48,7 +48,7 @@ def check_step_size(
         )
 
 
-def check_by_member(kernel: Any, adapt_step_size: bool | None, schedule: Callable[..., Any] | None, scale: Any) -> None:
+def check_by_member(kernel: Any, *, adapt_step_size: bool | None, schedule: Callable[..., Any] | None, scale: Any) -> None:
     """Check the options of kernels by member of a mixed event: one step size at most follows the updates, without scales.
 
     Raises:
@@ -65,6 +65,6 @@ def check_by_member(kernel: Any, adapt_step_size: bool | None, schedule: Callabl
         raise EnergyError("No kernel of a member has a step size that step_size_schedule could apply to. Leave it out.")
     if scale is not None and scale != "auto":
         raise EnergyError(
-            f"The discrete members of a mixed event have no scale; got scale={scale!r}. Leave scale out, and standardise the "
-            "continuous members, or write a kernel with an inverse_mass_matrix for them, such as 'hmc'."
+            f"The discrete members of a mixed event have no scale; got scale={scale!r}. Leave scale out, and standardise "
+            "the continuous members, or write a kernel with an inverse_mass_matrix for them, such as 'hmc'."
         )

@@ -104,8 +104,8 @@ def _warn_of_error(site: Site, errors: RowValues) -> None:
     is_wrong = ~(jnp.mean(errors, where=takes_part) <= LARGEST_ERROR) & jnp.any(takes_part)
     words = (
         f"At site '{site.name}': the integrals over the continuous elements are not accurate to {LARGEST_ERROR}: their "
-        "conditionals are much narrower than the data, or so wide that they leave 8 standard deviations of the data. Write a "
-        "larger num_points, start the training at an energy that rises with its elements, or write estimate(model, 'cd')."
+        "conditionals are much narrower than the data, or so wide that they leave 8 standard deviations of the data. Write "
+        "a larger num_points, start the training at an energy that rises with its elements, or write estimate(model, 'cd')."
     )
     if not is_concrete(is_wrong):
         call_where_any(Told(_warn, (words,)), is_wrong[None], ())

@@ -228,8 +228,7 @@ def examine(
     largest = jnp.max(jnp.where(jnp.isfinite(watched), watched, 0.0), initial=0.0)
     is_slow = not seen.is_discrete and slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * largest)
     conditions = {
-        "unbounded": not seen.is_discrete
-        and _is_unbounded(log_density, _centres(seen), seen.end, distances, local),
+        "unbounded": not seen.is_discrete and _is_unbounded(log_density, _centres(seen), seen.end, distances, local),
         "runaway": jnp.any(distances > RUNAWAY_DISTANCE),
         "gap": seasoned & (jnp.abs(gap) > jnp.maximum(RUNAWAY_GAP * size, GAP_GROWTH * health.early_gap)),
         "nonfinite": jnp.any(~finite) | (health.nonfinite_rate > NONFINITE_RATE),

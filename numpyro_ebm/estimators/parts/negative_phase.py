@@ -91,7 +91,7 @@ class ChainEstimator(AbstractEstimator):
         if is_concrete(self.energy_l2) and not (np.isfinite(self.energy_l2) and self.energy_l2 >= 0):
             raise EnergyError(f"{name} needs energy_l2 >= 0; got {self.energy_l2!r}. Write energy_l2=0.1.")
         likely = MALA() if self.kernel is None else self.kernel
-        check_step_size(name, likely, self.adapt_step_size, self.step_size_schedule)
+        check_step_size(name, likely, adapt_step_size=self.adapt_step_size, schedule=self.step_size_schedule)
         check_scale_option(name, likely, self.scale)
         self._temperatures()
 
@@ -106,7 +106,8 @@ class ChainEstimator(AbstractEstimator):
         super().check(site)
         kernel_of(self.kernel, site.distribution, usual="mala", otherwise=FOR_DISCRETE).bind(site.distribution)
         if site.distribution.is_mixed:
-            check_by_member(self.kernel, self.adapt_step_size, self.step_size_schedule, self.scale)
+            steps = {"adapt_step_size": self.adapt_step_size, "schedule": self.step_size_schedule}
+            check_by_member(self.kernel, scale=self.scale, **steps)
         if not isinstance(self.scale, str):
             check_scale(site, "scale", self.scale)
 
