@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 hook = install_import_hook("numpyro_ebm", "typed_checker.check")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -80,10 +81,11 @@ def declarations():
     update(joint, ROWS[:, 0], ROWS, estimator="pcd")
 
     def mixed(x, s):
+        t = numpyro.param("t", jnp.zeros(3))
         with numpyro.plate("rows", len(x)):
             numpyro.sample("x", dist.Normal(0, 1), obs=x)
             numpyro.sample("s", dist.Categorical(probs=np.ones(3) / 3), obs=s)
-            ebm.energy_factor("f", lambda x, s: numpyro.param("t", np.zeros(3))[s] * x, x=x, s=s)
+            ebm.energy_factor("f", lambda x, s: t[s] * x, x=x, s=s)
 
     for name in ("cd", "pcd", "replay", "mle", "energy_discrepancy", "pseudolikelihood"):
         update(mixed, ROWS[:, 0], np.arange(24) % 3, estimator=name)
