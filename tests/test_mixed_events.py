@@ -402,6 +402,10 @@ REFUSED = {
     ),
     "sampling by a score": (lambda: distribution().unconstrained_score(jnp.zeros(5)), r"members \['s'\].*are discrete"),
     "the loss of score matching": (lambda: ebm.sm_loss(distribution(), np.c_[X[:5], S[:5]]), "derivatives in the event"),
+    "a latent of a model": (
+        lambda: ebm.sample(KEY, lambda: numpyro.sample("e", distribution()), num_warmup=1, num_samples=1),
+        "At site 'e'.*sample the distribution itself",
+    ),
     "log Z on a grid": (lambda: ebm.log_partition(None, distribution(), method="grid"), r"members \['s'\].*'grid'"),
     "log Z by a fitted proposal": (lambda: ebm.log_partition(KEY, distribution(), method="importance"), "proposal="),
     "log Z with a mass matrix": (
