@@ -7,7 +7,7 @@ it, `log_partition` estimates log Z, `diagnose` and `evaluate` assess the result
 
 Public names by topic (``help`` describes each):
 
-* Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical; the supports spins and one_hot.
+* Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical; the supports spins, one_hot, Blocks.
 * Ready-made energies, in ``numpyro_ebm.energies``: Autologistic, BoltzmannMachine, DeepBoltzmannMachine,
     ExponentialGraphicalModel, GaussianGraphicalModel, GaussianRBM, GraphPotts, Ising, MixtureOfEnergies,
     PoissonGraphicalModel, Potts, ProductOfExperts, RBM, Tempered.
@@ -25,7 +25,7 @@ Public names by topic (``help`` describes each):
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
-    Gibbs, GibbsWithGradients, SwendsenWang; BySite for models with both kinds of latents.
+    Gibbs, GibbsWithGradients, SwendsenWang; BySite for both kinds of latents or members.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -72,6 +72,7 @@ from numpyro_ebm.diagnostics import split_rhat as split_rhat
 from numpyro_ebm.diagnostics import standard_errors as standard_errors
 from numpyro_ebm.diagnostics import to_arviz as to_arviz
 from numpyro_ebm.diagnostics import training_report as training_report
+from numpyro_ebm.distributions import Blocks as Blocks
 from numpyro_ebm.distributions import Empirical as Empirical
 from numpyro_ebm.distributions import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.distributions import ScoreDistribution as ScoreDistribution
@@ -193,6 +194,7 @@ __version__ = _version("numpyro-ebm")
 __all__ = [
     "spins",
     "one_hot",
+    "Blocks",
     "DULA",
     "DMALA",
     "EnergyError",

@@ -500,7 +500,7 @@ def row_supports(x):
         (other_plates, r"factor 'e' is in plates \['others'\].*'x' in \['rows'\].*same plates"),
         (other_rows, "'y' in .*close over it"),
         (other_scale, "factor 'e' and its site 'y' are scaled differently"),
-        (discrete, "site 'x,y'.*'y'.*discrete"),
+        (discrete, r"site 'x,y': The members \['y'\].*are discrete"),
         (no_site, "factor 'e' names no sample site"),
         (other_data, r"site 'x,y'.*'y' do not match"),
         (on_an_energy, "into the EnergyDistribution"),

@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 hook = install_import_hook("numpyro_ebm", "typed_checker.check")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -83,6 +84,16 @@ def declarations():
     update(joint, ROWS[:, 0], ROWS, estimator="dsm", sigma=0.1)
     update(joint, ROWS[:, 0], ROWS, estimator="pcd")
 
+    def mixed(x, s):
+        t = numpyro.param("t", jnp.zeros(3))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Normal(0, 1), obs=x)
+            numpyro.sample("s", dist.Categorical(probs=np.ones(3) / 3), obs=s)
+            ebm.energy_factor("f", lambda x, s: t[s] * x, x=x, s=s)
+
+    for name in ("cd", "pcd", "replay", "mle", "energy_discrepancy", "pseudolikelihood"):
+        update(mixed, ROWS[:, 0], np.arange(24) % 3, estimator=name)
+
     def latent(x):
         scale = numpyro.sample("scale", dist.LogNormal(0, 1))
         with numpyro.plate("rows", len(x)):
@@ -136,6 +147,10 @@ def kernels():
         ebm.sample(KEY, lattice, ebm.ParallelTempering(name), num_warmup=3, num_samples=3, num_chains=2)
         ebm.log_partition(KEY, lattice, method="ais", kernel=name, num_levels=5, num_chains=10)
     ebm.sample(KEY, ebm.EnergyDistribution(ebm.energies.GaussianRBM(np.ones((2, 1)))), "block_gibbs", num_samples=3)
+    parts = (dist.constraints.positive, ebm.spins)
+    mixed = ebm.EnergyDistribution(lambda e: e[0] - 0.1 * e[1], (2,), support=ebm.Blocks(("x", "s"), parts, ((), ())))
+    for kernel in (None, {"x": "mala", "s": "flips"}):
+        ebm.sample(KEY, mixed, kernel, num_warmup=3, num_samples=3, num_chains=2)
     normal = dist.Normal(0, 2).expand([2]).to_event(1)
     tilted = ebm.EnergyDistribution(lambda x: 0.1 * (x @ x), (2,), base=normal)
     ebm.sample(KEY, tilted, "elliptical_slice", num_warmup=5, num_samples=5, num_chains=2)

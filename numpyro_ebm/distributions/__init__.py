@@ -2,6 +2,7 @@
 
 from numpyro_ebm._core.discrete import one_hot as one_hot
 from numpyro_ebm._core.discrete import spins as spins
+from numpyro_ebm.distributions.blocks import Blocks as Blocks
 from numpyro_ebm.distributions.empirical import Empirical as Empirical
 from numpyro_ebm.distributions.energy import EnergyDistribution as EnergyDistribution
 from numpyro_ebm.distributions.factor import EnergyFactor as EnergyFactor

@@ -12,7 +12,7 @@ from numpyro.distributions import Distribution, ExpandedDistribution, transforms
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PyTree, Scalar
 from numpyro_ebm._core.wrappers import strip
-from numpyro_ebm.distributions.blocks import Product, cut
+from numpyro_ebm.distributions.blocks import Product
 
 RowLogProb: TypeAlias = Callable[[Shaped[Array, "*event"], PyTree], Scalar]
 """``log_prob(event, local)`` of one row, where ``local`` holds the parameters of the row's own base."""
@@ -62,7 +62,7 @@ def _split_product(product: Product, batch_shape: tuple[int, ...]) -> tuple[RowL
     local = tuple(own for _, own in rows)
 
     def log_prob(event, local):
-        pieces = cut(event, product.shapes)
+        pieces = product.cut(event)
         return jnp.sum(jnp.stack([part(x, own) for (part, _), x, own in zip(rows, pieces, local, strict=True)]))
 
     if all(own is None for own in local):

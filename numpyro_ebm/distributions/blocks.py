@@ -10,61 +10,81 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Shaped
 from numpyro.distributions import constraints
-from numpyro.distributions.transforms import Transform
+from numpyro.distributions.transforms import IdentityTransform, Transform
 
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.members import Members, Shape, cut, lay_end_to_end
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 
-Shape = tuple[int, ...]
 
-
-def cut(vector: Shaped[Array, "*batch d"], shapes: Sequence[Shape]) -> list[Array]:
-    """Split a vector, or a batch of vectors, into blocks, each in its own shape."""
-    sizes = [math.prod(shape) for shape in shapes]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    lead = vector.shape[:-1]
-    return [
-        vector[..., start : start + size].reshape(lead + shape)
-        for start, size, shape in zip(starts, sizes, shapes, strict=True)
-    ]
-
-
-def lay_end_to_end(blocks: Sequence[Array], shapes: Sequence[Shape]) -> Shaped[Array, "*batch d"]:
-    """Concatenate blocks to a vector; the inverse of `cut`."""
-    flat = [b.reshape((*b.shape[: b.ndim - len(s)], math.prod(s))) for b, s in zip(blocks, shapes, strict=True)]
-    return jnp.concatenate(flat, axis=-1)
+def elementary(constraint: constraints.Constraint | None) -> Any:
+    """Return the constraint of one element."""
+    while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
+        constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
+    return constraint
 
 
 def is_real(constraint: constraints.Constraint | None) -> bool:
     """Return whether a constraint allows every real number."""
-    while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
-        constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
-    return type(constraint) is type(constraints.real)
+    return type(elementary(constraint)) is type(constraints.real)
 
 
 def joint_support(names: Sequence[str], supports: Sequence[Any], shapes: Sequence[Shape]) -> Any:
-    """Return the constraint of concatenated events."""
+    """Return the constraint of concatenated events: that of their elements where they share one, else `Blocks`."""
     if all(is_real(support) for support in supports):
         return constraints.real_vector
+    first, *others = (elementary(support) for support in supports)
+    if first.is_discrete and first.event_dim == 0 and not any(jnp.ndim(bound) for bound in jax.tree.leaves(first)):
+        if all(first.eq(other, static=True) for other in others):
+            return constraints.independent(first, 1)
     return Blocks(tuple(names), tuple(supports), tuple(shapes))
 
 
 class Blocks(constraints.Constraint):
-    """Constraint of a vector made of blocks, each with its own constraint.
+    r"""Support of an event that has several members with supports of their own: a vector that holds them end to end.
+
+    The members of an event may be continuous and discrete. The event is a vector of floating-point numbers then, which also
+    hold the values of the discrete members. In unconstrained space the continuous members have their own coordinates,
+    Jacobian included, and the discrete ones keep their values. The density is that with respect to Lebesgue measure on the
+    continuous members and the counting measure on the discrete ones.
 
     Args:
-        names: names of the blocks, for messages.
-        parts: the constraint of each block.
-        shapes: the shape of each block.
+        names: names of the members, which `BySite` takes.
+        parts: the constraint of each member, of its elements or of the whole member.
+        shapes: the shape of each member.
+
+    Raises:
+        EnergyError: (a ValueError) for different numbers of names, parts and shapes, a repeated name, and a part with more
+            dimensions than its shape.
+
+    Example:
+        ::
+
+            support = Blocks(("x", "s"), (constraints.real, constraints.boolean), ((2,), (3,)))
+            EnergyDistribution(lambda event: 0.5 * jnp.sum(event[:2] ** 2) - event[0] * event[2], (5,), support=support)
     """
 
     event_dim = 1
 
-    def __init__(self, names: tuple[str, ...], parts: tuple[Any, ...], shapes: tuple[Shape, ...]):
-        self.names, self.parts, self.shapes = names, parts, shapes
+    def __init__(self, names: Sequence[str], parts: Sequence[Any], shapes: Sequence[Shape]):
+        self.names, self.parts = tuple(names), tuple(parts)
+        self.shapes = tuple(tuple(shape) for shape in shapes)
+        write = "Write Blocks(('x', 's'), (constraints.real, constraints.boolean), ((2,), (3,)))."
+        if not len(self.names) == len(self.parts) == len(self.shapes) == len(set(self.names)) > 0:
+            raise EnergyError(
+                f"Blocks needs one name, one constraint and one shape for each member, and names that differ; got "
+                f"{names!r}, {parts!r} and {shapes!r}. {write}"
+            )
+        for name, part, shape in zip(self.names, self.parts, self.shapes, strict=True):
+            if part.event_dim > len(shape):
+                raise EnergyError(
+                    f"The member '{name}' has the shape {shape}, and its constraint {part} is one of {part.event_dim} "
+                    f"dimensions. {write}"
+                )
 
     @property
     def is_discrete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether any block is discrete."""
+        """Whether any block is discrete, so that NumPyro moves no continuous kernel over the whole vector."""
         return any(part.is_discrete for part in self.parts)
 
     def __call__(self, x: ArrayLike) -> Bool[Array, "*batch"]:
@@ -97,6 +117,14 @@ class Blocks(constraints.Constraint):
 
     def _blocks(self, x: Shaped[Array, "*batch d"]) -> Any:
         return zip(self.parts, cut(x, self.shapes), strict=True)
+
+
+def cut_events(vector: Shaped[Array, "*batch d"], support: Any, shapes: Sequence[Shape]) -> list[Array]:
+    """Return the events in a vector, given their joint support: the discrete events of a mixed one as integers."""
+    blocks = cut(vector, shapes)
+    if not isinstance(support, Blocks):
+        return blocks
+    return [jnp.asarray(b, int) if part.is_discrete else b for b, part in zip(blocks, support.parts, strict=True)]
 
 
 class BlocksTransform(Transform):
@@ -149,13 +177,21 @@ class BlocksTransform(Transform):
 
     @property
     def _parts(self) -> list[Any]:
-        return [dist.biject_to(part) for part in self.support.parts]
+        return [IdentityTransform() if part.is_discrete else dist.biject_to(part) for part in self.support.parts]
 
     @property
     def _sources(self) -> list[Shape]:
         """Shapes of the unconstrained blocks."""
         pairs = zip(self._parts, self.support.shapes, strict=True)
         return [tuple(transform.inverse_shape(shape)) for transform, shape in pairs]
+
+
+def members_of(support: constraints.Constraint | None) -> Members | None:
+    """Return the members of a mixed event, as positions hold them; None for other supports."""
+    if not (isinstance(support, Blocks) and support.is_discrete):
+        return None
+    are_discrete = tuple(bool(part.is_discrete) for part in support.parts)
+    return Members(support.names, tuple(BlocksTransform(support)._sources), are_discrete)
 
 
 @dist.biject_to.register(Blocks)
@@ -197,8 +233,11 @@ class Product(dist.Distribution):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Any:
         """Return the log probability, summed over the events."""
-        blocks = zip(self.parts, cut(jnp.asarray(value), self.shapes), strict=True)
-        return sum(part.log_prob(block) for part, block in blocks)
+        return sum(part.log_prob(block) for part, block in zip(self.parts, self.cut(jnp.asarray(value)), strict=True))
+
+    def cut(self, value: Shaped[Array, "*batch d"]) -> list[Array]:
+        """Return the events."""
+        return cut_events(value, self.support, self.shapes)
 
 
 def _reduce(fold: Callable[..., Array], x: ArrayLike, num_batch: int) -> Shaped[Array, "*batch"]:

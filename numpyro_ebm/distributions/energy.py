@@ -17,13 +17,15 @@ from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar
 from numpyro_ebm.distributions import _unnormalized
+from numpyro_ebm.distributions.blocks import members_of
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import as_shape
 from numpyro_ebm.distributions.supports import region_of
 from numpyro_ebm.kernels import AbstractKernel
+from numpyro_ebm.kernels.by_site import BySite
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.kernels.densities import Known, keep
-from numpyro_ebm.kernels.names import resolve_kernel
+from numpyro_ebm.kernels.names import kernel_of
 
 
 class EnergyDistribution(EventDistribution):
@@ -45,10 +47,12 @@ class EnergyDistribution(EventDistribution):
             enclosing plates if the context has leaves that are not scalars, even if a leaf has the plate's size only by
             chance; write ``batch_shape=()`` if all rows share the context.
         support: constraint of one event; None for that of a ready-made energy, and the reals for a function. Chains run in
-            unconstrained space, with the Jacobian; draws are constrained.
+            unconstrained space, with the Jacobian; draws are constrained. `Blocks` for discrete members beside continuous
+            ones.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, called by ``sample``; by default a `ChainSampler` with
-            NUTS, or with `Gibbs` if the support is discrete. Such MCMC draws are approximate.
+            NUTS, with `Gibbs` if the support is discrete, and with one of them for each member of `Blocks`. Such MCMC draws
+            are approximate.
         normalized: True if Z does not depend on any parameter; disables the checks of log Z. In a mixture Z must be 1.
 
     Raises:
@@ -89,7 +93,7 @@ class EnergyDistribution(EventDistribution):
         self._function_arrays, self._function_structure = dismantle(energy)
         self.normalized = normalized
         if sampler is None:
-            sampler = ChainSampler("gibbs") if support.is_discrete else ChainSampler()
+            sampler = _default_sampler(support)
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
 
     @property
@@ -108,6 +112,8 @@ class EnergyDistribution(EventDistribution):
         """What kernels may know of the log density of a position; None unless the energy is a ready-made one."""
         energy = self.ready_energy
         if energy is None:
+            return None
+        if self.is_mixed:  # kernels move its members, of which a ready-made energy knows nothing
             return None
         return Known(energy, transform=None if self._is_real or self.is_discrete else self._transform)
 
@@ -171,11 +177,15 @@ class EnergyDistribution(EventDistribution):
         """Return the gradient of `unconstrained_log_density` in the position."""
         if self.is_discrete:
             raise EnergyError(f"A score is a gradient; the support {self.support} is discrete. Write kernel='gibbs'.")
+        if self.members is not None:
+            raise EnergyError(
+                f"A score is a gradient, and the members {self.members.discrete} of the support {self.support} are discrete."
+            )
         return jax.grad(self.unconstrained_log_density)(position, local)
 
     def target(self, kernel: AbstractKernel) -> LogDensityFn:
         """Return `unconstrained_log_density`, the target of every kernel that works on the support."""
-        resolve_kernel(kernel, is_discrete=self.is_discrete)
+        kernel_of(kernel, self)
         if kernel.relaxes:
             return lambda position, local: self.unconstrained_log_density(position.astype(float), local)
         return keep(self.unconstrained_log_density, self.known)
@@ -204,6 +214,15 @@ def _check_context(energy: EnergyFn, context: PyTree) -> None:
             f"{type(energy).__name__} is an energy given covariates; got no context. Write EnergyDistribution(energy, "
             "context=covariates), one row of covariates for each row of the data."
         )
+
+
+def _default_sampler(support: constraints.Constraint) -> ChainSampler:
+    """Return chains with NUTS, with Gibbs on a discrete support, and with one of them on each member of a mixed event."""
+    members = members_of(support)
+    if members is None:
+        return ChainSampler("gibbs") if support.is_discrete else ChainSampler()
+    pairs = zip(members.names, members.are_discrete, strict=True)
+    return ChainSampler(BySite({name: "gibbs" if is_discrete else "nuts" for name, is_discrete in pairs}))
 
 
 def _event_of(

@@ -2,7 +2,7 @@
 
 import abc
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import jax
@@ -18,12 +18,14 @@ from numpyro_ebm._core.energies import AbstractEnergy, of_row, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
+from numpyro_ebm._core.members import Members
 from numpyro_ebm._core.programs import trace
 from numpyro_ebm._core.pytrees import assemble, check_pickles, dismantle
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
 from numpyro_ebm.distributions.bases import split_rows
-from numpyro_ebm.distributions.blocks import is_real
+from numpyro_ebm.distributions.blocks import Blocks, is_real, members_of
+from numpyro_ebm.distributions.mixed import Part, log_reference_of, part_of, reference_of
 from numpyro_ebm.distributions.shapes import as_shape, repeat, widen
 from numpyro_ebm.distributions.supports import check_same_support, discrete_values, event_support, name_of
 from numpyro_ebm.distributions.uniform_values import UniformValues
@@ -187,6 +189,34 @@ class EventDistribution(RowDistribution):
         """Map one event to its unconstrained position; a discrete event becomes an integer array."""
         return jnp.asarray(event, int) if self.is_discrete else self._transform.inv(event)
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the whole event is discrete; an event that also has other members is `is_mixed` instead."""
+        return bool(self.support.is_discrete) and not self.is_mixed
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the event has discrete members beside continuous ones, or beside discrete ones with other values."""
+        return self.members is not None
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether no element is discrete, so that the event has derivatives."""
+        return not self.support.is_discrete
+
+    @property
+    def members(self) -> Members | None:
+        """The members of a mixed event, as positions hold them: floating-point numbers; None for other events."""
+        return members_of(self.support)
+
+    def part(self, names: Sequence[str]) -> Part:
+        """Return what kernels need to know of some members of a mixed event.
+
+        Raises:
+            EnergyError: for an event that is not mixed, and for discrete members whose values cannot be listed.
+        """
+        return part_of(type(self).__name__, self.support, names)
+
     def is_inside(self, event: Shaped[Array, "*event"]) -> Bool[Array, ""]:
         """Return whether one event has a finite unconstrained position, so is not on the boundary of the support.
 
@@ -206,7 +236,7 @@ class EventDistribution(RowDistribution):
 
     @property
     def reference(self) -> dist.Distribution:
-        """The base; without one, a standard normal in unconstrained space, or uniform on a discrete support.
+        """The base; without one, a standard normal in unconstrained space, and uniform where the support is discrete.
 
         By default chains start from it, and NCE takes its noise from it.
         """
@@ -214,6 +244,8 @@ class EventDistribution(RowDistribution):
             return self.base
         if self.is_discrete:
             return self._uniform
+        if isinstance(self.support, Blocks) and self.is_mixed:
+            return reference_of(self.support)
         shape = self.unconstrained_shape
         normal = dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
         return normal if self._is_real else dist.TransformedDistribution(normal, self._transform)
@@ -226,6 +258,8 @@ class EventDistribution(RowDistribution):
         if self.is_discrete:
             values = self.discrete_values
             return jnp.asarray(-num_elements(values, self.event_shape) * np.log(len(values)), float)
+        if isinstance(self.support, Blocks) and self.is_mixed:
+            return log_reference_of(self.support, position)
         return jnp.sum(dist.Normal(0.0, 1.0).log_prob(position))
 
     def reference_sample(self, rng_key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
@@ -243,6 +277,10 @@ class EventDistribution(RowDistribution):
         """
         values = discrete_values(self.support, self.event_shape)
         if values is None:
+            if self.is_mixed:
+                raise EnergyError(
+                    f"The members of the support {self.support} have values of their own; there is no one list."
+                )
             raise EnergyError(
                 f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
                 "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "

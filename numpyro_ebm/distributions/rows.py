@@ -157,6 +157,8 @@ def _harmless(
         return value, local
     if distribution.is_discrete:
         feasible = distribution.support.feasible_like(value[0])
+    elif distribution.is_mixed:
+        feasible = distribution.support.feasible_like(jnp.zeros_like(value[0]))
     else:
         feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
     any_ = jnp.any(mask)
@@ -173,7 +175,7 @@ def _check_values(site: Site, *, may_touch_ends: bool) -> None:
         return
     support = site.distribution.support
     inside = jax.vmap(lambda event: jnp.all(support(event)))(site.value)
-    fix = f"Write the support of the data.{SPINS if site.distribution.is_discrete else ''}"
+    fix = f"Write the support of the data.{'' if site.distribution.is_continuous else SPINS}"
     checks = [(inside, f"lies outside the support {support}", fix)]
     if not site.distribution.is_discrete:
         finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)

@@ -80,7 +80,7 @@ class ScoreDistribution(EventDistribution):
         self._function_arrays, self._function_structure = dismantle(score)
         sampler = ChainSampler("langevin", num_warmup=0, num_steps=1000) if sampler is None else sampler
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
-        if self.is_discrete:
+        if not self.is_continuous:
             raise EnergyError(
                 f"A score is a gradient; the support {self.support} is discrete. Declare an EnergyDistribution."
             )

@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 from numpyro_ebm._core.discrete import values_of
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.known import Frozen, freeze_tree, known
-from numpyro_ebm.distributions.blocks import Blocks, is_real
+from numpyro_ebm.distributions.blocks import Blocks, elementary, is_real
 
 SAME_BOUND = 1e-6
 """Relative difference allowed between equal bounds: a transform in float32 returns rounded ends."""
@@ -111,13 +111,6 @@ def discrete_values(support: constraints.Constraint, event_shape: tuple[int, ...
     if not (low.size == high.size == 1 and np.all(np.isfinite([low, high]))):
         return None
     return np.arange(int(low[0]), int(high[0]) + 1)
-
-
-def elementary(constraint: constraints.Constraint | None) -> Any:
-    """Return the constraint of one element."""
-    while isinstance(constraint, constraints.independent):  # pyright: ignore[reportArgumentType]
-        constraint = constraint.base_constraint  # pyright: ignore[reportAttributeAccessIssue]
-    return constraint
 
 
 class Region(NamedTuple):

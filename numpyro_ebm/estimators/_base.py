@@ -14,6 +14,7 @@ FOR_DISCRETE = (
     "'generalized_sm', 'mean_field_cd', 'mle', 'mpf', 'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching', "
     "'replay', 'unbiased'."
 )
+FOR_MIXED = " Estimators for them: 'cd', 'energy_discrepancy', 'mle', 'pcd', 'pseudolikelihood', 'replay'."
 
 
 class AbstractEstimator(abc.ABC):
@@ -31,6 +32,7 @@ class AbstractEstimator(abc.ABC):
         persists_chains: whether chains continue from one update to the next and none restarts, so that their ends are
             draws of the model as far as they have converged.
         takes_discrete: whether events may be discrete.
+        takes_mixed: whether events may have discrete members beside continuous ones.
         takes_ends: whether rows may lie on the boundary of the support, which unconstrained space does not contain.
     """
 
@@ -43,6 +45,7 @@ class AbstractEstimator(abc.ABC):
     needs_energy: ClassVar[bool] = True
     persists_chains: ClassVar[bool] = False
     takes_discrete: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
     takes_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -68,6 +71,7 @@ class AbstractEstimator(abc.ABC):
         Raises:
             EnergyError: if it cannot, with what is wrong and what to write.
         """
+        self.check_mixed(site)
         if site.distribution.is_discrete:
             self._check_discrete(site)
             return
@@ -77,6 +81,18 @@ class AbstractEstimator(abc.ABC):
                 f"The estimator '{self.name}' needs values of an energy, but a {type(site.distribution).__name__} has only "
                 "their gradient. Write estimate(model, 'dsm', sigma=0.1) or estimate(model, 'ssm_vr'), or declare an "
                 "EnergyDistribution."
+            )
+
+    def check_mixed(self, site: Site) -> None:
+        """Raise for an event with discrete members beside continuous ones, unless the estimator takes them.
+
+        Raises:
+            EnergyError: with the discrete members.
+        """
+        if site.distribution.is_mixed and not self.takes_mixed:
+            raise EnergyError(
+                f"The members {site.distribution.members.discrete} of the event {site.distribution.support} are discrete, "
+                f"and the estimator '{self.name}' does not take events with discrete members beside others.{FOR_MIXED}"
             )
 
     def _check_discrete(self, site: Site) -> None:

@@ -23,7 +23,8 @@ class ContrastiveDivergence(ChainEstimator):
     Args:
         num_steps: transitions per row and update.
         kernel: a name or a kernel; training starts from its step size; None for "mala", and for "gibbs" on a discrete
-            support.
+            support. For events with discrete and continuous members a kernel for each, ``{"x": "mala", "s": "gibbs"}``,
+            which is the default; scales are 1 there, and the step size is that of the continuous kernel.
         adapt_step_size: whether dual averaging adapts the step size to the kernel's optimal acceptance rate (mean over
             chains, one averaging step per update, carried in the state); None for True with every kernel that rejects.
         step_size_schedule: in place of adaptation, the step size as a function of the number of updates (an optax schedule).
@@ -55,6 +56,7 @@ class ContrastiveDivergence(ChainEstimator):
 
     name = "cd"
     takes_discrete = True
+    takes_mixed = True
 
     def notes(self):
         """Add that chains that start at the data miss other modes."""

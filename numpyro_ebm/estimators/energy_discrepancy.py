@@ -7,18 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues
+from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.graph_noise import GraphNoise, check_fits, check_noise, decay_time, transitions_of
-from numpyro_ebm.estimators.parts.lattice import Lattice
 from numpyro_ebm.estimators.parts.moves import FAULT, FIX, check_scale, in_pairs, scale_of
 from numpyro_ebm.estimators.parts.saturation import warn_where_saturated
+from numpyro_ebm.kernels.elements import Elements
 
 REDRAWN, MOST_REDRAWN = 3.0, 0.9
 """By default noise redraws this number of elements, or at most this share of them."""
@@ -77,10 +78,14 @@ class EnergyDiscrepancy(AbstractEstimator):
     depend on each other: on a chain of 40 spins with coupling 0.3 it is 0.36, with coupling 1 it is 0.07. More elements need
     more negatives, and strong dependence a shorter time.
 
+    **Mixed events** (`Blocks`, or sites that a factor joins) have both noises at once, independent of each other: normal on
+    the continuous members and jumps on the discrete ones, where ``d`` of the default time counts the elements of all
+    discrete members.
+
     Args:
         noise_scale: ``sqrt(t)``, the standard deviation of each of the two noises, in data units (in unconstrained units
-            where the support is not the real line), a scalar or one value per dimension; None for the batch's standard
-            deviation, per dimension. Not for discrete events.
+            where the support is not the real line), a scalar or, for continuous events, one value per dimension; None for
+            the batch's standard deviation, per dimension. Not for discrete events.
         num_negatives: ``M``, negatives around each noisy copy.
         num_draws: noisy copies per row, of continuous events in mirrored pairs, where with an odd number the last has no
             partner. The loss takes ``1 + num_draws * num_negatives`` energies per row.
@@ -115,6 +120,7 @@ class EnergyDiscrepancy(AbstractEstimator):
     name = "energy_discrepancy"
     role = "objective"
     takes_discrete = True
+    takes_mixed = True
     noise_scale: Any = None
     num_negatives: int = 16
     num_draws: int = 2
@@ -151,31 +157,51 @@ class EnergyDiscrepancy(AbstractEstimator):
     def check(self, site: Site) -> None:
         """Raise where the noise does not fit the event."""
         super().check(site)
-        is_discrete = site.distribution.is_discrete
+        is_discrete, is_mixed = site.distribution.is_discrete, site.distribution.is_mixed
         names = ("noise_scale",) if is_discrete else ("noise", "time")
         given = [name for name in names if getattr(self, name) is not None]
-        if given:
+        if given and not is_mixed:
             raise EnergyError(
                 f"The support is {site.distribution.support}, for which the options {given} have no meaning. Write "
                 + ("noise='uniform', time=0.5." if is_discrete else "noise_scale=1.0.")
             )
-        if is_discrete:
-            check_fits(self._graph(site), len(site.distribution.discrete_values))
-        else:
+        for values in _values_of(site.distribution).values():
+            check_fits(self._graph(values), len(values))
+        if is_mixed and np.ndim(self.noise_scale):
+            raise EnergyError(
+                f"noise_scale has shape {np.shape(self.noise_scale)}; for events with discrete members it is one number, or "
+                "None for the standard deviation of each continuous dimension."
+            )
+        if not is_discrete:
             check_scale(site, "noise_scale", self.noise_scale)
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the loss, per row."""
-        negatives = self._jumped(rng_key, site) if site.distribution.is_discrete else self._moved(rng_key, site)
+        negatives = self._negatives(rng_key, site)
         values = site.over_draws(site.log_density, jnp.concatenate([site.position[None], negatives]))
         rises = (values[1:] - values[0]).reshape(self.num_draws, self.num_negatives, -1)
         total = jax.nn.logsumexp(rises, axis=1)
         if self.w_stable != 0:
             log_w = math.log(self.w_stable)
-            words = (FAULT_OF_JUMPS, FIX_OF_JUMPS) if site.distribution.is_discrete else (FAULT, FIX)
+            words = (FAULT, FIX) if site.distribution.is_continuous else (FAULT_OF_JUMPS, FIX_OF_JUMPS)
             warn_where_saturated(site, jnp.mean(jax.nn.sigmoid(total - log_w), axis=0), *words)
             total = jnp.logaddexp(total, log_w)
         return math.log(self.num_negatives) - jnp.mean(total, axis=0), state
+
+    def _negatives(self, rng_key: PRNGKey, site: Site) -> Shaped[Array, "num {site.num_rows} *position"]:
+        """Return the negatives, ``num_draws * num_negatives`` of each row: by moves, by jumps, or both."""
+        members, values = site.distribution.members, _values_of(site.distribution)
+        if members is None:
+            return self._jumped(rng_key, site.position, values["x"]) if values else self._moved(rng_key, site)
+        key_moves, *keys = jax.random.split(rng_key, 1 + len(values))
+        by_name = members.split(self._moved(key_moves, site))
+        rows = members.split(site.position)
+        num_elements = sum(sum(Elements.of(own, rows[name][0]).sizes) for name, own in values.items())
+        jumped = {
+            name: self._jumped(key, rows[name], own, num_elements)
+            for key, (name, own) in zip(keys, values.items(), strict=True)
+        }
+        return members.join(by_name | jumped)
 
     def _moved(self, rng_key: PRNGKey, site: Site) -> Float[Array, "num {site.num_rows} *position"]:
         """Return the negatives of continuous rows, ``num_draws * num_negatives`` of them."""
@@ -187,26 +213,49 @@ class EnergyDiscrepancy(AbstractEstimator):
         moves = in_pairs(scale_of(site, self.noise_scale, 1.0) * noise, self.num_draws).reshape(-1, *shape)
         return site.position + moves
 
-    def _jumped(self, rng_key: PRNGKey, site: Site) -> Int[Array, "num {site.num_rows} *position"]:
-        """Return the negatives of discrete rows, ``num_draws * num_negatives`` of them."""
-        lattice = Lattice.of(site.distribution)
-        graph = GraphNoise.of(self._transitions(site, lattice.num_elements))
+    def _jumped(
+        self,
+        rng_key: PRNGKey,
+        rows: Int[Array, " rows *event"],
+        values: Shaped[np.ndarray, "values ..."],
+        num_elements: int | None = None,
+    ) -> Int[Array, "num rows *event"]:
+        """Return the negatives of discrete rows, ``num_draws * num_negatives`` of them.
+
+        Args:
+            rng_key: random key.
+            rows: the rows, of all elements or of one member.
+            values: the values of an element.
+            num_elements: number of discrete elements of the event; None for those of the rows.
+        """
+        like = rows[0]
+        elements = Elements.of(values, like)
+        graph = GraphNoise.of(self._transitions(values, num_elements or sum(elements.sizes)))
         key_copies, key_negatives = jax.random.split(rng_key)
-        codes = jax.vmap(lattice.codes)(site.position)
+        codes = jax.vmap(elements.codes)(rows)
         copies = graph.draw(key_copies, jnp.broadcast_to(codes, (self.num_draws, 1, *codes.shape)))
         shape = (self.num_draws, self.num_negatives, *codes.shape)
         recovered = graph.recover(key_negatives, jnp.broadcast_to(copies, shape)).reshape(-1, *codes.shape)
-        return jax.vmap(jax.vmap(lattice.position))(recovered)
+        return jax.vmap(jax.vmap(lambda each: elements.position(each, like)))(recovered)
 
-    def _graph(self, site: Site) -> Any:
-        """Return the noise of discrete rows, by name or as a matrix."""
+    def _graph(self, values: Shaped[np.ndarray, "values ..."]) -> Any:
+        """Return the noise of discrete elements with these values, by name or as a matrix."""
         if self.noise is not None:
             return self.noise
-        values = site.distribution.discrete_values
         return "ordinal" if values.ndim == 1 and len(values) > 2 else "uniform"
 
-    def _transitions(self, site: Site, num_elements: int) -> Float[np.ndarray, "values copies"]:
-        noise, time, num_values = self._graph(site), self.time, len(site.distribution.discrete_values)
+    def _transitions(
+        self, values: Shaped[np.ndarray, "values ..."], num_elements: int
+    ) -> Float[np.ndarray, "values copies"]:
+        noise: Any = self._graph(values)
+        time, num_values = self.time, len(values)
         if isinstance(noise, str) and time is None:
             time = decay_time(noise, num_values, min(MOST_REDRAWN, REDRAWN / num_elements))
         return transitions_of(noise, time, num_values)
+
+
+def _values_of(distribution: EventDistribution) -> dict[str, Shaped[np.ndarray, "values ..."]]:
+    """Return the values of the elements of each discrete member: a discrete event is one, and a continuous one has none."""
+    if distribution.members is not None:
+        return distribution.part(distribution.members.discrete).discrete_values or {}
+    return {"x": distribution.discrete_values} if distribution.is_discrete else {}

@@ -71,6 +71,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     name = "improved_cd"
     takes_discrete = False
+    takes_mixed = False
     num_steps: int = 10
     kernel: Any = None
     num_grad_steps: int = 1

@@ -49,6 +49,7 @@ class MaximumLikelihood(ChainEstimator):
 
     name = "mle"
     takes_discrete = True
+    takes_mixed = True
     num_steps: int = 50
     start: Any = "base"
 

@@ -87,6 +87,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
 
     name = "multigrid_cd"
     takes_discrete = False
+    takes_mixed = False
     num_steps: int = 10
     factors: tuple[int, ...] = (4, 2, 1)
     shared: bool = True

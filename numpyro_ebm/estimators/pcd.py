@@ -57,6 +57,7 @@ class PersistentContrastiveDivergence(PoolEstimator):
 
     name = "pcd"
     takes_discrete = True
+    takes_mixed = True
     num_chains: int | None = None
 
     def __post_init__(self):

@@ -59,6 +59,7 @@ class Replay(PoolEstimator):
 
     name = "replay"
     takes_discrete = True
+    takes_mixed = True
     persists_chains = False
     num_steps: int = 20
     start: Any = "base"

@@ -39,7 +39,7 @@ def check_continuous(owner: str, site: Site) -> None:
     Raises:
         EnergyError: for a discrete support, which the message names.
     """
-    if site.distribution.is_discrete:
+    if not site.distribution.is_continuous:
         raise EnergyError(
             f"{owner} takes derivatives in the event, and the support {site.distribution.support} is discrete."
         )

@@ -175,11 +175,11 @@ def _log_partition(subject: Subject) -> tuple[LogPartition, tuple[str, ...]]:
 
 
 def _sm(subject: Subject) -> tuple[Any, tuple[str, ...]]:
-    return (None if subject.site.distribution.is_discrete else sm_of(subject.site)), ()
+    return (sm_of(subject.site) if subject.site.distribution.is_continuous else None), ()
 
 
 def _ksd(subject: Subject, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    if subject.site.distribution.is_discrete or subject.site.rows_differ:
+    if not subject.site.distribution.is_continuous or subject.site.rows_differ:
         return None, ()
     return ksd_of(subject.keys["ksd"], subject.site, **options), ()
 

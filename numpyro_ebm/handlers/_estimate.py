@@ -235,6 +235,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
 
     def _run(self, estimator: AbstractEstimator, given: Site, site: Site) -> RowValues:
+        estimator.check_mixed(given)  # whatever an estimator's own check does
         estimator.check(given)
         with _unchanged(list(self._holders)):
             values = run(estimator, given)

@@ -15,10 +15,11 @@ from numpyro.distributions import Distribution, ExpandedDistribution, MaskedDist
 
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.members import lay_end_to_end
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm._core.wrappers import is_improper, without_rows
 from numpyro_ebm.distributions.bases import split_rows
-from numpyro_ebm.distributions.blocks import Product, cut, joint_support, lay_end_to_end
+from numpyro_ebm.distributions.blocks import Product, cut_events, joint_support
 from numpyro_ebm.distributions.energy import EnergyDistribution
 from numpyro_ebm.distributions.factor import EnergyFactor
 from numpyro_ebm.distributions.rows import Unwrapped
@@ -101,7 +102,8 @@ class JointSite:
         with eager(values):
             rows = [_whole_rows(member) for member in self.members]
             lead = jnp.broadcast_shapes(*(r.shape[: r.ndim - len(s)] for r, s in zip(rows, self._shapes, strict=True)))
-            blocks = [jnp.broadcast_to(r, lead + s).astype(float) for r, s in zip(rows, self._shapes, strict=True)]
+            dtype = int if all(member.base.support.is_discrete for member in self.members) else float
+            blocks = [jnp.broadcast_to(r, lead + s).astype(dtype) for r, s in zip(rows, self._shapes, strict=True)]
             return lay_end_to_end(blocks, self._shapes)
 
     @functools.cached_property
@@ -129,7 +131,7 @@ class JointSite:
             self._shapes[0] if len(self.members) == 1 else (size,),
             context=context if has_context else None,
             batch_shape=batch_shape,
-            support=self._support(),
+            support=self._support,
             base=base,
         )
         return Unwrapped(distribution, batch_shape, 0, self._mask(batch_shape))
@@ -146,7 +148,7 @@ class JointSite:
         """Return each member's part of one event."""
         if len(self.members) == 1:
             return {self.name: event}
-        return dict(zip(self.names, cut(event, self._shapes), strict=True))
+        return dict(zip(self.names, cut_events(event, self._support, self._shapes), strict=True))
 
     def _bases(self) -> tuple[Any, dict[str, Any]]:
         """Return the base, if every member has a proper distribution, or the distributions that the energy must include."""
@@ -155,17 +157,13 @@ class JointSite:
             return None, proper
         return (proper[self.name] if len(proper) == 1 else Product(self.names, list(proper.values()))), {}
 
+    @functools.cached_property
     def _support(self) -> Any:
         supports = [member.base.support for member in self.members]
         if len(supports) == 1:
             return supports[0]
         for member, support in zip(self.members, supports, strict=True):
             check_one_support(support, member.event_shape)
-            if support.is_discrete:
-                raise EnergyError(
-                    f"The site '{member.name}' of the joint event '{self.name}' is discrete ({support}); events that "
-                    "factors join must be continuous. Give it a continuous distribution, or sum over it inside the energy."
-                )
         return joint_support(self.names, supports, self._shapes)
 
     def _mask(self, batch_shape: tuple[int, ...]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from blackjax.util import pytree_size
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Shaped
@@ -101,6 +102,11 @@ class AbstractKernel(abc.ABC):
     def parts(self) -> tuple[Any, ...]:
         """The kernels that this one consists of, each of which adapts by itself; none for a kernel of its own."""
         return ()
+
+    @property
+    def continuous(self) -> Bool[np.ndarray, " d"] | None:
+        """Which numbers of a flat position are continuous; None unless only some are, as in a mixed event."""
+        return None
 
     def as_positions(self, tree: PyTree) -> PyTree:
         """Cast every leaf to the kernel's type: the default integers, or floats (float64 under x64, float32 otherwise)."""

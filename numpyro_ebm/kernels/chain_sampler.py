@@ -1,6 +1,7 @@
 """Sampler that runs one chain per draw."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from numpyro_ebm.kernels import chains
 from numpyro_ebm.kernels._base import AbstractKernel
 from numpyro_ebm.kernels.hamiltonian import NUTS
 from numpyro_ebm.kernels.layout import check_start, draw_start, rows_local, starts_of, to_draws
-from numpyro_ebm.kernels.names import resolve_kernel
+from numpyro_ebm.kernels.names import kernel_of, resolve_kernel
 from numpyro_ebm.kernels.starts import check_starts
 
 
@@ -27,7 +28,7 @@ class ChainSampler:
     density or its gradient is not finite at a draw of the base, other starts are tried, at growing distances.
 
     Args:
-        kernel: a name or a kernel.
+        kernel: a name or a kernel; for a mixed event a kernel for each member, ``{"x": "nuts", "s": "gibbs"}``.
         num_warmup: transitions with adaptation.
         num_steps: transitions after the warm-up.
         start: a sampler, ``start(rng_key, distribution, sample_shape)``, whose draws are the starts of the chains. Chains
@@ -50,7 +51,7 @@ class ChainSampler:
 
     def __post_init__(self):
         # A pytree is also rebuilt around tracers and placeholders; only user input is resolved.
-        if isinstance(self.kernel, str | AbstractKernel):
+        if isinstance(self.kernel, str | AbstractKernel | Mapping):
             object.__setattr__(self, "kernel", resolve_kernel(self.kernel, is_discrete=None))
         check_count("ChainSampler", "num_warmup", self.num_warmup, 0)
         check_count("ChainSampler", "num_steps", self.num_steps)
@@ -59,7 +60,7 @@ class ChainSampler:
     def __call__(self, rng_key: PRNGKey, distribution: Any, sample_shape: tuple[int, ...]) -> Array:
         """Return draws of shape ``sample_shape + batch_shape + event_shape``."""
         check_key("ChainSampler", rng_key)
-        resolve_kernel(self.kernel, is_discrete=distribution.is_discrete).bind(distribution)
+        kernel_of(self.kernel, distribution).bind(distribution)
         key_start, key_chains = jax.random.split(rng_key)
         starts = draw_start(self.start, key_start, distribution, sample_shape)
         counts = {"num_warmup": self.num_warmup, "num_steps": self.num_steps}

@@ -76,4 +76,4 @@ def starts_of(
     if starts is None:
         return find_starts(rng_key, distribution, log_density, sample_shape, local)
     positions = to_positions(distribution, starts)
-    return positions, are_finite(log_density, positions, local)
+    return positions, are_finite(distribution, log_density, positions, local)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.members import Members
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel
 from numpyro_ebm.kernels._moves import MOVES
@@ -46,5 +47,40 @@ def resolve_kernel(
         raise EnergyError(
             f"The kernel '{resolved.name}' cannot sample a {kind} support. Kernels that can: {', '.join(sorted(fitting))}."
             f"{otherwise}"
+        )
+    return resolved
+
+
+def kernel_of(
+    kernel: str | AbstractKernel | Mapping[str, Any] | None,
+    distribution: Any,
+    *,
+    usual: str = "nuts",
+    otherwise: str = "",
+) -> AbstractKernel:
+    """Return the kernel for a distribution, after a check of its kind of support.
+
+    Args:
+        kernel: a name, a kernel, or one for each member of a mixed event; None for the default of the support: ``usual``,
+            "gibbs" where it is discrete, and for a mixed event each of them on its members.
+        distribution: the distribution to sample.
+        usual: the name for continuous supports.
+        otherwise: the end of the message for a kernel that does not fit the support.
+
+    Raises:
+        EnergyError: for an unknown name, a kernel that cannot sample this support, and one kernel for a mixed event.
+        TypeError: for anything that is neither a name nor a kernel.
+    """
+    members: Members | None = distribution.members
+    if members is None:
+        kernel = usual if kernel is None and not distribution.is_discrete else kernel
+        return resolve_kernel(kernel, is_discrete=distribution.is_discrete, otherwise=otherwise)
+    pairs = zip(members.names, members.are_discrete, strict=True)
+    by_member = {name: "gibbs" if is_discrete else usual for name, is_discrete in pairs}
+    resolved = resolve_kernel(by_member if kernel is None else kernel, is_discrete=None)
+    if not isinstance(resolved, BySite):
+        raise EnergyError(
+            f"The event has the discrete members {members.discrete}, and the kernel '{resolved.name}' cannot move all its "
+            f"members. Name a kernel for each of them: kernel={by_member}."
         )
     return resolved

@@ -88,7 +88,7 @@ class EllipticalSlice(AbstractKernel):
 
     def bind(self, distribution):
         """Return the kernel with mean and covariance of the base, unless they were given."""
-        if self.mean is not None:
+        if self.mean is not None or not hasattr(distribution, "base"):  # of the latents of a model, or members of an event
             return self
         mean, covariance = _moments(distribution.base)
         return self.adapted(mean=mean, covariance=covariance)
@@ -127,7 +127,7 @@ class EllipticalSlice(AbstractKernel):
     def _gaussian(self, position: Position) -> Gaussian:
         """Return the Gaussian for a position of this size."""
         if self.mean is None:
-            raise EnergyError(NEEDS_GAUSSIAN + "; a model has no base.")
+            raise EnergyError(NEEDS_GAUSSIAN + "; a model and the members of an event have no base.")
         flat = ravel_pytree(position)[0]
         size = flat.size
         mean, covariance = jnp.asarray(self.mean, flat.dtype), jnp.asarray(self.covariance, flat.dtype)

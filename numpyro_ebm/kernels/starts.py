@@ -39,10 +39,15 @@ def initial_is_finite(log_density: Callable, position: Position) -> Bool[Array, 
 
 
 def are_finite(
-    log_density: LogDensityFn, positions: Shaped[Array, " chains *position"], local: PyTree
+    distribution: Any, log_density: LogDensityFn, positions: Shaped[Array, " chains *position"], local: PyTree
 ) -> Bool[Array, " chains"]:
     """Evaluate `initial_is_finite` of each chain, ``(num_chains,)``."""
-    return jax.vmap(lambda x, row: initial_is_finite(lambda z: log_density(z, row), x))(positions, local)
+    members = distribution.members
+    if members is None:
+        return jax.vmap(lambda x, row: initial_is_finite(lambda z: log_density(z, row), x))(positions, local)
+    # Integers take no part in the gradient.
+    by_name = jax.vmap(members.split)(positions)
+    return jax.vmap(lambda x, row: initial_is_finite(lambda z: log_density(members.join(z), row), x))(by_name, local)
 
 
 def find_starts(
@@ -51,7 +56,8 @@ def find_starts(
     """Draw starts from the reference, and redraw those without a finite density and gradient, in at most 100 tries.
 
     Each further try adds wider normal noise to the reference, in unconstrained space, up to a standard deviation of 1000.
-    On a discrete support, a growing share of the elements takes one common value.
+    On a discrete support, a growing share of the elements takes one common value; the discrete members of a mixed event are
+    drawn anew.
 
     Args:
         rng_key: random key.
@@ -76,7 +82,7 @@ def find_starts(
         # The positions to check come from the loop's carry, as chains have them. Fused with the draw they would be rounded
         # differently: x - x is then not 0, and a gradient that is NaN on a diagonal seems finite.
         positions, _, i, key = carry
-        finite = are_finite(log_density, positions, local)
+        finite = are_finite(distribution, log_density, positions, local)
         key, key_draw, key_spread = jax.random.split(key, 3)
         tried = _spread(key_spread, distribution, draw(key_draw), (i + 1) / NUM_TRIES)
         wide = (...,) + (None,) * (positions.ndim - 1)
@@ -92,9 +98,10 @@ def _spread(
     rng_key: PRNGKey, distribution: Distribution, drawn: Shaped[Array, " chains *position"], share: Scalar
 ) -> Shaped[Array, " chains *position"]:
     """Move draws of the reference away from it, farther for a larger share of the tries used."""
-    if not distribution.is_discrete:
-        scale = NARROWEST * (WIDEST / NARROWEST) ** share
-        return drawn + scale.astype(drawn.dtype) * jax.random.normal(rng_key, drawn.shape, drawn.dtype)
+    if not distribution.is_discrete:  # pyright: ignore[reportAttributeAccessIssue]
+        scale, members = NARROWEST * (WIDEST / NARROWEST) ** share, distribution.members  # pyright: ignore
+        moves = scale.astype(drawn.dtype) * jax.random.normal(rng_key, drawn.shape, drawn.dtype)
+        return drawn + (moves if members is None else jnp.where(members.is_continuous, moves, 0.0))
     key_value, key_which = jax.random.split(rng_key)
     # One of the values in the draw, chosen for each chain separately.
     elements = Elements.of(distribution.discrete_values, drawn[0])  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,7 +11,7 @@ from numpyro_ebm._core.typing import Array, Position, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, Gibbs, chains
 from numpyro_ebm.kernels.densities import keep
-from numpyro_ebm.kernels.names import resolve_kernel
+from numpyro_ebm.kernels.names import kernel_of, resolve_kernel
 from numpyro_ebm.partition._base import Densities
 
 PILOT_LEVELS = 100
@@ -69,9 +69,14 @@ def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistr
     Raises:
         EnergyError: for a kernel that cannot move on the support, and a discrete one that takes gradients.
     """
-    if kernel is None:
+    if kernel is None and not distribution.is_mixed:
         kernel = Gibbs() if distribution.is_discrete else DynamicHMC(num_integration_steps=5)  # pyright: ignore[reportCallIssue]
-    resolved = resolve_kernel(kernel, is_discrete=distribution.is_discrete)
+    resolved = kernel_of(kernel, distribution, usual="mala")
+    if distribution.is_mixed and resolved.adapts_mass_matrix:
+        raise EnergyError(
+            "log Z of an event with discrete members adapts one step size and no mass matrix. Write kernels without one, "
+            "such as kernel={'x': 'mala', 's': 'gibbs'}."
+        )
     if resolved.relaxes:
         raise EnergyError(
             f"log Z needs energies at the events themselves; '{resolved.name}' evaluates them at floating-point numbers. "

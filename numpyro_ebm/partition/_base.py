@@ -142,6 +142,7 @@ class AbstractPartition(abc.ABC):
         unfinished: advice if the method did not finish.
         unreliable: advice if few effective draws are behind the result.
         fits_start: whether its start is fitted to the target if none is given.
+        takes_mixed: whether events may have discrete members beside continuous ones.
     """
 
     name: ClassVar[str]
@@ -150,6 +151,7 @@ class AbstractPartition(abc.ABC):
     unfinished: ClassVar[str] = ""
     unreliable: ClassVar[str] = ""
     fits_start: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
 
     @abc.abstractmethod
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
@@ -189,10 +191,16 @@ class AbstractPartition(abc.ABC):
             EnergyError: with what to write.
         """
         owner = type(self).__name__
+        if distribution.members is not None and not self.takes_mixed:
+            raise EnergyError(
+                f"The members {distribution.members.discrete} of the event {distribution.support} are discrete, and the "
+                f"method '{self.name}' does not take events with discrete members beside others. Write method='ais', or "
+                "method='importance' with proposal=a distribution of one event."
+            )
         if self.start_distribution is not None:
             check_start(owner, self.start_distribution, distribution)
         if self.fits_start and self.data is not None:
-            if self.start_distribution is not None or distribution.base is not None or distribution.is_discrete:
+            if self.start_distribution is not None or distribution.base is not None or not distribution.is_continuous:
                 raise EnergyError(
                     f"{owner} fits a start to data only if it has none; here it has start=, the energy's base or the "
                     "uniform distribution of a discrete support. Leave out data=."

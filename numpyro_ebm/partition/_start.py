@@ -29,7 +29,7 @@ CLIPPED, FEWEST = 3.0, 10
 
 def fits_start(method: AbstractPartition, distribution: EventDistribution) -> bool:
     """Return whether the method's start is to be fitted: no start and no base is given, and the support is not discrete."""
-    has_start = method.start_distribution is not None or distribution.base is not None or distribution.is_discrete
+    has_start = method.start_distribution is not None or distribution.base is not None or not distribution.is_continuous
     return method.fits_start and not has_start
 
 

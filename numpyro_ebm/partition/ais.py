@@ -69,6 +69,7 @@ class AnnealedImportanceSampling(AbstractPartition):
     """
 
     name: ClassVar[str] = "ais"
+    takes_mixed: ClassVar[bool] = True
     bound: ClassVar[Bound | None] = "lower"
     fits_start: ClassVar[bool] = True
     unreliable: ClassVar[str] = "Use more num_levels or num_steps, or a start that is nearer to the target and covers it."

@@ -44,6 +44,7 @@ class ImportanceSampling(AbstractPartition):
     """
 
     name: ClassVar[str] = "importance"
+    takes_mixed: ClassVar[bool] = True
     bound: ClassVar[Bound | None] = "lower"
     unreliable: ClassVar[str] = (
         "Use more num_samples, or method='ais' or 'smc', which move from the start to the target in steps."
@@ -77,6 +78,11 @@ class ImportanceSampling(AbstractPartition):
     def check(self, distribution):
         """Check that a proposal can be fitted to the data, and raise otherwise."""
         super().check(distribution)
+        if distribution.is_mixed and self.proposal is None:
+            raise EnergyError(
+                "ImportanceSampling fits a proposal to continuous or to discrete events, and this event has both kinds of "
+                "members. Write method='importance', proposal=a distribution of one event, or method='ais'."
+            )
         check_rows(type(self).__name__, self.data, distribution, 2)
 
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:

@@ -22,7 +22,7 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, chains
 from numpyro_ebm.kernels.densities import Known, keep
 from numpyro_ebm.kernels.layout import check_start, draw_start, rows_local, starts_of
-from numpyro_ebm.kernels.names import resolve_kernel
+from numpyro_ebm.kernels.names import kernel_of
 from numpyro_ebm.kernels.starts import check_starts, initial_is_finite
 from numpyro_ebm.sampling import _target
 
@@ -84,9 +84,10 @@ def sample(
         rng_key: random key.
         model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`. The site of a distribution is named
             "x", and each row of a batch shape has its own chains.
-        kernel: a name or a kernel; None for "nuts", or "gibbs" if the target is discrete. For a model also a mapping with a
-            kernel for each latent site, ``{"x": "nuts", "s": "gibbs"}`` (see `BySite`), which is the default if discrete
-            energies are latent beside continuous sites.
+        kernel: a name or a kernel; None for "nuts", or "gibbs" if the target is discrete. For a model or an event with
+            several members (`Blocks`) also a mapping with a kernel for each latent site or member, ``{"x": "nuts", "s":
+            "gibbs"}`` (see `BySite`), which is the default for an event with discrete and continuous members, and if
+            discrete energies are latent beside continuous sites.
         params: values of the model's ``numpyro.param`` sites.
         num_warmup: warm-up transitions per chain, whose draws are discarded.
         num_samples: draws per chain.
@@ -126,7 +127,7 @@ def sample(
         if params is not None or model_args or model_kwargs:
             raise TypeError("params and arguments belong to a model; a distribution has its own. Leave them out.")
         check_start("sample", start)
-        resolved = resolve_kernel(kernel, is_discrete=model_or_dist.is_discrete)
+        resolved = kernel_of(kernel, model_or_dist)
         resolved.bind(model_or_dist)  # inside the compiled program its values are not known
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
         task: Any = _OfDistribution(resolved, model_or_dist.closed(float if resolved.relaxes else None), num_chains)

@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.members import lay_end_to_end
 from numpyro_ebm._core.typing import Array
-from numpyro_ebm.distributions.blocks import Blocks, is_real, lay_end_to_end
+from numpyro_ebm.distributions.blocks import Blocks, is_real
 
 
 class Ends(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from numpyro_ebm._core.callbacks import Told, call_where_any
@@ -136,6 +137,8 @@ class Observed(NamedTuple):
         is_adjusted: whether the kernel rejects, so that its acceptance is meaningful.
         is_discrete: whether events are discrete: their density is proper, and a chain may move and return to its start.
         num_updates: updates before this one.
+        continuous: which coordinates are continuous; None unless only some are. The others may rest for long, and the
+            density is not evaluated between their values.
     """
 
     chains: ChainHealth
@@ -148,8 +151,9 @@ class Observed(NamedTuple):
     log_density_data: Float[Array, " rows"]
     step_size: Any
     is_adjusted: bool
-    is_discrete: bool
+    is_discrete: bool | None
     num_updates: Int[Array, ""]
+    continuous: Bool[np.ndarray, " d"] | None = None
 
 
 def unknown(kernel: AbstractKernel, shape: tuple[int, ...]) -> NegativePhaseHealth:
@@ -197,7 +201,8 @@ def examine(
     rate = 1.0 / jnp.minimum(seen.num_updates + 1.0, PATIENCE)
     move = jnp.sqrt(jnp.mean(moves**2))
     mean_moves = before.mean_moves + rate * (moves - before.mean_moves)
-    slowest, slowest_move = _slowest(mean_moves, seen.spread)
+    watched = mean_moves if seen.continuous is None else jnp.where(seen.continuous, mean_moves, jnp.inf)
+    slowest, slowest_move = _slowest(watched, seen.spread)
     by_chance = (1 - jnp.clip(seen.chains.acceptance_rate, 0.0, 1.0)) ** seen.num_steps if seen.is_adjusted else 0.0
     health = before._replace(
         acceptance_rate=seen.chains.acceptance_rate,
@@ -220,10 +225,10 @@ def examine(
     )
     may_get_stuck = seen.is_adjusted and not seen.is_discrete
     # A discrete element with a rare value rests for many updates, and is not frozen for that.
-    is_slow = not seen.is_discrete and slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * jnp.max(mean_moves, initial=0.0))
+    largest = jnp.max(jnp.where(jnp.isfinite(watched), watched, 0.0), initial=0.0)
+    is_slow = not seen.is_discrete and slowest_move < jnp.minimum(SLOW_MOVE, SLOW_SHARE * largest)
     conditions = {
-        "unbounded": not seen.is_discrete
-        and _is_unbounded(log_density, centre, seen.end, jnp.where(jnp.isfinite(distances), distances, -1.0), local),
+        "unbounded": not seen.is_discrete and _is_unbounded(log_density, _centres(seen), seen.end, distances, local),
         "runaway": jnp.any(distances > RUNAWAY_DISTANCE),
         "gap": seasoned & (jnp.abs(gap) > jnp.maximum(RUNAWAY_GAP * size, GAP_GROWTH * health.early_gap)),
         "nonfinite": jnp.any(~finite) | (health.nonfinite_rate > NONFINITE_RATE),
@@ -302,22 +307,28 @@ def _slowest(moves: Float[Array, "*position"], spread: Spread) -> tuple[Scalar, 
 
 def _is_unbounded(
     log_density: LogDensityFn,
-    centre: Float[Array, "*position"],
+    centres: Float[Array, " chains *position"],
     ends: Shaped[Array, " chains *position"],
     distances: Float[Array, " chains"],
     local: PyTree,
 ) -> Bool[Array, ""]:
     """Return whether the density still rises at a million times the distance of the farthest chains.
 
-    It probes the rays from the data's mean through these chains. Along a ray, a proper quadratic falls eventually; it counts
+    It probes the rays from the centres through these chains. Along a ray, a proper quadratic falls eventually; it counts
     as unbounded only if its mode is half a million times farther away than the chain.
     """
     distances = jnp.where(jnp.isfinite(distances), distances, -1.0)
     _, farthest = jax.lax.top_k(distances, min(RAYS, len(distances)))
-    chosen, local = jax.tree.map(lambda leaf: leaf[farthest], (ends, local))
+    centres, chosen, local = jax.tree.map(lambda leaf: leaf[farthest], (centres, ends, local))
 
-    def rises(end, row):
+    def rises(centre, end, row):
         values = jax.vmap(lambda scale: log_density(centre + scale * (end - centre), row))(jnp.asarray(RAY, end.dtype))
         return jnp.all((values[1:] > values[:-1]) | (values[1:] == jnp.inf))
 
-    return jnp.any(jax.vmap(rises)(chosen, local) & (distances[farthest] > 0))
+    return jnp.any(jax.vmap(rises)(centres, chosen, local) & (distances[farthest] > 0))
+
+
+def _centres(seen: Observed) -> Float[Array, " chains *position"]:
+    """Return the data's mean for each chain, with its own values in the coordinates that are not continuous."""
+    centres = jnp.broadcast_to(seen.spread.mean[None], seen.end.shape).astype(seen.end.dtype)
+    return centres if seen.continuous is None else jnp.where(seen.continuous, centres, seen.end)

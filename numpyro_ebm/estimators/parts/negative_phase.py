@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,22 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
-from numpyro_ebm._core.options import check_count, check_positive
+from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.spreads import or_one
 from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators._base import FOR_DISCRETE, AbstractEstimator
+from numpyro_ebm.estimators.parts.chain_options import check_by_member, check_scale_option, check_step_size
 from numpyro_ebm.estimators.parts.health import CONDITIONS, NegativePhaseHealth, Observed, Policy, examine, tell, unknown
 from numpyro_ebm.estimators.parts.moves import check_scale
 from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale
 from numpyro_ebm.estimators.parts.starts import Start, over
 from numpyro_ebm.estimators.state import ChainState
-from numpyro_ebm.kernels import MALA, AbstractKernel, Gibbs, chains
+from numpyro_ebm.kernels import MALA, AbstractKernel, chains
 from numpyro_ebm.kernels.averaging import averaging_of, mean_step, next_averaging
 from numpyro_ebm.kernels.densities import keep
-from numpyro_ebm.kernels.names import resolve_kernel
-
-Scale = Literal["auto", "data"]
+from numpyro_ebm.kernels.names import kernel_of, resolve_kernel
 
 WIDEST_MOVE = 10.0
 """Longest move, in standard deviations of the data, to which step sizes adapt: a flat energy gives no bound of its own."""
@@ -92,22 +91,23 @@ class ChainEstimator(AbstractEstimator):
         if is_concrete(self.energy_l2) and not (np.isfinite(self.energy_l2) and self.energy_l2 >= 0):
             raise EnergyError(f"{name} needs energy_l2 >= 0; got {self.energy_l2!r}. Write energy_l2=0.1.")
         likely = MALA() if self.kernel is None else self.kernel
-        self._check_step_size(name, likely)
-        self._check_scale(name, likely)
+        check_step_size(name, likely, adapt_step_size=self.adapt_step_size, schedule=self.step_size_schedule)
+        check_scale_option(name, likely, self.scale)
         self._temperatures()
 
     def bind(self, distribution: EventDistribution) -> "ChainEstimator":
-        """Return the estimator with a kernel: the default is "mala", and "gibbs" on a discrete support."""
+        """Return the estimator with a kernel: the default is "mala", and "gibbs" where the support is discrete."""
         if self.kernel is not None:
             return self
-        return dataclasses.replace(self, kernel=Gibbs() if distribution.is_discrete else MALA())
+        return dataclasses.replace(self, kernel=kernel_of(None, distribution, usual="mala"))
 
     def check(self, site: Site) -> None:
         """Check that the kernel fits the support and the scales fit the event, and raise otherwise."""
         super().check(site)
-        resolve_kernel(self.kernel, is_discrete=site.distribution.is_discrete, otherwise=FOR_DISCRETE).bind(
-            site.distribution
-        )
+        kernel_of(self.kernel, site.distribution, usual="mala", otherwise=FOR_DISCRETE).bind(site.distribution)
+        if site.distribution.is_mixed:
+            steps = {"adapt_step_size": self.adapt_step_size, "schedule": self.step_size_schedule}
+            check_by_member(self.kernel, scale=self.scale, **steps)
         if not isinstance(self.scale, str):
             check_scale(site, "scale", self.scale)
 
@@ -214,6 +214,7 @@ class ChainEstimator(AbstractEstimator):
                 step_size=kernel.step_size if pace is None else mean_step(kernel, pace),
                 is_adjusted=kernel.target_acceptance is not None,
                 is_discrete=kernel.is_discrete,
+                continuous=kernel.continuous,
                 num_updates=state.num_updates,
             )
             examined, lost = examine(state.health, seen, log_density, local)
@@ -244,7 +245,8 @@ class ChainEstimator(AbstractEstimator):
         """Move the chains, in scaled coordinates, by the estimator's steps and temperatures.
 
         Returns:
-            The ends of the chains, and whether each chain ended where it started.
+            The ends of the chains, and whether each chain ended where it started, in its continuous coordinates if it has
+            others as well.
         """
 
         def scaled(position, local):
@@ -263,6 +265,7 @@ class ChainEstimator(AbstractEstimator):
         )
         lower = jax.vmap(kernel.lower)
         is_same = lower(began) == lower(advanced.positions)
+        is_same = is_same if kernel.continuous is None else is_same[:, kernel.continuous]
         still = jnp.all(is_same, axis=tuple(range(1, is_same.ndim)))
         gradient = None if advanced.gradient is None else in_scale(scale, advanced.gradient)
         return advanced._replace(positions=out_of_scale(scale, advanced.positions), gradient=gradient), still
@@ -295,7 +298,7 @@ class ChainEstimator(AbstractEstimator):
         if not isinstance(self.scale, str):
             return False
         has_metric = getattr(self.kernel, "inverse_mass_matrix", None) is not None
-        if self.kernel.is_discrete:
+        if self.kernel.is_discrete or site.distribution.is_mixed:
             return False
         return self.scale == "data" or (self._adapts and not has_metric and math.prod(site.position.shape[1:]) > 1)
 
@@ -320,6 +323,7 @@ class ChainEstimator(AbstractEstimator):
     def _widest(self, state: ChainState, kernel: AbstractKernel) -> Scalar:
         """Return the largest step size that adaptation allows."""
         spread = or_one(in_scale(self._scale(state), state.spread.sd))
+        spread = spread if kernel.continuous is None else spread[kernel.continuous]
         pooled = jnp.sqrt(jnp.mean(spread**2))
         return jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * kernel.step_exponent))
 
@@ -364,29 +368,3 @@ class ChainEstimator(AbstractEstimator):
                 f"transition's index such as optax.linear_schedule(5.0, 1.0, {self.num_steps - 1})."
             )
         return jnp.asarray(values, float)
-
-    def _check_scale(self, name: str, kernel: AbstractKernel) -> None:
-        if isinstance(self.scale, str):
-            if self.scale not in get_args(Scale):
-                raise EnergyError(
-                    f"Unknown scale='{self.scale}'. {nearest(self.scale, get_args(Scale))} Or write numbers, or None."
-                )
-        else:
-            check_positive(name, "scale", self.scale)
-        is_scaled = not isinstance(self.scale, str) or self.scale == "data"
-        if (kernel.step_size is None or kernel.is_discrete) and self.scale is not None and is_scaled:
-            raise EnergyError(
-                f"The kernel '{kernel.name}' has no step size that scale={self.scale!r} could apply to. Leave scale out."
-            )
-
-    def _check_step_size(self, name: str, kernel: AbstractKernel) -> None:
-        if self.step_size_schedule is not None and (self.adapt_step_size or not callable(self.step_size_schedule)):
-            raise EnergyError(
-                f"{name} takes a step_size_schedule (a function of the number of updates) instead of adaptation. Write "
-                "step_size_schedule=optax.exponential_decay(0.1, 1000, 0.5) without adapt_step_size=True."
-            )
-        if self.adapt_step_size and kernel.target_acceptance is None:
-            raise EnergyError(
-                f"The kernel '{kernel.name}' never rejects, so its step size cannot adapt to an acceptance. Write "
-                "adapt_step_size=False, a step_size_schedule, or a kernel such as 'mala'."
-            )
