@@ -346,8 +346,8 @@ def _check_values(latents: Latents) -> None:
         if values is None:
             raise EnergyError(
                 f"At site '{name}': the values of its support cannot be listed. The support needs two bounds, the same "
-                "for all elements, as in constraints.boolean and constraints.integer_interval(0, 9). For an event with members "
-                "of several kinds (Blocks), sample the distribution itself, or give each member a site of its own."
+                "for all elements, as in constraints.boolean and constraints.integer_interval(0, 9). For an event with "
+                "members of several kinds (Blocks), sample the distribution itself, or give each member a site of its own."
             )
 
 
