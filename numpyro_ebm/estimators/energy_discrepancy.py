@@ -250,7 +250,7 @@ class EnergyDiscrepancy(AbstractEstimator):
         noise: Any = self._graph(values)
         time, num_values = self.time, len(values)
         if isinstance(noise, str) and time is None:
-            time = decay_time(noise, num_values, min(MOST_REDRAWN, REDRAWN / num_elements))
+            time = decay_time(noise, num_values, min(MOST_REDRAWN, REDRAWN / num_elements))  # pyright: ignore
         return transitions_of(noise, time, num_values)
 
 

@@ -127,7 +127,7 @@ class EllipticalSlice(AbstractKernel):
     def _gaussian(self, position: Position) -> Gaussian:
         """Return the Gaussian for a position of this size."""
         if self.mean is None:
-            raise EnergyError(NEEDS_GAUSSIAN + "; a model and the members of an event have no base.")
+            raise EnergyError(NEEDS_GAUSSIAN + "; a model has no base, nor have members of an event.")
         flat = ravel_pytree(position)[0]
         size = flat.size
         mean, covariance = jnp.asarray(self.mean, flat.dtype), jnp.asarray(self.covariance, flat.dtype)
