@@ -121,7 +121,7 @@ def ordinary_mixed():
     numpyro.sample("z", dist.Normal(numpyro.sample("k", dist.Bernoulli(0.3)), 1.0))
 
 
-@pytest.mark.parametrize("name", ["improved_cd", "unbiased"])
+@pytest.mark.parametrize("name", ["improved_cd", "cooperative"])
 def test_an_estimator_of_continuous_events_names_those_of_discrete_ones(name):
     with pytest.raises(ebm.EnergyError, match="'gibbs'.*Estimators for discrete events.*'pseudolikelihood'"):
         ebm.estimate(lambda x: None, name, kernel="gibbs")
