@@ -68,7 +68,8 @@ def test_a_transition_leaves_the_distribution_as_it_is(case):
     assert np.all(abs(after - before) < 5 * np.sqrt(2 * p * (1 - p) / NUM))
 
 
-@pytest.mark.parametrize("case", SOME_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_chains_from_one_state_reach_the_distribution(case):
     kernel, name = case
     d, states, p = exact(name)
@@ -195,6 +196,7 @@ def test_pcd_by_sweeps_reaches_the_maximum_likelihood_of_the_machine():
     )
 
 
+@pytest.mark.slow
 def test_an_element_with_a_rare_value_is_not_called_frozen():
     x = np.zeros((200, 3), int)
     x[:, :2] = np.random.default_rng(0).integers(0, 2, (200, 2))

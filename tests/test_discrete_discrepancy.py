@@ -100,6 +100,7 @@ def categories(x):
 
 
 @pytest.mark.parametrize("noise", some_slow([None], ["absorbing", "ordinal", "cyclic"]))
+@pytest.mark.slow
 def test_one_hot_categories_are_recovered(noise):
     codes = np.array(list(itertools.product(range(3), repeat=2)))
     counts = np.array([8, 3, 5, 2, 9, 4, 6, 1, 7])
@@ -154,6 +155,7 @@ def integers(x):
 
 
 @pytest.mark.parametrize("noise", some_slow([None], ["uniform", "cyclic", "absorbing"]))
+@pytest.mark.slow
 def test_integers_are_recovered(noise):
     weights = np.exp(-0.4 * np.arange(6))
     x = np.random.default_rng(0).choice(np.arange(2, 8), (400, 2), p=weights / weights.sum())

@@ -52,6 +52,7 @@ def test_the_optimum_of_poisson_counts():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_the_population_of_a_conway_maxwell_poisson():
     truth, n = jnp.array([1.1, 1.4]), np.arange(60)
     log_p = truth[0] * n - truth[1] * gammaln(n + 1.0)

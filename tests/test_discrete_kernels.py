@@ -63,6 +63,7 @@ def test_three_values_a_base_and_a_forbidden_state():
     check_moments(flags, p[p > 0], p[p > 0] * (1 - p[p > 0]))
 
 
+@pytest.mark.slow
 def test_rows_keep_their_context():
     shift = jnp.array([-1.0, 2.0])
     d = ebm.EnergyDistribution(lambda x, c: -c * x, (), context=shift, batch_shape=(2,), support=constraints.boolean)
@@ -71,6 +72,7 @@ def test_rows_keep_their_context():
     check_moments(x.astype(float), p, p * (1 - p))
 
 
+@pytest.mark.slow
 def test_values_may_be_a_list():
     energy = lambda x: 0.7 * jnp.sum(x)  # noqa: E731
     d = ebm.EnergyDistribution(energy, (2,), support=constraints.integer_interval(0, 2))

@@ -153,6 +153,7 @@ def test_kernels_with_gradients_in_mcmc(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["gwg", "dmala"])
+@pytest.mark.slow
 def test_log_z_takes_kernels_that_keep_to_the_events(kernel):
     with pytest.raises(ebm.EnergyError, match="'gibbs' or kernel='flips'"):
         ebm.log_partition(KEY, spins(), method="ais", kernel=kernel)

@@ -58,6 +58,7 @@ def test_the_gradient_is_that_of_the_likelihood_where_that_of_cd_is_biased(kerne
     assert not within(gradients(ebm.estimate(ising, "cd"), x, AT, 400), exact)
 
 
+@pytest.mark.slow
 def test_rows_with_a_context_have_pairs_of_their_own():
     fields = jnp.array([-1.0, 0.3, 2.0])
 
@@ -112,6 +113,7 @@ LOG_P = np.log(np.random.default_rng(1).dirichlet(np.ones(9)).reshape(3, 3))
 
 
 @pytest.mark.parametrize("options", [{}, {"scan": "random", "num_updates": 3}], ids=["systematic", "random"])
+@pytest.mark.slow
 def test_either_chain_follows_its_kernel(options):
     """Transitions of two elements of three values, by chain, against those of the kernel alone."""
     kernel = ebm.Gibbs(np.arange(3), **options)

@@ -106,6 +106,7 @@ class TestWhatHoldsAnArray:
         assert isinstance(args[0], np.ndarray)
         assert args[1] == 3
 
+    @pytest.mark.slow
     def test_every_door_takes_it(self):
         x, half = HOLDERS["DataFrame"](X), HOLDERS["list"](X[:20])
         result, expected = fit(x, held_out=(half,)), fit(X, held_out=(X[:20],))

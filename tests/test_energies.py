@@ -85,6 +85,7 @@ def test_a_joint_rbm_sums_to_its_free_energy():
 
 
 class TestGaussianRBM:
+    @pytest.mark.slow
     def test_the_exact_likelihood_and_chains_with_gradients_take_it(self):
         d, x = ebm.EnergyDistribution(self.ENERGY), jnp.asarray(RNG.normal(size=(6, 2)))
         expected = jnp.sum(d.log_prob(x)) - 6 * self.ENERGY.log_partition()
@@ -118,6 +119,7 @@ class TestGaussianRBM:
         np.testing.assert_array_less(abs(np.asarray(moved).mean(0) - mean), 5 * np.sqrt(variance / 40_000))
 
 
+@pytest.mark.slow
 def test_the_lattice_has_its_known_log_partition_and_two_colours():
     energy = Ising(Graph.lattice(3, 3), 0.3, 0.1)
     np.testing.assert_allclose(energy.log_partition(), 6.9126820, rtol=1e-6)
@@ -187,6 +189,7 @@ def test_gibbs_draws_by_conditionals_what_it_draws_by_energies(name, kernel):
     assert len(np.unique(np.asarray(ours).reshape(-1, *energy.event_shape), axis=0)) > 5
 
 
+@pytest.mark.slow
 def test_chains_of_estimators_use_the_conditionals(monkeypatch):
     energy = ENERGIES["boltzmann machine"]
     x = jnp.asarray(states_of(energy)[2])
@@ -198,6 +201,7 @@ def test_chains_of_estimators_use_the_conditionals(monkeypatch):
     np.testing.assert_allclose(surrogate(ebm.EnergyDistribution(energy), x, "cd"), ones, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_parameters_train_at_a_site():
     truth = BoltzmannMachine.from_pairs(jnp.array([1.0, -0.5, 0.7]), jnp.array([0.3, -0.2, 0.1]))
     _, _, states = states_of(truth)

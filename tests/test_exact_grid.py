@@ -140,6 +140,7 @@ def test_a_density_that_the_grid_does_not_cover_is_refused(t, options):
         jax.block_until_ready(surrogate(ebm.estimate(precision_model, "exact", **options), {"t": t}, X))
 
 
+@pytest.mark.slow
 def test_mcmc_rejects_parameters_that_the_grid_does_not_cover():
     def model(x):
         t = numpyro.sample("t", dist.LogNormal(0, 4))

@@ -227,6 +227,7 @@ def test_mutual_information(capsys):
     assert found[80, "nce"] < 0.7  # saturated
 
 
+@pytest.mark.slow
 def test_six_symptoms_by_exact_maximum_likelihood_and_pseudolikelihood(tmp_path, capsys):
     networks = load("symptom_network").main(["--items", "6", "--penalty", "0", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
@@ -254,6 +255,7 @@ def protein():
     return load("protein_contacts")
 
 
+@pytest.mark.slow
 def test_protein_contacts(protein, tmp_path, capsys):
     table = protein.main(["--quick", "--out", str(tmp_path)])
     assert "500 sequences of 40 sites; 440 after the weights" in capsys.readouterr().out

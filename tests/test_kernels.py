@@ -228,6 +228,7 @@ def test_a_random_number_of_steps_cures_the_resonance_of_hmc():
         np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(0.25 / 12_000))
 
 
+@pytest.mark.slow
 def test_hmc_as_a_newcomer_types_it_mixes():
     # A trajectory of a fixed length: R-hat 1.083 and 371 effective draws of 4000.
     energy = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x**2), (3,))

@@ -274,6 +274,7 @@ def test_chains_recover_the_parameters(name):
     check_estimate(fit(ebm.estimate(model, name, **CHAINS[name]), X, S, steps=600, rate=0.05))
 
 
+@pytest.mark.slow
 def test_the_step_size_follows_the_acceptance_of_its_own_kernel():
     """Flips are nearly always refused here, and MALA must not shrink its step for that."""
     likely = {"B": 0.1 * TRUE["B"], "b": jnp.full(3, 4.0), "J": TRUE["J"]}

@@ -71,7 +71,7 @@ class BlockGibbs(DiscreteKernel):
         """Draw each block given all other elements."""
         known = _checked(self.name, known_of(log_density))
         (event,), structure = jax.tree.flatten(state.position)
-        if known.energy.has_sweep:
+        if known.energy.has_sweep and (known.is_whole or not known.has_blocks):
             new = _swept(rng_key, known, event)
             was_bad, num = ~jnp.all(jnp.isfinite(new)), 1
         else:
