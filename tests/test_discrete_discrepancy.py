@@ -82,6 +82,7 @@ def test_the_loss_of_rows_against_enumeration(name, w):
 
 
 @pytest.mark.parametrize("name", some_slow(["absorbing"], ["uniform", "cyclic", "skewed"]))
+@pytest.mark.slow
 def test_a_machine_is_recovered(name):
     # Maximum likelihood matches the means of the features, whose standard errors are 0.05.
     counts = np.array([14, 9, 6, 12, 18, 7, 21, 13])

@@ -108,6 +108,7 @@ def test_the_ends_of_a_finite_support(options):
 
 @pytest.mark.parametrize("options", [CYCLIC, LINE], ids=["ring", "line"])
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_the_population_of_a_finite_support(options):
     # Every table is a model: its loss is least at the table itself, on a ring and on a line.
     p = np.random.default_rng(0).dirichlet(np.full(5, 5.0))

@@ -65,6 +65,7 @@ TEMPERED = pytest.param(ebm.ParallelTempering("gibbs", temperatures=(1.0, 2.0)),
 
 
 @pytest.mark.parametrize("kernel", [None, "gibbs", TEMPERED])
+@pytest.mark.slow
 def test_sample_gives_the_moments_of_the_enumeration(kernel):
     given = {"params": {"scale": 0.8}, "model_kwargs": {"y": 3.0}}
     draws = ebm.sample(KEY, model, *(() if kernel is None else (kernel,)), **given, **ARGUMENTS)

@@ -59,6 +59,7 @@ def over_replicates(estimate_one, seed=0, num=REPLICATES):
 
 
 @pytest.mark.parametrize("column", some_slow(["(1, 0)"], ["(.25, .5)", "(1, -2)"]))
+@pytest.mark.slow
 def test_score_matching(column):
     def estimate_one(key):
         x = draw(key, TRUTHS[column], (N,))

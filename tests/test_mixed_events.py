@@ -135,6 +135,7 @@ def test_a_bound_kernel_cuts_the_event_into_its_members():
 
 
 @pytest.mark.parametrize("kernel", some_slow(KERNELS[:1], KERNELS[1:]), ids=str)
+@pytest.mark.slow
 def test_kernels_by_member_keep_the_density(kernel):
     """Chains that start at exact draws still have the exact moments after a few transitions."""
     start, d = np.concatenate(draws(4000, seed=1), axis=1), distribution()

@@ -96,6 +96,7 @@ class TestAll:
         np.testing.assert_allclose(values, [energy(x), halved(x)], rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("name", some_slow(["mixture"], ["deep machine", "counts", "product", "tempered ising"]))
+    @pytest.mark.slow
     def test_a_distribution_draws_by_gibbs(self, name):
         energy = ENERGIES[name]
         _, _, states = states_of(energy)

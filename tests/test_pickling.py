@@ -111,6 +111,7 @@ BY_VALUE_ONLY = {inference: ("pickle",)}  # NumPy's, JAX's and Optax's closures
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.slow
 def test_what_was_used_is_carried(case):
     thing, use = case()
     for is_used in (False, True):

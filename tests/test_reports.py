@@ -44,6 +44,7 @@ def test_a_healthy_run():
     assert str(ebm.training_report(model, result.state)) == str(report)
 
 
+@pytest.mark.slow
 def test_the_report_gives_no_verdict_that_diagnose_does_not():
     """A gap that diagnose may judge, and a condition that a warning spoke of and that went, in both."""
     from numpyro_ebm.diagnostics._training import check_result

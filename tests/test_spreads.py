@@ -42,6 +42,7 @@ def test_what_does_not_count_has_no_part():
 
 
 @pytest.mark.parametrize("constant", some_slow([0.48], [5.0, 0.3]))
+@pytest.mark.slow
 def test_a_constant_column_is_no_scale(constant):
     # The moves of minimum_velocity are a share of the narrowest column's spread, which rounding made 3e-7.
     b = jnp.asarray(np.random.default_rng(0).normal(0, 0.5, 600), jnp.float32)

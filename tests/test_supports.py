@@ -121,6 +121,7 @@ def test_a_bound_that_is_not_known_is_refused(door):
         DOORS[door]()
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_fixed_parameter_is_a_number():
     for h in (0.5, 3.0):
         draws = ebm.sample(jax.random.key(0), unobserved, "mala", params={"h": h}, num_warmup=50, num_samples=50)

@@ -59,6 +59,7 @@ def wide_net(x):
 
 class TestUpdates:
     @pytest.mark.parametrize("name", ["sm", "pcd"])
+    @pytest.mark.slow
     def test_they_are_those_of_svi_run(self, name):
         svi = svi_of(name)
         expected = svi.run(KEY, 25, rows(40), progress_bar=False)
