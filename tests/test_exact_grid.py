@@ -199,3 +199,11 @@ def test_states_take_no_grid():
 
     with pytest.raises(ValueError, match=r"\['low', 'num_points'\] do not apply"):
         surrogate(ebm.estimate(model, "exact", low=0.0, num_points=5), {}, np.array([0, 1]))
+
+
+def test_a_derivative_of_log_z_by_the_grid_is_refused_and_not_zero():
+    def value(t):
+        return ebm.log_partition(None, ebm.EnergyDistribution(lambda x: 0.5 * t * x**2), method="grid").value
+
+    with pytest.raises(ebm.EnergyError, match=r"none inside jax\.jit, vmap or grad"):
+        jax.grad(value)(2.0)

@@ -28,8 +28,8 @@ class Integral(NamedTuple):
     """An integral over all space, from a grid.
 
     Attributes:
-        log_grid: logarithm of the sum over the grid. Only this is differentiable.
-        log_value: the same with exponential tails beyond the edges.
+        log_grid: logarithm of the sum over the grid.
+        log_value: the same with exponential tails beyond the edges, whose share has no derivative.
         error: bound on the error of ``log_value``, in nats.
     """
 
@@ -115,7 +115,7 @@ def log_integral(
     (fine, coarse, marginals), _ = jax.lax.scan(add, nothing, jnp.arange(0, num**size, AT_ONCE))
     frozen = jax.lax.stop_gradient(fine)
     exponential, power = _beyond(marginals - frozen, inside * step, (high - low) / 2)
-    value = frozen + jnp.log1p(jnp.where(jnp.isfinite(exponential), exponential, 0.0))
+    value = fine + jnp.log1p(jnp.where(jnp.isfinite(exponential), exponential, 0.0))
     return Integral(fine, value, jnp.abs(frozen - coarse) + power)
 
 

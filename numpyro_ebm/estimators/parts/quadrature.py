@@ -67,7 +67,7 @@ class Box:
             found = jax.lax.map(of_row, site.local)
         else:
             found = of_row(jax.tree.map(lambda leaf: leaf[0], site.local))
-        missed = found.log_value - jax.lax.stop_gradient(found.log_grid)
+        missed = jax.lax.stop_gradient(found.log_value - found.log_grid)
         error = missed + found.error
         return found.log_grid, error < LARGEST_ERROR
 
