@@ -115,8 +115,14 @@ REFUSED = {
     "a site without a kernel": (of_sample({"z": "nuts"}), MISSING),
     "the same in MCMC": (of_mcmc({"z": "nuts"}), MISSING),
     "a site that is none": (of_sample({"z": "nuts", "s": "gibbs", "y": "nuts"}), r"\['s', 'y', 'z'\]"),
-    "a continuous kernel of spins": (of_sample({"z": "nuts", "s": "nuts"}), "At site 's': 'nuts' cannot move a discrete"),
-    "a discrete kernel of a normal": (of_sample({"z": "gibbs", "s": "gibbs"}), "At site 'z'.*continuous.*'nuts'"),
+    "a continuous kernel of spins": (
+        of_sample({"z": "nuts", "s": "nuts"}),
+        "'nuts' cannot move 's', which is discrete.*'gibbs'",
+    ),
+    "a discrete kernel of a normal": (
+        of_sample({"z": "gibbs", "s": "gibbs"}),
+        "'gibbs' cannot move 'z', which is continuous.*'nuts'",
+    ),
     "an unknown kernel": (of_sample({"z": "nut", "s": "gibbs"}), "Unknown kernel 'nut'"),
     "tempering": (of_sample({"z": "parallel_tempering", "s": "gibbs"}), "parallel_tempering"),
     "nothing": (of_sample({}), "a kernel for each latent site"),

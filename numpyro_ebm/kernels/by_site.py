@@ -159,9 +159,34 @@ class BySite(AbstractKernel):
         bound = self.joined(tuple(kernel.bind(distribution.part(group)) for kernel, group in pairs))
         members: Members | None = getattr(distribution, "members", None)
         if members is not None:
-            self._check_members(members)
+            self.check(dict(zip(members.names, members.are_discrete, strict=True)), "the members of the event")
+            self._check_gradients()
             object.__setattr__(bound, "members", members)
         return bound
+
+    def check(self, are_discrete: Mapping[str, bool], whole: str) -> None:
+        """Check that the kernels are those of these sites, each on its kind of support.
+
+        Args:
+            are_discrete: by site, whether it is discrete.
+            whole: what the sites are, for messages.
+
+        Raises:
+            EnergyError: for a site without a kernel, a kernel of another site, and one that cannot move its site.
+        """
+        usual = {site: "gibbs" if is_discrete else "nuts" for site, is_discrete in are_discrete.items()}
+        if self.sites != tuple(sorted(usual)):
+            raise EnergyError(
+                f"kernel= names the sites {list(self.sites)}, and {whole} are {sorted(usual)}. Name a kernel for each of "
+                f"them: kernel={usual}."
+            )
+        for kernel, sites in zip(self.kernels, self.groups, strict=True):
+            for site in sites:
+                if kernel.is_discrete not in (are_discrete[site], None):
+                    kind = "discrete" if are_discrete[site] else "continuous"
+                    raise EnergyError(
+                        f"The kernel '{kernel.name}' cannot move '{site}', which is {kind}. Write '{usual[site]}' for it."
+                    )
 
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
@@ -197,20 +222,9 @@ class BySite(AbstractKernel):
         )
         return whole._replace(parts=tuple(details))
 
-    def _check_members(self, members: Members) -> None:
-        """Refuse kernels that are not those of the members, each on its kind of support."""
-        kinds = dict(zip(members.names, members.are_discrete, strict=True))
-        usual = {name: "gibbs" if is_discrete else "nuts" for name, is_discrete in kinds.items()}
-        if self.sites != tuple(sorted(kinds)):
-            raise EnergyError(
-                f"kernel= names the sites {list(self.sites)}, and the members of the event are {list(members.names)}. Name "
-                f"a kernel for each of them: kernel={usual}."
-            )
+    def _check_gradients(self) -> None:
+        """Refuse gradients in the discrete members of a mixed event, which its energy gets as integers."""
         for kernel, sites in zip(self.kernels, self.groups, strict=True):
-            for site in sites:
-                if kernel.is_discrete not in (kinds[site], None):
-                    kind = "discrete" if kinds[site] else "continuous"
-                    raise EnergyError(f"'{kernel.name}' cannot move the {kind} member '{site}'. Write '{usual[site]}'.")
             if kernel.relaxes:
                 raise EnergyError(
                     f"'{kernel.name}' takes gradients in the discrete members {list(sites)}, and an energy gets them as "

@@ -6,8 +6,8 @@ from jaxtyping import Float, Int
 
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, PRNGKey
 from numpyro_ebm.kernels.densities import has_conditionals
-from numpyro_ebm.kernels.elements import DiscreteState, Elements, is_bad
-from numpyro_ebm.kernels.gibbs import Gibbs, scores_of_others
+from numpyro_ebm.kernels.elements import DiscreteState, Elements
+from numpyro_ebm.kernels.gibbs import Gibbs, logits_of
 
 
 def couple_values(rng_key: PRNGKey, probabilities: Float[Array, "2 values"]) -> Int[Array, " 2"]:
@@ -54,13 +54,9 @@ def coupled_gibbs(rng_key: PRNGKey, kernel: Gibbs, pair: DiscreteState, log_dens
     """
     like = jax.tree.map(lambda leaf: leaf[0], pair.position)
     elements = Elements.of(kernel.values, like)
-    sizes, num_values = elements.num_values_each, elements.num_values
 
     def scores_of(codes, i, logdensity):
-        others = (codes[i] + jnp.arange(1, num_values, dtype=codes.dtype)) % num_values
-        scores = scores_of_others(log_density, elements, like, codes, i, others, logdensity)
-        scores = jnp.where((others < sizes[i]) & ~is_bad(scores), scores, -jnp.inf)
-        return jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(logdensity)
+        return logits_of(log_density, elements, like, codes, i, logdensity)[0]
 
     def update(carry, inputs):
         codes, logdensity = carry

@@ -11,7 +11,7 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import TransitionInfo, info
-from numpyro_ebm.kernels.densities import Known, has_conditionals, known_of
+from numpyro_ebm.kernels.densities import Known, known_of
 from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, choose, take_values, without_bad
 
 Scan = Literal["systematic", "random"]
@@ -81,7 +81,7 @@ class Gibbs(DiscreteKernel):
         key_order, key_draws = jax.random.split(rng_key)
         order = self.order(key_order, sum(elements.sizes))
         inputs = (order, jax.random.uniform(key_draws, order.shape, state.logdensity.dtype))
-        if known is not None and has_conditionals(log_density):
+        if known is not None and known.energy.has_conditionals:
             position, bad = _by_conditionals(elements, state.position, known, inputs)
             moved = self.init(rng_key, position, log_density)
         else:
@@ -116,35 +116,31 @@ def _by_densities(
     inputs: tuple[Int[Array, " updates"], Float[Array, " updates"]],
 ) -> tuple[DiscreteState, Bool[Array, ""]]:
     """Draw elements in turn by the log densities of all their values; return the state, and whether any was not finite."""
-    sizes, num_values = elements.num_values_each, elements.num_values
-    at = lambda codes: elements.position(codes, state.position)  # noqa: E731
 
     def update(carry, inputs):
         codes, logdensity, was_bad = carry
         i, uniform = inputs
-        others = (codes[i] + jnp.arange(1, num_values, dtype=codes.dtype)) % num_values
-        scores = scores_of_others(log_density, elements, state.position, codes, i, others, logdensity)
-        scores, bad = without_bad(jnp.where(others < sizes[i], scores, -jnp.inf))
-        logits = jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(without_bad(logdensity)[0])
+        logits, bad = logits_of(log_density, elements, state.position, codes, i, logdensity)
         chosen = jnp.where(jnp.all(logits == -jnp.inf), codes[i], choose(uniform, logits))
         logdensity = jnp.where(chosen == codes[i], logdensity, logits[chosen])
         return (codes.at[i].set(chosen.astype(codes.dtype)), logdensity, was_bad | bad), None
 
     start = (elements.codes(state.position), state.logdensity, jnp.zeros((), bool))
     (codes, logdensity, was_bad), _ = jax.lax.scan(update, start, inputs)
-    return DiscreteState(at(codes), logdensity), was_bad
+    return DiscreteState(elements.position(codes, state.position), logdensity), was_bad
 
 
-def scores_of_others(
+def logits_of(
     log_density: ChainLogDensityFn,
     elements: Elements,
     like: Position,
     codes: Int[Array, " elements"],
     i: Int[Array, ""],
-    others: Int[Array, " others"],
     logdensity: Scalar,
-) -> Float[Array, " others"]:
-    """Return the log density at other values of one element, by the conditionals of a ready-made energy where it has them.
+) -> tuple[Float[Array, " values"], Bool[Array, ""]]:
+    """Return the log density at each value of one element, and whether any was NaN or plus infinity.
+
+    It is -inf there, and where the element has fewer values than others. A ready-made energy gives it by its conditionals.
 
     Args:
         log_density: log density of one position.
@@ -152,13 +148,16 @@ def scores_of_others(
         like: a position, for its dtypes.
         codes: codes of all elements.
         i: number of the element.
-        others: its other codes.
         logdensity: the log density at ``codes``.
     """
+    num_values, known = elements.num_values, known_of(log_density)
+    others = (codes[i] + jnp.arange(1, num_values, dtype=codes.dtype)) % num_values
     at = lambda codes: elements.position(codes, like)  # noqa: E731
-    known = known_of(log_density)
-    if known is not None and has_conditionals(log_density):
+    if known is not None and known.energy.has_conditionals:
         (event,) = jax.tree.leaves(at(codes))
         logits = known.conditional_logits(event, i)
-        return logdensity + logits[others] - logits[codes[i]]
-    return jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
+        scores = logdensity + logits[others] - logits[codes[i]]
+    else:
+        scores = jax.vmap(lambda code: log_density(at(codes.at[i].set(code))))(others)
+    scores, bad = without_bad(jnp.where(others < elements.num_values_each[i], scores, -jnp.inf))
+    return jnp.zeros(num_values, scores.dtype).at[others].set(scores).at[codes[i]].set(without_bad(logdensity)[0]), bad

@@ -107,6 +107,11 @@ class Latents(NamedTuple):
     continuous: list[str]
     trace: Mapping[str, Any]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all latent sites."""
+        return [*self.discrete, *self.continuous]
+
 
 def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dict) -> Latents:
     """Find the latents of a model, and refuse parameters without values, which would silently stay at their initial ones.
@@ -170,7 +175,10 @@ def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
     if kernel is None and latents.energies and latents.continuous:
         kernel = dict.fromkeys(latents.continuous, "nuts") | dict.fromkeys(latents.discrete, "gibbs")
     if isinstance(kernel, Mapping | BySite):
-        return _by_site(latents, kernel if isinstance(kernel, BySite) else BySite(kernel))
+        kernel = kernel if isinstance(kernel, BySite) else BySite(kernel)
+        kernel.check({name: name in latents.discrete for name in sorted(latents.names)}, "the latents of the model")
+        _check_log_density(latents.trace, sorted(latents.discrete))
+        return kernel
     is_gibbs = kernel is not None and resolve_kernel(kernel, is_discrete=None).is_discrete
     if latents.discrete and not is_discrete and (latents.energies or is_gibbs):
         both = f"the discrete latent sites {sorted(latents.discrete)} beside the continuous {sorted(latents.continuous)}"
@@ -179,25 +187,6 @@ def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
             f"kernel={{'{min(latents.continuous)}': 'nuts', '{min(latents.discrete)}': 'gibbs'}}."
         )
     return resolve_kernel(kernel, is_discrete=is_discrete)
-
-
-def _by_site(latents: Latents, kernel: BySite) -> BySite:
-    """Check that kernels by site are those of the latents, each on its kind of support."""
-    every = sorted([*latents.discrete, *latents.continuous])
-    if list(kernel.sites) != every:
-        usual = {name: "gibbs" if name in latents.discrete else "nuts" for name in every}
-        raise EnergyError(
-            f"kernel= names the sites {list(kernel.sites)}, and the latents of the model are {every}. Name a kernel for "
-            f"each of them: kernel={usual}."
-        )
-    _check_log_density(latents.trace, sorted(latents.discrete))
-    for own, sites in zip(kernel.kernels, kernel.groups, strict=True):
-        for site in sites:
-            is_discrete = site in latents.discrete
-            if own.is_discrete not in (is_discrete, None):
-                kind, usual = ("discrete", "gibbs") if is_discrete else ("continuous", "nuts")
-                raise EnergyError(f"At site '{site}': '{own.name}' cannot move a {kind} latent. Write '{usual}'.")
-    return kernel
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform) -> dict[str, Any]:
