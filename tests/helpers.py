@@ -112,3 +112,14 @@ def shares(draws, states):
     same = (np.asarray(draws).reshape(len(draws), 1, -1) == states.reshape(1, len(states), -1)).all(-1)
     assert (same.sum(1) == 1).all()
     return same.mean(0)
+
+
+def check_against_grid(draws, grid, log_p):
+    """Draws of one number against its unnormalised log density on a fine grid: an ESS gate, then 5 standard errors."""
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    mean, sd = p @ grid, np.sqrt(p @ grid**2 - (p @ grid) ** 2)
+    ess = numpyro.diagnostics.effective_sample_size(np.asarray(draws)[None])
+    assert ess > 300
+    assert abs(draws.mean() - mean) < 5 * sd / np.sqrt(ess)
+    np.testing.assert_allclose(draws.std(), sd, rtol=5 / np.sqrt(2 * ess))

@@ -115,16 +115,25 @@ def test_swendsen_wang_rejects_for_repulsive_edges_only():
         assert np.all(run.stats["acceptance_rate"] == 1) == always
 
 
+def broken(energy):
+    """An energy with parameters that are no numbers, as training may leave them."""
+    return jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), energy)
+
+
 def test_couplings_that_are_no_numbers_leave_the_chain_in_place_and_are_reported():
-    energy = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), ENERGIES["spins"])  # as training may leave them
+    energy = broken(ENERGIES["spins"])
     kernel = ebm.SwendsenWang(values=jnp.array([-1, 1]))
     target = ebm.EnergyDistribution(energy).target(kernel)
     start = jnp.ones((5, 2, 2), int)
     ended = chains.advance(KEY, kernel, target, start, num_steps=3)
     np.testing.assert_array_equal(ended.positions, start)
     assert ended.health.nonfinite_rate == 1
-    blocks = chains.advance(KEY, ebm.BlockGibbs(values=jnp.array([-1, 1])), target, start, num_steps=3)
-    assert blocks.health.nonfinite_rate == 1
+    for other, values in ((energy, [-1, 1]), (broken(MACHINE), [0, 1]), (broken(MACHINE.joint()), [0, 1])):
+        d = ebm.EnergyDistribution(other)
+        kernel, start = ebm.BlockGibbs(values=jnp.array(values)), jnp.ones((5, *d.event_shape), int)
+        ended = chains.advance(KEY, kernel, d.target(kernel), start, num_steps=3)
+        np.testing.assert_array_equal(ended.positions, start)
+        assert ended.health.nonfinite_rate == 1
 
 
 def test_a_gaussian_machine_is_sampled_at_its_mixture():
@@ -220,7 +229,7 @@ def sampled(energy, kernel, **options):
 PLAIN = {"event_shape": (3,), "support": dist.constraints.boolean}
 COINS = dist.Bernoulli(0.3 * jnp.ones((2, 2))).to_event(2)
 REFUSED = {
-    "a function": (sampled(lambda x: jnp.sum(x), "block_gibbs", **PLAIN), "ordinary function.*kernel='gibbs'"),
+    "a function": (sampled(lambda x: jnp.sum(x), "block_gibbs", **PLAIN), "got an ordinary function.*kernel='gibbs'"),
     "a function without bonds": (
         sampled(lambda x: jnp.sum(x), "swendsen_wang", **PLAIN),
         r"EnergyDistribution\(numpyro_ebm",

@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import fit, rows_of, surrogate
+from helpers import check_against_grid, fit, rows_of, surrogate
 from jax.scipy.special import gammaln
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
@@ -181,13 +181,7 @@ def test_nuts_samples_the_generalised_posterior():
     mcmc.run(jax.random.key(0), x)
     grid = np.linspace(0.5, 12, 20_001)
     log_p = np.log(grid) - grid - (np.sum(x**2) / grid**2 - 2 * np.sum(x + 1) / grid)
-    p = np.exp(log_p - log_p.max())
-    p /= p.sum()
-    mean, sd = p @ grid, np.sqrt(p @ grid**2 - (p @ grid) ** 2)
-    draws = np.asarray(mcmc.get_samples()["rate"])
-    ess = numpyro.diagnostics.effective_sample_size(draws[None])
-    assert ess > 300
-    assert abs(draws.mean() - mean) < 5 * sd / np.sqrt(ess)
+    check_against_grid(np.asarray(mcmc.get_samples()["rate"]), grid, log_p)
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,5 +1,6 @@
 """Energies that are made of other energies of the same event."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,9 @@ class Composition(AbstractEnergy):
     """An energy made of parts: ready-made energies of one event and, beside one or more of them, ordinary functions."""
 
     @property
+    @abc.abstractmethod
     def parts(self) -> tuple[Any, ...]:
         """The parts."""
-        raise NotImplementedError
 
     @property
     def event_shape(self) -> tuple[int, ...]:

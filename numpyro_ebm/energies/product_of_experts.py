@@ -79,9 +79,10 @@ class ProductOfExperts(Composition):
 
     def scaled(self, factor: Scalar | float) -> AbstractEnergy | None:
         """Return the product of the scaled experts; None if one of them has no scaled form."""
-        if not self.all_know(lambda expert: expert.scaled(factor) is not None):
+        if not self.all_know(lambda expert: True):
             return None
-        return ProductOfExperts([expert.scaled(factor) for expert in self.experts])
+        scaled = [expert.scaled(factor) for expert in self.experts]
+        return None if None in scaled else ProductOfExperts(scaled)
 
 
 def _numbers(blocks: tuple[np.ndarray, ...]) -> Int[np.ndarray, " elements"]:

@@ -56,9 +56,8 @@ class Pseudolikelihood(SingleChangeEstimator):
 
     Raises:
         EnergyError: for a continuous support, and one whose values cannot be listed; for an even num_points; for blocks of a
-            mixed event; for a block_size below 1, blocks that
-            are empty, repeat an element or name one that does not exist, both options at once, and a block with more states
-            than ``max_states``.
+            mixed event; for a block_size below 1; for blocks that are empty, repeat an element or name one that does not
+            exist; for both options at once; and for a block with more states than ``max_states``.
 
     Warns:
         UserWarning: if the integrals over continuous elements are not accurate to 0.01.

@@ -11,8 +11,8 @@ from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
-from numpyro_ebm.kernels._base import TransitionInfo, info
-from numpyro_ebm.kernels.densities import Known, known_of
+from numpyro_ebm.kernels._base import TransitionInfo, info, not_finite
+from numpyro_ebm.kernels.densities import Known, described, known_of
 from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements, choose, take_values, without_bad
 
 
@@ -71,12 +71,12 @@ class BlockGibbs(DiscreteKernel):
         """Draw each block given all other elements."""
         known = _checked(self.name, known_of(log_density))
         (event,), structure = jax.tree.flatten(state.position)
-        if known.energy.has_sweep and (known.is_whole or not known.has_blocks):
-            new = _swept(rng_key, known, event)
-            was_bad, num = ~jnp.all(jnp.isfinite(new)), 1
-        else:
+        if known.has_blocks:
             new, was_bad = _drawn(rng_key, known, Elements.of(self.values, state.position), event)
             num = len(known.energy.blocks or ())
+        else:
+            new, was_bad = _swept(rng_key, known, event)
+            num = 1
         return BlockState(structure.unflatten([new])), info(1.0, False, num, is_nonfinite=was_bad)  # noqa: FBT003
 
 
@@ -84,23 +84,27 @@ def _checked(kernel: str, known: Known | None) -> Known:
     """Return what is known of a density that can be drawn by blocks, and raise for any other."""
     if known is not None and (known.energy.has_sweep or known.has_blocks):
         return known
-    given = type(known.energy).__name__ if known else "the energy is an ordinary function, or has a base or a context"
     raise EnergyError(
         f"The kernel '{kernel}' needs a ready-made energy whose elements fall into blocks, such as "
-        f"numpyro_ebm.energies.Ising or RBM, alone in its distribution; got {given}. Write kernel='gibbs', or 'nuts' for "
-        "continuous events."
+        f"numpyro_ebm.energies.Ising or RBM, alone in its distribution; got {described(known)}. Write "
+        "kernel='gibbs', or 'nuts' for continuous events."
     )
 
 
-def _swept(rng_key: PRNGKey, known: Known, position: Array) -> Array:
-    """Draw all elements by the energy's own sweep."""
+def _swept(rng_key: PRNGKey, known: Known, position: Array) -> tuple[Array, Bool[Array, ""]]:
+    """Draw all elements by the energy's own sweep; return the position, and whether the draw was not finite.
+
+    Units drawn with parameters that are NaN would look like any others, so the parameters are looked at.
+    """
     if not known.is_whole:
         owner = type(known.energy).__name__
         raise EnergyError(
             f"{owner} draws its blocks at temperature 1 only, without a base. Write kernel='gibbs', or for an RBM the "
             "energy of visible and hidden units together, energy.joint(), whose layers are blocks at every temperature."
         )
-    return known.sweep(rng_key, position)
+    new = known.sweep(rng_key, position)
+    was_bad = not_finite(new, jax.lax.stop_gradient(jax.tree.leaves(known.energy)))
+    return jnp.where(was_bad, position, new), was_bad
 
 
 def _drawn(

@@ -121,6 +121,11 @@ def known_of(log_density: Any) -> Known | None:
     return log_density.known if isinstance(log_density, KnownDensity | ChainDensity) else None
 
 
+def described(known: Known | None) -> str:
+    """Return the name of the energy behind a log density for messages, or what else there may be."""
+    return "an ordinary function, or an energy over a base" if known is None else type(known.energy).__name__
+
+
 def has_conditionals(log_density: Any) -> bool:
     """Return whether the energy behind a log density knows the conditionals of single elements."""
     known = known_of(log_density)

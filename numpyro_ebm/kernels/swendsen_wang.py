@@ -10,7 +10,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels._base import TransitionInfo, info
-from numpyro_ebm.kernels.densities import Known, known_of
+from numpyro_ebm.kernels.densities import Known, described, known_of
 from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements, choose, log_ratio
 
 
@@ -121,8 +121,7 @@ def _checked(kernel: str, known: Known | None) -> Known:
     """Return what is known of a density with bonds, and raise for any other."""
     if known is not None and known.energy.bonds is not None:
         return known
-    given = type(known.energy).__name__ if known else "the energy is an ordinary function, or has a base or a context"
     raise EnergyError(
-        f"The kernel '{kernel}' needs an Ising or Potts energy on a graph, alone in its distribution; got {given}. Write "
-        "EnergyDistribution(numpyro_ebm.energies.Ising(graph, couplings)), or kernel='gibbs'."
+        f"The kernel '{kernel}' needs an Ising or Potts energy on a graph, alone in its distribution; got {described(known)}. "
+        "Write EnergyDistribution(numpyro_ebm.energies.Ising(graph, couplings)), or kernel='gibbs'."
     )
