@@ -45,9 +45,14 @@ class Members:
     are_discrete: tuple[bool, ...]
 
     @property
+    def kinds(self) -> dict[str, bool]:
+        """Whether each member is discrete, by name."""
+        return dict(zip(self.names, self.are_discrete, strict=True))
+
+    @property
     def discrete(self) -> list[str]:
         """Names of the discrete members."""
-        return [name for name, is_discrete in zip(self.names, self.are_discrete, strict=True) if is_discrete]
+        return [name for name, is_discrete in self.kinds.items() if is_discrete]
 
     @property
     def is_continuous(self) -> Bool[np.ndarray, " d"]:

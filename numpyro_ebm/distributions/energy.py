@@ -22,7 +22,7 @@ from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import as_shape
 from numpyro_ebm.distributions.supports import region_of
 from numpyro_ebm.kernels import AbstractKernel
-from numpyro_ebm.kernels.by_site import BySite
+from numpyro_ebm.kernels.by_site import BySite, usual_kernels
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.kernels.densities import Known, keep
 from numpyro_ebm.kernels.names import kernel_of
@@ -221,8 +221,7 @@ def _default_sampler(support: constraints.Constraint) -> ChainSampler:
     members = members_of(support)
     if members is None:
         return ChainSampler("gibbs") if support.is_discrete else ChainSampler()
-    pairs = zip(members.names, members.are_discrete, strict=True)
-    return ChainSampler(BySite({name: "gibbs" if is_discrete else "nuts" for name, is_discrete in pairs}))
+    return ChainSampler(BySite(usual_kernels(members.kinds)))
 
 
 def _event_of(

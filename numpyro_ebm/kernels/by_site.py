@@ -23,6 +23,11 @@ class BySiteState(NamedTuple):
     logdensity: Any
 
 
+def usual_kernels(are_discrete: Mapping[str, bool], continuous: str = "nuts") -> dict[str, str]:
+    """Return the names of the usual kernels of sites: "gibbs" for discrete ones, and the given one for the others."""
+    return {site: "gibbs" if is_discrete else continuous for site, is_discrete in are_discrete.items()}
+
+
 @record("groups", "members")
 class BySite(AbstractKernel):
     r"""A kernel for each latent site of a model, or each member of a mixed event: they move in turn, each given all others.
@@ -159,7 +164,7 @@ class BySite(AbstractKernel):
         bound = self.joined(tuple(kernel.bind(distribution.part(group)) for kernel, group in pairs))
         members: Members | None = getattr(distribution, "members", None)
         if members is not None:
-            self.check(dict(zip(members.names, members.are_discrete, strict=True)), "the members of the event")
+            self.check(members.kinds, "the members of the event")
             self._check_gradients()
             object.__setattr__(bound, "members", members)
         return bound
@@ -174,7 +179,7 @@ class BySite(AbstractKernel):
         Raises:
             EnergyError: for a site without a kernel, a kernel of another site, and one that cannot move its site.
         """
-        usual = {site: "gibbs" if is_discrete else "nuts" for site, is_discrete in are_discrete.items()}
+        usual = usual_kernels(are_discrete)
         if self.sites != tuple(sorted(usual)):
             raise EnergyError(
                 f"kernel= names the sites {list(self.sites)}, and {whole} are {sorted(usual)}. Name a kernel for each of "

@@ -8,7 +8,7 @@ from numpyro_ebm._core.members import Members
 from numpyro_ebm._core.registry import Registry
 from numpyro_ebm.kernels._base import AbstractKernel
 from numpyro_ebm.kernels._moves import MOVES
-from numpyro_ebm.kernels.by_site import BySite
+from numpyro_ebm.kernels.by_site import BySite, usual_kernels
 from numpyro_ebm.kernels.tempering import ParallelTempering
 
 KERNELS: Registry[AbstractKernel] = Registry(
@@ -75,8 +75,7 @@ def kernel_of(
     if members is None:
         kernel = usual if kernel is None and not distribution.is_discrete else kernel
         return resolve_kernel(kernel, is_discrete=distribution.is_discrete, otherwise=otherwise)
-    pairs = zip(members.names, members.are_discrete, strict=True)
-    by_member = {name: "gibbs" if is_discrete else usual for name, is_discrete in pairs}
+    by_member = usual_kernels(members.kinds, usual)
     resolved = resolve_kernel(by_member if kernel is None else kernel, is_discrete=None)
     if not isinstance(resolved, BySite):
         raise EnergyError(

@@ -122,6 +122,6 @@ def _checked(kernel: str, known: Known | None) -> Known:
     if known is not None and known.energy.bonds is not None:
         return known
     raise EnergyError(
-        f"The kernel '{kernel}' needs an Ising or Potts energy on a graph, alone in its distribution; got {described(known)}. "
-        "Write EnergyDistribution(numpyro_ebm.energies.Ising(graph, couplings)), or kernel='gibbs'."
+        f"The kernel '{kernel}' needs an Ising or Potts energy on a graph, alone in its distribution; got "
+        f"{described(known)}. Write EnergyDistribution(numpyro_ebm.energies.Ising(graph, couplings)), or kernel='gibbs'."
     )

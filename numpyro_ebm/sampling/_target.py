@@ -19,7 +19,7 @@ from numpyro_ebm.distributions.rows import unwrap
 from numpyro_ebm.distributions.supports import discrete_values
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.kernels import AbstractKernel
-from numpyro_ebm.kernels.by_site import BySite
+from numpyro_ebm.kernels.by_site import BySite, usual_kernels
 from numpyro_ebm.kernels.densities import ChainDensity, Known
 from numpyro_ebm.kernels.names import resolve_kernel
 
@@ -108,9 +108,9 @@ class Latents(NamedTuple):
     trace: Mapping[str, Any]
 
     @property
-    def names(self) -> list[str]:
-        """Names of all latent sites."""
-        return [*self.discrete, *self.continuous]
+    def kinds(self) -> dict[str, bool]:
+        """Whether each latent site is discrete, by name."""
+        return {name: name in self.discrete for name in sorted([*self.discrete, *self.continuous])}
 
 
 def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dict) -> Latents:
@@ -173,10 +173,10 @@ def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
     """
     is_discrete = not latents.continuous
     if kernel is None and latents.energies and latents.continuous:
-        kernel = dict.fromkeys(latents.continuous, "nuts") | dict.fromkeys(latents.discrete, "gibbs")
+        kernel = usual_kernels(latents.kinds)
     if isinstance(kernel, Mapping | BySite):
         kernel = kernel if isinstance(kernel, BySite) else BySite(kernel)
-        kernel.check({name: name in latents.discrete for name in sorted(latents.names)}, "the latents of the model")
+        kernel.check(latents.kinds, "the latents of the model")
         _check_log_density(latents.trace, sorted(latents.discrete))
         return kernel
     is_gibbs = kernel is not None and resolve_kernel(kernel, is_discrete=None).is_discrete
