@@ -252,15 +252,17 @@ def make_target(
     info = initialize_model(
         rng_key, model, init_strategy=init_strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs
     )
+    known = _known(model, args, kwargs)
 
     def log_density(args, kwargs):
         potential = info.potential_fn(*args, **kwargs)
-        return ChainDensity(lambda z: -jnp.asarray(potential(z), float), _known(model, args, kwargs))
+        # The energy may depend on the arguments; a model without one is not run again to look for it.
+        return ChainDensity(lambda z: -jnp.asarray(potential(z), float), known and _known(model, args, kwargs))
 
     def postprocess(args, kwargs):
         return info.postprocess_fn(*args, **kwargs)
 
-    return Target(info.param_info.z, log_density, postprocess, known=_known(model, args, kwargs))
+    return Target(info.param_info.z, log_density, postprocess, known=known)
 
 
 def _discrete_target(
@@ -269,12 +271,13 @@ def _discrete_target(
     """Return the target of a model whose latents are all discrete; positions are the values themselves."""
     _check_values(latents)
     start = partial(_discrete_start, model, latents, args, kwargs, strategy)
+    known = _known(model, args, kwargs)
 
     def log_density(args, kwargs):
         def of_values(values):
             return jnp.asarray(util.log_density(handlers.seed(model, 0), args, kwargs, values)[0], float)
 
-        return ChainDensity(of_values, _known(model, args, kwargs))
+        return ChainDensity(of_values, known and _known(model, args, kwargs))
 
     def postprocess(args, kwargs, values):
         with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
@@ -287,7 +290,7 @@ def _discrete_target(
         log_density,
         lambda args, kwargs: partial(postprocess, args, kwargs),
         cast(Any, latents.discrete),
-        _known(model, args, kwargs),
+        known,
     )
 
 
