@@ -38,11 +38,8 @@ def test_conditionals_are_those_of_the_enumeration(name):
     chosen = RNG.permutation(len(codes))[:20]
     table = {tuple(code): weight for code, weight in zip(codes.tolist(), log_weights(energy, states), strict=True)}
     some = np.array([[2, 0], [1, 2]])
-    indices = (
-        None,
-        some,
-        jnp.asarray(1),
-    )  # all elements; elements that are known when the energy is traced; one that is not
+    # All elements, elements that are known when the energy is traced, and one that is not.
+    indices = (None, some, jnp.asarray(1))
     at = lambda index: jax.jit(jax.vmap(lambda x, i: energy.conditional_logits(x, index if i is None else i), (0, None)))  # noqa: E731
     x = jnp.asarray(states[chosen])
     every, given, one = (at(index)(x, index if isinstance(index, jax.Array) else None) for index in indices)
