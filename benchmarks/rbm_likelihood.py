@@ -4,11 +4,15 @@
 * ``mnist``: MNIST digits of 14 x 14 binary pixels and 200 hidden units; log Z is bounded from below by annealed importance
   sampling and from above by the way back from draws of the machine.
 
+The machine of mushrooms reaches -13.1 nats on held-out rows. With 10 000 updates the bounds of the machine of digits are
+1.2 nats apart, and more levels do not bring them together. After 20 000 updates they are 41 nats apart: the chains and the
+path then miss modes of the machine.
+
 Both are trained by persistent contrastive divergence with block Gibbs and Adam, whose rate falls to 0. The data are archives
 with packed bits, ``np.unpackbits(z["train"], axis=1)[:, :int(z["nvar"])]`` (``x`` and 196 columns for the digits).
 
     python benchmarks/rbm_likelihood.py mushrooms mushrooms.npz
-    python benchmarks/rbm_likelihood.py mnist mnist14_t10k_binary.npz --steps 20000
+    python benchmarks/rbm_likelihood.py mnist mnist14_t10k_binary.npz --steps 10000
 """
 
 import argparse
