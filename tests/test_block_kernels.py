@@ -17,6 +17,8 @@ from scipy.sparse.csgraph import connected_components
 import numpyro_ebm as ebm
 from numpyro_ebm.energies import RBM, GaussianRBM, Graph, GraphPotts, Ising
 from numpyro_ebm.kernels import chains
+from numpyro_ebm.kernels.block_draws import draw_blocks
+from numpyro_ebm.kernels.densities import Known
 from numpyro_ebm.kernels.swendsen_wang import label
 
 KEY = jax.random.key(0)
@@ -76,6 +78,46 @@ def test_chains_from_one_state_reach_the_distribution(case):
     start = jnp.broadcast_to(jnp.asarray(states[0]), (NUM, *d.event_shape))
     after = shares(advanced(kernel_of(kernel), d, start, 60), states)
     assert np.all(abs(after - p) < 5 * np.sqrt(p * (1 - p) / NUM))
+
+
+@pytest.mark.parametrize("name", ["mixed signs", "units", "categories, mixed signs"])
+@pytest.mark.parametrize("factor", [1.0, 0.4])
+def test_chains_that_are_drawn_together_are_those_drawn_one_by_one(name, factor):
+    d, states, _ = exact(name)
+    known, values = (
+        Known(ENERGIES[name], factor, 0.1 * RNG.normal(size=(states[0].size, len(d.discrete_values)))),
+        d.discrete_values,
+    )
+    keys, start = jax.random.split(KEY, 64), jnp.asarray(states[RNG.integers(len(states), size=64)])
+    together, _ = jax.vmap(lambda key, event: draw_blocks(key, known, values, event))(keys, start)
+    one_by_one = [draw_blocks(key, known, values, event)[0] for key, event in zip(keys, start, strict=True)]
+    np.testing.assert_array_equal(together, jnp.stack(one_by_one))
+    assert together.dtype == start.dtype
+
+
+def test_chains_with_energies_or_temperatures_of_their_own_are_drawn_by_them():
+    d, states, _ = exact("units")
+    keys, start = jax.random.split(KEY, 8), jnp.asarray(states[:8])
+    fields, factors = jnp.linspace(-1, 1, 8), jnp.linspace(0.2, 2, 8)
+
+    def draw(key, event, field, factor):
+        return draw_blocks(key, Known(Ising(SQUARE, 0.3, field, units="boolean"), factor), d.discrete_values, event)[0]
+
+    for axes in ((0, 0, 0, None), (0, 0, None, 0), (0, None, None, 0), (0, 0, 0, 0)):
+        args = [a if axis == 0 else a[3] for a, axis in zip((keys, start, fields, factors), axes, strict=True)]
+        each = [draw(*(a[k] if axis == 0 else a for a, axis in zip(args, axes, strict=True))) for k in range(8)]
+        np.testing.assert_array_equal(jax.vmap(draw, axes)(*args), jnp.stack(each))
+
+
+def test_a_base_without_mass_leaves_the_chains_in_place():
+    _, states, _ = exact("spins")
+    offsets, start = jnp.zeros((4, 2)).at[1].set(-jnp.inf), jnp.asarray(states[:5])
+    known = Known(ENERGIES["spins"], 1.0, offsets)
+    drawn, is_bad = jax.vmap(lambda key, event: draw_blocks(key, known, np.array([-1, 1]), event))(
+        jax.random.split(KEY, 5), start
+    )
+    np.testing.assert_array_equal(drawn, start)
+    assert np.all(is_bad)
 
 
 @pytest.mark.parametrize("kernel", ["block_gibbs", "swendsen_wang"])

@@ -74,6 +74,12 @@ def values_of(kind: object, num_categories: int) -> Int[np.ndarray, "values ..."
     return np.eye(num_categories, dtype=int) if isinstance(kind, OneHot) else None
 
 
+def numbers_of(kind: object) -> Int[np.ndarray, " values"] | None:
+    """Return the values of an element that are numbers, in increasing order; None for other constraints."""
+    bounds = interval_of(kind)
+    return values_of(kind, 0) if isinstance(kind, Spins) else None if bounds is None else np.arange(bounds[0], bounds[1] + 1)
+
+
 def interval_of(kind: Any) -> tuple[int, int] | None:
     """Return the bounds of ``constraints.boolean`` or ``constraints.integer_interval``; None for other constraints."""
     if type(kind) is type(constraints.boolean):

@@ -105,6 +105,27 @@ class AbstractEnergy(abc.ABC):
         raise NotImplementedError(f"The conditionals of {type(self).__name__} are not known.")
 
     @property
+    def has_logits_of_many(self) -> bool:
+        """Whether `logits_of_many` is known."""
+        return type(self).logits_of_many is not AbstractEnergy.logits_of_many
+
+    def logits_of_many(
+        self, elements: Shaped[Array, "elements events"], index: Int[np.ndarray, " chosen"]
+    ) -> Float[Array, "values chosen events"]:
+        """Return `conditional_logits` of elements in each of many events, which lie side by side on the last axis.
+
+        The elements of one number are then next to each other in memory, and a graph's neighbours are read in runs.
+
+        Args:
+            elements: the flat events, one per column, in any dtype that holds the values.
+            index: numbers of elements.
+
+        Raises:
+            NotImplementedError: for an energy without `has_logits_of_many`.
+        """
+        raise NotImplementedError(f"The conditionals of many events of {type(self).__name__} are not known.")
+
+    @property
     def blocks(self) -> tuple[np.ndarray, ...] | None:
         """Sets of elements, each independent within itself given the others, which together are all elements."""
         return None

@@ -14,6 +14,7 @@ from numpyro_ebm._core.discrete import spins
 from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
+from numpyro_ebm._core.uniforms import uniforms
 
 Units = Literal["boolean", "spins"]
 BOOLEAN_VALUES = np.array([0, 1])
@@ -60,7 +61,7 @@ class UnitEnergy(AbstractEnergy):
 
 def draw(rng_key: PRNGKey, logits: Float[Array, "..."]) -> Int[Array, "..."]:
     """Draw zeros and ones with these log odds of 1."""
-    return (jax.random.uniform(rng_key, logits.shape) < jax.nn.sigmoid(logits)).astype(int)
+    return (uniforms(rng_key, logits.shape, logits.dtype) < jax.nn.sigmoid(logits)).astype(int)
 
 
 def as_weights(owner: str, weights: ArrayLike) -> Float[Array, "d hidden"]:

@@ -1,5 +1,8 @@
 """The Ising model on a graph or a lattice."""
 
+import functools
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,6 +16,9 @@ from numpyro_ebm._core.typing import Array, ArrayLike, Scalar
 from numpyro_ebm.energies import elimination
 from numpyro_ebm.energies._units import UnitEnergy, Units, as_parameters, check_units, values_of_units
 from numpyro_ebm.energies.graph import Graph
+
+MOST_TERMS = 32
+"""Most neighbours of a node whose sum is written out term by term."""
 
 
 class Bonds(NamedTuple):
@@ -92,6 +98,19 @@ class Ising(UnitEnergy):
         return neighbor_sums(self.graph, self.couplings, x, index) + self.fields.reshape(-1)[index]
 
     @property
+    def has_logits_of_many(self) -> bool:
+        """Whether the graph's degrees are small: the sums over neighbours are written out."""
+        return has_short_sums(self.graph)
+
+    def logits_of_many(
+        self, elements: Shaped[Array, "elements events"], index: Int[np.ndarray, " chosen"]
+    ) -> Float[Array, "values chosen events"]:
+        """Return ``field_i * value`` for both values of elements, in each of many events."""
+        sums = sums_over_neighbors(self.graph, self.couplings, index, lambda nodes: as_floats(elements[nodes]))
+        fields = sums + self.fields.reshape(-1)[index][:, None]
+        return jnp.stack([float(value) * fields for value in values_of_units(self.units)])
+
+    @property
     def blocks(self) -> tuple[np.ndarray, ...]:
         """The nodes of each colour of the graph."""
         return self.graph.blocks
@@ -142,3 +161,21 @@ def neighbor_sums(
     own = couplings.at[edges].get(mode="fill", fill_value=0.0)  # 0 for the places without a neighbour
     # As a product and a sum, XLA of jaxlib 0.10 without fusion emitters (as the tests run it) gets large batches wrong.
     return jnp.vecdot(own, x[nodes], precision="highest")
+
+
+def has_short_sums(graph: Graph) -> bool:
+    """Return whether `sums_over_neighbors` suits a graph: a program with a term for each neighbour is not too long."""
+    return graph.neighbors[0].shape[1] <= MOST_TERMS
+
+
+def sums_over_neighbors(
+    graph: Graph,
+    couplings: Float[Array, " edges"],
+    index: Int[np.ndarray, " chosen"],
+    terms: Callable[[Int[np.ndarray, " chosen"]], Float[Array, "... chosen events"]],
+) -> Float[Array, "... chosen events"]:
+    """Return ``sum_j J_ij terms_j`` of nodes, over the neighbours of each, where a neighbour has a term in each event."""
+    nodes, edges = (table[index] for table in graph.neighbors)
+    own = couplings.at[edges].get(mode="fill", fill_value=0.0)
+    each = (own[:, k, None] * terms(nodes[:, k]) for k in range(nodes.shape[1]))
+    return functools.reduce(operator.add, each)

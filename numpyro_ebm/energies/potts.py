@@ -17,7 +17,7 @@ from numpyro_ebm._core.typing import Array, ArrayLike, Scalar
 from numpyro_ebm.energies import elimination
 from numpyro_ebm.energies._units import as_parameters, symmetric
 from numpyro_ebm.energies.graph import Graph
-from numpyro_ebm.energies.ising import Bonds, as_graph, take
+from numpyro_ebm.energies.ising import Bonds, as_graph, has_short_sums, sums_over_neighbors, take
 
 ON_DIAGONAL = (
     "Potts got couplings of a site to itself: use fields for them. Write couplings * (1 - jnp.eye(L))[:, None, :, None]."
@@ -237,6 +237,21 @@ class GraphPotts(AbstractEnergy):
         couplings = self.couplings.at[edges].get(mode="fill", fill_value=0.0)
         same = x[nodes][..., None] == jnp.arange(self.num_categories)
         return jnp.sum(couplings[..., None] * same, axis=-2) + self._fields[index]
+
+    @property
+    def has_logits_of_many(self) -> bool:
+        """Whether the graph's degrees are small: the sums over neighbours are written out."""
+        return has_short_sums(self.graph)
+
+    def logits_of_many(
+        self, elements: Shaped[Array, "elements events"], index: Int[np.ndarray, " chosen"]
+    ) -> Float[Array, "values chosen events"]:
+        """Return `conditional_logits` of nodes in each of many events."""
+        values = jnp.arange(self.num_categories, dtype=elements.dtype)[:, None, None]
+        sums = sums_over_neighbors(
+            self.graph, self.couplings, index, lambda nodes: (elements[nodes] == values).astype(float)
+        )
+        return sums + self._fields[index].T[..., None]
 
     @property
     def blocks(self) -> tuple[np.ndarray, ...]:

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import Start
@@ -65,7 +63,7 @@ class ContrastiveDivergence(ChainEstimator):
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """Start chains at the rows."""
-        return Start(jax.vmap(kernel.lift)(site.position), site.local)
+        return Start(kernel.lift_all(site.position), site.local)
 
     def fresh(self, rng_key, site: Site, num_chains):
         """Return the rows themselves."""

@@ -156,4 +156,4 @@ class CooperativeLearning(ChainEstimator):
         return {**draws, **latents}, CooperativeState(state.chains, advanced.health.acceptance_rate, averaging)
 
     def _start(self, draws: dict[str, Shaped[Array, "{site.num_rows} ..."]], site: Site, kernel) -> Start:
-        return Start(jax.vmap(kernel.lift)(jax.vmap(site.distribution.unconstrain)(draws[site.name])), site.local)
+        return Start(kernel.lift_all(jax.vmap(site.distribution.unconstrain)(draws[site.name])), site.local)

@@ -137,7 +137,7 @@ class DiffusionRecoveryLikelihood(ChainEstimator):
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """Start chains at the noisier copies, the origin of the recovery's coordinates."""
-        return Start(jax.vmap(kernel.lift)(jnp.zeros_like(site.position)), site.local)
+        return Start(kernel.lift_all(jnp.zeros_like(site.position)), site.local)
 
     def fresh(self, rng_key, site: Site, num_chains):
         """Return the noisier copies."""

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
 from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_rows
@@ -73,7 +71,7 @@ class MaximumLikelihood(ChainEstimator):
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
         """Start the chains at draws of ``start``, one per row."""
-        return Start(jax.vmap(kernel.lift)(draw_rows(self.start, rng_key, site)[0]), site.local)
+        return Start(kernel.lift_all(draw_rows(self.start, rng_key, site)[0]), site.local)
 
     def fresh(self, rng_key, site: Site, num_chains):
         """Return new draws of ``start``, one per row."""

@@ -149,7 +149,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
         for key, grid, own in zip(keys, self.grids(site), state.grids, strict=True):
             kernel = self.tuned(grid, own)
             position = grid.position if negatives is None else repeat_to(negatives, grid.position.shape)
-            start = Start(jax.vmap(kernel.lift)(position), grid.local)
+            start = Start(kernel.lift_all(position), grid.local)
             negatives, own = self.update(jax.random.split(key)[1], grid, own, kernel, start)
             values = values + self.contrast(grid, negatives, grid.local, paired=True)
             states.append(own)

@@ -93,6 +93,6 @@ class PersistentContrastiveDivergence(PoolEstimator):
             return super().begin(rng_key, site, state, kernel)
         slots = jnp.arange(site.num_rows) if site.index is None else site.index
         kept = jax.tree.map(lambda leaf: leaf[slots], pool_of(state))
-        fresh = jax.vmap(kernel.lift)(draw_rows(self.start, rng_key, site)[0])
+        fresh = kernel.lift_all(draw_rows(self.start, rng_key, site)[0])
         position = jax.tree.map(lambda new, old: jnp.where(over(kept.age < 0, old), new, old), fresh, kept.position)
         return Start(position, site.local, slots=slots, age=jnp.maximum(kept.age, 0), log_factor=kept.log_factor)

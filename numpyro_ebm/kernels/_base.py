@@ -121,6 +121,10 @@ class AbstractKernel(abc.ABC):
         """Return what the kernel moves, for one position of the target; for most kernels, the position itself."""
         return position
 
+    def lift_all(self, positions: Position) -> Position:
+        """Return what the kernel moves, in its own type, for a batch of positions with leaves ``(num_chains, ...)``."""
+        return self.as_positions(jax.vmap(self.lift)(positions))
+
     def lower(self, position: Position) -> Position:
         """Return the position of the target, given what the kernel moves: ``lower(lift(x))`` is ``x``."""
         return position

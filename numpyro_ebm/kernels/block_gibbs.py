@@ -4,16 +4,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 
-from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
 from numpyro_ebm.kernels._base import TransitionInfo, info, not_finite
+from numpyro_ebm.kernels.block_draws import draw_blocks, in_few_bytes
 from numpyro_ebm.kernels.densities import Known, described, known_of
-from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements, choose, take_values, without_bad
+from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements
 
 
 @record()
@@ -61,7 +60,20 @@ class BlockGibbs(DiscreteKernel):
             EnergyError: for an energy without blocks, and values that do not fit.
         """
         _checked(self.name, distribution.known)
-        return super().bind(distribution) if distribution.is_discrete else self
+        if not distribution.is_discrete:
+            return self
+        if self.values is not None:
+            return super().bind(distribution)
+        return self.adapted(values=jax.tree.map(in_few_bytes, distribution.discrete_values))
+
+    def as_positions(self, tree: PyTree) -> PyTree:
+        """Cast every leaf to the type of the values, a byte per element for small numbers, or to floats."""
+        dtype = float if self.values is None else jnp.result_type(*jax.tree.leaves(self.values))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+    def as_draws(self, tree: PyTree) -> PyTree:
+        """Return positions as draws: the default integers on a discrete support."""
+        return tree if self.values is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, int), tree)
 
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Return the position as the state."""
@@ -72,7 +84,7 @@ class BlockGibbs(DiscreteKernel):
         known = _checked(self.name, known_of(log_density))
         (event,), structure = jax.tree.flatten(state.position)
         if known.has_blocks:
-            new, was_bad = _drawn(rng_key, known, Elements.of(self.values, state.position), event)
+            new, was_bad = draw_blocks(rng_key, known, Elements.of(self.values, state.position).values[0], event)
             num = len(known.energy.blocks or ())
         else:
             new, was_bad = _swept(rng_key, known, event)
@@ -105,22 +117,3 @@ def _swept(rng_key: PRNGKey, known: Known, position: Array) -> tuple[Array, Bool
     new = known.sweep(rng_key, position)
     was_bad = not_finite(new, jax.lax.stop_gradient(jax.tree.leaves(known.energy)))
     return jnp.where(was_bad, position, new), was_bad
-
-
-def _drawn(
-    rng_key: PRNGKey, known: Known, elements: Elements, event: Shaped[Array, "*event"]
-) -> tuple[Array, Bool[Array, ""]]:
-    """Draw an event block by block from the conditionals of its elements; also return whether any was not finite."""
-    energy: Any = known.energy
-    # As floating-point numbers, which each conditional would make of them again; indices of categories stay integers.
-    held = as_floats(event) if energy.is_differentiable else event
-    values = elements.values[0].astype(held.dtype)
-    rows, was_bad, is_stuck = held.reshape(-1, *values.shape[1:]), jnp.zeros((), bool), jnp.zeros((), bool)
-    for block, key in zip(energy.blocks, jax.random.split(rng_key, len(energy.blocks)), strict=True):
-        logits, bad = without_bad(known.conditional_logits(rows.reshape(event.shape), block))
-        chosen = take_values(values, choose(jax.random.uniform(key, np.shape(block), logits.dtype), logits))
-        is_stuck |= jnp.any(jnp.all(logits == -jnp.inf, axis=-1))
-        rows, was_bad = rows.at[block].set(chosen, unique_indices=True, indices_are_sorted=True), was_bad | bad
-    # An element without a finite conditional cannot be drawn: the event stays as it was.
-    rows = jnp.where(is_stuck, held, rows.reshape(event.shape))
-    return rows.astype(event.dtype), was_bad

@@ -250,7 +250,7 @@ def begin(
     num_samples: int,
 ) -> Progress:
     """Prepare a `run`, up to its first transition. The arguments are those of `run`."""
-    positions = jax.vmap(kernel.lift)(kernel.as_positions(positions))
+    positions = kernel.lift_all(positions)
     num_chains = num_chains_of(positions)
 
     def start(key, position, row):

@@ -101,7 +101,7 @@ class Elements:
         return jnp.concatenate(pad)
 
 
-def choose(uniform: Float[Array, "..."], logits: Float[Array, "... values"]) -> Int[Array, "..."]:
+def choose(uniform: Float[Array, "..."], logits: Float[Array, "..."], axis: int = -1) -> Int[Array, "..."]:
     """Return the index of a value drawn with these log probabilities (up to a constant), by the inverse of their sums.
 
     An index whose logit is -inf is not drawn; where all are, the result is of no use.
@@ -109,11 +109,14 @@ def choose(uniform: Float[Array, "..."], logits: Float[Array, "... values"]) -> 
     Args:
         uniform: numbers in [0, 1), one per draw.
         logits: finite or -inf.
+        axis: the axis of the values.
     """
-    if logits.shape[-1] == 2:  # the same index, without sums along an axis
-        return (uniform >= jax.nn.sigmoid(logits[..., 0] - logits[..., 1])).astype(int)
-    sums = jnp.cumsum(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
-    return jnp.argmax(sums > uniform[..., None] * sums[..., -1:], axis=-1)
+    if logits.shape[axis] == 2:  # the same index, without sums along an axis
+        one, other = (jax.lax.index_in_dim(logits, k, axis, keepdims=False) for k in range(2))
+        return (uniform >= jax.nn.sigmoid(one - other)).astype(int)
+    sums = jnp.cumsum(jnp.exp(logits - jnp.max(logits, axis=axis, keepdims=True)), axis=axis)
+    total = jax.lax.index_in_dim(sums, -1, axis)
+    return jnp.argmax(sums > jnp.expand_dims(uniform, axis) * total, axis=axis)
 
 
 def take_values(values: Shaped[Array, "values ..."], index: Int[Array, "..."]) -> Shaped[Array, "..."]:

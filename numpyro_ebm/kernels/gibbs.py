@@ -10,6 +10,7 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
+from numpyro_ebm._core.uniforms import uniforms
 from numpyro_ebm.kernels._base import TransitionInfo, info
 from numpyro_ebm.kernels.densities import Known, known_of
 from numpyro_ebm.kernels.elements import DiscreteKernel, DiscreteState, Elements, choose, take_values, without_bad
@@ -80,7 +81,7 @@ class Gibbs(DiscreteKernel):
         elements, known = Elements.of(self.values, state.position), known_of(log_density)
         key_order, key_draws = jax.random.split(rng_key)
         order = self.order(key_order, sum(elements.sizes))
-        inputs = (order, jax.random.uniform(key_draws, order.shape, state.logdensity.dtype))
+        inputs = (order, uniforms(key_draws, order.shape, state.logdensity.dtype))
         if known is not None and known.energy.has_conditionals:
             position, bad = _by_conditionals(elements, state.position, known, inputs)
             moved = self.init(rng_key, position, log_density)
@@ -99,9 +100,9 @@ def _by_conditionals(
 
     def update(carry, inputs):
         rows, was_bad = carry
-        i, uniform = inputs
+        i, number = inputs
         logits, bad = without_bad(known.conditional_logits(rows.reshape(event.shape), i))
-        chosen = take_values(values, choose(uniform, logits))
+        chosen = take_values(values, choose(number, logits))
         return (rows.at[i].set(jnp.where(jnp.all(logits == -jnp.inf), rows[i], chosen)), was_bad | bad), None
 
     start = (event.reshape(-1, *values.shape[1:]), jnp.zeros((), bool))
@@ -119,9 +120,9 @@ def _by_densities(
 
     def update(carry, inputs):
         codes, logdensity, was_bad = carry
-        i, uniform = inputs
+        i, number = inputs
         logits, bad = logits_of(log_density, elements, state.position, codes, i, logdensity)
-        chosen = jnp.where(jnp.all(logits == -jnp.inf), codes[i], choose(uniform, logits))
+        chosen = jnp.where(jnp.all(logits == -jnp.inf), codes[i], choose(number, logits))
         logdensity = jnp.where(chosen == codes[i], logdensity, logits[chosen])
         return (codes.at[i].set(chosen.astype(codes.dtype)), logdensity, was_bad | bad), None
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
+from numpyro_ebm._core.uniforms import uniforms
 from numpyro_ebm.kernels._base import TransitionInfo, info
 from numpyro_ebm.kernels.densities import Known, described, known_of
 from numpyro_ebm.kernels.elements import BlockState, DiscreteKernel, Elements, choose, log_ratio
@@ -71,7 +72,7 @@ class SwendsenWang(DiscreteKernel):
 
         clusters = label(bonds.graph, _joined(key_bonds, bonds.graph, strengths, codes))
         logits = jax.ops.segment_sum(fields, clusters, bonds.graph.num_nodes)
-        drawn = choose(jax.random.uniform(key_values, (bonds.graph.num_nodes,), logits.dtype), logits)
+        drawn = choose(uniforms(key_values, (bonds.graph.num_nodes,), logits.dtype), logits)
         proposed = drawn[clusters].astype(codes.dtype)
 
         repulsive = jnp.minimum(strengths, 0.0)
@@ -107,8 +108,8 @@ def _joined(
 ) -> Bool[Array, " edges"]:
     """Draw the bonds: equal neighbours are joined with probability ``1 - exp(-strength)``, none where it is negative."""
     left, right = graph.edges.T
-    uniform = jax.random.uniform(rng_key, strengths.shape, strengths.dtype)
-    return (codes[left] == codes[right]) & (uniform < -jnp.expm1(-jnp.maximum(strengths, 0.0)))
+    drawn = uniforms(rng_key, strengths.shape, strengths.dtype)
+    return (codes[left] == codes[right]) & (drawn < -jnp.expm1(-jnp.maximum(strengths, 0.0)))
 
 
 def _agreement(graph: Any, strengths: Float[Array, " edges"], codes: Int[Array, " nodes"]) -> Scalar:

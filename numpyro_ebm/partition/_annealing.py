@@ -129,7 +129,7 @@ def anneal(
 
     num = len(levels.betas) - 1
     inputs = jax.random.split(rng_key, num), jnp.arange(num), levels.betas[:-1], jax.tree.map(lambda x: x[1:], levels)
-    lifted = jax.vmap(kernel.lift)(starts)
+    lifted = kernel.lift_all(starts)
     first = lifted, jnp.zeros(len(starts), float), jax.vmap(kernel.lower)(lifted)
     (positions, log_weights, ends), path = jax.lax.scan(level, first, inputs)
     path = jnp.concatenate([jnp.zeros(1), path[:num_levels]])
@@ -185,7 +185,7 @@ def adaptation_of(kernel: AbstractKernel, starts: Positions) -> tuple[Position, 
     log_step = None if kernel.target_acceptance is None else jnp.log(jnp.asarray(kernel.step_size, float))
     own_mass = getattr(kernel, "inverse_mass_matrix", None)
     log_mass = _log_variances(starts) if kernel.adapts_mass_matrix and own_mass is None else None
-    return jax.vmap(kernel.lift)(starts), (log_step, log_mass)
+    return kernel.lift_all(starts), (log_step, log_mass)
 
 
 def adapt(

@@ -124,7 +124,7 @@ class SequentialMonteCarlo(AbstractPartition):
         kernel = default_kernel(self.kernel, densities.distribution)
         num = self.num_particles
         population = Population(
-            blackjax.smc.tempered.init(jax.vmap(kernel.lift)(starts))._replace(tempering_param=jnp.zeros((), float)),
+            blackjax.smc.tempered.init(kernel.lift_all(starts))._replace(tempering_param=jnp.zeros((), float)),
             jnp.zeros((), float),
             jnp.zeros((), float),
             jnp.arange(num),

@@ -342,7 +342,7 @@ class ChainEstimator(AbstractEstimator):
         self, rng_key, site: Site, kernel: AbstractKernel, ended: Position, lost: Bool[Array, " chains"]
     ) -> Position:
         """Return the ends of the chains, with fresh starts in place of lost chains."""
-        fresh = kernel.as_positions(jax.vmap(kernel.lift)(self.fresh(rng_key, site, lost.shape[0])[0]))
+        fresh = kernel.lift_all(self.fresh(rng_key, site, lost.shape[0])[0])
         return jax.tree.map(lambda new, old: jnp.where(over(lost, old), new, old), fresh, ended)
 
     def _penalised(

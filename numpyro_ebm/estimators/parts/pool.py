@@ -51,7 +51,7 @@ class PoolEstimator(ChainEstimator):
         position, local = self.fresh(rng_key, site, size)
         log_factor = jnp.zeros(size, float) if local is not None and self._adapts else None
         kernel = self.kernel.bind(site.distribution)
-        lifted = kernel.as_positions(jax.vmap(kernel.lift)(position))
+        lifted = kernel.lift_all(position)
         pool = Pool(lifted, jnp.zeros(size, jnp.int32), jax.lax.stop_gradient(local), log_factor)
         return super().init(rng_key, site)._replace(pool=pool)
 
@@ -67,7 +67,7 @@ class PoolEstimator(ChainEstimator):
         if anew is not None:
             fresh_position, fresh_local = self.fresh(key_fresh, site, len(slots))
             zeros = jax.tree.map(jnp.zeros_like, kept)
-            lifted = kernel.as_positions(jax.vmap(kernel.lift)(fresh_position))
+            lifted = kernel.lift_all(fresh_position)
             fresh = zeros._replace(position=lifted, local=fresh_local)
             kept = jax.tree.map(lambda new, old: jnp.where(over(anew, old), new, old), fresh, kept)
         return Start(kept.position, kept.local, paired=False, slots=slots, age=kept.age, log_factor=kept.log_factor)
