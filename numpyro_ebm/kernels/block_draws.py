@@ -90,8 +90,8 @@ def _draw_many(
 ) -> tuple[Shaped[Array, " num *event"], Bool[Array, " num"]]:
     """Do the same with the chains on the last axis, and the values in the fewest bytes that hold them."""
     energy: Any = known.energy
-    values = in_few_bytes(values)
-    start = events.reshape(len(events), -1).astype(values.dtype).T
+    each = in_few_bytes(values)
+    start = events.reshape(len(events), -1).astype(each.dtype).T
     keys = jax.vmap(lambda key: jax.random.split(key, len(energy.blocks)))(rng_keys)
     elements = start
     for k, block in enumerate(energy.blocks):
@@ -99,7 +99,7 @@ def _draw_many(
         if known.offsets is not None:
             logits = logits + known.offsets[block].T[..., None]
         drawn = jax.vmap(partial(uniforms, shape=block.shape, dtype=logits.dtype), out_axes=-1)(keys[:, k])
-        chosen = take_values(values, choose(drawn, logits, axis=0))
+        chosen = take_values(each, choose(drawn, logits, axis=0))
         elements = elements.at[block].set(chosen, unique_indices=True, indices_are_sorted=True)
     is_stuck = _cannot_be_drawn(known)
     ended = jnp.where(is_stuck, start, elements)
