@@ -112,6 +112,15 @@ def num_states(values: Shaped[np.ndarray | Array, "values ..."], event_shape: tu
     return len(values) ** num_elements(values, event_shape)
 
 
+def state_at(
+    values: Shaped[np.ndarray | Array, "values ..."], event_shape: tuple[int, ...], index: Int[Array, ""]
+) -> Shaped[Array, "*event"]:
+    """Return the state with a number, whose digits in base ``num_values`` are the codes of its elements."""
+    values = jnp.asarray(values)
+    places = len(values) ** jnp.arange(num_elements(values, event_shape))
+    return values[index // places % len(values)].reshape(event_shape)
+
+
 def log_sum_over_states(
     values: Shaped[np.ndarray | Array, "values ..."],
     event_shape: tuple[int, ...],
@@ -136,11 +145,9 @@ def log_sum_over_states(
             f"A sum over {len(values)}**{size} states is beyond 2**30. Write "
             "numpyro_ebm.log_partition(rng_key, distribution, method='ais')."
         )
-    places = len(values) ** jnp.arange(size)
 
     def at_index(index):
-        event = values[index // places % len(values)].reshape(event_shape)
-        return jnp.where(index < count, log_density(event), -jnp.inf)
+        return jnp.where(index < count, log_density(state_at(values, event_shape, index)), -jnp.inf)
 
     def of_block(first):
         return jax.nn.logsumexp(jax.vmap(at_index)(first + jnp.arange(min(AT_ONCE, count))))

@@ -24,7 +24,7 @@ from numpyro_ebm.kernels.densities import Known, keep
 from numpyro_ebm.kernels.layout import check_start, draw_start, rows_local, starts_of
 from numpyro_ebm.kernels.names import kernel_of
 from numpyro_ebm.kernels.starts import check_starts, initial_is_finite
-from numpyro_ebm.sampling import _target
+from numpyro_ebm.sampling import target as _target
 
 PerDraw: TypeAlias = Shaped[Array, "chains draws ..."]
 """Values of any shape, one per chain and draw."""

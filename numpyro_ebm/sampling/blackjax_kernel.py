@@ -18,7 +18,7 @@ from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.kernels import AbstractKernel, adaptation
 from numpyro_ebm.kernels.names import resolve_kernel
-from numpyro_ebm.sampling import _target
+from numpyro_ebm.sampling import target as _target
 
 
 class BlackJAXState(NamedTuple):

@@ -1,0 +1,145 @@
+"""Data sets drawn from the energies of a model at given parameters, by chains or exactly."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Shaped
+
+from numpyro_ebm._core.errors import EnergyError, at_site, nearest
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
+from numpyro_ebm.bayes._posterior import Energies
+from numpyro_ebm.bayes.exact_samplers import EXACT_SAMPLERS
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.kernels import AbstractKernel, chains
+from numpyro_ebm.kernels.averaging import averaging_of, next_averaging
+from numpyro_ebm.kernels.densities import keep
+from numpyro_ebm.kernels.names import kernel_of
+
+ExactSampler = Callable[[PRNGKey, Energies, str], Shaped[Array, " rows *event"]]
+
+
+class Drawn(NamedTuple):
+    """One data set of a site.
+
+    Attributes:
+        positions: the rows in unconstrained space.
+        acceptance_rate: mean acceptance of the chains; 1 for exact draws.
+        move: root mean square distance of the rows from where their chains started, in standard deviations of the data.
+    """
+
+    positions: Shaped[Array, " rows *position"]
+    acceptance_rate: Scalar
+    move: Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary:
+    """How data sets of one site are drawn: by transitions of a kernel that start at the data, or by an exact sampler.
+
+    Attributes:
+        kernel: the kernel, bound to the site's distribution; None for exact draws.
+        num_steps: transitions.
+        exact: the exact sampler, ``exact(rng_key, energies, name)``; None for chains.
+    """
+
+    kernel: AbstractKernel | None
+    num_steps: int
+    exact: ExactSampler | None = None
+
+    def averaging(self) -> Any:
+        """Return the first state of the step size's dual averaging; None for a kernel whose step size does not adapt."""
+        adapts = self.kernel is not None and self.kernel.target_acceptance is not None
+        return averaging_of(self.kernel) if adapts and self.kernel is not None else None
+
+    def next_averaging(self, averaging: Any, acceptance_rate: Scalar) -> Any:
+        """Return the state after one more data set."""
+        return None if self.kernel is None or averaging is None else next_averaging(averaging, self.kernel, acceptance_rate)
+
+    def draw(self, rng_key: PRNGKey, energies: Energies, name: str, step_size: Scalar | None) -> Drawn:
+        """Draw a data set of the named site at given latents, through which no gradient flows."""
+        site = energies.sites[name]
+        if self.exact is not None:
+            rows = self.exact(rng_key, energies, name)
+            positions = jax.vmap(site.distribution.unconstrain)(rows)
+            return Drawn(jax.lax.stop_gradient(positions), jnp.ones((), float), _move(site, positions))
+        kernel: Any = self.kernel if step_size is None else self.kernel.adapted(step_size=step_size)  # pyright: ignore
+        log_density = keep(site.log_density, site.distribution.known)
+        start = kernel.lift_all(site.position)
+        advanced = chains.advance(rng_key, kernel, log_density, start, site.local, num_steps=self.num_steps)
+        positions = jax.lax.stop_gradient(jax.vmap(kernel.lower)(kernel.as_draws(advanced.positions)))
+        return Drawn(positions, advanced.health.acceptance_rate, _move(site, positions))
+
+
+def log_densities(site: Site, positions: Shaped[Array, " rows *position"]) -> Scalar:
+    """Return the unnormalised log density of a data set at the parameters of a site, over the rows that take part."""
+    values = jax.vmap(site.log_density)(positions, site.local)
+    return jnp.sum(values if site.mask is None else jnp.where(site.mask, values, 0.0))
+
+
+def auxiliaries(
+    owner: str,
+    sites: Mapping[str, Site],
+    inner: Any,
+    num_steps: int,
+    exact_sampler: Any,
+) -> dict[str, Auxiliary]:
+    """Return how the data sets of each site are drawn.
+
+    Raises:
+        EnergyError: for a kernel that does not fit the site, no step, and an unknown name of a site or an exact sampler.
+    """
+    check_count(owner, "num_steps", num_steps)
+    exact = exact_sampler if isinstance(exact_sampler, Mapping) else dict.fromkeys(sites, exact_sampler)
+    by_site = isinstance(inner, Mapping) and set(inner) & set(sites)
+    for name in (*exact, *(inner if by_site else ())):
+        if name not in sites:
+            raise EnergyError(f"The model has no energy site '{name}'. {nearest(name, sites)}")
+    found = {}
+    for name, site in sites.items():
+        with at_site(name):
+            if exact.get(name) is not None:
+                found[name] = Auxiliary(None, 0, exact_sampler_of(exact[name]))
+                continue
+            kernel = kernel_of(inner.get(name) if by_site else inner, site.distribution, usual="mala")
+            found[name] = Auxiliary(kernel.bind(site.distribution), num_steps)
+    return found
+
+
+def exact_sampler_of(sampler: Any) -> ExactSampler:
+    """Return an exact sampler, given its name or itself.
+
+    Raises:
+        EnergyError: for an unknown name.
+        TypeError: for anything that is neither.
+    """
+    if isinstance(sampler, str):
+        if sampler not in EXACT_SAMPLERS:
+            raise EnergyError(f"Unknown exact sampler '{sampler}'. {nearest(sampler, EXACT_SAMPLERS)}")
+        named = EXACT_SAMPLERS[sampler]
+        return lambda rng_key, energies, name: named(rng_key, energies.sites[name])
+    if not callable(sampler):
+        raise TypeError(
+            f"exact_sampler needs a name or a function (rng_key, latents) that returns rows; got {type(sampler).__name__}."
+        )
+
+    def draw(rng_key, energies, name):
+        rows, wanted = jnp.asarray(sampler(rng_key, energies.latents)), energies.sites[name].value.shape
+        if rows.shape != wanted:
+            raise EnergyError(
+                f"At site '{name}': exact_sampler returned shape {rows.shape}, and the data have {wanted}. Write a function "
+                "(rng_key, latents) that draws as many rows as there are."
+            )
+        return rows
+
+    return draw
+
+
+def _move(site: Site, positions: Shaped[Array, " rows *position"]) -> Float[Array, ""]:
+    spread = jnp.where(site.spread > 0, site.spread, 1.0)
+    moves = (positions - site.position) / spread
+    squares = jnp.mean(moves.reshape(len(moves), -1) ** 2, axis=1)
+    return jnp.sqrt(jnp.mean(squares) if site.mask is None else jnp.mean(squares, where=site.mask))

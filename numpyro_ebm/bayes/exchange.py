@@ -1,0 +1,372 @@
+"""`ExchangeKernel`: posteriors over the parameters of an energy, honest about log Z."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Bool, Int
+from numpyro.infer import init_to_median
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.jax_modes import in_own_modes
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
+from numpyro_ebm.bayes._auxiliary import Auxiliary, auxiliaries, log_densities
+from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
+from numpyro_ebm.bayes.proposals import PROPOSALS, AbstractProposal
+from numpyro_ebm.kernels import AbstractKernel, adaptation
+from numpyro_ebm.sampling.target import check_model
+
+
+class ExchangeState(NamedTuple):
+    """State of one chain of `ExchangeKernel`.
+
+    Attributes:
+        i: number of transitions so far.
+        z: unconstrained latents by site.
+        log_joint: log density of prior and data at ``z`` without log Z.
+        gradient: noisy gradient of the log posterior at ``z``, flat; 0 for proposals that use none.
+        warmup: the proposal as adapted so far.
+        averaging: by energy site, dual averaging of the step size of the inner kernel; None for one without.
+        accept_prob: acceptance probability of the last transition.
+        mean_accept_prob: mean acceptance probability since the start, or since the end of the warm-up.
+        inner_accept_prob: mean acceptance probability of the inner chains of the last transition, over the energy sites.
+        inner_move: root mean square distance of the auxiliary data from the data where they started, in their standard
+            deviations, the least of the energy sites.
+        is_nonfinite: whether the last acceptance ratio was not a number.
+        rng_key: random key.
+    """
+
+    i: Int[Array, "*chains"]
+    z: Latents
+    log_joint: Chains
+    gradient: Array
+    warmup: adaptation.WarmupState
+    averaging: dict[str, Any]
+    accept_prob: Chains
+    mean_accept_prob: Chains
+    inner_accept_prob: Chains
+    inner_move: Chains
+    is_nonfinite: Bool[Array, "*chains"]
+    rng_key: PRNGKey | PRNGKeys
+
+
+class ExchangeKernel(MCMCKernel):
+    r"""The exchange algorithm in ``numpyro.infer.MCMC``: draws from the posterior of a model that observes energies.
+
+    The likelihood of an energy is ``f(x; theta) / Z(theta)``. For proposed parameters the kernel draws an auxiliary data set
+    ``w`` from the energy at them, and accepts with the probability
+
+    .. math:: \min\Big(1, \frac{\pi(\theta') f(x; \theta')}{\pi(\theta) f(x; \theta)} \cdot
+        \frac{q(\theta \mid \theta')}{q(\theta' \mid \theta)} \cdot \frac{f(w; \theta)}{f(w; \theta')}\Big),
+        \qquad w \sim f(\cdot; \theta') / Z(\theta')
+
+    in which Z cancels. The posterior is exact if the auxiliary data are exact draws. Those of a chain are exact in the limit
+    of many steps, and too few bias the posterior: ``inner_move`` of `ExchangeState` says how far they came, and
+    `check_exchange` tests the result.
+
+    All continuous latents of the model move, those of hyperpriors and of other likelihoods included; several energies, in
+    plates or not, have auxiliary data of their own. Rows share one auxiliary draw each, with their context.
+
+    Args:
+        model: a NumPyro model that observes one or more energies.
+        inner: the kernel of the auxiliary chains: a name from `available_kernels`, a kernel object, or a mapping by energy
+            site; None for "mala", and "gibbs" on a discrete support. Its step size adapts during the warm-up.
+        num_steps: transitions of an auxiliary chain, which starts at the data.
+        exact_sampler: in place of chains, exact draws: "enumeration" of the states of a discrete event,
+            "coupling_from_the_past" for an `Ising` energy, a function ``(rng_key, latents)`` of
+            the constrained latents by name, which returns the rows ``(num_rows, *event_shape)``; or a mapping by energy
+            site.
+        num_bridges: intermediate densities between ``theta'`` and ``theta``, through which the auxiliary data are annealed
+            with one transition of the inner kernel at each; they raise the acceptance of large data sets.
+        proposal: "random_walk", "differences", "noisy_mala", or an object; None for "differences" if there are, in
+            ``chain_method="vectorized"``, an even number of chains and at least twice as many as parameters, and for
+            "random_walk" elsewhere.
+        params: values of the model's ``numpyro.param`` sites, which stay fixed.
+        init_strategy: as in NumPyro's kernels.
+
+    Raises:
+        EnergyError: (a ValueError) for an unknown name; at the first run, for a model without an observed energy, or with a
+            latent one, discrete latents, a scale or a subsampled plate at an energy, parameters without values, a kernel
+            that does not fit, and "differences" without a population of chains.
+        TypeError: for a model that is not callable.
+
+    Example:
+        >>> mcmc = MCMC(ExchangeKernel(model, "gibbs", num_steps=50), num_warmup=1000, num_samples=5000)  # doctest: +SKIP
+
+    References:
+        Murray, Ghahramani and MacKay, MCMC for doubly-intractable distributions (2006).
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        inner: str | AbstractKernel | Mapping[str, Any] | None = None,
+        *,
+        num_steps: int = 50,
+        exact_sampler: Any = None,
+        num_bridges: int = 0,
+        proposal: str | AbstractProposal | None = None,
+        params: PyTree | None = None,
+        init_strategy: Callable = init_to_median,
+    ):
+        if not callable(model):
+            raise TypeError(f"ExchangeKernel needs a NumPyro model; got {type(model).__name__}.")
+        check_count("ExchangeKernel", "num_steps", num_steps)
+        check_count("ExchangeKernel", "num_bridges", num_bridges, 0)
+        if inner is not None and exact_sampler is not None and not isinstance(exact_sampler, Mapping) and not num_bridges:
+            raise EnergyError("ExchangeKernel got inner and exact_sampler, of which only one draws. Leave one out.")
+        # Read-only: the functions that NumPyro has compiled would not see a change.
+        self._model, self._params, self._init_strategy = model, params, init_strategy
+        self._inner, self._num_steps, self._exact_sampler = inner, int(num_steps), exact_sampler
+        self._num_bridges = int(num_bridges)
+        self._proposal = None if proposal is None else PROPOSALS.resolve(proposal)
+        # NumPyro reads these attributes before the first run.
+        self._is_batch = False
+        self._posterior: Posterior | None = None
+        self._auxiliaries: dict[str, Auxiliary] = {}
+        self._used: AbstractProposal | None = self._proposal
+        self._num_warmup = 0
+        self._stages = jnp.zeros((0, 2), jnp.int32)
+
+    @property
+    def model(self) -> Callable:
+        """The model as given."""
+        return self._model
+
+    @property
+    def sample_field(self) -> str:
+        """Name of the state field that holds the draw."""
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """Names of the draw and of the statistics."""
+        return ("z", "accept_prob", "inner_accept_prob", "inner_move", "is_nonfinite")
+
+    @property
+    def is_ensemble_kernel(self) -> bool:
+        """Whether chains depend on each other, so that NumPyro has to run them together."""
+        return self._used is not None and self._used.uses_population
+
+    @in_own_modes
+    def init(
+        self,
+        rng_key: PRNGKey | PRNGKeys,
+        num_warmup: int,
+        init_params: PyTree | None,
+        model_args: tuple,
+        model_kwargs: dict,
+    ) -> ExchangeState:
+        """Return the state of one chain, or of a batch of chains for a batch of keys."""
+        kwargs = model_kwargs or {}
+        if not isinstance(rng_key, Array | np.ndarray):  # an array holds one key, or the keys of many chains
+            check_key("MCMC.run", rng_key)
+        check_model(self._model, self._params, model_args, kwargs)
+        sites = check_energies("ExchangeKernel", self._model, self._params, model_args, kwargs)
+        self._auxiliaries = auxiliaries("ExchangeKernel", sites, self._inner, self._num_steps, self._exact_sampler)
+        self._is_batch = not is_prng_key(rng_key)
+        keys = jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1) if self._is_batch else jax.random.split(rng_key)
+        self._posterior = make_posterior(keys[0], self._model, self._params, self._init_strategy, model_args, kwargs)
+        position = self._posterior.position if init_params is None else init_params
+        self._num_warmup, self._used = num_warmup, self._proposal_for(position)
+        self._stages = adaptation.schedule(self._used, num_warmup)  # pyright: ignore[reportArgumentType]
+        start = partial(self._start, model_args, kwargs)
+        return jax.jit(jax.vmap(start) if self._is_batch else start)(keys[1], position)
+
+    @in_own_modes
+    def sample(self, state: ExchangeState, model_args: tuple, model_kwargs: dict) -> ExchangeState:
+        """Return the state after one transition."""
+        _, proposal = self._ready()
+        transition = partial(self._transition, model_args, model_kwargs or {})
+        if not self._is_batch:
+            return transition(state, self._no_partners(state))
+        if not proposal.uses_population:
+            partners = jax.vmap(self._no_partners)(state)
+            return jax.vmap(transition)(state, partners)
+        return _by_halves(transition, state)
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
+        """Return the map from unconstrained latents to constrained latents and deterministic sites."""
+        if self._posterior is None:
+            return lambda z: z
+        return self._posterior.postprocess(model_args, model_kwargs or {})
+
+    def get_diagnostics_str(self, state: ExchangeState) -> str:
+        """Return the text for the progress bar."""
+        return f"acceptance {jnp.mean(state.mean_accept_prob):.2f}, inner move {jnp.mean(state.inner_move):.2f}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the settings only; a run rebuilds the rest."""
+        return {**self.__dict__, "_posterior": None, "_auxiliaries": {}}
+
+    def _proposal_for(self, position: Latents) -> AbstractProposal:
+        """Return the proposal, by the number of chains where none was given."""
+        leaves = jax.tree.leaves(position)
+        num_chains = leaves[0].shape[0] if self._is_batch else 1
+        size = sum(leaf.size for leaf in leaves) // num_chains
+        if self._proposal is None:
+            is_population = self._is_batch and num_chains % 2 == 0 and num_chains >= max(2 * size, 4)
+            return PROPOSALS.resolve("differences" if is_population else "random_walk")
+        if self._proposal.uses_population and (not self._is_batch or num_chains % 2 or num_chains < 4):
+            raise EnergyError(
+                f"The proposal '{self._proposal.name}' moves along differences between chains of the other half, so it "
+                f"needs an even number of chains, four or more, run together; got {num_chains}. Write "
+                "MCMC(kernel, num_chains=16, chain_method='vectorized', ...), or proposal='random_walk'."
+            )
+        return self._proposal
+
+    def _start(self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents) -> ExchangeState:
+        posterior, proposal = self._ready()
+        flat, _ = ravel_pytree(position)
+        rng_key, key = jax.random.split(rng_key)
+        averaging = {name: each.averaging() for name, each in self._auxiliaries.items()}
+        zero = jnp.zeros((), float)
+        started = proposal.started(flat.size)
+        state = ExchangeState(
+            i=jnp.zeros((), jnp.int32),
+            z=position,
+            log_joint=posterior.log_joint(args, kwargs)(position),
+            gradient=jnp.zeros_like(flat),
+            warmup=adaptation.start(started, position),
+            averaging=averaging,
+            accept_prob=zero,
+            mean_accept_prob=zero,
+            inner_accept_prob=zero,
+            inner_move=zero,
+            is_nonfinite=jnp.zeros((), bool),
+            rng_key=rng_key,
+        )
+        return state._replace(gradient=self._gradient(args, kwargs, key, position, state))
+
+    def _transition(self, args: tuple, kwargs: dict, state: ExchangeState, partners: Array) -> ExchangeState:
+        posterior, _ = self._ready()
+        rng_key, key_propose, key_draw, key_gradient, key_accept = jax.random.split(state.rng_key, 5)
+        proposal: Any = state.warmup.kernel
+        flat, unravel = ravel_pytree(state.z)
+        new_flat = proposal.propose(key_propose, flat, state.gradient, partners)
+        new = unravel(new_flat)
+        log_joint, energies = posterior.log_joint(args, kwargs)(new), posterior.energies(args, kwargs)
+        exchanged, drawn = self._exchange(key_draw, energies(state.z), energies(new), state)
+        gradient = self._gradient(args, kwargs, key_gradient, new, state)
+        ratio = log_joint - state.log_joint + proposal.log_ratio(flat, state.gradient, new_flat, gradient) + exchanged
+        is_bad = jnp.isnan(ratio)
+        ratio = jnp.where(is_bad, -jnp.inf, ratio)
+        accepted = jnp.log1p(-jax.random.uniform(key_accept)) < ratio
+        z, log_joint, gradient = jax.tree.map(
+            lambda a, b: jnp.where(accepted, a, b), (new, log_joint, gradient), (state.z, state.log_joint, state.gradient)
+        )
+        accept_prob = jnp.exp(jnp.minimum(ratio, 0.0))
+        i = state.i + 1
+        since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
+        rates = [each.acceptance_rate for each in drawn.values()]
+        return ExchangeState(
+            i=i,
+            z=z,
+            log_joint=log_joint,
+            gradient=gradient,
+            warmup=self._adapted(state, z, accept_prob),
+            averaging=self._averaged(state, drawn),
+            accept_prob=accept_prob,
+            mean_accept_prob=state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / since,
+            inner_accept_prob=jnp.mean(jnp.stack(rates)),
+            inner_move=jnp.min(jnp.stack([each.move for each in drawn.values()])),
+            is_nonfinite=is_bad,
+            rng_key=rng_key,
+        )
+
+    def _exchange(
+        self, rng_key: PRNGKey, old: Energies, new: Energies, state: ExchangeState
+    ) -> tuple[Scalar, dict[str, Any]]:
+        """Return the log ratio of the auxiliary data's densities at the old and the new parameters, over all sites."""
+        total, drawn = jnp.zeros((), float), {}
+        for key, (name, auxiliary) in zip(
+            jax.random.split(rng_key, len(self._auxiliaries)), self._auxiliaries.items(), strict=True
+        ):
+            drawn[name] = auxiliary.draw(key, new, name, self._step_size(state, name))
+            positions = drawn[name].positions
+            total += log_densities(old.sites[name], positions) - log_densities(new.sites[name], positions)
+        return total, drawn
+
+    def _gradient(self, args: tuple, kwargs: dict, rng_key: PRNGKey, z: Latents, state: ExchangeState) -> Array:
+        """Return the gradient of the log posterior, with the model term as a mean over data sets drawn at ``z``."""
+        posterior, proposal = self._ready()
+        if not proposal.num_gradient_draws:
+            return jnp.zeros_like(ravel_pytree(z)[0])
+        energies = posterior.energies(args, kwargs)
+        here = energies(z)
+
+        def draw(key):
+            pairs = zip(jax.random.split(key, len(self._auxiliaries)), self._auxiliaries.items(), strict=True)
+            return {name: each.draw(key, here, name, self._step_size(state, name)).positions for key, (name, each) in pairs}
+
+        sets = jax.vmap(draw)(jax.random.split(rng_key, proposal.num_gradient_draws))
+
+        def surrogate(z):
+            at_z = energies(z).sites
+            terms = jax.vmap(lambda one: sum(log_densities(at_z[name], one[name]) for name in at_z))(sets)
+            return posterior.log_joint(args, kwargs)(z) - jnp.mean(terms)
+
+        return ravel_pytree(jax.grad(surrogate)(z))[0]
+
+    def _step_size(self, state: ExchangeState, name: str) -> Scalar | None:
+        """Return the step size of an inner kernel: the current one in the warm-up, the averaged one after it."""
+        averaging = state.averaging[name]
+        if averaging is None:
+            return None
+        return jnp.exp(jnp.where(state.i < self._num_warmup, averaging.log_step_size, averaging.log_step_size_avg))
+
+    def _averaged(self, state: ExchangeState, drawn: dict[str, Any]) -> dict[str, Any]:
+        """Return the dual averaging of the inner step sizes, which ends with the warm-up."""
+        new = {
+            name: each.next_averaging(state.averaging[name], drawn[name].acceptance_rate)
+            for name, each in self._auxiliaries.items()
+        }
+        return jax.tree.map(lambda a, b: jnp.where(state.i < self._num_warmup, a, b), new, state.averaging)
+
+    def _adapted(self, state: ExchangeState, z: Latents, accept_prob: Scalar) -> adaptation.WarmupState:
+        if not self._num_warmup:
+            return state.warmup
+        return adaptation.update_at(self._stages, state.i, state.warmup, z, _Accepted(accept_prob))  # pyright: ignore
+
+    def _no_partners(self, state: ExchangeState) -> Array:
+        flat = ravel_pytree(state.z)[0]
+        return jnp.zeros((2, flat.size), flat.dtype)
+
+    def _ready(self) -> tuple[Posterior, AbstractProposal]:
+        if self._posterior is None or self._used is None:
+            raise EnergyError("ExchangeKernel.sample was called before init. Run it in numpyro.infer.MCMC.")
+        return self._posterior, self._used
+
+
+class _Accepted(NamedTuple):
+    """What the adaptation needs of a transition."""
+
+    acceptance_rate: Scalar
+
+
+def _by_halves(transition: Callable, state: ExchangeState) -> ExchangeState:
+    """Move one half of the chains after the other, each along differences of two chains of the other half."""
+    num_chains = state.i.shape[0]
+    half = num_chains // 2
+    first, second = jax.tree.map(lambda leaf: leaf[:half], state), jax.tree.map(lambda leaf: leaf[half:], state)
+    first = _moved(transition, first, second)
+    second = _moved(transition, second, first)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def _moved(transition: Callable, state: ExchangeState, others: ExchangeState) -> ExchangeState:
+    flat = jax.vmap(lambda z: ravel_pytree(z)[0])(others.z)
+
+    def move(state):
+        rng_key, key = jax.random.split(state.rng_key)
+        return transition(state._replace(rng_key=rng_key), flat[jax.random.choice(key, len(flat), (2,), replace=False)])
+
+    return jax.vmap(move)(state)

@@ -1,0 +1,216 @@
+"""Proposals of new parameters: a random walk, differences between chains, and steps along a noisy gradient."""
+
+import abc
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.records import record
+from numpyro_ebm._core.registry import Registry
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
+
+Flat = Float[Array, " d"]
+
+
+class AbstractProposal(abc.ABC):
+    """A proposal for the unconstrained parameters, as one flat vector.
+
+    During NumPyro's warm-up the step size adapts to ``target_acceptance`` by dual averaging, and the mass matrix is
+    estimated in Stan's windows.
+
+    Attributes:
+        step_size: factor of the proposal's lengths.
+        inverse_mass_matrix: ``(d, d)``, an estimate of the covariance of the posterior; None before the warm-up.
+        target_acceptance: acceptance rate to which the step size adapts; None for a step size that does not adapt.
+        uses_population: whether a proposal needs the parameters of other chains.
+        num_gradient_draws: data sets that are drawn from the model for each gradient; 0 for a proposal without one.
+    """
+
+    name: ClassVar[str]
+    uses_population: ClassVar[bool] = False
+    adapts_mass_matrix: ClassVar[bool] = True
+    parts: ClassVar[tuple[Any, ...]] = ()
+    target_acceptance: ClassVar[float | None] = None
+    num_gradient_draws: int = 0
+    step_size: Any
+    inverse_mass_matrix: Any
+
+    def __post_init__(self):
+        if is_concrete(self.step_size) and not (np.isfinite(self.step_size) and self.step_size > 0):
+            owner = type(self).__name__
+            raise EnergyError(f"{owner} needs step_size > 0; got {self.step_size!r}. Write {owner}(step_size=1.0).")
+
+    @abc.abstractmethod
+    def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
+        """Return new parameters.
+
+        Args:
+            rng_key: random key.
+            z: the parameters.
+            gradient: noisy gradient of the log posterior at ``z``; 0 for a proposal that does not use it.
+            partners: parameters of two other chains; 0 for a proposal that does not use them.
+        """
+
+    def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
+        """Return ``log q(z | new) - log q(new | z)``; 0 for a symmetric proposal."""
+        return jnp.zeros((), float)
+
+    def started(self, num_parameters: int) -> Any:
+        """Return the proposal with a unit matrix where none is given."""
+        if self.inverse_mass_matrix is not None:
+            return self
+        return self.adapted(inverse_mass_matrix=jnp.eye(num_parameters))
+
+    def adapted(self, **settings: Any) -> Any:
+        """Return the same proposal with adapted settings."""
+        leaves = {"step_size": self.step_size, "inverse_mass_matrix": self.inverse_mass_matrix} | settings
+        new = object.__new__(type(self))
+        for field in self.__dataclass_fields__:  # pyright: ignore[reportAttributeAccessIssue]
+            object.__setattr__(new, field, leaves.get(field, getattr(self, field)))
+        return new
+
+    def lower(self, position: Any) -> Any:
+        """Return the position itself."""
+        return position
+
+
+@record()
+class RandomWalk(AbstractProposal):
+    r"""A Gaussian step whose covariance is estimated during the warm-up.
+
+    .. math:: \theta' = \theta + \varepsilon\, \tfrac{2.38}{\sqrt d}\, L \xi, \qquad
+        L L^\top = \widehat{\mathrm{cov}}(\theta)
+
+    Args:
+        step_size: the factor ``epsilon``, which adapts to an acceptance rate of 0.25.
+        inverse_mass_matrix: ``(d, d)``, the first estimate of the covariance, over the flat unconstrained parameters in the
+            order of their names; None for the unit matrix.
+
+    Raises:
+        EnergyError: for a step size that is not positive.
+
+    Example:
+        ``ExchangeKernel(model, proposal=RandomWalk(step_size=0.5))``
+
+    References:
+        Haario, Saksman and Tamminen, An adaptive Metropolis algorithm (2001).
+    """
+
+    name: ClassVar[str] = "random_walk"
+    target_acceptance: ClassVar[float | None] = 0.25
+    step_size: Any = 1.0
+    inverse_mass_matrix: Any = None
+
+    def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
+        """Add a Gaussian step."""
+        length = self.step_size * 2.38 / np.sqrt(z.size)
+        return z + length * (jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype))
+
+
+@record()
+class Differences(AbstractProposal):
+    r"""A step along the difference of two other chains: adaptive direction sampling, which needs no tuning.
+
+    .. math:: \theta_i' = \theta_i + \gamma (\theta_j - \theta_k) + \gamma \sigma |\theta_j - \theta_k| \xi, \qquad
+        \gamma = \varepsilon\, 2.38 / \sqrt{2 d}
+
+    where ``j`` and ``k`` are in the other half of the chains; the halves move in turn. It needs
+    ``MCMC(..., chain_method="vectorized")`` with an even number of chains, better twice as many as there are parameters.
+
+    Args:
+        step_size: the factor ``epsilon``, which does not adapt: the spread of the chains does.
+        jitter: the standard deviation ``sigma``, coordinate by coordinate in units of the difference, so that chains leave
+            the subspace that they span.
+
+    Raises:
+        EnergyError: for a step size that is not positive.
+
+    Example:
+        ``MCMC(ExchangeKernel(model, proposal="differences"), num_chains=16, chain_method="vectorized", ...)``
+
+    References:
+        Ter Braak, A Markov chain Monte Carlo version of the genetic algorithm differential evolution (2006); Caimo and
+        Friel, Bayesian inference for exponential random graph models (2011).
+    """
+
+    name: ClassVar[str] = "differences"
+    uses_population: ClassVar[bool] = True
+    adapts_mass_matrix: ClassVar[bool] = False
+    step_size: Any = 1.0
+    jitter: Any = 0.05
+    inverse_mass_matrix: Any = None
+
+    def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
+        """Add a multiple of the difference, and a small Gaussian step."""
+        difference = partners[0] - partners[1]
+        noise = jax.random.normal(rng_key, z.shape, z.dtype)
+        return z + self.step_size * 2.38 / np.sqrt(2 * z.size) * (difference + self.jitter * jnp.abs(difference) * noise)
+
+    def started(self, num_parameters: int) -> Any:
+        """Return the proposal itself."""
+        return self
+
+
+@record("num_gradient_draws")
+class NoisyMALA(AbstractProposal):
+    r"""A Langevin step along a gradient whose model term is a mean over data sets drawn from the model.
+
+    .. math:: \theta' = \theta + \varepsilon M \hat g(\theta) + \sqrt{2\varepsilon}\, L\xi, \qquad
+        \hat g(\theta) = \nabla \log \tilde\pi(\theta) - \tfrac1m \sum_{k=1}^m \nabla \log f(u_k; \theta)
+
+    with ``M = L L^T`` the covariance estimated during the warm-up, ``tilde pi`` the posterior without log Z and ``u_k`` data
+    sets drawn at ``theta``. The gradient is part of the chain's state and the proposal's density enters the acceptance, so
+    the noise costs acceptance and no bias.
+
+    Args:
+        step_size: ``epsilon``, in BlackJAX's convention; it adapts to an acceptance rate of 0.4.
+        num_gradient_draws: the data sets ``m`` for each gradient.
+        inverse_mass_matrix: as in `RandomWalk`.
+
+    Raises:
+        EnergyError: for a step size that is not positive, and less than one draw.
+
+    Example:
+        ``ExchangeKernel(model, proposal=NoisyMALA(num_gradient_draws=4))``
+
+    References:
+        Alquier, Friel, Everitt and Boland, Noisy Monte Carlo: convergence of Markov chains with approximate transition
+        kernels (2016).
+    """
+
+    name: ClassVar[str] = "noisy_mala"
+    target_acceptance: ClassVar[float | None] = 0.4
+    step_size: Any = 0.1
+    num_gradient_draws: int = 1
+    inverse_mass_matrix: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("NoisyMALA", "num_gradient_draws", self.num_gradient_draws)
+
+    def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
+        """Step along the gradient, and add a Gaussian step."""
+        noise = jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype)
+        return self._mean(z, gradient) + jnp.sqrt(2 * self.step_size) * noise
+
+    def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
+        """Return the log ratio of the two Gaussian densities."""
+        back, forth = z - self._mean(new, new_gradient), new - self._mean(z, gradient)
+        lower = jnp.linalg.cholesky(self.inverse_mass_matrix)
+        whitened = jax.scipy.linalg.solve_triangular(lower, jnp.stack([back, forth], axis=1), lower=True)
+        squares = jnp.sum(whitened**2, axis=0) / (4 * self.step_size)
+        return squares[1] - squares[0]
+
+    def _mean(self, z: Flat, gradient: Flat) -> Flat:
+        return z + self.step_size * self.inverse_mass_matrix @ gradient
+
+
+PROPOSALS: Registry[AbstractProposal] = Registry(
+    "proposal", AbstractProposal, {cls.name: cls for cls in (RandomWalk, Differences, NoisyMALA)}
+)
