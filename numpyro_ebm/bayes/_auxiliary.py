@@ -41,13 +41,15 @@ class Auxiliary:
     """How data sets of one site are drawn: by transitions of a kernel that start at the data, or by an exact sampler.
 
     Attributes:
-        kernel: the kernel, bound to the site's distribution; None for exact draws.
+        kernel: the kernel, bound to the site's distribution; None for exact draws without bridges.
         num_steps: transitions.
+        num_bridges: densities between those of two sets of parameters, through which `log_ratio` anneals a data set.
         exact: the exact sampler, ``exact(rng_key, energies, name)``; None for chains.
     """
 
     kernel: AbstractKernel | None
     num_steps: int
+    num_bridges: int = 0
     exact: ExactSampler | None = None
 
     def averaging(self) -> Any:
@@ -66,18 +68,55 @@ class Auxiliary:
             rows = self.exact(rng_key, energies, name)
             positions = jax.vmap(site.distribution.unconstrain)(rows)
             return Drawn(jax.lax.stop_gradient(positions), jnp.ones((), float), _move(site, positions))
-        kernel: Any = self.kernel if step_size is None else self.kernel.adapted(step_size=step_size)  # pyright: ignore
+        kernel = self._tuned(step_size)
         log_density = keep(site.log_density, site.distribution.known)
         start = kernel.lift_all(site.position)
         advanced = chains.advance(rng_key, kernel, log_density, start, site.local, num_steps=self.num_steps)
         positions = jax.lax.stop_gradient(jax.vmap(kernel.lower)(kernel.as_draws(advanced.positions)))
         return Drawn(positions, advanced.health.acceptance_rate, _move(site, positions))
 
+    def log_ratio(
+        self, rng_key: PRNGKey, old: Site, new: Site, positions: Shaped[Array, " rows *position"], step_size: Scalar | None
+    ) -> Scalar:
+        """Return ``log f(w; old) - log f(w; new)`` of a data set drawn at the new parameters.
+
+        With bridges it is the log weight of the data set while it is annealed to the old parameters, with one transition at
+        each bridge: the mean of the log ratios before each transition and after the last.
+        """
+        if not self.num_bridges:
+            return log_densities(old, positions) - log_densities(new, positions)
+        kernel = self._tuned(step_size)
+
+        def cross(positions, inputs):
+            key, weight = inputs
+
+            def between(position, local):
+                return weight * old.log_density(position, local[0]) + (1 - weight) * new.log_density(position, local[1])
+
+            ratio = log_densities(old, positions) - log_densities(new, positions)
+            start, local = kernel.lift_all(positions), (old.local, new.local)
+            moved = chains.advance(key, kernel, between, start, local, num_steps=1).positions
+            return jax.vmap(kernel.lower)(kernel.as_draws(moved)), ratio
+
+        weights = jnp.arange(1, self.num_bridges + 1) / (self.num_bridges + 1)
+        keys = jax.random.split(rng_key, self.num_bridges)
+        positions, ratios = jax.lax.scan(cross, positions, (keys, weights))
+        last = log_densities(old, positions) - log_densities(new, positions)
+        return (jnp.sum(ratios) + last) / (self.num_bridges + 1)
+
+    def _tuned(self, step_size: Scalar | None) -> Any:
+        return self.kernel if step_size is None else self.kernel.adapted(step_size=step_size)  # pyright: ignore
+
 
 def log_densities(site: Site, positions: Shaped[Array, " rows *position"]) -> Scalar:
-    """Return the unnormalised log density of a data set at the parameters of a site, over the rows that take part."""
+    """Return the unnormalised log density of a data set at the parameters of a site."""
+    return jnp.sum(by_row(site, positions))
+
+
+def by_row(site: Site, positions: Shaped[Array, " rows *position"]) -> Float[Array, " rows"]:
+    """Return the unnormalised log density of each row of a data set; 0 for rows that take no part."""
     values = jax.vmap(site.log_density)(positions, site.local)
-    return jnp.sum(values if site.mask is None else jnp.where(site.mask, values, 0.0))
+    return values if site.mask is None else jnp.where(site.mask, values, 0.0)
 
 
 def auxiliaries(
@@ -85,6 +124,7 @@ def auxiliaries(
     sites: Mapping[str, Site],
     inner: Any,
     num_steps: int,
+    num_bridges: int,
     exact_sampler: Any,
 ) -> dict[str, Auxiliary]:
     """Return how the data sets of each site are drawn.
@@ -101,11 +141,12 @@ def auxiliaries(
     found = {}
     for name, site in sites.items():
         with at_site(name):
-            if exact.get(name) is not None:
-                found[name] = Auxiliary(None, 0, exact_sampler_of(exact[name]))
-                continue
-            kernel = kernel_of(inner.get(name) if by_site else inner, site.distribution, usual="mala")
-            found[name] = Auxiliary(kernel.bind(site.distribution), num_steps)
+            sampler = None if exact.get(name) is None else exact_sampler_of(exact[name])
+            kernel = None
+            if sampler is None or num_bridges:
+                kernel = kernel_of(inner.get(name) if by_site else inner, site.distribution, usual="mala")
+                kernel = kernel.bind(site.distribution)
+            found[name] = Auxiliary(kernel, num_steps, num_bridges, sampler)
     return found
 
 

@@ -18,7 +18,7 @@ from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
-from numpyro_ebm.bayes._auxiliary import Auxiliary, auxiliaries, log_densities
+from numpyro_ebm.bayes._auxiliary import Auxiliary, auxiliaries, by_row, log_densities
 from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
 from numpyro_ebm.bayes.proposals import PROPOSALS, AbstractProposal
 from numpyro_ebm.kernels import AbstractKernel, adaptation
@@ -113,6 +113,7 @@ class ExchangeKernel(MCMCKernel):
         num_steps: int = 50,
         exact_sampler: Any = None,
         num_bridges: int = 0,
+        num_newton_steps: int = 100,
         proposal: str | AbstractProposal | None = None,
         params: PyTree | None = None,
         init_strategy: Callable = init_to_median,
@@ -121,12 +122,13 @@ class ExchangeKernel(MCMCKernel):
             raise TypeError(f"ExchangeKernel needs a NumPyro model; got {type(model).__name__}.")
         check_count("ExchangeKernel", "num_steps", num_steps)
         check_count("ExchangeKernel", "num_bridges", num_bridges, 0)
+        check_count("ExchangeKernel", "num_newton_steps", num_newton_steps, 0)
         if inner is not None and exact_sampler is not None and not isinstance(exact_sampler, Mapping) and not num_bridges:
             raise EnergyError("ExchangeKernel got inner and exact_sampler, of which only one draws. Leave one out.")
         # Read-only: the functions that NumPyro has compiled would not see a change.
         self._model, self._params, self._init_strategy = model, params, init_strategy
         self._inner, self._num_steps, self._exact_sampler = inner, int(num_steps), exact_sampler
-        self._num_bridges = int(num_bridges)
+        self._num_bridges, self._num_newton_steps = int(num_bridges), int(num_newton_steps)
         self._proposal = None if proposal is None else PROPOSALS.resolve(proposal)
         # NumPyro reads these attributes before the first run.
         self._is_batch = False
@@ -171,7 +173,9 @@ class ExchangeKernel(MCMCKernel):
             check_key("MCMC.run", rng_key)
         check_model(self._model, self._params, model_args, kwargs)
         sites = check_energies("ExchangeKernel", self._model, self._params, model_args, kwargs)
-        self._auxiliaries = auxiliaries("ExchangeKernel", sites, self._inner, self._num_steps, self._exact_sampler)
+        self._auxiliaries = auxiliaries(
+            "ExchangeKernel", sites, self._inner, self._num_steps, self._num_bridges, self._exact_sampler
+        )
         self._is_batch = not is_prng_key(rng_key)
         keys = jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1) if self._is_batch else jax.random.split(rng_key)
         self._posterior = make_posterior(keys[0], self._model, self._params, self._init_strategy, model_args, kwargs)
@@ -225,11 +229,17 @@ class ExchangeKernel(MCMCKernel):
 
     def _start(self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents) -> ExchangeState:
         posterior, proposal = self._ready()
-        flat, _ = ravel_pytree(position)
-        rng_key, key = jax.random.split(rng_key)
+        flat, unravel = ravel_pytree(position)
+        rng_key, key, key_settle, key_spread = jax.random.split(rng_key, 4)
         averaging = {name: each.averaging() for name, each in self._auxiliaries.items()}
         zero = jnp.zeros((), float)
-        started = proposal.started(flat.size)
+        matrix = jnp.eye(flat.size)
+        if self._num_newton_steps:
+            flat, averaging, matrix = self._settle(args, kwargs, key_settle, position, averaging)
+        if proposal.uses_population:
+            flat += jnp.linalg.cholesky(matrix) @ jax.random.normal(key_spread, flat.shape)
+        position = unravel(flat)
+        started = proposal if proposal.inverse_mass_matrix is not None else proposal.adapted(inverse_mass_matrix=matrix)
         state = ExchangeState(
             i=jnp.zeros((), jnp.int32),
             z=position,
@@ -245,6 +255,61 @@ class ExchangeKernel(MCMCKernel):
             rng_key=rng_key,
         )
         return state._replace(gradient=self._gradient(args, kwargs, key, position, state))
+
+    def _settle(
+        self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents, averaging: dict[str, Any]
+    ) -> tuple[Array, dict[str, Any], Array]:
+        """Return latents near a mode of the posterior, and its covariance there as the information says, by Newton steps.
+
+        At each step two data sets are drawn. Their mean is the model term of the gradient, and their difference, row by row,
+        gives the variance of the score, which is the information of the data about the latents.
+        """
+        posterior, _ = self._ready()
+        flat, unravel = ravel_pytree(position)
+        log_joint, energies = posterior.log_joint(args, kwargs), posterior.energies(args, kwargs)
+
+        def step(carry, inputs):
+            z, averaging, information, precision = carry
+            key, t = inputs
+            pair = [self._data_sets(each, energies(unravel(z)), averaging, t) for each in jax.random.split(key)]
+            sets = [{name: drawn.positions for name, drawn in drawn_sets.items()} for drawn_sets in pair]
+
+            def rows(z, drawn):
+                sites = energies(unravel(z)).sites
+                return jnp.concatenate([by_row(sites[name], drawn[name]) for name in sites])
+
+            def rest(z):
+                return log_joint(unravel(z)) - 0.5 * sum(jnp.sum(rows(z, drawn)) for drawn in sets)
+
+            scores = [jax.jacfwd(rows)(z, drawn) for drawn in sets]
+            difference = scores[0] - scores[1]
+            rate = 1.0 / (1.0 + t / 2)
+            information += rate * (0.5 * difference.T @ difference - information)
+            precision += rate * (jnp.maximum(-jnp.diagonal(jax.hessian(rest)(z)), 0.0) - precision)
+            inverse = jnp.linalg.inv(information + jnp.diag(precision + 1e-6))
+            gradient = jax.grad(rest)(z)
+            move = inverse @ gradient
+            length = jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
+            move *= jnp.minimum(1.0, 3 * np.sqrt(z.size) / jnp.maximum(length, 1e-6)) / (1.0 + t / 10)
+            new = jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)
+            averaging = {
+                name: each.next_averaging(averaging[name], pair[0][name].acceptance_rate)
+                for name, each in self._auxiliaries.items()
+            }
+            return (new, averaging, information, precision), inverse
+
+        steps = jnp.arange(self._num_newton_steps)
+        start = (flat, averaging, jnp.eye(flat.size), jnp.ones(flat.size))
+        keys = jax.random.split(rng_key, self._num_newton_steps)
+        (flat, averaging, *_), inverses = jax.lax.scan(step, start, (keys, steps))
+        return flat, averaging, inverses[-1]
+
+    def _data_sets(self, rng_key: PRNGKey, energies: Energies, averaging: dict[str, Any], t: Any) -> dict[str, Any]:
+        keys = jax.random.split(rng_key, len(self._auxiliaries))
+        return {
+            name: each.draw(key, energies, name, None if averaging[name] is None else jnp.exp(averaging[name].log_step_size))
+            for key, (name, each) in zip(keys, self._auxiliaries.items(), strict=True)
+        }
 
     def _transition(self, args: tuple, kwargs: dict, state: ExchangeState, partners: Array) -> ExchangeState:
         posterior, _ = self._ready()
@@ -290,9 +355,11 @@ class ExchangeKernel(MCMCKernel):
         for key, (name, auxiliary) in zip(
             jax.random.split(rng_key, len(self._auxiliaries)), self._auxiliaries.items(), strict=True
         ):
-            drawn[name] = auxiliary.draw(key, new, name, self._step_size(state, name))
-            positions = drawn[name].positions
-            total += log_densities(old.sites[name], positions) - log_densities(new.sites[name], positions)
+            key_draw, key_bridge = jax.random.split(key)
+            step_size = self._step_size(state, name)
+            drawn[name] = auxiliary.draw(key_draw, new, name, step_size)
+            sites = old.sites[name], new.sites[name]
+            total += auxiliary.log_ratio(key_bridge, *sites, drawn[name].positions, step_size)
         return total, drawn
 
     def _gradient(self, args: tuple, kwargs: dict, rng_key: PRNGKey, z: Latents, state: ExchangeState) -> Array:

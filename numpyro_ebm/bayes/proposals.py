@@ -34,7 +34,7 @@ class AbstractProposal(abc.ABC):
 
     name: ClassVar[str]
     uses_population: ClassVar[bool] = False
-    adapts_mass_matrix: ClassVar[bool] = True
+    adapts_mass_matrix: ClassVar[bool] = False
     parts: ClassVar[tuple[Any, ...]] = ()
     target_acceptance: ClassVar[float | None] = None
     num_gradient_draws: int = 0
@@ -141,7 +141,6 @@ class Differences(AbstractProposal):
 
     name: ClassVar[str] = "differences"
     uses_population: ClassVar[bool] = True
-    adapts_mass_matrix: ClassVar[bool] = False
     step_size: Any = 1.0
     jitter: Any = 0.05
     inverse_mass_matrix: Any = None
