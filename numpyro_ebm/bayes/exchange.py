@@ -268,8 +268,16 @@ class ExchangeKernel(MCMCKernel):
         flat, unravel = ravel_pytree(position)
         log_joint, energies = posterior.log_joint(args, kwargs), posterior.energies(args, kwargs)
 
+        def data(z):
+            sites = energies(unravel(z)).sites.values()
+            return sum(log_densities(site, site.position) for site in sites)
+
+        # How wide the prior is, where it says; the data may tell nothing of a latent.
+        curvature = -jnp.diagonal(jax.hessian(lambda z: log_joint(unravel(z)) - data(z))(flat))
+        precision = jnp.where(curvature > 1e-8, curvature, 1.0)
+
         def step(carry, inputs):
-            z, averaging, information, precision = carry
+            z, averaging, information = carry
             key, t = inputs
             pair = [self._data_sets(each, energies(unravel(z)), averaging, t) for each in jax.random.split(key)]
             sets = [{name: drawn.positions for name, drawn in drawn_sets.items()} for drawn_sets in pair]
@@ -285,8 +293,7 @@ class ExchangeKernel(MCMCKernel):
             difference = scores[0] - scores[1]
             rate = 1.0 / (1.0 + t / 2)
             information += rate * (0.5 * difference.T @ difference - information)
-            precision += rate * (jnp.maximum(-jnp.diagonal(jax.hessian(rest)(z)), 0.0) - precision)
-            inverse = jnp.linalg.inv(information + jnp.diag(precision + 1e-6))
+            inverse = jnp.linalg.inv(information + jnp.diag(precision))
             gradient = jax.grad(rest)(z)
             move = inverse @ gradient
             length = jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
@@ -296,10 +303,10 @@ class ExchangeKernel(MCMCKernel):
                 name: each.next_averaging(averaging[name], pair[0][name].acceptance_rate)
                 for name, each in self._auxiliaries.items()
             }
-            return (new, averaging, information, precision), inverse
+            return (new, averaging, information), inverse
 
         steps = jnp.arange(self._num_newton_steps)
-        start = (flat, averaging, jnp.eye(flat.size), jnp.ones(flat.size))
+        start = (flat, averaging, jnp.eye(flat.size))
         keys = jax.random.split(rng_key, self._num_newton_steps)
         (flat, averaging, *_), inverses = jax.lax.scan(step, start, (keys, steps))
         return flat, averaging, inverses[-1]
