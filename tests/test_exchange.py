@@ -1,0 +1,252 @@
+"""The exchange algorithm: that a transition leaves exact posteriors as they are, known posteriors, and what is refused."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from helpers import some_slow
+from numpyro.diagnostics import effective_sample_size
+from numpyro.infer import MCMC
+
+import numpyro_ebm as ebm
+from numpyro_ebm.bayes import Differences, ExchangeKernel, NoisyMALA, RandomWalk
+from numpyro_ebm.bayes.exact_samplers import coupling_from_the_past, enumeration
+from numpyro_ebm.distributions.rows import lay_out, unwrap
+from numpyro_ebm.energies import Graph, Ising
+
+KEY = jax.random.key(0)
+SQUARE = Graph.lattice(2, 2)
+STATES = np.array(list(itertools.product([-1, 1], repeat=4))).reshape(-1, 2, 2)
+ROWS = np.random.default_rng(1).choice([-1, 1], size=(5, 2, 2), p=[0.35, 0.65])
+NUM = 8000
+
+
+def lattice(x):
+    """Five rows of a small lattice, whose coupling and field have priors."""
+    coupling, field = numpyro.sample("coupling", dist.Normal(0, 0.7)), numpyro.sample("field", dist.Normal(0, 0.7))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(Ising(SQUARE, coupling, field)), obs=x)
+
+
+@functools.cache
+def exact_posterior():
+    """A grid over coupling and field, and the probabilities of its points given `ROWS`."""
+    grid = np.stack(np.meshgrid(np.linspace(-3, 3, 241), np.linspace(-3, 3, 241), indexing="ij"), axis=-1).reshape(-1, 2)
+    pairs = STATES[:, 0, 0] * (STATES[:, 0, 1] + STATES[:, 1, 0]) + STATES[:, 1, 1] * (STATES[:, 0, 1] + STATES[:, 1, 0])
+    of_states = np.stack([pairs, STATES.sum((1, 2))], axis=1)
+    log_z = np.logaddexp.reduce(grid @ of_states.T, axis=1)
+    which = [int(np.flatnonzero((STATES == row).all((1, 2)))[0]) for row in ROWS]
+    log_p = grid @ of_states[which].sum(0) - len(ROWS) * log_z - 0.5 * (grid**2).sum(1) / 0.49
+    p = np.exp(log_p - log_p.max())
+    return grid, p / p.sum()
+
+
+CASES = {
+    "random walk, enumeration": {"exact_sampler": "enumeration", "proposal": RandomWalk(0.1)},
+    "random walk, from the past": {"exact_sampler": "coupling_from_the_past", "proposal": RandomWalk(0.1)},
+    "random walk, gibbs": {"inner": "gibbs", "num_steps": 30, "proposal": RandomWalk(0.1)},
+    "random walk, blocks": {"inner": "block_gibbs", "num_steps": 30, "proposal": RandomWalk(0.1)},
+    "differences": {"exact_sampler": "enumeration", "proposal": Differences()},
+    "noisy gradients": {"exact_sampler": "enumeration", "proposal": NoisyMALA(0.01, num_gradient_draws=2)},
+    "bridges": {"exact_sampler": "enumeration", "inner": "gibbs", "num_bridges": 3, "proposal": RandomWalk(0.1)},
+}
+QUICK = ["noisy gradients", "random walk, from the past"]
+
+
+@pytest.mark.parametrize("case", some_slow(QUICK, [name for name in CASES if name not in QUICK]))
+def test_transitions_leave_the_posterior_as_it_is(case):
+    grid, p = exact_posterior()
+    start = grid[np.random.default_rng(0).choice(len(grid), NUM, p=p)]
+    kernel = ExchangeKernel(lattice, num_newton_steps=0, **CASES[case])
+    mcmc = MCMC(kernel, num_warmup=0, num_samples=3, num_chains=NUM, chain_method="vectorized", progress_bar=False)
+    given = {"coupling": jnp.asarray(start[:, 0]), "field": jnp.asarray(start[:, 1])}
+    mcmc.run(KEY, ROWS, init_params=given, extra_fields=("accept_prob",))
+    draws = mcmc.get_samples(group_by_chain=True)
+    ends = np.stack([draws[name][:, -1] for name in ("coupling", "field")], axis=1)
+    assert 0.1 < mcmc.get_extra_fields()["accept_prob"].mean() < 0.95
+    powers = lambda x: np.concatenate([x, x**2, x[:, :1] * x[:, 1:], x**3], axis=1)  # noqa: E731
+    mean = p @ powers(grid)
+    error = np.sqrt((p @ powers(grid) ** 2 - mean**2) / NUM)
+    # Half of the proposals are accepted, so that the ends are not the starts.
+    assert np.mean(np.all(ends == start, axis=1)) < 0.7
+    assert np.all(abs(powers(ends).mean(0) - mean) < 5 * error)
+
+
+def test_a_chain_that_is_too_short_biases_the_posterior():
+    grid, p = exact_posterior()
+    kernel = ExchangeKernel(lattice, ebm.Gibbs(scan="random", num_updates=1), num_steps=1, proposal=RandomWalk(0.1))
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=300, num_chains=64, chain_method="vectorized", progress_bar=False)
+    mcmc.run(KEY, ROWS)
+    variance = p @ grid**2 - (p @ grid) ** 2
+    assert mcmc.get_samples()["coupling"].var() > 1.15 * variance[0]  # little of the data's weight is left
+
+
+def site_of(energy, num_rows):
+    d = ebm.EnergyDistribution(energy)
+    return lay_out("x", unwrap(d.expand([num_rows])), jnp.ones((num_rows, *d.event_shape), int), {})
+
+
+@pytest.mark.parametrize("sampler", [enumeration, coupling_from_the_past])
+@pytest.mark.parametrize("units", ["spins", "boolean"])
+def test_exact_samplers_draw_from_the_enumerated_distribution(sampler, units):
+    energy = Ising(SQUARE, [0.9, -0.7, 0.4, -0.3], [[0.3, -0.5], [0.1, 0.0]], units=units)
+    states = STATES if units == "spins" else (STATES + 1) // 2
+    log_p = -np.asarray(jax.vmap(energy)(jnp.asarray(states)))
+    p = np.exp(log_p - np.logaddexp.reduce(log_p))
+    draws = np.asarray(sampler(KEY, site_of(energy, 20_000)))
+    found = np.array([np.mean((draws == state).all((1, 2))) for state in states])
+    assert np.all(abs(found - p) < 5 * np.sqrt(p * (1 - p) / len(draws)))
+
+
+def precision(x):
+    t = numpyro.sample("t", dist.Gamma(2.0, 1.0))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(lambda event: 0.5 * t * event**2), obs=x)
+
+
+def exact_rows(rng_key, latents):
+    return jax.random.normal(rng_key, (200,)) / jnp.sqrt(latents["t"])
+
+
+def check_against(draws, mean, sd, share=0.05):
+    """Check a posterior's mean within 3 Monte Carlo errors and its standard deviation within a share."""
+    draws = np.asarray(draws)
+    ess = effective_sample_size(draws)
+    assert np.all(ess > 400)
+    assert np.all(abs(draws.mean((0, 1)) - mean) < 3 * draws.std((0, 1)) / np.sqrt(ess))
+    assert np.all(abs(draws.std((0, 1)) / sd - 1) < share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"exact_sampler": exact_rows}, {"inner": "mala", "num_steps": 50}])
+def test_the_precision_of_a_gaussian_has_its_known_posterior(options):
+    x = np.random.default_rng(0).normal(0, 0.5, 200)
+    mcmc = MCMC(
+        ExchangeKernel(precision, **options),
+        num_warmup=500,
+        num_samples=4000,
+        num_chains=8,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(KEY, x)
+    check_against(mcmc.get_samples(group_by_chain=True)["t"], 4.2319, 0.4190)
+
+
+def test_several_energies_and_an_ordinary_likelihood_share_a_hierarchy():
+    """Two Gaussian energies with precisions from a common prior, and a count: the posterior of a joint grid."""
+
+    def model(x, y, count):
+        rate = numpyro.sample("rate", dist.Gamma(3.0, 1.0))
+        s, t = numpyro.sample("s", dist.Exponential(rate)), numpyro.sample("t", dist.Exponential(rate))
+        numpyro.sample("count", dist.Poisson(rate), obs=count)
+        with numpyro.plate("xs", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda event: 0.5 * s * event**2), obs=x)
+        with numpyro.plate("ys", len(y)):
+            numpyro.sample("y", ebm.EnergyDistribution(lambda event: 0.5 * t * event**2), obs=y)
+
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(0, 1.0, 6), rng.normal(0, 0.6, 9)
+
+    def exact(name, num):
+        return lambda key, latents: jax.random.normal(key, (num,)) / jnp.sqrt(latents[name])
+
+    samplers = {"x": exact("s", 6), "y": exact("t", 9)}
+    mcmc = MCMC(
+        ExchangeKernel(model, exact_sampler=samplers),
+        num_warmup=300,
+        num_samples=500,
+        num_chains=32,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(KEY, x, y, 2)
+    # Given the rate, s and t are Gamma(1 + n / 2, rate + S / 2).
+    rate = np.linspace(0.01, 15, 3000)
+    shapes, sums = 1 + np.array([6, 9]) / 2, np.array([np.sum(x**2), np.sum(y**2)]) / 2
+    log_p = 2 * np.log(rate) - rate + 2 * np.log(rate) - rate + 2 * np.log(rate)
+    log_p -= sum(shape * np.log(rate + half) for shape, half in zip(shapes, sums, strict=True))
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    draws = mcmc.get_samples(group_by_chain=True)
+    for name, mean in (
+        ("rate", p @ rate),
+        ("s", p @ (shapes[0] / (rate + sums[0]))),
+        ("t", p @ (shapes[1] / (rate + sums[1]))),
+    ):
+        values = np.asarray(draws[name])
+        ess = effective_sample_size(values)
+        assert ess > 400
+        assert abs(values.mean() - mean) < 5 * values.std() / np.sqrt(ess)
+
+
+def run(model, *args, num_chains=1, chain_method="vectorized", **options):
+    mcmc = MCMC(
+        ExchangeKernel(model, **options),
+        num_warmup=3,
+        num_samples=4,
+        num_chains=num_chains,
+        chain_method=chain_method,
+        progress_bar=False,
+    )
+    mcmc.run(KEY, *args)
+    return mcmc
+
+
+def test_chains_run_one_by_one_and_go_on_where_they_stopped():
+    whole = run(lattice, ROWS, num_chains=2, chain_method="sequential", inner="gibbs", num_steps=2)
+    assert whole.get_samples(group_by_chain=True)["coupling"].shape == (2, 4)
+    together = run(lattice, ROWS, num_chains=2, inner="gibbs", num_steps=2)
+    np.testing.assert_allclose(whole.get_samples()["coupling"], together.get_samples()["coupling"], rtol=1e-4)
+    together.post_warmup_state = together.last_state
+    together.run(together.post_warmup_state.rng_key, ROWS)
+    assert together.last_state.i.tolist() == [11, 11]
+    posterior = ebm.to_arviz(together)["posterior"]
+    assert set(posterior.data_vars) == {"coupling", "field"}
+
+
+def ordinary(x):
+    numpyro.sample("x", dist.Normal(numpyro.sample("m", dist.Normal(0, 1)), 1), obs=x)
+
+
+def scaled(x):
+    with numpyro.handlers.scale(scale=0.5):
+        lattice(x)
+
+
+def with_latent_energy(x):
+    numpyro.sample("z", ebm.EnergyDistribution(lambda event: 0.5 * event**2))
+    lattice(x)
+
+
+def with_discrete(x):
+    numpyro.sample("k", dist.Bernoulli(0.5))
+    lattice(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (ordinary, {}, "observes none whose log Z is missing"),
+        (scaled, {}, "the likelihood has the scale 0.5"),
+        (with_latent_energy, {}, "this energy is latent"),
+        (with_discrete, {}, "are discrete"),
+        (lattice, {"inner": "mala"}, "cannot sample a discrete support"),
+        (lattice, {"inner": "gibs"}, "Unknown kernel 'gibs'"),
+        (lattice, {"exact_sampler": "enumerate"}, "Unknown exact sampler"),
+        (lattice, {"exact_sampler": {"y": "enumeration"}}, "no energy site 'y'"),
+        (lattice, {"exact_sampler": lambda key, latents: jnp.ones((3, 2, 2))}, r"returned shape \(3, 2, 2\)"),
+        (lattice, {"proposal": "differences"}, "an even number of chains"),
+        (lattice, {"proposal": "difference"}, "Unknown proposal"),
+        (lattice, {"num_steps": 0}, "num_steps"),
+        (lattice, {"inner": "gibbs", "exact_sampler": "enumeration"}, "of which only one draws"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(model, options, words):
+    with pytest.raises((ebm.EnergyError, TypeError), match=words):
+        run(model, ROWS, **options)
