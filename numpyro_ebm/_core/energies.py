@@ -131,6 +131,11 @@ class AbstractEnergy(abc.ABC):
         return rebuilt(type(self), own | changed)
 
     @property
+    def has_bonds(self) -> bool:
+        """Whether `bonds` are known, for an energy given covariates those of each row."""
+        return self.bonds is not None
+
+    @property
     def bonds(self) -> Any:
         """`Bonds` of an energy in which equal neighbours attract each other; None for other energies."""
         return None
