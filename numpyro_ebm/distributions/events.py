@@ -23,6 +23,7 @@ from numpyro_ebm._core.programs import trace
 from numpyro_ebm._core.pytrees import assemble, check_pickles, dismantle
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
+from numpyro_ebm.distributions.advice import to_shape
 from numpyro_ebm.distributions.bases import split_rows
 from numpyro_ebm.distributions.blocks import Blocks, is_real, members_of
 from numpyro_ebm.distributions.mixed import Part, log_reference_of, part_of, reference_of
@@ -320,10 +321,13 @@ class EventDistribution(RowDistribution):
                 return jnp.broadcast_shapes(value.shape[:cut], self.batch_shape)
             except ValueError:
                 pass
+        write = f"Write {type(self).__name__}(..., event_shape={value.shape[len(self.batch_shape) or 1 :]})"
+        if isinstance(self._function, AbstractEnergy):
+            write = f"The event is that of the parameters of {type(self._function).__name__}: change these"
         raise EnergyError(
             f"Data of shape {value.shape} do not match event_shape={self.event_shape} and "
             f"batch_shape={self.batch_shape}: the data need shape (..., {', '.join(map(str, self.event_shape)) or 'rows'}). "
-            f"Write {type(self).__name__}(..., event_shape={value.shape[len(self.batch_shape) or 1 :]}) or reshape the data."
+            f"{write}, or reshape the data.{to_shape(self.support, self.event_shape, value.shape)}"
         )
 
     def _log_base(self, event: Shaped[Array, "*event"], parameters: PyTree) -> Any:
