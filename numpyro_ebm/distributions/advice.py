@@ -1,11 +1,16 @@
 """What to write for data that do not fit the support: where they leave it, and which transform brings them in."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Shaped
 
 from numpyro_ebm._core.discrete import OneHot, Spins
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.blocks import Blocks, cut, elementary
 from numpyro_ebm.distributions.supports import region_of
 
@@ -88,3 +93,33 @@ def to_shape(support: Any, event_shape: tuple[int, ...], shape: tuple[int, ...])
 
 def _plus(low: float) -> str:
     return f" + {low:g}" if low else ""
+
+
+def needs_integers(function: Callable[..., Any], event: Shaped[Array, "*event"], *context: Any) -> bool:
+    """Return whether a function that has failed on an event of floating-point numbers takes one of integers."""
+    if not jnp.issubdtype(event.dtype, jnp.floating):
+        return False
+    try:
+        jax.eval_shape(function, jax.ShapeDtypeStruct(event.shape, jnp.result_type(int)), *context)
+    except Exception:  # noqa: BLE001  (whatever it is, the first error tells more)
+        return False
+    return True
+
+
+def on_integers(support: Any) -> EnergyError:
+    """Return the error for an energy of whole numbers that gets floating-point ones."""
+    got = "The energy takes whole numbers only, as indices do, and got floating-point numbers."
+    if isinstance(support, Blocks):
+        return EnergyError(
+            f"{got} The event of several members is one vector of them: write event[2:].astype(int) for a part."
+        )
+    if support.is_discrete:
+        return EnergyError(
+            f"{got} Pass data of integers. Kernels and estimators that take the gradient in the event evaluate it at such "
+            "numbers: write kernel='gibbs' or 'flips' ('block_gibbs' for a ready-made energy) instead, or an energy with a "
+            "gradient, such as -jnp.sum(table * x) with support=numpyro_ebm.one_hot."
+        )
+    return EnergyError(
+        f"{got} The support {support} is continuous. For codes of categories write "
+        "support=numpyro.distributions.constraints.integer_interval(0, 9), and for chains kernel='gibbs' or 'flips'."
+    )

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from numpyro_ebm._core.energies import AbstractEnergy, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
+from numpyro_ebm._core.laplacian import is_flat
 from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar
@@ -26,6 +27,11 @@ from numpyro_ebm.kernels.by_site import BySite, usual_kernels
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.kernels.densities import Known, keep
 from numpyro_ebm.kernels.names import kernel_of
+
+FLAT_SCORE = (
+    "For data of whole numbers write support=numpyro.distributions.constraints.integer_interval(0, 9) and "
+    "estimate(model, 'pseudolikelihood'); for others an energy that changes smoothly, or estimate(model, 'nce')."
+)
 
 
 class EnergyDistribution(EventDistribution):
@@ -173,6 +179,29 @@ class EnergyDistribution(EventDistribution):
         # Inside the support by construction; an event rounded to the boundary must not give -inf.
         return self._tilted(self.constrain(position), local) + self.log_jacobian(position)
 
+    def check_slope(self, user: str = "A score", instead: str = FLAT_SCORE, *, with_base: bool = False) -> None:
+        """Check that the energy has a gradient in the event, by its structure alone.
+
+        Args:
+            user: what takes the gradient.
+            instead: what to write.
+            with_base: whether the gradient of the base and the log Jacobian count too.
+
+        Raises:
+            EnergyError: for an energy that the event reaches through comparisons, rounding or conversions to integers only.
+        """
+        position = jax.ShapeDtypeStruct(self.unconstrained_shape, jnp.result_type(float))
+        local = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], self._one_row()))
+
+        def energy(position, local):
+            return self.evaluate_energy(self.constrain(position), None if local is None else local[0])
+
+        if is_flat(self.unconstrained_log_density if with_base else energy, position, local):
+            raise EnergyError(
+                f"{user} takes the gradient of the energy in the event, which is zero everywhere: the event passes through "
+                f"comparisons, rounding or conversions to integers only. {instead}"
+            )
+
     def unconstrained_score(self, position: Float[Array, "*position"], local: PyTree = None) -> Float[Array, "*position"]:
         """Return the gradient of `unconstrained_log_density` in the position."""
         if self.is_discrete:
@@ -181,6 +210,7 @@ class EnergyDistribution(EventDistribution):
             raise EnergyError(
                 f"A score is a gradient, and the members {self.members.discrete} of the support {self.support} are discrete."
             )
+        self.check_slope()
         return jax.grad(self.unconstrained_log_density)(position, local)
 
     def target(self, kernel: AbstractKernel) -> LogDensityFn:
@@ -189,6 +219,10 @@ class EnergyDistribution(EventDistribution):
         if kernel.relaxes:
             return lambda position, local: self.unconstrained_log_density(position.astype(float), local)
         return keep(self.unconstrained_log_density, self.known)
+
+    def _one_row(self) -> PyTree:
+        """Return context and base parameters of rows, one or more."""
+        return self.rows(jnp.zeros(self.event_shape), self.batch_shape).local
 
     def _check_rows_of_site(self, shape: tuple[int, ...]) -> None:
         """Check data of a site; outside a site, and in a mixture, columns broadcast against the distribution."""

@@ -23,7 +23,7 @@ from numpyro_ebm._core.programs import trace
 from numpyro_ebm._core.pytrees import assemble, check_pickles, dismantle
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
-from numpyro_ebm.distributions.advice import to_shape
+from numpyro_ebm.distributions.advice import needs_integers, on_integers, to_shape
 from numpyro_ebm.distributions.bases import split_rows
 from numpyro_ebm.distributions.blocks import Blocks, is_real, members_of
 from numpyro_ebm.distributions.mixed import Part, log_reference_of, part_of, reference_of
@@ -344,7 +344,12 @@ class EventDistribution(RowDistribution):
         """Call the user's function on one event and, if there is a context, its row's context."""
         own = () if self.context is None else (jax.tree.map(lambda leaf: widen(leaf, booleans=False), context),)
         with in_users_modes():
-            return jnp.asarray(function(event, *own))
+            try:
+                return jnp.asarray(function(event, *own))
+            except TypeError as error:
+                if needs_integers(function, event, *own):
+                    raise on_integers(self.support) from error
+                raise
 
     @property
     def _transform(self) -> Any:

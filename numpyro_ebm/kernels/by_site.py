@@ -62,6 +62,7 @@ class BySite(AbstractKernel):
 
     name: ClassVar[str] = "by_site"
     is_discrete: ClassVar[bool | None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    takes_gradients: ClassVar[bool] = False  # of its own: those of its kernels are theirs
     kernels: tuple[Any, ...]
     groups: tuple[tuple[str, ...], ...]
     members: Members | None

@@ -13,9 +13,9 @@ from numpyro.infer.util import initialize_model
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
-from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
-from numpyro_ebm.distributions.rows import unwrap
+from numpyro_ebm.distributions.rows import Unwrapped, unwrap
 from numpyro_ebm.distributions.supports import discrete_values
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.kernels import AbstractKernel
@@ -245,13 +245,25 @@ def make_target(
         RuntimeError: by NumPyro, outside jit, if no finite starting point is found.
     """
     latents = _latents(_trace(model, args, kwargs))
+    given = (rng_key, model, latents, args, kwargs, init_strategy)
     if not latents.continuous:
-        return _discrete_target(rng_key, model, latents, args, kwargs, init_strategy)
-    if isinstance(kernel, BySite) and latents.discrete:
-        return _mixed_target(rng_key, model, latents, args, kwargs, init_strategy)
-    info = initialize_model(
-        rng_key, model, init_strategy=init_strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs
-    )
+        target = _discrete_target(*given)
+    elif isinstance(kernel, BySite) and latents.discrete:
+        return _mixed_target(*given)
+    else:
+        target = _continuous_target(*given)
+    lone = _lone_energy(latents.trace)
+    if lone is not None:
+        with at_site(lone[0]):
+            kernel.check_slope(lone[1].distribution)
+    return target
+
+
+def _continuous_target(
+    rng_key: PRNGKey | PRNGKeys, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable
+):
+    """Return the target of a model in unconstrained space."""
+    info = initialize_model(rng_key, model, init_strategy=strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs)
     known = _known(model, args, kwargs)
 
     def log_density(args, kwargs):
@@ -358,10 +370,17 @@ def _known(model: Callable, args: tuple, kwargs: dict) -> Known | None:
 
     Its event has to be the position, on the reals or a discrete support, and its context none.
     """
-    sites = [site for site in _trace(model, args, kwargs).values() if site["type"] == "sample"]
-    unwrapped = unwrap(sites[0]["fn"]) if len(sites) == 1 else None
-    if unwrapped is None or unwrapped.batch_shape or unwrapped.mask is not None or sites[0]["scale"] is not None:
+    trace = _trace(model, args, kwargs)
+    name, unwrapped = _lone_energy(trace) or ("", None)
+    if unwrapped is None or unwrapped.batch_shape or unwrapped.mask is not None or trace[name]["scale"] is not None:
         return None
     known = unwrapped.distribution.known
     is_position = known is not None and known.transform is None and unwrapped.distribution.context is None
     return known if is_position else None
+
+
+def _lone_energy(trace: Mapping[str, Any]) -> tuple[str, Unwrapped] | None:
+    """Return the name and the energy of the only site of a model; None for others."""
+    sites = [name for name, site in trace.items() if site["type"] == "sample"]
+    unwrapped = unwrap(trace[sites[0]]["fn"]) if len(sites) == 1 else None
+    return None if unwrapped is None else (sites[0], unwrapped)
