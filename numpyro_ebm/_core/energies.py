@@ -105,6 +105,24 @@ class AbstractEnergy(abc.ABC):
         raise NotImplementedError(f"The conditionals of {type(self).__name__} are not known.")
 
     @property
+    def has_log_ratios(self) -> bool:
+        """Whether `log_ratio` is known."""
+        return type(self).log_ratio is not AbstractEnergy.log_ratio
+
+    def log_ratio(self, event: Shaped[Array, "*event"], index: Int[Array, ""], value: Shaped[Array, ""]) -> Scalar:
+        """Return the log density with one element at another value minus that of the event.
+
+        Args:
+            event: one event.
+            index: number of the element.
+            value: its other value.
+
+        Raises:
+            NotImplementedError: for an energy without `has_log_ratios`.
+        """
+        raise NotImplementedError(f"The ratios of {type(self).__name__} at the values of one element are not known.")
+
+    @property
     def blocks(self) -> tuple[np.ndarray, ...] | None:
         """Sets of elements, each independent within itself given the others, which together are all elements."""
         return None

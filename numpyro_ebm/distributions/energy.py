@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
+from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.energies import AbstractEnergy, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
@@ -18,7 +19,7 @@ from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar
 from numpyro_ebm.distributions import _unnormalized
-from numpyro_ebm.distributions.blocks import members_of
+from numpyro_ebm.distributions.blocks import elementary, members_of
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import as_shape
 from numpyro_ebm.distributions.supports import region_of
@@ -57,8 +58,8 @@ class EnergyDistribution(EventDistribution):
             ones.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, called by ``sample``; by default a `ChainSampler` with
-            NUTS, with `Gibbs` if the support is discrete, and with one of them for each member of `Blocks`. Such MCMC draws
-            are approximate.
+            NUTS, with `Gibbs` if the support is discrete (`LatticeWalk` if it has no largest value), and with one of them
+            for each member of `Blocks`. Such MCMC draws are approximate.
         normalized: True if Z does not depend on any parameter; disables the checks of log Z. In a mixture Z must be 1.
 
     Raises:
@@ -254,8 +255,10 @@ def _default_sampler(support: constraints.Constraint) -> ChainSampler:
     """Return chains with NUTS, with Gibbs on a discrete support, and with one of them on each member of a mixed event."""
     members = members_of(support)
     if members is None:
+        if is_endless(elementary(support)):
+            return ChainSampler("lattice_walk")
         return ChainSampler("gibbs") if support.is_discrete else ChainSampler()
-    return ChainSampler(BySite(usual_kernels(members.kinds)))
+    return ChainSampler(BySite(usual_kernels(members.kinds, endless=members.endless)))
 
 
 def _event_of(
