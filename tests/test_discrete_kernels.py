@@ -215,7 +215,7 @@ def test_a_warm_up_adapts_the_step_of_dmala():
 
 def test_the_kernels_are_those_of_the_table():
     discrete = {name for name, cls in NAMED.classes.items() if cls.is_discrete is True}
-    assert {kernel.name for kernel in KERNELS.values()} | {"dula", "swendsen_wang"} == discrete
+    assert {kernel.name for kernel in KERNELS.values()} | {"dula", "swendsen_wang", "lattice_walk"} == discrete
     assert NAMED.classes["block_gibbs"]().is_discrete is None
 
 
@@ -238,7 +238,10 @@ REFUSED = {
     ),
     "a gradient kernel": (lambda: draw(sampler=ebm.ChainSampler("nuts")), "discrete support.*gibbs"),
     "a score": (lambda: BINARY.unconstrained_score(jnp.zeros(9, int)), "discrete.*gibbs"),
-    "no end of values": (lambda: draw(support=constraints.nonnegative_integer), "two bounds"),
+    "no end of values": (
+        lambda: draw(support=constraints.nonnegative_integer, sampler=ebm.ChainSampler("gibbs")),
+        "two bounds.*lattice_walk",
+    ),
     "an unknown scan": (lambda: ebm.Gibbs(scan="sweep"), "systematic"),
     "updates of a sweep": (lambda: ebm.Gibbs(num_updates=3), "scan='random'"),
     "no updates": (lambda: ebm.Gibbs(scan="random", num_updates=0), "num_updates"),

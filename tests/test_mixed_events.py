@@ -373,7 +373,9 @@ def two_steps():
 
 def counts():
     support = ebm.Blocks(("x", "n"), (constraints.real, constraints.nonnegative_integer), ((), ()))
-    return ebm.sample(KEY, ebm.EnergyDistribution(lambda e: jnp.sum(e**2), (2,), support=support))
+    return ebm.sample(
+        KEY, ebm.EnergyDistribution(lambda e: jnp.sum(e**2), (2,), support=support), {"x": "nuts", "n": "gibbs"}
+    )
 
 
 REFUSED = {
@@ -385,7 +387,7 @@ REFUSED = {
     "a continuous kernel of bits": (sampled({"x": "nuts", "s": "nuts"}), "'nuts' cannot move 's', which is discrete"),
     "a discrete kernel of numbers": (sampled({"x": "gibbs", "s": "gibbs"}), "'gibbs' cannot move 'x', which is continuous"),
     "a gradient kernel of bits": (sampled({"x": "nuts", "s": "gwg"}), "'gwg' takes gradients in the discrete members"),
-    "values without bounds": (counts, "values of the discrete member 'n' cannot be listed"),
+    "values without bounds": (counts, "values of 'n' cannot be listed.*lattice_walk"),
     "two step sizes": (two_steps, r"follows one step size.*\['mala', 'barker'\]"),
     "scales": (estimated("cd", scale=2.0), "discrete members of a mixed event have no scale"),
     "a schedule without a step size": (

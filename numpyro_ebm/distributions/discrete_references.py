@@ -13,8 +13,9 @@ from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
 from numpyro_ebm.distributions.blocks import elementary
 from numpyro_ebm.distributions.supports import integer_bounds, listed_values
 
-MEAN_COUNT = 9.0
-"""Mean of the geometric distribution, above the lowest value: near the origin, with a tail that covers dozens."""
+MEAN_COUNT = 1.0
+"""Mean of the geometric distribution, above the lowest value. Chains climb from there as fast as they would come down, and
+restarted ones ("replay") that have not moved yet do not dominate the moments of small counts."""
 
 
 def discrete_reference(support: constraints.Constraint, event_shape: tuple[int, ...]) -> dist.Distribution:
@@ -69,7 +70,7 @@ class UniformValues(dist.Distribution):
 
 
 class GeometricValues(dist.Distribution):
-    """Independent integers, each of which exceeds its lowest value by a geometric number of mean 9.
+    """Independent integers, each of which exceeds its lowest value by a geometric number of mean 1.
 
     Args:
         low: the lowest value of each element, of the shape of an event.

@@ -1,7 +1,7 @@
 """The members of mixed events: what kernels need to know of them, and where chains start."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -10,16 +10,17 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 from numpyro.distributions import constraints
 
+from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Scalar
-from numpyro_ebm.distributions.blocks import Blocks, Product, is_real, members_of
+from numpyro_ebm.distributions.blocks import Blocks, Product, elementary, is_real, members_of
 from numpyro_ebm.distributions.discrete_references import discrete_reference
 from numpyro_ebm.distributions.supports import discrete_values, integer_bounds
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some members of a mixed event, which are all discrete or all continuous, as a target of a kernel.
+    """Members of a mixed event or latents of a model, all discrete or all continuous, as a target of a kernel.
 
     Attributes:
         supports: the constraint of each discrete member; empty for continuous members.
@@ -47,11 +48,22 @@ class Part:
         unlisted = next((name for name, each in values.items() if each is None), None)
         if unlisted is not None:
             raise EnergyError(
-                f"The values of the discrete member '{unlisted}' cannot be listed: its support {self.supports[unlisted]} "
-                "needs two bounds, the same for all elements, as in constraints.boolean and constraints.integer_interval"
-                f"(0, 99). Chains take it with kernel={{'{unlisted}': 'lattice_walk', ...}}."
+                f"The values of '{unlisted}' cannot be listed: its support {self.supports[unlisted]} needs two bounds, the "
+                "same for all elements, as in constraints.boolean and constraints.integer_interval(0, 99). Chains take "
+                "integers between any bounds with kernel='lattice_walk', or kernel={"
+                f"'{unlisted}': 'lattice_walk', ...}}. For an event with members of several kinds (Blocks), sample the "
+                "distribution itself, or give each member a site of its own."
             )
         return cast(dict[str, np.ndarray], values) or None
+
+    @property
+    def endless(self) -> list[str]:
+        """Names of the discrete members without a largest value."""
+        return [name for name, part in self.supports.items() if is_endless(elementary(part))]
+
+    def only(self, names: Collection[str]) -> "Part":
+        """Return some of the members."""
+        return Part(*({name: each[name] for name in each if name in names} for each in (self.supports, self.shapes)))
 
     @property
     def integer_bounds(self) -> dict[str, np.ndarray]:

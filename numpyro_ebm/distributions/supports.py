@@ -141,7 +141,8 @@ def integer_bounds(support: constraints.Constraint, event_shape: tuple[int, ...]
             f"The elements of the support {name_of(support)} are not integers between known bounds. Write "
             "support=numpyro.distributions.constraints.nonnegative_integer, or constraints.integer_interval(0, 99)."
         )
-    return np.stack([np.broadcast_to(np.asarray(bound, float), event_shape) for bound in region.bounds])
+    shape = np.broadcast_shapes(event_shape, *map(np.shape, region.bounds))  # the site of a model may have bounds by row
+    return np.stack([np.broadcast_to(np.asarray(bound, float), shape) for bound in region.bounds])
 
 
 class Region(NamedTuple):
