@@ -124,7 +124,11 @@ class AbstractEnergy(abc.ABC):
 
     @property
     def blocks(self) -> tuple[np.ndarray, ...] | None:
-        """Sets of elements, each independent within itself given the others, which together are all elements."""
+        """Sets of elements, each independent within itself given the others, which together are all elements.
+
+        `BlockGibbs` checks that each element is in one block, and not the independence, which the energy has to know: the
+        conditional logits of a block must not change with the elements of the block.
+        """
         return None
 
     @property

@@ -347,7 +347,7 @@ class EventDistribution(RowDistribution):
         with in_users_modes():
             try:
                 return jnp.asarray(function(event, *own))
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
                 if needs_integers(function, event, *own):
                     raise on_integers(self.support) from error
                 raise
