@@ -105,9 +105,9 @@ def _check_blocks(energy: Any) -> None:
     if len(counts) > num or bad.size:
         element = num if len(counts) > num else int(bad[0])
         raise EnergyError(
-            f"The blocks of {type(energy).__name__} have to hold each of its {num} elements once; the element {element} is in "
-            f"{counts[element]} of them. Blocks of independent elements are the colours of numpyro_ebm.energies.Graph(edges, "
-            "shape).blocks."
+            f"The blocks of {type(energy).__name__} have to hold each of its {num} elements once; the element {element} is "
+            f"in {counts[element]} of them. Write blocks of independent elements, such as the colours of a graph, "
+            "numpyro_ebm.energies.Graph(edges, shape).blocks."
         )
 
 
