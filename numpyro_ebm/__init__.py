@@ -25,7 +25,7 @@ Public names by topic (``help`` describes each):
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
-    Gibbs, GibbsWithGradients, SwendsenWang; BySite for both kinds of latents or members.
+    Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -155,6 +155,7 @@ from numpyro_ebm.kernels import Flips as Flips
 from numpyro_ebm.kernels import Gibbs as Gibbs
 from numpyro_ebm.kernels import GibbsWithGradients as GibbsWithGradients
 from numpyro_ebm.kernels import Langevin as Langevin
+from numpyro_ebm.kernels import LatticeWalk as LatticeWalk
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import SwendsenWang as SwendsenWang
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
@@ -289,6 +290,7 @@ __all__ = [
     "SwendsenWang",
     "GibbsWithGradients",
     "Langevin",
+    "LatticeWalk",
     "ParallelTempering",
     "TransitionInfo",
     "available_kernels",

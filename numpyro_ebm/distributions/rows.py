@@ -13,14 +13,11 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.distributions.advice import describe, describe_outside, to_shape, to_support
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import check_mesh
 from numpyro_ebm.distributions.site import Site
 
-SPINS = (
-    " For spins of -1 and 1 write support=numpyro_ebm.spins, or pass data of 0 and 1, (x + 1) // 2; these become spins by "
-    "2 * x - 1."
-)
 ON_THE_END = (
     "Move such values inside (rounded or censored ones by a random fraction of the rounding); or, if the density is finite "
     "there, write estimate(model, 'generalized_sm'), which accepts them. If rows lie there with positive probability, they "
@@ -110,6 +107,7 @@ def lay_out(
             f"Data of shape {events.shape} do not match the rows {unwrapped.batch_shape} and "
             f"event_shape={distribution.event_shape}: the data need shape "
             f"{(*unwrapped.batch_shape, *distribution.event_shape)}. Reshape them, or change the plate's size."
+            f"{to_shape(distribution.support, distribution.event_shape, events.shape)}"
         ) from None
     if 0 in batch_shape:
         raise EnergyError(
@@ -173,18 +171,20 @@ def _check_values(site: Site, *, may_touch_ends: bool) -> None:
     """Refuse concrete rows that are not finite, or lie outside the support or on its boundary."""
     if not is_concrete(site.value, site.mask):
         return
-    support = site.distribution.support
+    support, values = site.distribution.support, np.asarray(site.value)
+    is_finite = lambda row: describe(row, ~np.isfinite(row))  # noqa: E731
+    finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
     inside = jax.vmap(lambda event: jnp.all(support(event)))(site.value)
-    fix = f"Write the support of the data.{'' if site.distribution.is_continuous else SPINS}"
-    checks = [(inside, f"lies outside the support {support}", fix)]
+    missing = "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
+    checks = [
+        (finite, "is not finite", is_finite, lambda *_: missing),
+        (inside, f"lies outside the support {support}", lambda row: describe_outside(support, row), to_support),
+    ]
     if not site.distribution.is_discrete:
-        finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
         off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends
-        missing = "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
-        on_the_end = (off_ends, f"lies on the boundary of the support {support}", ON_THE_END)
-        checks = [(finite, "is not finite", missing), *checks, on_the_end]
-    for fine, fault, fix in checks:
+        checks.append((off_ends, f"lies on the boundary of the support {support}", str, lambda *_: ON_THE_END))
+    for fine, fault, told, advice in checks:
         bad = np.flatnonzero(~np.asarray(fine))
         if bad.size:
-            value = np.asarray(site.value)[bad[0]]
-            raise EnergyError(f"Row {bad[0]} of the data {fault}: {value} ({bad.size} such rows). {fix}")
+            row = told(values[bad[0]])
+            raise EnergyError(f"Row {bad[0]} of the data {fault}: {row} ({bad.size} such rows). {advice(support, values)}")
