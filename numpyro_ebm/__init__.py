@@ -108,6 +108,7 @@ from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as Multiscal
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import PositivePhase as PositivePhase
 from numpyro_ebm.estimators import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
 from numpyro_ebm.estimators import RatioMatching as RatioMatching
@@ -246,6 +247,7 @@ __all__ = [
     "NegativePhaseHealth",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
+    "PositivePhase",
     "Pseudolikelihood",
     "RankingNoiseContrastiveEstimation",
     "RatioMatching",

@@ -39,17 +39,19 @@ class EnergySite(NamedTuple):
     plates: dict[int, Plate]
     is_observed: bool
 
-    def lay_out(self, *, may_touch_ends: bool = False) -> Site:
+    def lay_out(self, *, may_touch_ends: bool = False, may_lack: bool = False) -> Site:
         """Lay out the value, one event per row, and check it if it is concrete.
 
         Args:
             may_touch_ends: whether rows may lie on the boundary of the support.
+            may_lack: whether rows may lack elements of the event.
 
         Raises:
             EnergyError: naming the site, for a value that does not fit the energy or its support.
         """
         with at_site(self.name):
-            return lay_out(self.name, self.unwrapped, self.value, self.plates, may_touch_ends=may_touch_ends)
+            may = {"may_touch_ends": may_touch_ends, "may_lack": may_lack}
+            return lay_out(self.name, self.unwrapped, self.value, self.plates, **may)
 
 
 class whole_plates(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
