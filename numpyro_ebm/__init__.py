@@ -21,7 +21,7 @@ Public names by topic (``help`` describes each):
     MultiscaleDenoisingScoreMatching, NoiseContrastiveEstimation, PersistentContrastiveDivergence, Pseudolikelihood,
     RankingNoiseContrastiveEstimation, RatioMatching, RegularizedScoreMatching, Replay, ScoreMatching,
     ShiftedNoiseContrastiveEstimation, SlicedScoreMatching, TelescopingRatioEstimation, UnbiasedMaximumLikelihood,
-    VarianceReducedSlicedScoreMatching.
+    VarianceReducedSlicedScoreMatching; PositivePhase for hidden members and missing entries.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Shaped
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.discrete import OneHot
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.members import cut, lay_end_to_end
+from numpyro_ebm._core.members import cut
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.blocks import Blocks, BlocksTransform, elementary
 
@@ -93,14 +93,14 @@ def in_position(support: Any, elements: Bool[Array | np.ndarray, "*rows d"]) -> 
     """
     if not isinstance(support, Blocks):
         return elements
-    sources = BlocksTransform(support)._sources
-    blocks = []
+    xp: Any = np if isinstance(elements, np.ndarray) else jnp  # static flags stay known inside a traced program
+    sources, blocks = BlocksTransform(support)._sources, []
     for block, shape, source in zip(cut(elements, support.shapes), support.shapes, sources, strict=True):
         lead = block.shape[: block.ndim - len(shape)]
         whole = block.reshape((*lead, -1)).any(axis=-1).reshape(lead + (1,) * len(source))
-        blocks.append(block if source == shape else jnp.broadcast_to(whole, lead + source))
-    joined = lay_end_to_end([jnp.asarray(block) for block in blocks], sources)
-    return np.asarray(joined) if isinstance(elements, np.ndarray) else joined
+        block = block if source == shape else xp.broadcast_to(whole, lead + source)
+        blocks.append(block.reshape((*lead, -1)))
+    return xp.concatenate(blocks, axis=-1)
 
 
 def check_complete(support: Any, value: Shaped[np.ndarray, " rows *event"], parts: Sequence[EventPart]) -> None:

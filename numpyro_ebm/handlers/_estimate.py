@@ -15,6 +15,7 @@ from numpyro_ebm._core.errors import EnergyError, at_site, nearest, warn_uncalib
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.pytrees import check_pickles
 from numpyro_ebm._core.typing import Array, RowValues
+from numpyro_ebm._core.wrappers import is_improper
 from numpyro_ebm.distributions.factor import EnergyFactor
 from numpyro_ebm.distributions.rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm.distributions.site import Site
@@ -202,6 +203,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def _add_factored(self, msg: Message) -> None:
         """Record a site that factors may name; if its rows may lack elements, its own log probability is that of none."""
         name, fn = msg["name"], msg["fn"]
+        has_value = msg["value"] is not None or name in self._roles.hidden or self._is_given(name)
+        if is_improper(fn) and not has_value:  # of which nothing can be drawn
+            raise EnergyError(numpyro_stack.NO_VALUE.format(name=name))
         is_hidden = name in self._roles.hidden
         is_held = is_hidden or name in self._roles.observed
         if is_hidden:  # drawn by the estimator, so that the guide need not have it

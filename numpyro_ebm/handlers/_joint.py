@@ -253,6 +253,13 @@ class FactoredSites:
     def _sites_of(self, factor: Factor) -> dict[str, str]:
         fn = factor.fn
         named = factor.sites_of(self._messages)
+        masked = next((key for key in fn.values if f"{key}_unobserved" in self._messages), None)
+        if masked is not None:
+            raise EnergyError(
+                f"The factor '{fn.name}' names '{masked}', which obs_mask makes two sites, '{masked}_observed' and "
+                f"'{masked}_unobserved'. Put NaN in place of what is missing, without obs_mask: numpyro.sample('{masked}', "
+                "..., obs=x) under estimate(model, 'pcd', positive_phase=numpyro_ebm.PositivePhase())."
+            )
         if not named:
             raise EnergyError(
                 f"The factor '{fn.name}' names no sample site ({', '.join(fn.values)}), so under estimate it belongs "

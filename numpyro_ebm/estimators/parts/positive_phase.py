@@ -143,7 +143,7 @@ class PositivePhase:
             check_by_member(kernel, adapt_step_size=self.adapt_step_size, schedule=None, scale=None)
             kernel.bind(site.distribution)
         elif site.missing is not None:
-            Unknown.of(site).bind(kernel, {})
+            Unknown.of(site, keeps_energy=True).bind(kernel, {})
 
     def init(self, distribution: EventDistribution) -> PositiveState:
         """Return the state before the first update."""
@@ -185,7 +185,7 @@ class PositivePhase:
         Returns:
             The rows with nothing missing, and the new state.
         """
-        unknown = Unknown.of(site)
+        unknown = Unknown.of(site, keeps_energy=True)
         whole = self.kernel_for(site.distribution)
         kernel = unknown.bind(whole, by_member(whole) if isinstance(whole, BySite) else {})
         adapts = state.averaging is not None and kernel.target_acceptance is not None

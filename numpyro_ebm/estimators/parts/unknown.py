@@ -1,6 +1,7 @@
 """The elements that rows lack as a target of kernels: the density of an event given its other elements."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from numpyro_ebm._core.autodiff import freeze
-from numpyro_ebm._core.discrete import OneHot
+from numpyro_ebm._core.discrete import OneHot, log_sum_over_states
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.members import Members, cut
-from numpyro_ebm._core.typing import Array, LogDensityFn, PyTree
+from numpyro_ebm._core.typing import Array, LogDensityFn, PyTree, RowValues
 from numpyro_ebm.distributions.blocks import elementary
 from numpyro_ebm.distributions.missing import in_position
 from numpyro_ebm.distributions.mixed import Part
@@ -44,13 +45,22 @@ class Unknown:
     keeps_energy: bool
 
     @classmethod
-    def of(cls, site: Site) -> "Unknown":
-        """Return what the rows of a site lack."""
+    def of(cls, site: Site, *, keeps_energy: bool = False) -> "Unknown":
+        """Return what the rows of a site lack.
+
+        Args:
+            site: the rows.
+            keeps_energy: whether to keep what a ready-made energy knows, if it knows the conditionals of discrete elements.
+
+        Raises:
+            EnergyError: if they lack nothing.
+        """
         support, missing = site.distribution.support, site.missing
-        assert missing is not None  # noqa: S101 (for the type checker)
+        if missing is None:
+            raise EnergyError(f"The rows of the site '{site.name}' lack no elements.")
         lacks, may = in_position(support, missing.elements), in_position(support, missing.may)
         known = site.distribution.known
-        keeps = known is not None and known.energy.has_conditionals and site.distribution.is_discrete
+        keeps = keeps_energy and known is not None and known.energy.has_conditionals and site.distribution.is_discrete
         members: Members | None = site.distribution.members
         if members is not None:  # whole members, so that each keeps its shape
             blocks = zip(cut(may, members.shapes), members.shapes, strict=True)
@@ -151,6 +161,11 @@ class Unknown:
         return per_number if per_number is None or jnp.ndim(per_number) == 0 else self.moved(per_number)
 
     @property
+    def num_states(self) -> int:
+        """Number of states of the moved numbers of a discrete event."""
+        return len(self.discrete_values) ** len(self.columns)
+
+    @property
     def counted(self) -> Bool[Array, " rows"]:
         """``(num_rows,)``, rows that lack numbers that a step size moves: continuous ones, unless all are discrete."""
         lacks = self.lacks.reshape(len(self.lacks), -1)
@@ -159,6 +174,28 @@ class Unknown:
             lacks = lacks & members.is_continuous
         lacks = jnp.any(lacks, axis=1)
         return lacks if self.site.mask is None else lacks & self.site.mask
+
+
+def log_completions(site: Site) -> RowValues:
+    """Return, for each row of a discrete site, the log of the sum of its density over all values of what it lacks."""
+    complete = lambda: jax.vmap(site.log_density)(site.position, site.local)  # noqa: E731
+    if site.missing is None:
+        return complete()
+    unknown = Unknown.of(site)
+    values, shape = jnp.asarray(unknown.discrete_values), unknown.moved(site.position[0]).shape
+    num_moved = len(unknown.columns)
+
+    def of_row(row):
+        held, lacks, local = row
+        # Each value of a number that the row has counts as another state with the same density.
+        repeats = math.log(len(values)) * (num_moved - jnp.sum(lacks) / _width(site))
+        total = log_sum_over_states(values, shape, lambda moved: site.log_density(unknown.filled(moved, held, lacks), local))
+        return total - repeats
+
+    def summed():
+        return jax.lax.map(jax.checkpoint(of_row), (site.position, unknown.lacks, site.local))
+
+    return summed() if site.missing.is_certain else jax.lax.cond(jnp.any(unknown.lacks), summed, complete)
 
 
 def by_member(kernel: BySite) -> dict[str, PyTree]:
