@@ -263,8 +263,8 @@ class TestMissingEntries:
     def test_pcd(self, observed_data_estimate):
         best, errors = observed_data_estimate
         phase = ebm.PositivePhase(num_steps=5)
-        found = fit(ebm.estimate(table_model, "pcd", num_steps=3, positive_phase=phase), TABLE, steps=600, rate=0.05)
-        assert np.max(np.abs(ravel_pytree(found)[0] - best) / errors) < 1
+        found = fit(ebm.estimate(table_model, "pcd", num_steps=3, positive_phase=phase), TABLE)
+        assert np.max(np.abs(ravel_pytree(found)[0] - best) / errors) < 0.5
 
     def test_filling_with_the_mode_is_another_estimate(self, observed_data_estimate):
         best, errors = observed_data_estimate
@@ -352,7 +352,9 @@ class TestDraws:
         np.testing.assert_array_equal(np.asarray(done.value)[~np.isnan(rows)], rows[~np.isnan(rows)])
         # Both free nodes have one neighbour of each sign, so that only the field tells.
         p = 1 / (1 + np.exp(-2 * 0.2))
-        np.testing.assert_allclose((np.asarray(done.value)[:, [0, 1], [1, 0]] == 1).mean(0), p, atol=5 * np.sqrt(0.25 / 4000))
+        np.testing.assert_allclose(
+            (np.asarray(done.value)[:, [0, 1], [1, 0]] == 1).mean(0), p, atol=5 * np.sqrt(0.25 / 4000)
+        )
 
     def test_categories(self):
         fields = jnp.array([0.2, -0.3, 0.9])

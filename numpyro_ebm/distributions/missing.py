@@ -1,7 +1,7 @@
 """Elements of events that rows lack: hidden members, and entries that are NaN."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +95,7 @@ def in_position(support: Any, elements: Bool[Array | np.ndarray, "*rows d"]) -> 
         return elements
     xp: Any = np if isinstance(elements, np.ndarray) else jnp  # static flags stay known inside a traced program
     sources, blocks = BlocksTransform(support)._sources, []
-    for block, shape, source in zip(cut(elements, support.shapes), support.shapes, sources, strict=True):
+    for block, shape, source in zip(cut(cast(Array, elements), support.shapes), support.shapes, sources, strict=True):
         lead = block.shape[: block.ndim - len(shape)]
         whole = block.reshape((*lead, -1)).any(axis=-1).reshape(lead + (1,) * len(source))
         block = block if source == shape else xp.broadcast_to(whole, lead + source)

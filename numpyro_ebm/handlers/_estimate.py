@@ -51,6 +51,10 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     to the guide's draws, whose optimum may differ for hidden members of a joint event. Without a guide the site draws from
     the energy.
 
+    Members of a joint event that neither data nor a guide give a value, and entries that are NaN, are missing: "cd", "pcd",
+    "replay" and "mle" draw them given the rest of their row under the option `PositivePhase`, and "exact" sums over them.
+    The model sees a placeholder in place of a hidden member, so no other density may depend on it.
+
     Args:
         fn: a NumPyro model.
         estimator: a name of `available_estimators`, an estimator object, or a dict from site names to either.
@@ -58,7 +62,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     Raises:
         EnergyError: (a ValueError) for an unknown estimator; and when the model runs, naming the site, for data that do not
-            fit the energy or its support; an energy site with neither data nor a value from the guide; an unnormalised
+            fit the energy or its support; rows that lack elements, where the estimator takes none; an energy site with
+            neither data nor a value from the guide; a hidden member that another density depends on; an unnormalised
             energy inside another distribution; a model that is estimated already; a "gradient" or random estimator under an
             inference that uses the value or the Hessian of its surrogate (NUTS/HMC, ``AutoLaplaceApproximation``,
             ``AutoDAIS``, ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``); a latent energy site under NUTS/HMC or

@@ -79,8 +79,9 @@ def roles_of(
 
 def placeholder_of(fn: Distribution) -> Array:
     """Return a value inside the support of a distribution, in the shape of its rows."""
-    value: Any = fn.support.feasible_like(jnp.zeros(fn.shape()))
-    return jnp.broadcast_to(value, fn.shape()).astype(int if fn.support.is_discrete else float)
+    support: Any = fn.support
+    value = jnp.broadcast_to(support.feasible_like(jnp.zeros(fn.shape())), fn.shape())
+    return value.astype(int if support.is_discrete else float)
 
 
 def _placeholder(message: dict[str, Any], is_given: Given, given: set[str]) -> Any:
@@ -137,9 +138,20 @@ def _densities(sites: Mapping[str, dict[str, Any]], joints: Sequence[JointSite])
     with numpyro_stack.unguarded():
         for name, message in sites.items():
             if name not in members and not isinstance(message["fn"], EnergyFactor):
-                found[name] = jnp.sum(message["fn"].log_prob(message["value"]))
+                found[name] = _density(message)
         for joint in joints:
-            distribution, shape = joint.unwrapped.distribution, joint.unwrapped.batch_shape
+            distribution: Any = joint.unwrapped.distribution
+            shape = joint.unwrapped.batch_shape
             rows = distribution.rows(jnp.zeros(distribution.event_shape), shape)
             found[joint.name] = jax.vmap(distribution.log_density)(rows.value, rows.local)
     return found
+
+
+def _density(message: dict[str, Any]) -> Array:
+    """Return the log density of a site; of a score model, which has none, the score."""
+    unwrapped, value = unwrap(message["fn"]), message["value"]
+    if unwrapped is None or unwrapped.distribution.has_energy:
+        return jnp.sum(message["fn"].log_prob(value))
+    rows = unwrapped.distribution.rows(unwrapped.distribution.as_events(value), unwrapped.batch_shape)
+    distribution = unwrapped.distribution
+    return jax.vmap(lambda event, local: distribution.unconstrained_score(distribution.unconstrain(event), local))(*rows)

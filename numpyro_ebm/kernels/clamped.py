@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.discrete import OneHot
 from numpyro_ebm._core.energies import AbstractEnergy, of_row
-from numpyro_ebm._core.records import record
+from numpyro_ebm._core.records import rebuilt, record
 from numpyro_ebm._core.typing import Array, Scalar
 
 
@@ -28,6 +28,11 @@ class ClampedEnergy(AbstractEnergy):
     energy: Any
     held: Any = None
     free: Any = None
+
+    @classmethod
+    def of(cls, energy: AbstractEnergy) -> Any:
+        """Return an energy whose rows hold elements of their own, see `given`."""
+        return rebuilt(cls, {"energy": energy, "held": None, "free": None})
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -52,7 +57,7 @@ class ClampedEnergy(AbstractEnergy):
     def given(self, context: Any) -> "ClampedEnergy":
         """Return the energy of one row, given ``(local, held, free)`` with the row's own context and base parameters."""
         local, held, free = context
-        return ClampedEnergy(of_row(self.energy, local), held, free)
+        return rebuilt(ClampedEnergy, {"energy": of_row(self.energy, local), "held": held, "free": free})
 
     def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
         """Return the energy of the event with the held elements in place of its own."""

@@ -75,7 +75,8 @@ class ChainEstimator(AbstractEstimator):
     on_unhealthy: Policy = "warn"
     scale: Any = "auto"
     paces_rows: ClassVar[bool] = False
-    positive_phase: ClassVar[PositivePhase | None] = None
+    # Without an annotation it is no field, and the field of a subclass comes after all others.
+    positive_phase = None  # type: PositivePhase | None
 
     @property
     def takes_missing(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -165,7 +166,7 @@ class ChainEstimator(AbstractEstimator):
 
     def _completed(self, rng_key: PRNGKey, site: Site, state: ChainState) -> tuple[Site, ChainState]:
         """Return the rows with what they lack drawn given the rest, and the state of these draws."""
-        if self.positive_phase is None or site.missing is None:
+        if self.positive_phase is None or state.positive is None or site.missing is None:
             return site, state
         # Not split off, so that rows that lack nothing leave the draws of all other keys as they are.
         key_start, key_draws = jax.random.split(jax.random.fold_in(rng_key, 1))

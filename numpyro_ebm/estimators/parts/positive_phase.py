@@ -1,12 +1,13 @@
 """The positive phase: draws of what the rows lack, given what they have."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
+from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.spreads import or_one
@@ -188,18 +189,18 @@ class PositivePhase:
         unknown = Unknown.of(site, keeps_energy=True)
         whole = self.kernel_for(site.distribution)
         kernel = unknown.bind(whole, by_member(whole) if isinstance(whole, BySite) else {})
+        averaging = cast(Any, state.averaging)
         adapts = state.averaging is not None and kernel.target_acceptance is not None
         if adapts:
-            kernel = kernel.adapted(step_size=jnp.exp(state.averaging.log_step_size))
+            kernel = kernel.adapted(step_size=jnp.exp(averaging.log_step_size))
         scale = unknown.of_moved(scale) if adapts and not _has_metric(kernel) else None
         position, rate = self._drawn(rng_key, unknown, kernel, start, scale)
         if adapts:
             largest = widest_step(whole, kernel.step_exponent, or_one(in_scale(scale, unknown.of_moved(spread))))
-            updated = next_averaging(state.averaging, kernel, rate)
+            updated = next_averaging(averaging, kernel, rate)
             updated = updated._replace(log_step_size=jnp.minimum(updated.log_step_size, jnp.log(largest)))
             any_ = jnp.any(unknown.counted)
-            averaging = jax.tree.map(lambda new, old: jnp.where(any_, new, old), updated, state.averaging)
-            state = state._replace(averaging=averaging)
+            state = state._replace(averaging=jax.tree.map(lambda new, old: jnp.where(any_, new, old), updated, averaging))
         state = state._replace(acceptance_rate=rate, missing_rate=jnp.mean(unknown.lacks, dtype=float))
         return site.completed(position), jax.lax.stop_gradient(state)
 
@@ -250,8 +251,8 @@ def _donated(
     rng_key: PRNGKey, position: Shaped[Array, " rows *position"], lacks: Bool[Array, " rows *position"]
 ) -> tuple[Shaped[Array, " rows *position"], Bool[Array, "*position"]]:
     """Return, for each number, one drawn from the rows that have it, and whether there are any."""
-    has = ~lacks
-    counts = jnp.cumsum(has, axis=0)
+    with eager(lacks):  # XLA takes long to fold a sum of constants
+        counts = jnp.cumsum(~lacks, axis=0)
     # One draw for all numbers of the last axis, since those of a one-hot vector belong together.
     shape = position.shape[:-1] if position.ndim > 2 else position.shape  # noqa: PLR2004
     ranks = jax.random.uniform(rng_key, shape).reshape(shape + (1,) * (position.ndim - len(shape)))

@@ -94,7 +94,7 @@ class Unknown:
         known = self.distribution.known
         if known is None or not self.keeps_energy:
             return None
-        return dataclasses.replace(known, energy=ClampedEnergy(known.energy))
+        return dataclasses.replace(known, energy=ClampedEnergy.of(known.energy))
 
     @property
     def members(self) -> Members | None:
@@ -102,10 +102,9 @@ class Unknown:
         members: Members | None = self.distribution.members
         if members is None:
             return None
-        moved = np.zeros(self.lacks[0].size, bool)
-        moved[self.columns] = True
-        fields = zip(members.names, members.shapes, members.are_discrete, cut(moved, members.shapes), strict=True)
-        chosen = [(name, shape, is_discrete) for name, shape, is_discrete, block in fields if block.any()]
+        of_member = np.repeat(np.arange(len(members.names)), [math.prod(shape) for shape in members.shapes])
+        fields = list(zip(members.names, members.shapes, members.are_discrete, strict=True))
+        chosen = [fields[i] for i in np.unique(of_member[self.columns])]
         names, shapes, are_discrete = zip(*chosen, strict=True)
         return Members(names, shapes, are_discrete)
 
