@@ -23,7 +23,7 @@ from numpyro_ebm.estimators._base import FOR_DISCRETE, AbstractEstimator
 from numpyro_ebm.estimators.parts.chain_options import check_by_member, check_scale_option, check_step_size
 from numpyro_ebm.estimators.parts.health import CONDITIONS, NegativePhaseHealth, Observed, Policy, examine, tell, unknown
 from numpyro_ebm.estimators.parts.moves import check_scale
-from numpyro_ebm.estimators.parts.positive_phase import PositivePhase
+from numpyro_ebm.estimators.parts.positive_phase import PositivePhase, check_positive_phase
 from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale, widest_step
 from numpyro_ebm.estimators.parts.starts import Start, over
 from numpyro_ebm.estimators.state import ChainState
@@ -100,11 +100,7 @@ class ChainEstimator(AbstractEstimator):
         check_step_size(name, likely, adapt_step_size=self.adapt_step_size, schedule=self.step_size_schedule)
         check_scale_option(name, likely, self.scale)
         self._temperatures()
-        if not isinstance(self.positive_phase, PositivePhase | None):
-            raise TypeError(
-                f"{name} needs positive_phase as a PositivePhase; got {type(self.positive_phase).__name__}. Write "
-                "positive_phase=numpyro_ebm.PositivePhase('gibbs', num_steps=10)."
-            )
+        check_positive_phase(name, self.positive_phase)
 
     def bind(self, distribution: EventDistribution) -> "ChainEstimator":
         """Return the estimator with a kernel: the default is "mala", and "gibbs" where the support is discrete."""

@@ -243,6 +243,19 @@ class PositivePhase:
         return jax.lax.stop_gradient(jax.lax.cond(jnp.any(lacks), run, lambda *_: nothing, *inputs))
 
 
+def check_positive_phase(owner: str, phase: object) -> None:
+    """Check the type of the option ``positive_phase``.
+
+    Raises:
+        TypeError: with what to write.
+    """
+    if not isinstance(phase, PositivePhase | None):
+        raise TypeError(
+            f"{owner} needs positive_phase as a PositivePhase; got {type(phase).__name__}. Write "
+            "positive_phase=numpyro_ebm.PositivePhase('gibbs', num_steps=10)."
+        )
+
+
 def _has_metric(kernel: AbstractKernel) -> bool:
     return kernel.continuous is not None or getattr(kernel, "inverse_mass_matrix", None) is not None
 
