@@ -1,7 +1,8 @@
 """Elements of events that rows lack: hidden members, and entries that are NaN."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,6 @@ from jaxtyping import Bool, Shaped
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.discrete import OneHot
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.members import cut
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.blocks import Blocks, BlocksTransform, elementary
 
@@ -95,11 +95,11 @@ def in_position(support: Any, elements: Bool[Array | np.ndarray, "*rows d"]) -> 
         return elements
     xp: Any = np if isinstance(elements, np.ndarray) else jnp  # static flags stay known inside a traced program
     sources, blocks = BlocksTransform(support)._sources, []
-    for block, shape, source in zip(cut(cast(Array, elements), support.shapes), support.shapes, sources, strict=True):
-        lead = block.shape[: block.ndim - len(shape)]
-        whole = block.reshape((*lead, -1)).any(axis=-1).reshape(lead + (1,) * len(source))
-        block = block if source == shape else xp.broadcast_to(whole, lead + source)
-        blocks.append(block.reshape((*lead, -1)))
+    ends = np.cumsum([math.prod(shape) for shape in support.shapes])
+    for block, shape, source in zip(xp.split(elements, ends[:-1], axis=-1), support.shapes, sources, strict=True):
+        whole = block.any(axis=-1, keepdims=True)
+        size = math.prod(source)
+        blocks.append(block if source == shape else xp.broadcast_to(whole, (*whole.shape[:-1], size)))
     return xp.concatenate(blocks, axis=-1)
 
 

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ class ChainEstimator(AbstractEstimator):
     scale: Any = "auto"
     paces_rows: ClassVar[bool] = False
     # Without an annotation it is no field, and the field of a subclass comes after all others.
-    positive_phase = None  # type: PositivePhase | None
+    positive_phase = cast(PositivePhase | None, None)
 
     @property
     def takes_missing(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

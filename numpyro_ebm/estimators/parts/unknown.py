@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.discrete import OneHot, log_sum_over_states
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.members import Members, cut
+from numpyro_ebm._core.members import Members
 from numpyro_ebm._core.typing import Array, LogDensityFn, PyTree, RowValues
 from numpyro_ebm.distributions.blocks import elementary
 from numpyro_ebm.distributions.missing import in_position
@@ -63,8 +63,8 @@ class Unknown:
         keeps = keeps_energy and known is not None and known.energy.has_conditionals and site.distribution.is_discrete
         members: Members | None = site.distribution.members
         if members is not None:  # whole members, so that each keeps its shape
-            blocks = zip(cut(may, members.shapes), members.shapes, strict=True)
-            may = np.concatenate([np.full(int(np.prod(shape, dtype=int)), block.any()) for block, shape in blocks])
+            sizes = [math.prod(shape) for shape in members.shapes]
+            may = np.repeat([block.any() for block in np.split(may, np.cumsum(sizes)[:-1])], sizes)
         chosen = may.reshape(-1, _width(site))[:, 0]
         return cls(site, lacks, np.arange(len(chosen)) if keeps else np.flatnonzero(chosen), keeps)
 
