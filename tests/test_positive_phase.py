@@ -139,6 +139,7 @@ class TestHiddenMembers:
         got = gradients(hidden_model, params, self.rows, num_steps=15, positive_phase=phase)
         check_mean(got, self.exact(params))
 
+    @pytest.mark.slow
     def test_one_start_without_steps_would_be_wrong(self):
         # The check above can fail: uniform h in place of h given v has another mean.
         h = np.random.default_rng(0).integers(0, 2, (len(self.rows), 2))
@@ -204,6 +205,7 @@ class TestRBM:
     def test_exact_is_that_of_the_free_energy(self):
         np.testing.assert_allclose(self.grad(rbm_pair), self.grad(rbm_free), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_sampled_mean_is_that_of_the_free_energy(self):
         got = gradients(rbm_pair, self.params, jnp.tile(self.rows, (150, 1)), num_steps=15, positive_phase=PHASE)
         check_mean(got, np.asarray(self.grad(rbm_free)) / 30)
@@ -221,7 +223,7 @@ class TestGaussian:
             h = numpyro.sample("h", improper(constraints.real, 2))
             ebm.energy_factor("e", lambda v, h: 0.5 * jnp.concatenate([v, h]) @ k @ jnp.concatenate([v, h]), v=v, h=h)
 
-    @pytest.mark.parametrize("kernel", some_slow([ebm.HMC(0.4, 5)], [None, "nuts", "barker", "mclmc"]))
+    @pytest.mark.parametrize("kernel", some_slow([], [ebm.HMC(0.4, 5), None, "barker"]))
     def test_gradient_of_the_marginal(self, kernel):
         v = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32) * [1.0, 0.5]
 
@@ -236,8 +238,7 @@ class TestGaussian:
         got = gradients(self.model, {"k": self.k}, rows, start=start, num_steps=1, positive_phase=phase)
         exact = np.asarray(jax.grad(marginal)(self.k)).reshape(-1)
         error = got.std(0, ddof=1) / np.sqrt(len(got))
-        bias = 0.02 if kernel == "mclmc" else 0.0  # which never rejects
-        assert np.all(np.abs(got.mean(0) - exact) < 5 * error + bias)
+        assert np.all(np.abs(got.mean(0) - exact) < 5 * error)
         assert np.all(error < 0.1 * np.abs(exact).max())
 
 
@@ -250,6 +251,7 @@ class TestMissingEntries:
         unravel = ravel_pytree(AT)[1]
         np.testing.assert_allclose(ravel_pytree(gradient(unravel(best)))[0], 0, atol=0.02)
 
+    @pytest.mark.slow
     def test_the_mean_gradient_is_0_at_the_maximum(self, observed_data_estimate):
         best = ravel_pytree(AT)[1](observed_data_estimate[0])
         options = {"site": "x", "num_steps": 15, "positive_phase": PHASE}
@@ -266,12 +268,14 @@ class TestMissingEntries:
         found = fit(ebm.estimate(table_model, "pcd", num_steps=3, positive_phase=phase), TABLE)
         assert np.max(np.abs(ravel_pytree(found)[0] - best) / errors) < 0.5
 
+    @pytest.mark.slow
     def test_filling_with_the_mode_is_another_estimate(self, observed_data_estimate):
         best, errors = observed_data_estimate
         filled = np.where(HOLES, np.round(np.nanmean(TABLE, axis=0)), TABLE)
         found, _ = newton(lambda t: -jnp.sum(log_likelihood(t, filled, np.zeros((2500, 5), bool))), AT)
         assert np.max(np.abs(found - best) / errors) > 3
 
+    @pytest.mark.slow
     def test_dropping_rows_has_larger_errors(self, observed_data_estimate):
         best, errors = observed_data_estimate
         whole = TABLE[~HOLES.any(axis=1)]
@@ -324,7 +328,7 @@ class TestDraws:
     boltzmann = ebm.EnergyDistribution(ebm.energies.BoltzmannMachine.from_pairs(AT["w"], AT["b"]))
     plain = ebm.EnergyDistribution(lambda x: energy(x, AT), (5,), support=constraints.boolean)
 
-    @pytest.mark.parametrize("kernel", some_slow(["gibbs", "flips"], ["gwg", "dmala", ebm.Gibbs(scan="random")]))
+    @pytest.mark.parametrize("kernel", some_slow(["gibbs"], ["flips", "gwg", "dmala", ebm.Gibbs(scan="random")]))
     @pytest.mark.parametrize("name", ["plain", "boltzmann"])
     def test_conditional_of_a_discrete_row(self, name, kernel):
         if name == "boltzmann" and kernel == "dmala":
@@ -367,17 +371,14 @@ class TestDraws:
         p = np.asarray(jax.nn.softmax(fields + jnp.array([0, 1.5, 0])))
         np.testing.assert_allclose(done[1::2, 1].mean(0), p, atol=5 * np.sqrt(0.25 / 2000))
 
-    @pytest.mark.parametrize(
-        "kernel", some_slow([None], ["nuts", "hmc", "langevin", "adjusted_mclmc", "parallel_tempering"])
-    )
+    @pytest.mark.parametrize("kernel", some_slow([None], ["nuts", "hmc", "langevin", "parallel_tempering"]))
     def test_conditional_of_a_positive_row(self, kernel):
         # Rates that a factor couples: x1 given x0 is exponential of rate 1 + x0.
         d = ebm.EnergyDistribution(lambda x: jnp.sum(x) + x[0] * x[1], (2,), support=constraints.positive)
         rows = np.tile(np.array([2.0, np.nan], np.float32), (4000, 1))
         rows[::2] = [0.5, 0.25]
-        done = np.asarray(
-            completed(d, rows, ebm.PositivePhase(kernel, num_steps=400 if kernel == "langevin" else 150)).value
-        )
+        num_steps = {"langevin": 400, "nuts": 15}.get(kernel, 150)
+        done = np.asarray(completed(d, rows, ebm.PositivePhase(kernel, num_steps=num_steps)).value)
         np.testing.assert_array_equal(done[::2], rows[::2])
         np.testing.assert_array_equal(done[:, 0], rows[:, 0])
         mean = done[1::2, 1].mean()
@@ -414,7 +415,7 @@ class TestDraws:
 
 
 class TestNothingMissing:
-    @pytest.mark.parametrize("name", some_slow(["cd", "pcd"], ["replay", "mle"]))
+    @pytest.mark.parametrize("name", some_slow(["cd"], ["pcd", "replay", "mle"]))
     def test_complete_rows_have_the_same_surrogate(self, name):
         rows = draws(60).astype(np.float32)
         values = [
@@ -430,6 +431,7 @@ class TestNothingMissing:
         ]
         np.testing.assert_allclose(*traced, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_a_guide_that_gives_the_hidden_member_stays(self):
         v, h = draws(60)[:, :3], draws(60, 1)[:, 3:]
 
@@ -443,6 +445,7 @@ class TestNothingMissing:
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_subsampled_rows(self):
         # Missing entries are in rows that the first batch need not hold.
         x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
@@ -458,6 +461,7 @@ class TestTraining:
         assert np.isfinite(again.losses).all()
         assert "energy gap" in str(ebm.diagnose(estimated, result, x, 200, 200))
 
+    @pytest.mark.slow
     def test_masked_rows_take_no_part(self):
         def model(x, keep):
             with handlers.mask(mask=keep):
@@ -473,6 +477,7 @@ class TestTraining:
         nothing = surrogate(ebm.estimate(model, "cd", positive_phase=PHASE), AT, rows, np.zeros(40, bool))
         assert nothing == 0
 
+    @pytest.mark.slow
     def test_integer_members_beside_missing_ones(self):
         def model(x, s):
             b = numpyro.param("b", jnp.zeros(2))
@@ -495,7 +500,7 @@ def run(model, *args, **options):
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("name", ["cd", "pseudolikelihood", "ratio_matching"])
+    @pytest.mark.parametrize("name", some_slow(["cd", "pseudolikelihood"], ["ratio_matching"]))
     def test_missing_entries_without_the_option(self, name):
         rows = TABLE[:20].copy()
         first = np.argwhere(np.isnan(rows))[0]
@@ -509,7 +514,7 @@ class TestRefusals:
         with pytest.raises(ebm.EnergyError, match="'v,h': Row 2 .* column 1 of 'h' is NaN"):
             run(hidden_model, v, h)
 
-    @pytest.mark.parametrize("name", ["cd", "pseudolikelihood"])
+    @pytest.mark.parametrize("name", some_slow(["pseudolikelihood"], ["cd"]))
     def test_traced_rows_of_a_discrete_event_give_nan(self, name):
         # As an integer NaN would be a 0 that nobody sees.
         estimated = ebm.estimate(table_model, name)

@@ -106,9 +106,8 @@ def declarations():
     holes = np.arange(24) % 5 == 0
     some = np.where(holes, np.nan, ROWS[:, 0])
     fixed = ebm.PositivePhase({"z": ebm.HMC(0.3), "x": "mala"}, 2, adapt_step_size=False)
-    for phase in (ebm.PositivePhase(num_steps=2), fixed):
-        for name in ("cd", "pcd", "replay", "mle"):
-            update(hidden, some, np.where(holes, np.nan, np.arange(24) % 3), estimator=name, positive_phase=phase)
+    for name, phase in {"cd": ebm.PositivePhase(num_steps=2), "pcd": fixed}.items():
+        update(hidden, some, np.where(holes, np.nan, np.arange(24) % 3), estimator=name, positive_phase=phase)
 
     def latent(x):
         scale = numpyro.sample("scale", dist.LogNormal(0, 1))
