@@ -21,7 +21,7 @@ Public names by topic (``help`` describes each):
     MultiscaleDenoisingScoreMatching, NoiseContrastiveEstimation, PersistentContrastiveDivergence, Pseudolikelihood,
     RankingNoiseContrastiveEstimation, RatioMatching, RegularizedScoreMatching, Replay, ScoreMatching,
     ShiftedNoiseContrastiveEstimation, SlicedScoreMatching, TelescopingRatioEstimation, UnbiasedMaximumLikelihood,
-    VarianceReducedSlicedScoreMatching.
+    VarianceReducedSlicedScoreMatching; PositivePhase for hidden members and missing entries.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
@@ -108,6 +108,7 @@ from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as Multiscal
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import PositivePhase as PositivePhase
 from numpyro_ebm.estimators import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
 from numpyro_ebm.estimators import RatioMatching as RatioMatching
@@ -247,6 +248,7 @@ __all__ = [
     "NegativePhaseHealth",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
+    "PositivePhase",
     "Pseudolikelihood",
     "RankingNoiseContrastiveEstimation",
     "RatioMatching",

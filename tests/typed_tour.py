@@ -55,6 +55,7 @@ def estimators():
     of_units |= {"unbiased": {"num_chains": 8}}
     for name, options in of_units.items():
         update(units, rows, estimator=name, **options)
+    update(units, np.where(np.arange(rows.size).reshape(rows.shape) % 7 == 0, np.nan, rows), estimator="exact")
 
 
 def declarations():
@@ -93,6 +94,20 @@ def declarations():
 
     for name in ("cd", "pcd", "replay", "mle", "energy_discrepancy", "pseudolikelihood"):
         update(mixed, ROWS[:, 0], np.arange(24) % 3, estimator=name)
+
+    def hidden(x, categories):
+        a, b = numpyro.param("a", jnp.zeros(3)), numpyro.param("b", 1.0)
+        with numpyro.plate("rows", len(x)):
+            x = numpyro.sample("x", dist.Normal(0, 1), obs=x)
+            z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+            s = numpyro.sample("s", dist.Categorical(probs=np.ones(3) / 3), obs=categories)
+            ebm.energy_factor("f", lambda x, s, z: a[s] * x + 0.5 * (z - x) ** 2 + b * z**2, x=x, s=s, z=z)
+
+    holes = np.arange(24) % 5 == 0
+    some = np.where(holes, np.nan, ROWS[:, 0])
+    fixed = ebm.PositivePhase({"z": ebm.HMC(0.3), "x": "mala"}, 2, adapt_step_size=False)
+    for name, phase in {"cd": ebm.PositivePhase(num_steps=2), "pcd": fixed}.items():
+        update(hidden, some, np.where(holes, np.nan, np.arange(24) % 3), estimator=name, positive_phase=phase)
 
     def latent(x):
         scale = numpyro.sample("scale", dist.LogNormal(0, 1))

@@ -155,7 +155,7 @@ def _look(model: estimate, result: Result, args: tuple, kwargs: dict[str, Any]) 
     found, _ = energy_sites(model.fn, values_of("diagnose", result), args, kwargs)
     seen = {}
     for estimator, site in model.lay_out(found).values():
-        if site.distribution.has_energy:
+        if site.distribution.has_energy and site.missing is None:
             log_density = compiled(jax.vmap(site.log_density), site.position, site.local)
             seen[site.name] = Seen(estimator, site, -np.asarray(log_density))
     return seen

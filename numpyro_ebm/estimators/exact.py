@@ -10,11 +10,13 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.trapezoid import check_edges
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
+from numpyro_ebm.distributions.missing import IMPUTE
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.quadrature import Box, where_covered
 from numpyro_ebm.estimators.parts.single_changes import check_finite_values
+from numpyro_ebm.estimators.parts.unknown import Unknown, log_completions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Exact(AbstractEstimator):
     truth that other estimators are compared with.
 
     **Discrete events.** One update costs as many energies as there are states, for each row if rows have a context or a base
-    of their own.
+    of their own. Rows may lack elements: hidden members of a joint event, without data and without a value from the guide,
+    and entries that are NaN in floating-point data. The likelihood of such a row is a sum over its completions,
+    :math:`p(x_{obs}) = \sum_{x_{mis}} e^{-E(x)} / Z`, which costs each row an energy for every state of the elements that
+    any row may lack.
 
     **Continuous events** of one to three dimensions. The integral is that of the trapezoidal rule in unconstrained space,
     the Jacobian included; for a smooth density that has faded at the edges, its error falls faster than any power of the
@@ -67,6 +72,7 @@ class Exact(AbstractEstimator):
     is_deterministic = True
     is_likelihood = True
     takes_discrete = True
+    takes_missing = True
     max_states: int = 2**20
     low: Any = None
     high: Any = None
@@ -93,6 +99,8 @@ class Exact(AbstractEstimator):
             self._check_terms(known)
         else:
             self._check_states(site)
+        if site.missing is not None:
+            self._check_missing(site)
 
     def _check_states(self, site: Site) -> None:
         check_finite_values(site, self.name)
@@ -101,6 +109,20 @@ class Exact(AbstractEstimator):
             raise EnergyError(
                 f"The event has {in_words(site.distribution)} states, more than max_states={self.max_states}. Write "
                 f"estimate(model, 'pseudolikelihood') or estimate(model, 'pcd'), or Exact(max_states={count})."
+            )
+
+    def _check_missing(self, site: Site) -> None:
+        if not site.distribution.is_discrete:
+            raise EnergyError(
+                f"The estimator 'exact' sums over discrete elements that rows lack; the support {site.distribution.support} "
+                f"is continuous. {IMPUTE}"
+            )
+        count = Unknown.of(site).num_states
+        if count > self.max_states:
+            raise EnergyError(
+                f"The elements that rows lack have {count} states, more than max_states={self.max_states}. Write "
+                "estimate(model, 'pcd', positive_phase=numpyro_ebm.PositivePhase()), or "
+                f"Exact(max_states={count})."
             )
 
     def _check_terms(self, energy: AbstractEnergy) -> None:
@@ -117,7 +139,7 @@ class Exact(AbstractEstimator):
             log_z, is_covered = self._box.log_partition(site)
             values = jax.vmap(site.distribution.log_density)(site.value, site.local)
             return where_covered(site, values - log_z, is_covered), state
-        values = jax.vmap(site.log_density)(site.position, site.local)
+        values = log_completions(site)
 
         def log_partition(local):
             known = summable(site.distribution.row_energy(local))
