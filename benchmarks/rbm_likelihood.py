@@ -6,8 +6,8 @@
 
 The machine of mushrooms reaches -13.1 nats on held-out rows in 40 000 updates. With the 5 000 updates that are the default
 for the digits the bounds agree. Longer training does not keep them together, whatever the number of levels: with 10 000
-updates they are more than a nat apart, with 20 000 they are 41 nats apart, because the chains and the path then miss modes of
-the machine that the data do not have.
+updates they are more than a nat apart, with 20 000 they are 41 nats apart. The chains and the path then miss modes of the
+machine that the data do not have.
 
 Both are trained by persistent contrastive divergence with block Gibbs and Adam, whose rate falls to 0. The data are archives
 with packed bits, ``np.unpackbits(z["train"], axis=1)[:, :int(z["nvar"])]`` (``x`` and 196 columns for the digits).
