@@ -408,7 +408,7 @@ class TestDraws:
 
     def test_sum_over_completions(self):
         rows = np.where(np.random.default_rng(0).uniform(size=(50, 5)) < 0.4, np.nan, draws(50))
-        got = jax.jit(lambda rows: log_completions(laid_out(self.plain, rows)))(rows)
+        got = jax.jit(lambda rows: log_completions(laid_out(self.plain, rows), 32))(rows)
         lacks = np.isnan(rows)
         values = jax.vmap(lambda s: -energy(s, AT))(jnp.asarray(STATES))
         np.testing.assert_allclose(got, log_likelihood(AT, rows, lacks) + jax.nn.logsumexp(values), rtol=1e-4, atol=1e-5)
@@ -601,8 +601,24 @@ class TestRefusals:
             run(model, rows, positive_phase=PHASE)
 
     def test_exact_of_a_continuous_event(self):
-        with pytest.raises(ebm.EnergyError, match="'exact' sums over discrete elements"):
+        with pytest.raises(ebm.EnergyError, match="Row 0 of the data is not finite: column 1 is NaN"):
             run(gaussian_model, np.array([[0.0, np.nan, 1.0]] * 3), name="exact")
+
+    def test_exact_of_many_states(self):
+        chain = ebm.energies.Graph.lattice(24)
+
+        def model(x):
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(ebm.energies.Ising(chain, numpyro.param("c", 0.3))), obs=x)
+
+        rows = np.ones((4, *ebm.energies.Ising(chain, 0.3).event_shape), np.float32)
+        estimated = ebm.estimate(model, "exact", max_states=1000)
+        value = jax.jit(lambda x: surrogate(estimated, {"c": 0.3}, x))
+        np.testing.assert_allclose(value(rows), surrogate(estimated, {"c": 0.3}, rows), rtol=1e-6)
+        rows[2] = np.nan
+        assert np.isnan(value(rows))
+        with pytest.raises(ebm.EnergyError, match="lack have 16777216 states, more than max_states=1000"):
+            surrogate(estimated, {"c": 0.3}, rows)
 
     @pytest.mark.parametrize(
         ("phase", "match"),

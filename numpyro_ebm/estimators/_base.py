@@ -113,6 +113,10 @@ class AbstractEstimator(abc.ABC):
         """Return whether the surrogate uses randomness for events of this distribution."""
         return not self.is_deterministic
 
+    def may_lack(self, distribution: EventDistribution) -> bool:
+        """Return whether rows of this distribution may lack elements of the event."""
+        return self.takes_missing
+
     def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return figures of the rows under the current energy for `training_report`, as scalars by name.
 

@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import jax
 
+from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.energies import AbstractEnergy, summable
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.trapezoid import check_edges
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
-from numpyro_ebm.distributions.missing import IMPUTE
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
 from numpyro_ebm.estimators._base import AbstractEstimator
@@ -82,6 +82,10 @@ class Exact(AbstractEstimator):
         check_count(type(self).__name__, "max_states", self.max_states)
         check_edges(type(self).__name__, self.low, self.high, self.num_points)
 
+    def may_lack(self, distribution):
+        """Return whether the event is discrete, so that what rows lack can be summed over."""
+        return distribution.is_discrete
+
     def check(self, site: Site) -> None:
         """Refuse events with too many states or dimensions, and options of a grid where there is none."""
         super().check(site)
@@ -112,13 +116,10 @@ class Exact(AbstractEstimator):
             )
 
     def _check_missing(self, site: Site) -> None:
-        if not site.distribution.is_discrete:
-            raise EnergyError(
-                f"The estimator 'exact' sums over discrete elements that rows lack; the support {site.distribution.support} "
-                f"is continuous. {IMPUTE}"
-            )
-        count = Unknown.of(site).num_states
-        if count > self.max_states:
+        count, missing = Unknown.of(site).num_states, site.missing
+        # Rows of a traced program may be complete; if they are not, the value is NaN.
+        is_known = missing is not None and (missing.is_certain or is_concrete(missing.elements))
+        if count > self.max_states and is_known:
             raise EnergyError(
                 f"The elements that rows lack have {count} states, more than max_states={self.max_states}. Write "
                 "estimate(model, 'pcd', positive_phase=numpyro_ebm.PositivePhase()), or "
@@ -139,7 +140,7 @@ class Exact(AbstractEstimator):
             log_z, is_covered = self._box.log_partition(site)
             values = jax.vmap(site.distribution.log_density)(site.value, site.local)
             return where_covered(site, values - log_z, is_covered), state
-        values = log_completions(site)
+        values = log_completions(site, self.max_states)
 
         def log_partition(local):
             known = summable(site.distribution.row_energy(local))

@@ -122,8 +122,12 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         """
         chosen = {n: self._estimator_of(n, site.members).bind(site.unwrapped.distribution) for n, site in found.items()}
         self._check_all_seen({name for site in found.values() for name in (site.name, *site.members)})
-        may = {name: {"may_touch_ends": each.takes_ends, "may_lack": each.takes_missing} for name, each in chosen.items()}
-        return {name: (each, found[name].lay_out(**may[name])) for name, each in chosen.items()}
+        return {name: (each, self._laid_out(found[name], each)) for name, each in chosen.items()}
+
+    @staticmethod
+    def _laid_out(found: EnergySite, estimator: AbstractEstimator) -> Site:
+        may_lack = estimator.may_lack(found.unwrapped.distribution)
+        return found.lay_out(may_touch_ends=estimator.takes_ends, may_lack=may_lack)
 
     @property
     def estimators(self) -> Any:
@@ -260,7 +264,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             estimator = self._estimator_of(name, members).bind(unwrapped.distribution)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
-            may = {"may_touch_ends": estimator.takes_ends, "may_lack": estimator.takes_missing}
+            may = {"may_touch_ends": estimator.takes_ends, "may_lack": estimator.may_lack(unwrapped.distribution)}
             site = lay_out(name, unwrapped, value, plates, **may)
             self._check_missing(site, msg)
             # A latent value comes from the guide: only the log density may pass it a gradient, not the estimator.

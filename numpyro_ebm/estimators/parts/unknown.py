@@ -175,12 +175,17 @@ class Unknown:
         return lacks if self.site.mask is None else lacks & self.site.mask
 
 
-def log_completions(site: Site) -> RowValues:
-    """Return, for each row of a discrete site, the log of the sum of its density over all values of what it lacks."""
+def log_completions(site: Site, max_states: int) -> RowValues:
+    """Return, for each row of a discrete site, the log of the sum of its density over all values of what it lacks.
+
+    It is NaN for rows that lack elements if the elements that any row may lack have more than ``max_states`` states.
+    """
     complete = lambda: jax.vmap(site.log_density)(site.position, site.local)  # noqa: E731
     if site.missing is None:
         return complete()
     unknown = Unknown.of(site)
+    if unknown.num_states > max_states:
+        return complete() * jnp.where(unknown.counted, jnp.nan, 1.0)
     values, shape = jnp.asarray(unknown.discrete_values), unknown.moved(site.position[0]).shape
     num_moved = len(unknown.columns)
 
