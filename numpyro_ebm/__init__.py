@@ -21,11 +21,11 @@ Public names by topic (``help`` describes each):
     MultiscaleDenoisingScoreMatching, NoiseContrastiveEstimation, PersistentContrastiveDivergence, Pseudolikelihood,
     RankingNoiseContrastiveEstimation, RatioMatching, RegularizedScoreMatching, Replay, ScoreMatching,
     ShiftedNoiseContrastiveEstimation, SlicedScoreMatching, TelescopingRatioEstimation, UnbiasedMaximumLikelihood,
-    VarianceReducedSlicedScoreMatching.
+    VarianceReducedSlicedScoreMatching; PositivePhase for hidden members and missing entries.
 * Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
-    Gibbs, GibbsWithGradients, SwendsenWang; BySite for both kinds of latents or members.
+    Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -108,6 +108,7 @@ from numpyro_ebm.estimators import MultiscaleDenoisingScoreMatching as Multiscal
 from numpyro_ebm.estimators import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators import NoiseContrastiveEstimation as NoiseContrastiveEstimation
 from numpyro_ebm.estimators import PersistentContrastiveDivergence as PersistentContrastiveDivergence
+from numpyro_ebm.estimators import PositivePhase as PositivePhase
 from numpyro_ebm.estimators import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation
 from numpyro_ebm.estimators import RatioMatching as RatioMatching
@@ -155,6 +156,7 @@ from numpyro_ebm.kernels import Flips as Flips
 from numpyro_ebm.kernels import Gibbs as Gibbs
 from numpyro_ebm.kernels import GibbsWithGradients as GibbsWithGradients
 from numpyro_ebm.kernels import Langevin as Langevin
+from numpyro_ebm.kernels import LatticeWalk as LatticeWalk
 from numpyro_ebm.kernels import ParallelTempering as ParallelTempering
 from numpyro_ebm.kernels import SwendsenWang as SwendsenWang
 from numpyro_ebm.kernels import TransitionInfo as TransitionInfo
@@ -246,6 +248,7 @@ __all__ = [
     "NegativePhaseHealth",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
+    "PositivePhase",
     "Pseudolikelihood",
     "RankingNoiseContrastiveEstimation",
     "RatioMatching",
@@ -289,6 +292,7 @@ __all__ = [
     "SwendsenWang",
     "GibbsWithGradients",
     "Langevin",
+    "LatticeWalk",
     "ParallelTempering",
     "TransitionInfo",
     "available_kernels",

@@ -11,6 +11,20 @@ from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
+from numpyro_ebm._core.laplacian import is_flat
+from numpyro_ebm.energies import (
+    RBM,
+    BoltzmannMachine,
+    DeepBoltzmannMachine,
+    ExponentialGraphicalModel,
+    GaussianGraphicalModel,
+    GaussianRBM,
+    Graph,
+    GraphPotts,
+    Ising,
+    PoissonGraphicalModel,
+    Potts,
+)
 
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
@@ -231,6 +245,188 @@ class Truncated(dist.Distribution):
         return jax.random.uniform(key, (*sample_shape, 1))
 
 
+BITS = np.random.default_rng(1).integers(0, 2, (5, 3))
+CODES = np.random.default_rng(2).integers(0, 3, (5, 3))
+CODES[0] = [0, 1, 2]
+INTERVAL = constraints.integer_interval(0, 2)
+TABLE = jnp.arange(4.0)
+TWO_ONES = np.eye(3, dtype=int)[CODES]
+TWO_ONES[2, 1] = 1
+
+
+def discrete(x, support, event_shape=(3,), energy=lambda x: 0.1 * jnp.sum(x), ready=None, estimator="pseudolikelihood"):
+    """`run` on a discrete support, or with a ready-made energy."""
+    if ready is None:
+        return run(estimator, x, energy, event_shape, support=support)
+    return run(estimator, x, ready, ready.event_shape, support=ready.support)
+
+
+def set_to(x, index, value):
+    x = np.array(x)
+    x[index] = value
+    return x
+
+
+def mixed(event):
+    support = ebm.Blocks(("y", "s"), (constraints.real, constraints.boolean), ((), (2,)))
+    return lambda: run("pseudolikelihood", event, lambda e: jnp.sum(e**2), (3,), support=support)
+
+
+def weights(*shape, at=None, value=np.nan):
+    matrix = np.zeros(shape)
+    if at is not None:
+        matrix[at] = matrix[at[::-1] if len(at) == 2 else (*at[2:], *at[:2])] = value
+    return matrix
+
+
+def chains(kernel, energy, support=INTERVAL, shape=(3,)):
+    d = ebm.EnergyDistribution(energy, shape, support=support)
+    return lambda: ebm.sample(jax.random.key(0), d, kernel, num_warmup=1, num_samples=1)
+
+
+def of_model(kernel, energy, support):
+    def model():
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (3,), support=support))
+
+    return lambda: ebm.sample(jax.random.key(0), model, kernel, num_warmup=1, num_samples=1)
+
+
+def by_index(x):
+    return TABLE[x[0]] + TABLE[x[1]] * TABLE[x[2]]
+
+
+def by_cast(x):
+    return jnp.sum(TABLE[x.astype(int)])
+
+
+def by_comparison(x):
+    return -jnp.sum(x == 1)
+
+
+FLOATS = "whole numbers only, as indices do, and got floating-point numbers"
+DISCRETE = {
+    # Data of another alphabet.
+    "spins for bits": (
+        lambda: discrete(2 * BITS - 1, constraints.boolean),
+        r"site 'x'.*Row \d of.*column \d is -1 .*support=numpyro_ebm.spins, or pass 0 and 1, \(x \+ 1\) // 2",
+    ),
+    "bits for spins": (lambda: discrete(BITS, ebm.spins), r"column \d is 0 .*pass spins, 2 \* x - 1, or write .*boolean"),
+    "categories from 1": (lambda: discrete(CODES + 1, INTERVAL), r"Row 0.*column 2 is 3 .*count from 1: pass x - 1"),
+    "a value beyond the last": (
+        lambda: discrete(set_to(CODES, (3, 1), 7), INTERVAL),
+        r"Row 3.*column 1 is 7 \(1 such rows\).*integer_interval\(0, 7\)",
+    ),
+    "a value in a lattice": (
+        lambda: discrete(set_to(BITS.reshape(5, 3, 1), (3, 1, 0), 7), constraints.boolean, (3, 1)),
+        r"Row 3.*entry \(1, 0\) is 7",
+    ),
+    "a scalar": (lambda: discrete(np.array([0, 1, 5]), constraints.boolean, ()), "Row 2.*: 5 "),
+    "fractions": (lambda: discrete(CODES + 0.5, INTERVAL), r"column 0 is 0.5 .*whole numbers; round the data"),
+    "NaN among bits": (lambda: discrete(set_to(BITS * 1.0, (2, 1), np.nan), constraints.boolean), "Row 2.*column 1 is nan"),
+    "codes for one-hot": (
+        lambda: discrete(CODES, ebm.one_hot, (3, 3)),
+        r"site 'x'.*one-hot by jax.nn.one_hot\(x, 3, dtype=int\).*integer_interval\(0, 2\) and event_shape=\(3,\)",
+    ),
+    "codes for one one-hot vector": (lambda: discrete(CODES, ebm.one_hot), r"\[0 1 2\].*single 1.*jax.nn.one_hot"),
+    "one-hot for codes": (
+        lambda: discrete(np.eye(3, dtype=int)[CODES], INTERVAL),
+        r"site 'x'.*jnp.argmax\(x, -1\).*support=numpyro_ebm.one_hot and event_shape=\(3, 3\)",
+    ),
+    "one-hot for codes of one site": (lambda: discrete(np.eye(3, dtype=int)[CODES[:, 0]], INTERVAL, ()), "jnp.argmax"),
+    "two ones": (
+        lambda: discrete(TWO_ONES, ebm.one_hot, (3, 3)),
+        r"Row 2.*column 1 is \[1 1 1\]",
+    ),
+    "a member of several": (mixed(np.array([[0.5, 0, 1], [0.1, 1, 2]])), r"Row 1.*member 's', column 1 is 2.0"),
+    # Parameters of energies.
+    "a diagonal": (lambda: BoltzmannMachine(np.eye(3)), r"diagonal.*weights \* \(1 - jnp.eye\(3\)\)"),
+    "no symmetry": (lambda: BoltzmannMachine(np.triu(np.ones((3, 3)), 1)), "symmetric weights.*from_pairs"),
+    "no square": (lambda: BoltzmannMachine(np.ones((3, 2))), r"square weights, \(d, d\); got shape \(3, 2\)"),
+    "NaN in weights": (lambda: BoltzmannMachine(weights(3, 3, at=(0, 1))), r"finite weights; got NaN.*weights\[0, 1\]"),
+    "biases of another length": (lambda: BoltzmannMachine(np.zeros((3, 3)), np.zeros(2)), r"biases of shape \(3,\)"),
+    "a site with itself": (lambda: Potts(np.ones((2, 3, 2, 3))), r"Potts.*site to itself.*jnp.eye\(L\)"),
+    "couplings in one order": (
+        lambda: Potts(np.triu(np.ones((2, 2)), 1)[:, None, :, None] * np.ones((2, 3, 2, 3))),
+        r"Potts.*transpose\(2, 3, 0, 1\)",
+    ),
+    "NaN in couplings": (lambda: Potts(weights(2, 3, 2, 3, at=(0, 0, 1, 2))), r"couplings\[0, 0, 1, 2\]"),
+    "a Potts matrix": (lambda: Potts(np.zeros((6, 6))), r"\(L, q, L, q\); got shape \(6, 6\)"),
+    "an asymmetric precision": (
+        lambda: GaussianGraphicalModel([[1.0, 0.5], [0.0, 1.0]]),
+        "symmetric precision.*precision.T",
+    ),
+    "an indefinite precision": (
+        lambda: GaussianGraphicalModel([[1.0, 2.0], [2.0, 1.0]]),
+        "positive definite.*eigenvalue is -1",
+    ),
+    "NaN in a precision": (lambda: GaussianGraphicalModel([[1.0, np.nan], [np.nan, 1.0]]), r"precision\[0, 1\]"),
+    "positive couplings of counts": (lambda: PoissonGraphicalModel([(0, 1)], 0.1), "couplings <= 0.*maximum=100"),
+    "negative couplings of waiting times": (lambda: ExponentialGraphicalModel([(0, 1)], -0.1), "couplings >= 0"),
+    "a matrix of couplings on a graph": (
+        lambda: Ising(Graph.lattice(2, 2), np.zeros((4, 4))),
+        r"couplings of shape \(4,\), or one number; got shape \(4, 4\)",
+    ),
+    "NaN on a graph": (lambda: Ising(Graph.lattice(2, 2), np.nan), "finite couplings"),
+    "fields of nodes": (lambda: GraphPotts(Graph.lattice(2, 2), 0.1, 3, np.zeros((4, 3))), r"fields of shape \(2, 2, 3\)"),
+    "transposed weights": (lambda: RBM(np.zeros((5, 3)), np.zeros(3), np.zeros(5)), r"visible_biases.*write weights.T"),
+    "transposed Gaussian weights": (lambda: GaussianRBM(np.zeros((5, 3)), hidden_biases=np.zeros(5)), "write weights.T"),
+    "hidden biases of another length": (lambda: RBM(np.zeros((5, 3)), 0.0, np.zeros(4)), r"hidden_biases of shape \(3,\)"),
+    "NaN in an RBM": (lambda: RBM(np.full((5, 3), np.nan)), r"weights\[0, 0\]"),
+    "NaN in a Gaussian RBM": (lambda: GaussianRBM(np.full((5, 3), np.nan)), "finite weights"),
+    "NaN in a deep machine": (lambda: DeepBoltzmannMachine([np.zeros((2, 2)), np.full((2, 2), np.inf)]), "finite weights"),
+    "layers that do not fit": (
+        lambda: DeepBoltzmannMachine([np.zeros((3, 2)), np.zeros((3, 2))]),
+        r"fit each other.*\(3, 2\)",
+    ),
+    "data for other weights": (
+        lambda: discrete(BITS, None, ready=RBM(np.zeros((5, 3)))),
+        r"site 'x'.*\(5, 3\).*event_shape=\(5,\).*the parameters of RBM: change these",
+    ),
+    # Graphs.
+    "an edge out of range": (lambda: Graph([(0, 5)], 3), r"Edge 0 joins \[0, 5\].*0 to 2"),
+    "a negative node": (lambda: Ising([(0, -1)], 0.1), r"\[0, -1\]"),
+    "an edge to itself": (lambda: Graph([(0, 1), (1, 1)], 3), r"Edge 1 joins node 1 to itself.*edges\[edges"),
+    "an edge twice": (lambda: Graph([(0, 1), (1, 0)], 3), r"\[0, 1\] is given 2 times.*np.unique"),
+    "an adjacency matrix": (lambda: Ising(1 - np.eye(3, dtype=int), 0.1), r"np.argwhere\(np.triu\(matrix, 1\)\)"),
+    "edges of floats": (lambda: Graph([(0.0, 1.0)], 3), r"whole numbers of shape \(num_edges, 2\)"),
+    "equal colours of neighbours": (lambda: Graph([(0, 1)], 2, colors=[0, 0]), "neighbours 0 and 1 both have colour 0"),
+    "too few colours": (lambda: Graph([(0, 1)], 2, colors=[0]), "one whole number for each of the 2 nodes"),
+    # Gradients in the event.
+    "an index under a gradient": (chains("gwg", by_index), f"{FLOATS}.*kernel='gibbs' or 'flips' \\('block_gibbs'"),
+    "an index under langevin": (chains(ebm.DULA(0.2), by_index), FLOATS),
+    "an index on the reals": (chains("mala", by_index, constraints.real), f"{FLOATS}.*integer_interval\\(0, 9\\)"),
+    "an index in training": (
+        lambda: run("cd", CODES, by_index, support=INTERVAL, options={"kernel": "dmala"}),
+        f"site 'x'.*{FLOATS}",
+    ),
+    "an index under score matching": (lambda: run("sm", energy=by_index), f"site 'x'.*{FLOATS}"),
+    "an index in a mixed event": (
+        lambda: run("pseudolikelihood", np.c_[X[:, :1], BITS[:, :2]], lambda e: TABLE[e[1]] * e[0], (3,), support=MIXED),
+        f"site 'x'.*{FLOATS}.*event\\[2:\\].astype",
+    ),
+    "a cast under gwg": (chains("gwg", by_cast), "'gwg'.*zero everywhere.*kernel='gibbs' or 'flips'"),
+    "a comparison under dula": (chains(ebm.DULA(0.2), by_comparison), "'dula'.*zero everywhere"),
+    "a comparison under tempering": (chains(ebm.ParallelTempering("dmala"), by_comparison), "'dmala'.*zero everywhere"),
+    "a cast under nuts": (chains("nuts", by_cast, constraints.real), r"'nuts'.*zero everywhere.*integer_interval\(0, 9\)"),
+    "a cast under langevin between ends": (
+        chains(ebm.Langevin(0.1), by_cast, constraints.positive),
+        "'langevin'.*zero everywhere",
+    ),
+    "a comparison in a model": (of_model("nuts", by_comparison, constraints.real), "site 'x'.*'nuts'.*zero everywhere"),
+    "a comparison in a discrete model": (of_model("gwg", by_comparison, INTERVAL), "site 'x'.*'gwg'.*zero everywhere"),
+    "a cast in training": (lambda: run("cd", energy=by_cast), "site 'x'.*'mala'.*zero everywhere"),
+    **{
+        f"a comparison under {name}": (
+            lambda name=name, options=options: run(name, energy=by_comparison, options=options),
+            "site 'x'.*score.*zero everywhere.*'pseudolikelihood'",
+        )
+        for name, options in {"sm": {}, "ssm": {}, "ssm_vr": {}, "dsm": {"sigma": 0.1}}.items()
+    },
+}
+MIXED = ebm.Blocks(("y", "s"), (constraints.real, constraints.boolean), ((), (2,)))
+CASES |= {name: (call, ValueError, words) for name, (call, words) in DISCRETE.items()}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input(name):
     call, error, words = CASES[name]
@@ -253,3 +449,54 @@ def test_rows_that_are_not_known_yet_give_nan_and_not_a_number():
     with pytest.warns(ebm.UnhealthyChainsWarning, match="nonfinite"):
         values = jax.block_until_ready(jax.jit(lambda x: run("cd", x=x)["x"]["fn"].log_prob(x))(with_value(np.nan)))
     assert np.isnan(values[2])
+
+
+def test_a_traced_matrix_of_couplings_counts_with_its_symmetric_part():
+    """What cannot be refused while a program is traced gives the energy of a proper matrix, and no other number."""
+    matrix, x = np.random.default_rng(0).normal(size=(3, 3)), jnp.array([1, 0, 1])
+    proper = 0.5 * (matrix + matrix.T) * (1 - np.eye(3))
+    np.testing.assert_allclose(jax.jit(lambda w: BoltzmannMachine(w)(x))(matrix), BoltzmannMachine(proper)(x), rtol=1e-5)
+    couplings = np.random.default_rng(1).normal(size=(3, 2, 3, 2))
+    proper = 0.5 * (couplings + couplings.transpose(2, 3, 0, 1)) * (1 - np.eye(3))[:, None, :, None]
+    np.testing.assert_allclose(jax.jit(lambda w: Potts(w)(x))(couplings), Potts(proper)(x), rtol=1e-5)
+    precision = matrix + 5 * np.eye(3)
+    proper = 0.5 * (precision + precision.T)
+    ours = jax.jit(lambda w: GaussianGraphicalModel(w)(1.0 * x))(precision)
+    np.testing.assert_allclose(ours, GaussianGraphicalModel(proper)(1.0 * x), rtol=1e-5)
+    assert np.isnan(jax.jit(lambda w: GaussianGraphicalModel(w).log_partition())(jnp.array([[1.0, 2.0], [2.0, 1.0]])))
+    assert np.isnan(jax.jit(lambda w: RBM(w)(x))(jnp.full((3, 2), jnp.nan)))
+
+
+def test_gradients_that_are_zero_by_chance_or_for_a_reason_pass():
+    """A constant energy, a table beside a smooth term, and walls over a base are no faults."""
+    for energy in (lambda x: jnp.zeros(()), lambda x: by_cast(x) + 0.1 * jnp.sum(x**2), lambda x: 0.0 * jnp.sum(x)):
+        ebm.GibbsWithGradients().bind(ebm.EnergyDistribution(energy, (3,), support=INTERVAL))
+    walls = lambda x: jnp.where(jnp.sum(x) > -10, 0.0, jnp.inf)  # noqa: E731
+    ebm.MALA().bind(ebm.EnergyDistribution(walls, (3,), base=dist.Normal(0, 1).expand([3]).to_event(1)))
+    ebm.NUTS().bind(ebm.EnergyDistribution(by_cast, (3,), support=constraints.interval(0.0, 3.0)))
+    per_row = ebm.EnergyDistribution(lambda x, c: c * by_cast(x), (3,), context=jnp.ones(4), batch_shape=(4,))
+    with pytest.raises(ValueError, match="zero everywhere"):
+        ebm.HMC().bind(per_row)
+
+
+@pytest.mark.parametrize(
+    ("function", "flat"),
+    [
+        (lambda x: jnp.sum(x), False),
+        (lambda x: jnp.zeros(()), False),
+        (lambda x: jnp.sum(jax.nn.relu(x)), False),
+        (lambda x: jnp.sum(TABLE[x.astype(int)]) + x[0], False),
+        (by_cast, True),
+        (by_comparison, True),
+        (lambda x: jnp.sum(jnp.round(x) + jnp.floor(x) * jnp.sign(x)), True),
+        (lambda x: jnp.sum(jax.nn.one_hot(x.astype(int), 4) @ TABLE), True),
+        (lambda x: jnp.where(jnp.all(jnp.abs(x) < 1), 0.0, jnp.inf), True),
+        (lambda x: jax.lax.scan(lambda c, v: (c + TABLE[v.astype(int)], None), 0.0, x)[0], True),
+        (jax.jit(lambda x: 1.0 * jnp.argmax(x)), True),
+        (lambda x: jax.lax.cond(x[0] > 0, lambda: 1.0, lambda: 0.0), True),
+    ],
+)
+def test_a_flat_function_is_told_by_its_structure(function, flat):
+    point = jnp.arange(3.0)
+    assert is_flat(function, point) is flat
+    assert jax.jit(jax.grad(lambda t: t * is_flat(lambda x: t * function(x), point)))(1.0) == flat

@@ -296,3 +296,17 @@ def test_what_does_not_fit_is_refused(how):
     call, words = REFUSED[how]
     with pytest.raises(ebm.EnergyError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ([[0, 3], [1, 2, 3]], "each of its 4 elements once.*element 3 is in 2"),
+        ([[0, 3], [1]], "element 2 is in 0 of them.*Graph"),
+        ([[0, 3], [1, 2, 4]], "4 elements.*element 4 is in 1"),
+    ],
+)
+def test_blocks_of_ones_own_hold_each_element_once(monkeypatch, blocks, words):
+    monkeypatch.setattr(Ising, "blocks", property(lambda self: tuple(map(np.array, blocks))))
+    with pytest.raises(ebm.EnergyError, match=words):
+        sampled(ENERGIES["spins"], "block_gibbs")()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from energy_cases import ENERGIES, plainly, probabilities, states_of
 from helpers import advanced, check_moments, shares, some_slow
 from numpyro.distributions import constraints
 
@@ -159,6 +160,37 @@ def test_chains_from_one_state_reach_the_distribution(kernel):
     assert np.all(abs(after - p) < 5 * np.sqrt(p * (1 - p) / num))
 
 
+@pytest.mark.parametrize(
+    "name",
+    some_slow(
+        ["ising, lattice", "potts, one-hot", "graph potts"], ["boltzmann machine, spins", "rbm", "counts", "deep machine"]
+    ),
+)
+def test_flips_by_conditionals_are_those_by_densities(name):
+    """The same key gives the same draws, up to the rounding of a ratio close to the uniform number."""
+    energy = ENERGIES[name]
+    d, _, states = states_of(energy)
+    start = jnp.asarray(states[np.random.default_rng(0).choice(len(states), 2000)])
+    ours, theirs = (advanced(ebm.Flips(), each, start, 2) for each in (d, plainly(energy)))
+    same = np.asarray(ours == theirs).reshape(len(start), -1).all(1)
+    assert same.mean() > 0.998
+    assert np.mean(np.asarray(ours != start)) > 0.1
+
+
+def test_flips_by_conditionals_leave_the_distribution_as_it_is(monkeypatch):
+    energy, num = ENERGIES["counts"], 40_000
+    d, _, states = states_of(energy)
+    # The energy itself is evaluated at the start and at the end of a transition, whatever the number of flips.
+    calls, call = [], type(energy).__call__
+    monkeypatch.setattr(type(energy), "__call__", lambda self, event: calls.append(1) or call(self, event))
+    start = states[np.random.default_rng(0).choice(len(states), num, p=probabilities(energy, states))]
+    p = probabilities(energy, states)
+    calls.clear()
+    after = shares(advanced(ebm.Flips(), d, jnp.asarray(start), 2), states)
+    assert len(calls) <= 4
+    assert np.all(abs(after - shares(start, states)) < 5 * np.sqrt(2 * p * (1 - p) / num))
+
+
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_dula_draws_each_element_by_its_slope_and_distance(support):
     d, states, _ = exact(support)
@@ -183,7 +215,7 @@ def test_a_warm_up_adapts_the_step_of_dmala():
 
 def test_the_kernels_are_those_of_the_table():
     discrete = {name for name, cls in NAMED.classes.items() if cls.is_discrete is True}
-    assert {kernel.name for kernel in KERNELS.values()} | {"dula", "swendsen_wang"} == discrete
+    assert {kernel.name for kernel in KERNELS.values()} | {"dula", "swendsen_wang", "lattice_walk"} == discrete
     assert NAMED.classes["block_gibbs"]().is_discrete is None
 
 
@@ -206,7 +238,10 @@ REFUSED = {
     ),
     "a gradient kernel": (lambda: draw(sampler=ebm.ChainSampler("nuts")), "discrete support.*gibbs"),
     "a score": (lambda: BINARY.unconstrained_score(jnp.zeros(9, int)), "discrete.*gibbs"),
-    "no end of values": (lambda: draw(support=constraints.nonnegative_integer), "two bounds"),
+    "no end of values": (
+        lambda: draw(support=constraints.nonnegative_integer, sampler=ebm.ChainSampler("gibbs")),
+        "two bounds.*lattice_walk",
+    ),
     "an unknown scan": (lambda: ebm.Gibbs(scan="sweep"), "systematic"),
     "updates of a sweep": (lambda: ebm.Gibbs(num_updates=3), "scan='random'"),
     "no updates": (lambda: ebm.Gibbs(scan="random", num_updates=0), "num_updates"),

@@ -223,9 +223,10 @@ class TestAutologistic:
             which = [(states == np.asarray(row)).all(1).argmax() for row in self.ROWS]
             np.testing.assert_allclose(ours, log_p[0, which[0]] + log_p[1, which[1]], rtol=1e-5)
 
-    def test_draws_follow_the_covariates_of_their_row(self):
+    @pytest.mark.parametrize("kernel", some_slow(["gibbs", "swendsen_wang"], ["flips", "block_gibbs"]))
+    def test_draws_follow_the_covariates_of_their_row(self, kernel):
         states, log_p = self.by_hand()
-        sampler = ebm.ChainSampler("gibbs", num_warmup=0, num_steps=40)
+        sampler = ebm.ChainSampler(kernel, num_warmup=0, num_steps=40)
         d = ebm.EnergyDistribution(AUTOLOGISTIC, context=self.CONTEXT, batch_shape=(2,), sampler=sampler)
         draws = d.sample(jax.random.key(0), (4000,))
         for row in range(2):

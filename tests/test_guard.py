@@ -35,7 +35,7 @@ from numpyro.infer.autoguide import AutoDAIS, AutoDelta, AutoLaplaceApproximatio
 from numpyro.infer.util import log_density, potential_energy
 
 import numpyro_ebm as ebm
-from numpyro_ebm.distributions._dependencies import EVENT, SOURCE, TERM, flows, mark
+from numpyro_ebm.distributions.dependencies import EVENT, SOURCE, TERM, flows, mark
 
 X = np.random.default_rng(0).normal(0, 0.5, 20).astype(np.float32)
 KEY = jax.random.key(0)

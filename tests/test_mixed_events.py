@@ -291,6 +291,81 @@ def test_the_step_size_follows_the_acceptance_of_its_own_kernel():
     assert not np.any(health.conditions)
 
 
+class TestDerivatives:
+    """One number and one bit: E = a x^2 / 2 - b x s - c s, whose log Z is that of two normals."""
+
+    SUPPORT = ebm.Blocks(("x", "s"), (constraints.real, constraints.boolean), ((), ()))
+    AT = (1.3, 0.7, -0.4)
+    CHAINS = {"num_steps": 15, "kernel": {"x": ebm.HMC(0.5, 4), "s": "gibbs"}, "adapt_step_size": False}
+    MIXED_NAMES = {
+        "pseudolikelihood": {"num_points": 33},
+        "energy_discrepancy": {"num_negatives": 4},
+        "cd": CHAINS,
+        "pcd": CHAINS,
+        "replay": {**CHAINS, "buffer_size": 2000, "start": "data"},
+        "mle": CHAINS,
+    }
+
+    def model(self, rows):
+        a, b, c = (numpyro.param(name, jnp.asarray(value)) for name, value in zip("abc", self.AT, strict=True))
+        energy = lambda e: 0.5 * a * e[0] ** 2 - b * e[0] * e[1] - c * e[1]  # noqa: E731
+        with numpyro.plate("rows", len(rows)):
+            numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), support=self.SUPPORT), obs=rows)
+
+    def rows(self, num):
+        """Rows of another law than that of the parameters."""
+        rng = np.random.default_rng(0)
+        s = rng.random(num) < 0.75
+        return np.stack([0.7 * rng.normal(size=num) - 0.4 * s, s], axis=1)
+
+    def exact_gradient(self, rows):
+        def log_likelihood(t):
+            a, b, c = t
+            x, s = rows.T
+            log_z = 0.5 * jnp.log(2 * jnp.pi / a) + jnp.logaddexp(0.0, c + b**2 / (2 * a))
+            return jnp.mean(-0.5 * a * x**2 + b * x * s + c * s) - log_z
+
+        return np.asarray(jax.grad(log_likelihood)(jnp.array(self.AT)))
+
+    def value(self, name, rows):
+        wrapped = ebm.estimate(self.model, name, **self.MIXED_NAMES[name])
+
+        def value(t, key):
+            given = dict(zip("abc", t, strict=True))
+            return numpyro.infer.util.log_density(handlers.seed(wrapped, key), (rows,), {}, given)[0] / len(rows)
+
+        return value
+
+    def test_every_estimator_has_its_row(self):
+        assert set(self.MIXED_NAMES) == TAKEN
+        assert {name for name in TAKEN if ESTIMATORS.classes[name].role == "objective"} == {
+            "pseudolikelihood",
+            "energy_discrepancy",
+        }
+
+    @pytest.mark.parametrize("name", ["pseudolikelihood", "energy_discrepancy"])
+    @pytest.mark.usefixtures("x64")
+    def test_finite_differences_agree_with_the_gradient_of_an_objective(self, name):
+        rows = self.rows(200)  # the integrals beyond 8 standard deviations of fewer rows would count, without a gradient
+        value = jax.jit(self.value(name, rows))
+        t, step = jnp.array(self.AT), 1e-5
+        slopes = [(value(t + step * e, KEY) - value(t - step * e, KEY)) / (2 * step) for e in jnp.eye(3)]
+        gradient = jax.jit(jax.grad(self.value(name, rows)))(t, KEY)
+        assert np.all(np.abs(gradient) > 1e-3)
+        np.testing.assert_allclose(gradient, slopes, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("name", ["cd", "pcd", "replay", "mle"])
+    def test_the_mean_gradient_of_chains_is_that_of_the_likelihood(self, name):
+        rows = self.rows(2000)
+        gradient = jax.jit(jax.grad(self.value(name, rows)))
+        found = np.stack([gradient(jnp.array(self.AT), key) for key in jax.random.split(KEY, 8)])
+        error = found.std(0, ddof=1) / np.sqrt(len(found))
+        exact = self.exact_gradient(rows)
+        assert np.all(abs(exact) > 0.1)  # far from the optimum, where a wrong gradient would be far off as well
+        assert np.all(error < 0.02)
+        assert np.all(abs(found.mean(0) - exact) < 5 * error)
+
+
 def test_log_z():
     d = distribution()
     exact = float(jax.nn.logsumexp(log_weights(TRUE)) + np.log(2 * np.pi))
@@ -373,7 +448,9 @@ def two_steps():
 
 def counts():
     support = ebm.Blocks(("x", "n"), (constraints.real, constraints.nonnegative_integer), ((), ()))
-    return ebm.sample(KEY, ebm.EnergyDistribution(lambda e: jnp.sum(e**2), (2,), support=support))
+    return ebm.sample(
+        KEY, ebm.EnergyDistribution(lambda e: jnp.sum(e**2), (2,), support=support), {"x": "nuts", "n": "gibbs"}
+    )
 
 
 REFUSED = {
@@ -385,7 +462,7 @@ REFUSED = {
     "a continuous kernel of bits": (sampled({"x": "nuts", "s": "nuts"}), "'nuts' cannot move 's', which is discrete"),
     "a discrete kernel of numbers": (sampled({"x": "gibbs", "s": "gibbs"}), "'gibbs' cannot move 'x', which is continuous"),
     "a gradient kernel of bits": (sampled({"x": "nuts", "s": "gwg"}), "'gwg' takes gradients in the discrete members"),
-    "values without bounds": (counts, "values of the discrete member 'n' cannot be listed"),
+    "values without bounds": (counts, "values of 'n' cannot be listed.*lattice_walk"),
     "two step sizes": (two_steps, r"follows one step size.*\['mala', 'barker'\]"),
     "scales": (estimated("cd", scale=2.0), "discrete members of a mixed event have no scale"),
     "a schedule without a step size": (

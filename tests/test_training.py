@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from helpers import precision_model, some_slow
+from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.primitives import mutable
@@ -19,6 +20,7 @@ import numpyro_ebm as ebm
 from numpyro_ebm._core import programs
 from numpyro_ebm.training import _fit
 from numpyro_ebm.training.overfitting import held_out_rise, is_significant, runaway
+from numpyro_ebm.training.unseen import occurrences, unseen
 
 KEY = jax.random.key(0)
 HEALTHY = {
@@ -189,6 +191,50 @@ class TestHeldOut:
 
         with pytest.raises(ValueError, match="held-out rows is (nan|inf) before the first update"):
             fit(KEY, svi_of(model=overflowing), 4, rows(30), held_out=(np.full(3, 1e3),))
+
+
+def table_model(x):
+    """Independent categories 0 to 3."""
+    h = numpyro.param("h", jnp.zeros((3, 4)))
+    energy = lambda x: -jnp.sum(h[jnp.arange(3), x])  # noqa: E731
+    with numpyro.plate("rows", len(x), subsample_size=len(x) - 1):
+        batch = numpyro.subsample(x, event_dim=1)
+        d = ebm.EnergyDistribution(energy, (3,), support=constraints.integer_interval(0, 3))
+        numpyro.sample("x", d, obs=batch)
+
+
+class TestValuesThatNoRowHas:
+    """Rows with codes 0 to 2 under a support of 0 to 3, whose last column is constant."""
+
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 3, (60, 3)) * [1, 1, 0], rng.integers(0, 4, (60, 3)) * [1, 1, 0]
+
+    def test_held_out_rows_that_have_them_are_named_when_their_loss_rises(self):
+        svi = svi_of("exact", table_model, optax.adam(0.1))
+        with pytest.warns(ebm.OverfittingWarning, match="have 2 values that no training row has: column 0 of 'x' is 3 in"):
+            ebm.fit(KEY, svi, 600, self.train, held_out=(self.test,), check_every=50, progress_bar=False)
+
+    @pytest.mark.parametrize("name", ["exact", "cd"])
+    def test_diagnose_says_so_without_a_warning(self, name):
+        estimated = ebm.estimate(table_model, name)
+        result = SVI(estimated, ebm.empty_guide, optax.adam(0.1), Trace_ELBO()).run(KEY, 10, self.train, progress_bar=False)
+        finding = ebm.diagnose(estimated, result, self.train)["x values"]
+        assert (finding.status, finding.measured) == ("ok", "no row has the value: column 0 of 'x' is 3 (5 such values)")
+        assert "prior" in finding.advice
+        full = np.tile(np.arange(4)[:, None], (10, 3))
+        assert ebm.diagnose(estimated, result, full)["x values"].measured == "each column takes each of its values"
+
+    def test_members_of_a_mixed_event_are_counted_too(self):
+        support = ebm.Blocks(("x", "s", "n"), (constraints.real, ebm.spins, constraints.nonnegative_integer), ((), (2,), ()))
+
+        def model(x):
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda e: 0.5 * e[0] ** 2, (4,), support=support), obs=x)
+
+        rows = np.array([[0.3, 1, -1, 4], [-0.2, 1, 1, 0]])
+        (counted,) = occurrences(ebm.estimate(model, "cd"), {}, (rows,), {}).values()
+        np.testing.assert_array_equal(counted.counts, [[0, 2], [1, 1]])
+        assert unseen(counted) == "no row has the value: column 0 of 'x.s' is -1"
 
 
 class TestOverfitting:

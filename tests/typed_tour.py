@@ -55,6 +55,7 @@ def estimators():
     of_units |= {"unbiased": {"num_chains": 8}}
     for name, options in of_units.items():
         update(units, rows, estimator=name, **options)
+    update(units, np.where(np.arange(rows.size).reshape(rows.shape) % 7 == 0, np.nan, rows), estimator="exact")
 
 
 def declarations():
@@ -94,6 +95,20 @@ def declarations():
     for name in ("cd", "pcd", "replay", "mle", "energy_discrepancy", "pseudolikelihood"):
         update(mixed, ROWS[:, 0], np.arange(24) % 3, estimator=name)
 
+    def hidden(x, categories):
+        a, b = numpyro.param("a", jnp.zeros(3)), numpyro.param("b", 1.0)
+        with numpyro.plate("rows", len(x)):
+            x = numpyro.sample("x", dist.Normal(0, 1), obs=x)
+            z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+            s = numpyro.sample("s", dist.Categorical(probs=np.ones(3) / 3), obs=categories)
+            ebm.energy_factor("f", lambda x, s, z: a[s] * x + 0.5 * (z - x) ** 2 + b * z**2, x=x, s=s, z=z)
+
+    holes = np.arange(24) % 5 == 0
+    some = np.where(holes, np.nan, ROWS[:, 0])
+    fixed = ebm.PositivePhase({"z": ebm.HMC(0.3), "x": "mala"}, 2, adapt_step_size=False)
+    for name, phase in {"cd": ebm.PositivePhase(num_steps=2), "pcd": fixed}.items():
+        update(hidden, some, np.where(holes, np.nan, np.arange(24) % 3), estimator=name, positive_phase=phase)
+
     def latent(x):
         scale = numpyro.sample("scale", dist.LogNormal(0, 1))
         with numpyro.plate("rows", len(x)):
@@ -132,9 +147,9 @@ def samplers():
 
 
 def kernels():
-    of_energies = {"block_gibbs", "swendsen_wang"}
-    discrete = {name for name, cls in KERNELS.classes.items() if cls.is_discrete is True} - of_energies
-    for name in sorted(set(KERNELS.classes) - discrete - of_energies - {"elliptical_slice"}):
+    of_energies, of_integers = {"block_gibbs", "swendsen_wang"}, {"lattice_walk"}
+    discrete = {name for name, cls in KERNELS.classes.items() if cls.is_discrete is True} - of_energies - of_integers
+    for name in sorted(set(KERNELS.classes) - discrete - of_energies - of_integers - {"elliptical_slice"}):
         ebm.sample(KEY, target(), name, num_warmup=5, num_samples=5, num_chains=2)
     supports = {"units": (3,), "spins": (3,), "categories": (2, 3)}
     for kind, support in zip(supports, (dist.constraints.boolean, ebm.spins, ebm.one_hot), strict=True):
@@ -151,6 +166,13 @@ def kernels():
     mixed = ebm.EnergyDistribution(lambda e: e[0] - 0.1 * e[1], (2,), support=ebm.Blocks(("x", "s"), parts, ((), ())))
     for kernel in (None, {"x": "mala", "s": "flips"}):
         ebm.sample(KEY, mixed, kernel, num_warmup=3, num_samples=3, num_chains=2)
+    pair = ebm.EnergyDistribution(ebm.energies.PoissonGraphicalModel([(0, 1)], -0.3))
+    plain = ebm.EnergyDistribution(lambda x: (x * x).sum(), (2, 2), support=dist.constraints.positive_integer)
+    counts = ebm.Blocks(("x", "n"), (dist.constraints.real, dist.constraints.nonnegative_integer), ((), ()))
+    for d in (pair, plain, ebm.EnergyDistribution(lambda e: e @ e, (2,), support=counts)):
+        ebm.sample(KEY, d, num_warmup=3, num_samples=3, num_chains=2)
+        ebm.log_partition(KEY, d, method="ais", num_levels=5, num_chains=10)
+    ebm.sample(KEY, plain, ebm.LatticeWalk(2.0, num_moves=3), num_warmup=3, num_samples=3, num_chains=2)
     normal = dist.Normal(0, 2).expand([2]).to_event(1)
     tilted = ebm.EnergyDistribution(lambda x: 0.1 * (x @ x), (2,), base=normal)
     ebm.sample(KEY, tilted, "elliptical_slice", num_warmup=5, num_samples=5, num_chains=2)

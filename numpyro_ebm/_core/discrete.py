@@ -90,6 +90,11 @@ def interval_of(kind: Any) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
+def is_endless(kind: Any) -> bool:
+    """Return whether a constraint is one of integers with a lowest and without a largest value."""
+    return isinstance(kind, type(constraints.integer_greater_than(0)))
+
+
 def is_same_support(one: Any, other: Any) -> bool:
     """Return whether the constraints of two elements are the same set of values."""
     bounds = interval_of(one)

@@ -126,8 +126,30 @@ class AbstractEnergy(abc.ABC):
         raise NotImplementedError(f"The conditionals of many events of {type(self).__name__} are not known.")
 
     @property
+    def has_log_ratios(self) -> bool:
+        """Whether `log_ratio` is known."""
+        return type(self).log_ratio is not AbstractEnergy.log_ratio
+
+    def log_ratio(self, event: Shaped[Array, "*event"], index: Int[Array, ""], value: Shaped[Array, ""]) -> Scalar:
+        """Return the log density with one element at another value minus that of the event.
+
+        Args:
+            event: one event.
+            index: number of the element.
+            value: its other value.
+
+        Raises:
+            NotImplementedError: for an energy without `has_log_ratios`.
+        """
+        raise NotImplementedError(f"The ratios of {type(self).__name__} at the values of one element are not known.")
+
+    @property
     def blocks(self) -> tuple[np.ndarray, ...] | None:
-        """Sets of elements, each independent within itself given the others, which together are all elements."""
+        """Sets of elements, each independent within itself given the others, which together are all elements.
+
+        `BlockGibbs` checks that each element is in one block, and not the independence, which the energy has to know: the
+        conditional logits of a block must not change with the elements of the block.
+        """
         return None
 
     @property
@@ -150,6 +172,11 @@ class AbstractEnergy(abc.ABC):
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
         changed = {name: jax.tree.map(lambda leaf: factor * leaf, own[name]) for name in self.linear_in}
         return rebuilt(type(self), own | changed)
+
+    @property
+    def has_bonds(self) -> bool:
+        """Whether `bonds` are known, for an energy given covariates those of each row."""
+        return self.bonds is not None
 
     @property
     def bonds(self) -> Any:

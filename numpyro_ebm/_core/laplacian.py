@@ -1,16 +1,18 @@
-"""Forward Laplacian (folx), and analysis of programs: whether folx applies, whether second derivatives vanish."""
+"""Forward Laplacian (folx), and analysis of programs: whether folx applies, which derivatives vanish everywhere."""
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive
 from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
-from numpyro_ebm._core.typing import Array, Scalar
+from numpyro_ebm._core.typing import Array, PyTree, Scalar
 
 # folx recognises these by the name of their jitted function, which a user's function may share.
 BY_NAME = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "logaddexp": jnp.logaddexp}
@@ -62,6 +64,38 @@ def is_piecewise_linear(fn: Callable[[Float[Array, "*position"]], Scalar], point
         return False
     program = jax.make_jaxpr(slope)(point).jaxpr
     return any(_walk(program, [True] * len(program.invars), integers=True))
+
+
+def is_flat(fn: Callable[..., Scalar], point: PyTree, *others: PyTree) -> bool:
+    """Return whether a function depends on a point, and yet its gradient there is 0 by its structure.
+
+    That is so where the point passes through comparisons, rounding or conversions to integers only.
+
+    Args:
+        fn: the function, which is traced and not evaluated.
+        point: floating-point arrays, or their ``jax.ShapeDtypeStruct``.
+        *others: further arguments.
+    """
+    slopes: list[Any] = []
+
+    @jax.custom_jvp
+    def probe(value):
+        return value
+
+    @partial(probe.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        slopes.append(tangents[0])
+        return primals[0], jnp.zeros_like(primals[0])
+
+    def push(point, others):
+        return jax.jvp(lambda point: probe(fn(point, *others)), (point,), (point,))
+
+    jax.eval_shape(push, point, others)
+    if any(not isinstance(slope, SymbolicZero) for slope in slopes):
+        return False
+    program = jax.make_jaxpr(fn)(point, *others).jaxpr
+    marked = [True] * len(jax.tree.leaves(point)) + [False] * len(jax.tree.leaves(others))
+    return any(_walk(program, marked, integers=True))
 
 
 def _is_local(fn: Callable[[Float[Array, " d"]], Scalar], flat: Float[Array, " d"]) -> bool:

@@ -38,11 +38,13 @@ class Members:
         names: names of the members.
         shapes: shape of each member: of its unconstrained position for a continuous member, of its event for a discrete one.
         are_discrete: whether each member is discrete.
+        endless: names of the discrete members without a largest value.
     """
 
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
     are_discrete: tuple[bool, ...]
+    endless: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> dict[str, bool]:

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from numpyro.distributions import Delta, Distribution
-from numpyro.handlers import replay, scope, substitute, trace
+from numpyro.handlers import condition, replay, scope, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import (
     AutoDAIS,
@@ -47,6 +47,12 @@ SAMPLER = "NUTS or HMC"
 _POSTERIOR_GUIDES = (AutoLaplaceApproximation, AutoSurrogateLikelihoodDAIS, AutoDAIS, AutoSemiDAIS)
 POSTERIOR_GUIDES = tuple(guide.__name__ for guide in _POSTERIOR_GUIDES)
 """Guides whose width comes from the Hessian or from sampler steps instead of from the bound that they maximise."""
+NO_VALUE = (
+    "The energy site '{name}' is not observed, and the guide has no value for it, so there is nothing to estimate from. "
+    "Pass its data: numpyro.sample('{name}', ..., obs=x), or give the guide a site '{name}'. To draw hidden members of a "
+    "joint event given the others write estimate(model, 'pcd', positive_phase=numpyro_ebm.PositivePhase()); to draw from "
+    "the model, use it without estimate."
+)
 LINEAR_IN_VALUE = ("TraceGraph_ELBO", "TraceEnum_ELBO")
 """Objectives that are linear in the value of a log density, so that noise of mean 0 in it is harmless."""
 
@@ -222,6 +228,16 @@ def outside_scopes(handler: Messenger) -> Iterator[None]:
         _PYRO_STACK[:] = stack
 
 
+def is_given(name: str, handler: Messenger | None = None) -> bool:
+    """Return whether a handler around the model gives a latent site a value: a guide, or a substituted value.
+
+    Args:
+        name: name of the site, as the handler sees it.
+        handler: the calling handler; None outside of handlers.
+    """
+    return any(_has_value(each, own) for each, own in _around(name, handler))
+
+
 def check_latent(name: str, handler: Messenger) -> None:
     """Check that a latent energy has a value under a guide and that no ELBO weights by the value of its log density.
 
@@ -233,12 +249,12 @@ def check_latent(name: str, handler: Messenger) -> None:
         EnergyError: with what to write.
     """
     level = _PYRO_STACK.index(handler)
-    outside = [(each, scope_prefix(_PYRO_STACK[i + 1 : level]) + name) for i, each in enumerate(_PYRO_STACK[:level])]
     inside = [
         (each, name.removeprefix(scope_prefix(_PYRO_STACK[level:i]))) for i, each in enumerate(_PYRO_STACK) if i > level
     ]
-    replayed = [own in each.trace for each, own in outside + inside if isinstance(each, replay)]
-    if replayed and not any(replayed) and not any(_has_value(each, own) for each, own in outside + inside):
+    handlers = _around(name, handler) + inside
+    replayed = [own in each.trace for each, own in handlers if isinstance(each, replay)]
+    if replayed and not any(_has_value(each, own) for each, own in handlers):
         if name.endswith("_unobserved"):
             raise EnergyError(
                 f"The energy site '{name}' holds the rows that obs_mask excludes, as latents, and the guide has no value "
@@ -246,11 +262,7 @@ def check_latent(name: str, handler: Messenger) -> None:
                 f"numpyro.sample(..., obs=x), without obs_mask. To impute them give the guide a site '{name}', e.g. "
                 "AutoNormal(estimate(model, ...))."
             )
-        raise EnergyError(
-            f"The energy site '{name}' is not observed, and the guide has no value for it, so there is nothing to estimate "
-            f"from. Pass its data: numpyro.sample('{name}', ..., obs=x), or give the guide a site '{name}'; to draw from "
-            "it, use the model without estimate."
-        )
+        raise EnergyError(NO_VALUE.format(name=name))
     for _, owner in _callers():
         loss = owner.loss if isinstance(owner, SVI) else owner
         if isinstance(loss, ELBO) and not isinstance(loss, Trace_ELBO | TraceMeanField_ELBO):
@@ -260,7 +272,17 @@ def check_latent(name: str, handler: Messenger) -> None:
             )
 
 
+def _around(name: str, handler: Messenger | None) -> list[tuple[Messenger, str]]:
+    """Return the handlers around another one (all of them for None), each with the name that a site has there."""
+    level = len(_PYRO_STACK) if handler is None else _PYRO_STACK.index(handler)
+    return [(each, scope_prefix(_PYRO_STACK[i + 1 : level]) + name) for i, each in enumerate(_PYRO_STACK[:level])]
+
+
 def _has_value(handler: Messenger, name: str) -> bool:
+    if isinstance(handler, replay):
+        return name in handler.trace
+    if isinstance(handler, condition):
+        return handler.condition_fn is not None or name in (handler.data or {})
     return isinstance(handler, substitute) and (handler.substitute_fn is not None or name in (handler.data or {}))
 
 

@@ -46,7 +46,8 @@ def diagnose(
     A training is checked for losses that are not finite or still fall, a rise of the held-out loss, the conditions of
     `NegativePhaseHealth`, the energy of the data minus that of the chains in standard errors, modes that persistent chains
     miss, and the figures of `training_report` for the estimator: overlap and accuracy (nce), smoothing (dsm), the square of
-    the score against its divergence (sm and its variants).
+    the score against its divergence (sm and its variants). For discrete events it says which values no row has, which is no
+    warning: maximum likelihood makes them impossible.
 
     Args:
         subject: draws, as an MCMC, the result of `sample`, a dict of arrays ``(num_chains, num_draws, ...)`` or ArviZ data;

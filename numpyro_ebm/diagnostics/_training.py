@@ -23,6 +23,7 @@ from numpyro_ebm.handlers.energy_sites import energy_sites
 from numpyro_ebm.handlers.results import Result, mutable_state, values_of
 from numpyro_ebm.training import FitResult
 from numpyro_ebm.training.overfitting import held_out_rise, runaway
+from numpyro_ebm.training.unseen import REMEDY, Occurrences, occurrences, unseen
 
 OVERLAP = 0.01
 """Least overlap of data and noise, at least `EFFECTIVE_ROWS` rows: with less the classifier gives almost no gradient."""
@@ -54,12 +55,15 @@ class Seen:
 
 def check_training(model: estimate, result: Result, args: tuple, kwargs: dict[str, Any]) -> list[Finding]:
     """Check a model with the result of its training."""
-    found = check_losses(result, _roles(model))
+    found, has_rows = check_losses(result, _roles(model)), not isinstance(result, SVIState) and bool(args or kwargs)
+    if has_rows:
+        counted = occurrences(model, values_of("diagnose", result), args, kwargs)
+        found += [_values(name, each) for name, each in counted.items()]
     try:
         reports = training_report(model, result, *args, **kwargs).sites
     except NothingToReport as error:
         return [*found, unchecked("figures", str(error))]
-    seen = {} if isinstance(result, SVIState) or not (args or kwargs) else _look(model, result, args, kwargs)
+    seen = _look(model, result, args, kwargs) if has_rows else {}
     pools = {site: chains.pool for site, chains in chain_states(mutable_state(result)).items()}
     for report in reports:
         found += _site(report, seen.get(report.site))
@@ -151,7 +155,7 @@ def _look(model: estimate, result: Result, args: tuple, kwargs: dict[str, Any]) 
     found, _ = energy_sites(model.fn, values_of("diagnose", result), args, kwargs)
     seen = {}
     for estimator, site in model.lay_out(found).values():
-        if site.distribution.has_energy:
+        if site.distribution.has_energy and site.missing is None:
             log_density = compiled(jax.vmap(site.log_density), site.position, site.local)
             seen[site.name] = Seen(estimator, site, -np.asarray(log_density))
     return seen
@@ -262,6 +266,12 @@ def _score(name: str, figures: Mapping[str, float], seen: Seen | None) -> Findin
         "The energy is not at its optimum: train for longer. On held-out rows: it has memorised the training rows.",
         is_bad=not departure < bound,
     )
+
+
+def _values(name: str, counted: Occurrences) -> Finding:
+    """Say which values no row has: no fault in itself, as of pixels that are dark in every image."""
+    missing = unseen(counted)
+    return Finding(f"{name} values", "ok", missing or "each column takes each of its values", "", REMEDY if missing else "")
 
 
 def _pool(seen: Seen, pool: Pool) -> list[Finding]:

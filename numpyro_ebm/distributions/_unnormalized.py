@@ -3,7 +3,7 @@
 A log density may lack a constant. What is missing is constant if no energy depends on the model's latents or trained
 parameters except through its event, and if no weight that multiplies an energy's log density depends on them. Both are
 properties of the program that computes the model's log density: it is traced once more, without being run, and
-`_dependencies` reads off what depends on what. This takes no derivative, so the check holds for every inference.
+`dependencies` reads off what depends on what. This takes no derivative, so the check holds for every inference.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.autodiff import guard
 from numpyro_ebm._core.errors import EnergyError, UntrainedParametersWarning
 from numpyro_ebm._core.typing import PyTree
-from numpyro_ebm.distributions._dependencies import BASE, EVENT, SOURCE, TERM, Flow, flows, mark
+from numpyro_ebm.distributions.dependencies import BASE, EVENT, SOURCE, TERM, Flow, flows, mark
 
 WAYS_OUT = (
     "To train or to infer it, write numpyro_ebm.estimate(model, 'dsm', sigma=0.1) or another of "

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import IdentityTransform, Transform
 
+from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.members import Members, Shape, cut, lay_end_to_end
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
@@ -191,7 +192,8 @@ def members_of(support: constraints.Constraint | None) -> Members | None:
     if not (isinstance(support, Blocks) and support.is_discrete):
         return None
     are_discrete = tuple(bool(part.is_discrete) for part in support.parts)
-    return Members(support.names, tuple(BlocksTransform(support)._sources), are_discrete)
+    endless = tuple(n for n, part in zip(support.names, support.parts, strict=True) if is_endless(elementary(part)))
+    return Members(support.names, tuple(BlocksTransform(support)._sources), are_discrete, endless)
 
 
 @dist.biject_to.register(Blocks)

@@ -10,14 +10,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
+from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.energies import AbstractEnergy, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
+from numpyro_ebm._core.laplacian import is_flat
 from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar
 from numpyro_ebm.distributions import _unnormalized
-from numpyro_ebm.distributions.blocks import members_of
+from numpyro_ebm.distributions.blocks import elementary, members_of
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import as_shape
 from numpyro_ebm.distributions.supports import region_of
@@ -26,6 +28,11 @@ from numpyro_ebm.kernels.by_site import BySite, usual_kernels
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
 from numpyro_ebm.kernels.densities import Known, keep
 from numpyro_ebm.kernels.names import kernel_of
+
+FLAT_SCORE = (
+    "For data of whole numbers write support=numpyro.distributions.constraints.integer_interval(0, 9) and "
+    "estimate(model, 'pseudolikelihood'); for others an energy that changes smoothly, or estimate(model, 'nce')."
+)
 
 
 class EnergyDistribution(EventDistribution):
@@ -51,8 +58,8 @@ class EnergyDistribution(EventDistribution):
             ones.
         base: a normalised distribution of the same event that the energy tilts; None for Lebesgue measure.
         sampler: ``sampler(rng_key, distribution, sample_shape)``, called by ``sample``; by default a `ChainSampler` with
-            NUTS, with `Gibbs` if the support is discrete, and with one of them for each member of `Blocks`. Such MCMC draws
-            are approximate.
+            NUTS, with `Gibbs` if the support is discrete (`LatticeWalk` if it has no largest value), and with one of them
+            for each member of `Blocks`. Such MCMC draws are approximate.
         normalized: True if Z does not depend on any parameter; disables the checks of log Z. In a mixture Z must be 1.
 
     Raises:
@@ -173,6 +180,29 @@ class EnergyDistribution(EventDistribution):
         # Inside the support by construction; an event rounded to the boundary must not give -inf.
         return self._tilted(self.constrain(position), local) + self.log_jacobian(position)
 
+    def check_slope(self, user: str = "A score", instead: str = FLAT_SCORE, *, with_base: bool = False) -> None:
+        """Check that the energy has a gradient in the event, by its structure alone.
+
+        Args:
+            user: what takes the gradient.
+            instead: what to write.
+            with_base: whether the gradient of the base and the log Jacobian count too.
+
+        Raises:
+            EnergyError: for an energy that the event reaches through comparisons, rounding or conversions to integers only.
+        """
+        position = jax.ShapeDtypeStruct(self.unconstrained_shape, jnp.result_type(float))
+        local = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], self._one_row()))
+
+        def energy(position, local):
+            return self.evaluate_energy(self.constrain(position), None if local is None else local[0])
+
+        if is_flat(self.unconstrained_log_density if with_base else energy, position, local):
+            raise EnergyError(
+                f"{user} takes the gradient of the energy in the event, which is zero everywhere: the event passes through "
+                f"comparisons, rounding or conversions to integers only. {instead}"
+            )
+
     def unconstrained_score(self, position: Float[Array, "*position"], local: PyTree = None) -> Float[Array, "*position"]:
         """Return the gradient of `unconstrained_log_density` in the position."""
         if self.is_discrete:
@@ -181,6 +211,7 @@ class EnergyDistribution(EventDistribution):
             raise EnergyError(
                 f"A score is a gradient, and the members {self.members.discrete} of the support {self.support} are discrete."
             )
+        self.check_slope()
         return jax.grad(self.unconstrained_log_density)(position, local)
 
     def target(self, kernel: AbstractKernel) -> LogDensityFn:
@@ -189,6 +220,10 @@ class EnergyDistribution(EventDistribution):
         if kernel.relaxes:
             return lambda position, local: self.unconstrained_log_density(position.astype(float), local)
         return keep(self.unconstrained_log_density, self.known)
+
+    def _one_row(self) -> PyTree:
+        """Return context and base parameters of rows, one or more."""
+        return self.rows(jnp.zeros(self.event_shape), self.batch_shape).local
 
     def _check_rows_of_site(self, shape: tuple[int, ...]) -> None:
         """Check data of a site; outside a site, and in a mixture, columns broadcast against the distribution."""
@@ -220,8 +255,10 @@ def _default_sampler(support: constraints.Constraint) -> ChainSampler:
     """Return chains with NUTS, with Gibbs on a discrete support, and with one of them on each member of a mixed event."""
     members = members_of(support)
     if members is None:
+        if is_endless(elementary(support)):
+            return ChainSampler("lattice_walk")
         return ChainSampler("gibbs") if support.is_discrete else ChainSampler()
-    return ChainSampler(BySite(usual_kernels(members.kinds)))
+    return ChainSampler(BySite(usual_kernels(members.kinds, endless=members.endless)))
 
 
 def _event_of(

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import num_elements
+from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.energies import AbstractEnergy, of_row, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
@@ -23,12 +23,13 @@ from numpyro_ebm._core.programs import trace
 from numpyro_ebm._core.pytrees import assemble, check_pickles, dismantle
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
+from numpyro_ebm.distributions.advice import needs_integers, on_integers, to_shape
 from numpyro_ebm.distributions.bases import split_rows
-from numpyro_ebm.distributions.blocks import Blocks, is_real, members_of
+from numpyro_ebm.distributions.blocks import Blocks, elementary, is_real, members_of
+from numpyro_ebm.distributions.discrete_references import discrete_reference
 from numpyro_ebm.distributions.mixed import Part, log_reference_of, part_of, reference_of
 from numpyro_ebm.distributions.shapes import as_shape, repeat, widen
-from numpyro_ebm.distributions.supports import check_same_support, discrete_values, event_support, name_of
-from numpyro_ebm.distributions.uniform_values import UniformValues
+from numpyro_ebm.distributions.supports import check_same_support, event_support, integer_bounds, listed_values
 from numpyro_ebm.kernels.densities import Known
 
 
@@ -195,6 +196,11 @@ class EventDistribution(RowDistribution):
         return bool(self.support.is_discrete) and not self.is_mixed
 
     @property
+    def is_endless(self) -> bool:
+        """Whether the event is of integers without a largest value."""
+        return is_endless(elementary(self.support))
+
+    @property
     def is_mixed(self) -> bool:
         """Whether the event has discrete members beside continuous ones, or beside discrete ones with other values."""
         return self.members is not None
@@ -238,12 +244,13 @@ class EventDistribution(RowDistribution):
     def reference(self) -> dist.Distribution:
         """The base; without one, a standard normal in unconstrained space, and uniform where the support is discrete.
 
+        Over integers without a largest value it is a geometric distribution.
         By default chains start from it, and NCE takes its noise from it.
         """
         if self.base is not None:
             return self.base
         if self.is_discrete:
-            return self._uniform
+            return discrete_reference(self.support, self.event_shape)
         if isinstance(self.support, Blocks) and self.is_mixed:
             return reference_of(self.support)
         shape = self.unconstrained_shape
@@ -256,8 +263,7 @@ class EventDistribution(RowDistribution):
             base_parameters = None if local is None else local[1]
             return self._log_base(self.constrain(position), base_parameters) + self.log_jacobian(position)
         if self.is_discrete:
-            values = self.discrete_values
-            return jnp.asarray(-num_elements(values, self.event_shape) * np.log(len(values)), float)
+            return jnp.asarray(discrete_reference(self.support, self.event_shape).log_prob(position), float)
         if isinstance(self.support, Blocks) and self.is_mixed:
             return log_reference_of(self.support, position)
         return jnp.sum(dist.Normal(0.0, 1.0).log_prob(position))
@@ -275,22 +281,18 @@ class EventDistribution(RowDistribution):
         Raises:
             EnergyError: for a support without two finite bounds.
         """
-        values = discrete_values(self.support, self.event_shape)
-        if values is None:
-            if self.is_mixed:
-                raise EnergyError(
-                    f"The members of the support {self.support} have values of their own; there is no one list."
-                )
-            raise EnergyError(
-                f"The values of the support {name_of(self.support)} cannot be listed: it needs two bounds, the same for all "
-                "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "
-                "with a bound far above all values."
-            )
-        return values
+        if self.is_mixed:
+            raise EnergyError(f"The members of the support {self.support} have values of their own; there is no one list.")
+        return listed_values(self.support, self.event_shape)
 
     @property
-    def _uniform(self) -> dist.Distribution:
-        return UniformValues(self.discrete_values, self.support, self.event_shape)
+    def integer_bounds(self) -> Float[np.ndarray, " 2 *event"]:
+        """The lowest and the highest value of each element of a support of integers, infinite where there is none.
+
+        Raises:
+            EnergyError: for another support.
+        """
+        return integer_bounds(self.support, self.event_shape)
 
     @property
     def unconstrained_shape(self) -> tuple[int, ...]:
@@ -320,10 +322,13 @@ class EventDistribution(RowDistribution):
                 return jnp.broadcast_shapes(value.shape[:cut], self.batch_shape)
             except ValueError:
                 pass
+        write = f"Write {type(self).__name__}(..., event_shape={value.shape[len(self.batch_shape) or 1 :]})"
+        if isinstance(self._function, AbstractEnergy):
+            write = f"The event is that of the parameters of {type(self._function).__name__}: change these"
         raise EnergyError(
             f"Data of shape {value.shape} do not match event_shape={self.event_shape} and "
             f"batch_shape={self.batch_shape}: the data need shape (..., {', '.join(map(str, self.event_shape)) or 'rows'}). "
-            f"Write {type(self).__name__}(..., event_shape={value.shape[len(self.batch_shape) or 1 :]}) or reshape the data."
+            f"{write}, or reshape the data.{to_shape(self.support, self.event_shape, value.shape)}"
         )
 
     def _log_base(self, event: Shaped[Array, "*event"], parameters: PyTree) -> Any:
@@ -340,7 +345,12 @@ class EventDistribution(RowDistribution):
         """Call the user's function on one event and, if there is a context, its row's context."""
         own = () if self.context is None else (jax.tree.map(lambda leaf: widen(leaf, booleans=False), context),)
         with in_users_modes():
-            return jnp.asarray(function(event, *own))
+            try:
+                return jnp.asarray(function(event, *own))
+            except (TypeError, ValueError) as error:
+                if needs_integers(function, event, *own):
+                    raise on_integers(self.support) from error
+                raise
 
     @property
     def _transform(self) -> Any:

@@ -1,9 +1,8 @@
 """The members of mixed events: what kernels need to know of them, and where chains start."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,30 +10,69 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import num_elements
+from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Scalar
-from numpyro_ebm.distributions.blocks import Blocks, Product, is_real, members_of
-from numpyro_ebm.distributions.supports import discrete_values
-from numpyro_ebm.distributions.uniform_values import UniformValues
+from numpyro_ebm.distributions.blocks import Blocks, Product, elementary, is_real, members_of
+from numpyro_ebm.distributions.discrete_references import discrete_reference
+from numpyro_ebm.distributions.supports import discrete_values, integer_bounds
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some members of a mixed event, which are all discrete or all continuous, as a target of a kernel.
+    """Members of a mixed event or latents of a model, all discrete or all continuous, as a target of a kernel.
 
     Attributes:
-        discrete_values: by discrete member, the values that one of its elements takes; None for continuous members.
+        supports: the constraint of each discrete member; empty for continuous members.
+        shapes: their shapes.
         known: None, since no ready-made energy makes up the density of some members given others.
     """
 
-    discrete_values: dict[str, np.ndarray] | None
+    supports: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
     known: None = None
 
     @property
     def is_discrete(self) -> bool:
         """Whether the members are discrete."""
-        return self.discrete_values is not None
+        return bool(self.supports)
+
+    @property
+    def discrete_values(self) -> dict[str, np.ndarray] | None:
+        """By discrete member, the values that one of its elements takes, in increasing order; None for continuous members.
+
+        Raises:
+            EnergyError: for a member whose values cannot be listed.
+        """
+        values = {name: discrete_values(part, self.shapes[name]) for name, part in self.supports.items()}
+        unlisted = next((name for name, each in values.items() if each is None), None)
+        if unlisted is not None:
+            raise EnergyError(
+                f"The values of '{unlisted}' cannot be listed: its support {self.supports[unlisted]} needs two bounds, the "
+                "same for all elements, as in constraints.boolean and constraints.integer_interval(0, 99). Chains take "
+                "integers between any bounds with kernel='lattice_walk', or kernel={"
+                f"'{unlisted}': 'lattice_walk', ...}}. For an event with members of several kinds (Blocks), sample the "
+                "distribution itself, or give each member a site of its own."
+            )
+        return cast(dict[str, np.ndarray], values) or None
+
+    @property
+    def endless(self) -> list[str]:
+        """Names of the discrete members without a largest value."""
+        return [name for name, part in self.supports.items() if is_endless(elementary(part))]
+
+    def only(self, names: Collection[str]) -> "Part":
+        """Return some of the members."""
+        return Part(*({name: each[name] for name in each if name in names} for each in (self.supports, self.shapes)))
+
+    @property
+    def integer_bounds(self) -> dict[str, np.ndarray]:
+        """By discrete member, the lowest and the highest value of each element.
+
+        Raises:
+            EnergyError: for a member that is not of integers.
+        """
+        return {name: integer_bounds(part, self.shapes[name]) for name, part in self.supports.items()}
 
 
 def part_of(owner: str, support: Any, names: Sequence[str]) -> Part:
@@ -46,43 +84,24 @@ def part_of(owner: str, support: Any, names: Sequence[str]) -> Part:
         names: names of members.
 
     Raises:
-        EnergyError: for a support that is not mixed, and for discrete members whose values cannot be listed.
+        EnergyError: for a support that is not mixed.
     """
     if not (isinstance(support, Blocks) and support.is_discrete):
         raise EnergyError(
             f"A kernel by site is for the latents of a NumPyro model and for the members of a mixed event; this {owner} is "
             "one event. Write kernel='nuts', or kernel='gibbs' for a discrete support."
         )
-    values = values_of_members(support)
-    own = {name: values[name] for name in names if name in values}
-    return Part(own or None)
-
-
-def values_of_members(support: Blocks) -> dict[str, np.ndarray]:
-    """Return the values that one element of each discrete member takes, in increasing order.
-
-    Raises:
-        EnergyError: for a member whose values cannot be listed.
-    """
-    found = {}
-    for name, part, shape in zip(support.names, support.parts, support.shapes, strict=True):
-        if part.is_discrete:
-            found[name] = discrete_values(part, shape)
-            if found[name] is None:
-                raise EnergyError(
-                    f"The values of the discrete member '{name}' cannot be listed: its support {part} needs two bounds, the "
-                    "same for all elements, as constraints.boolean and constraints.integer_interval(0, 99) have."
-                )
-    return found
+    each = zip(support.names, support.parts, support.shapes, strict=True)
+    own = {name: (part, shape) for name, part, shape in each if part.is_discrete and name in names}
+    return Part({name: part for name, (part, _) in own.items()}, {name: shape for name, (_, shape) in own.items()})
 
 
 def reference_of(support: Blocks) -> Product:
-    """Return independent members: standard normals in unconstrained space, and uniform ones over discrete values."""
-    values, parts = values_of_members(support), []
-    for name, part, shape in zip(support.names, support.parts, support.shapes, strict=True):
-        if name in values:
-            extra = len(shape) - part.event_dim
-            parts.append(UniformValues(values[name], constraints.independent(part, extra) if extra else part, shape))
+    """Return independent members: standard normals in unconstrained space, and the references of discrete members."""
+    parts = []
+    for part, shape in zip(support.parts, support.shapes, strict=True):
+        if part.is_discrete:
+            parts.append(_discrete_reference(part, shape))
             continue
         transform = dist.biject_to(part)
         source = tuple(transform.inverse_shape(shape))
@@ -93,7 +112,14 @@ def reference_of(support: Blocks) -> Product:
 
 def log_reference_of(support: Blocks, position: Float[Array, " d"]) -> Scalar:
     """Return the log density of `reference_of` at an unconstrained position, Jacobian included."""
-    values, shapes = values_of_members(support), dict(zip(support.names, support.shapes, strict=True))
-    log_uniform = -sum(num_elements(own, shapes[name]) * math.log(len(own)) for name, own in values.items())
-    is_continuous = members_of(support).is_continuous  # pyright: ignore[reportOptionalMemberAccess]
-    return jnp.sum(dist.Normal(0.0, 1.0).log_prob(position[is_continuous])) + log_uniform
+    members: Any = members_of(support)
+    by_name, log_prob = members.split(position), jnp.sum(dist.Normal(0.0, 1.0).log_prob(position[members.is_continuous]))
+    for name, part, shape in zip(support.names, support.parts, support.shapes, strict=True):
+        if part.is_discrete:
+            log_prob += _discrete_reference(part, shape).log_prob(by_name[name])
+    return log_prob
+
+
+def _discrete_reference(part: Any, shape: tuple[int, ...]) -> dist.Distribution:
+    extra = len(shape) - part.event_dim
+    return discrete_reference(constraints.independent(part, extra) if extra else part, shape)

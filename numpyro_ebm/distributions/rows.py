@@ -1,7 +1,7 @@
 """Turn a site's message into a `Site`: unwrap its distribution, lay out one event per row, and check the values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,14 +13,12 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm.distributions.advice import describe, describe_outside, to_shape, to_support
 from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.distributions.missing import EventPart, check_complete, missing_of
 from numpyro_ebm.distributions.shapes import check_mesh
 from numpyro_ebm.distributions.site import Site
 
-SPINS = (
-    " For spins of -1 and 1 write support=numpyro_ebm.spins, or pass data of 0 and 1, (x + 1) // 2; these become spins by "
-    "2 * x - 1."
-)
 ON_THE_END = (
     "Move such values inside (rounded or censored ones by a random fraction of the rounding); or, if the density is finite "
     "there, write estimate(model, 'generalized_sm'), which accepts them. If rows lie there with positive probability, they "
@@ -29,12 +27,13 @@ ON_THE_END = (
 
 
 class Unwrapped(NamedTuple):
-    """An energy or a score taken out of expand, mask and to_event."""
+    """An energy or a score taken out of expand, mask and to_event, with the members of a joint event."""
 
     distribution: EventDistribution
     batch_shape: tuple[int, ...]
     event_dims: int
     mask: Bool[Array, "*batch"] | None
+    parts: tuple[EventPart, ...] = ()
 
 
 class Plate(NamedTuple):
@@ -91,11 +90,18 @@ def _distributions_in(fn: Distribution) -> list[Distribution]:
 
 
 def lay_out(
-    name: str, unwrapped: Unwrapped, value: object, plates: Mapping[int, Plate], *, may_touch_ends: bool = False
+    name: str,
+    unwrapped: Unwrapped,
+    value: object,
+    plates: Mapping[int, Plate],
+    *,
+    may_touch_ends: bool = False,
+    may_lack: bool = False,
 ) -> Site:
     """Lay out a site's data, one event per row, and check concrete values; ``plates`` are keyed by dimension.
 
-    Values on the boundary of the support have no unconstrained position; they are refused unless ``may_touch_ends``.
+    Values on the boundary of the support have no unconstrained position; they are refused unless ``may_touch_ends``. Rows
+    with NaN are refused unless ``may_lack``: hidden members and entries that are NaN then become `Site.missing`.
     """
     distribution = unwrapped.distribution
     with eager(value):
@@ -110,6 +116,7 @@ def lay_out(
             f"Data of shape {events.shape} do not match the rows {unwrapped.batch_shape} and "
             f"event_shape={distribution.event_shape}: the data need shape "
             f"{(*unwrapped.batch_shape, *distribution.event_shape)}. Reshape them, or change the plate's size."
+            f"{to_shape(distribution.support, distribution.event_shape, events.shape)}"
         ) from None
     if 0 in batch_shape:
         raise EnergyError(
@@ -121,10 +128,13 @@ def lay_out(
         flat = jnp.broadcast_to(events, batch_shape + distribution.event_shape)
         flat = flat.reshape((-1, *distribution.event_shape))
         mask = None if unwrapped.mask is None else jnp.broadcast_to(unwrapped.mask, batch_shape).reshape(-1)
-        own = *_harmless(flat, local, mask, distribution), mask
+        rows, local = _harmless(flat, local, mask, distribution)
+        missing = missing_of(distribution.support, rows, unwrapped.parts) if may_lack else None
+        if missing is not None:
+            rows = jnp.where(missing.elements, _feasible(distribution, rows[0]).astype(rows.dtype), rows)
         index, num_total = row_index(batch_shape, unwrapped.event_dims, plates)
-        site = Site(name, distribution, batch_shape, *own, index, num_total)
-        _check_values(site, may_touch_ends=may_touch_ends)
+        site = Site(name, distribution, batch_shape, rows, local, mask, index, num_total, missing)
+        _check_values(site, unwrapped.parts, may_touch_ends=may_touch_ends)
     return site
 
 
@@ -155,36 +165,41 @@ def _harmless(
     """Replace masked rows by those that take part, in turn, so that their values reach no gradient and start no chain."""
     if mask is None:
         return value, local
-    if distribution.is_discrete:
-        feasible = distribution.support.feasible_like(value[0])
-    elif distribution.is_mixed:
-        feasible = distribution.support.feasible_like(jnp.zeros_like(value[0]))
-    else:
-        feasible = distribution.constrain(jnp.zeros(distribution.unconstrained_shape, value.dtype))
     any_ = jnp.any(mask)
     ours = jnp.nonzero(mask, size=len(mask), fill_value=0)[0]
     source = jnp.where(mask, jnp.arange(len(mask)), ours[(jnp.cumsum(~mask) - 1) % jnp.maximum(jnp.sum(mask), 1)])
     # If no row takes part, NaN in the covariates must be replaced as the values are.
     local = jax.tree.map(lambda leaf: jnp.where(any_, leaf[source], jnp.nan_to_num(leaf[source])), local)
-    return jnp.where(any_, value[source], feasible), local
+    return jnp.where(any_, value[source], _feasible(distribution, value[0])), local
 
 
-def _check_values(site: Site, *, may_touch_ends: bool) -> None:
+def _feasible(distribution: EventDistribution, like: Shaped[Array, "*event"]) -> Shaped[Array, "*event"]:
+    """Return an event inside the support."""
+    if distribution.is_discrete or distribution.is_mixed:
+        return distribution.support.feasible_like(jnp.zeros_like(like))
+    return distribution.constrain(jnp.zeros(distribution.unconstrained_shape, like.dtype))
+
+
+def _check_values(site: Site, parts: Sequence[EventPart], *, may_touch_ends: bool) -> None:
     """Refuse concrete rows that are not finite, or lie outside the support or on its boundary."""
     if not is_concrete(site.value, site.mask):
         return
-    support = site.distribution.support
+    if jnp.issubdtype(site.value.dtype, jnp.floating):
+        check_complete(site.distribution.support, np.asarray(site.value), parts)
+    support, values = site.distribution.support, np.asarray(site.value)
+    is_finite = lambda row: describe(row, ~np.isfinite(row))  # noqa: E731
+    finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
     inside = jax.vmap(lambda event: jnp.all(support(event)))(site.value)
-    fix = f"Write the support of the data.{'' if site.distribution.is_continuous else SPINS}"
-    checks = [(inside, f"lies outside the support {support}", fix)]
+    infinite = "Mask such rows: numpyro.handlers.mask(mask=jnp.isfinite(x).all(-1))."
+    checks = [
+        (finite, "is not finite", is_finite, lambda *_: infinite),
+        (inside, f"lies outside the support {support}", lambda row: describe_outside(support, row), to_support),
+    ]
     if not site.distribution.is_discrete:
-        finite = jnp.isfinite(site.value).reshape(site.num_rows, -1).all(axis=1)
         off_ends = jnp.isfinite(site.position).reshape(site.num_rows, -1).all(axis=1) | may_touch_ends
-        missing = "Mask missing rows: numpyro.handlers.mask(mask=~jnp.isnan(x).any(-1))."
-        on_the_end = (off_ends, f"lies on the boundary of the support {support}", ON_THE_END)
-        checks = [(finite, "is not finite", missing), *checks, on_the_end]
-    for fine, fault, fix in checks:
+        checks.append((off_ends, f"lies on the boundary of the support {support}", str, lambda *_: ON_THE_END))
+    for fine, fault, told, advice in checks:
         bad = np.flatnonzero(~np.asarray(fine))
         if bad.size:
-            value = np.asarray(site.value)[bad[0]]
-            raise EnergyError(f"Row {bad[0]} of the data {fault}: {value} ({bad.size} such rows). {fix}")
+            row = told(values[bad[0]])
+            raise EnergyError(f"Row {bad[0]} of the data {fault}: {row} ({bad.size} such rows). {advice(support, values)}")

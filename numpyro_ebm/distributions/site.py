@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpyro_ebm._core.concrete import eager
 from numpyro_ebm._core.spreads import spread
 from numpyro_ebm._core.typing import Array, PyTree, Scalar
+from numpyro_ebm.distributions.missing import Missing
 
 ROWS_AT_ONCE = 4096
 """Rows of one call: bounds the memory of a network's layers over all rows; below it one call is as fast as several."""
@@ -32,6 +33,7 @@ class Site:
         index: ``(num_rows,)`` int32, each row's index in the whole data set: a subsampled plate's indices, with nested
             plates flattened in the order of the batch shape. None if int32 cannot count the rows.
         num_total: number of rows in the whole data set, so that ``index < num_total``; 0 if ``index`` is None.
+        missing: elements of the events that rows lack, where ``value`` holds a placeholder; None if they lack none.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Site:
     mask: Bool[Array, " rows"] | None
     index: Int[Array, " rows"] | None = None
     num_total: int = 0
+    missing: Missing | None = None
 
     @property
     def num_rows(self) -> int:
@@ -64,6 +67,17 @@ class Site:
     def rows_differ(self) -> bool:
         """Whether each row has its own density, through its context or base."""
         return self.local is not None and math.prod(self.distribution.batch_shape) > 1
+
+    def completed(self, position: Shaped[Array, " {self.num_rows} *position"]) -> "Site":
+        """Return the site with the elements that rows lack taken from these positions; all others keep their bits."""
+        if self.missing is None:
+            return self
+        drawn = jax.vmap(self.distribution.constrain)(position)
+        value = jnp.where(self.missing.elements, drawn.astype(self.value.dtype), self.value)
+        completed = dataclasses.replace(self, value=value, missing=None)
+        # The positions themselves: a draw that is rounded to the boundary of the support has no position of its own.
+        vars(completed)["position"] = position
+        return completed
 
     def over_rows(self, fn: Callable[[Shaped[Array, "*event"], PyTree], PyTree]) -> PyTree:
         """Evaluate ``fn(event, local)`` for every row, a few thousand rows at once to bound the memory."""

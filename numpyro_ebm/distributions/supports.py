@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpyro.distributions import constraints
 
 from numpyro_ebm._core.discrete import values_of
@@ -111,6 +111,38 @@ def discrete_values(support: constraints.Constraint, event_shape: tuple[int, ...
     if not (low.size == high.size == 1 and np.all(np.isfinite([low, high]))):
         return None
     return np.arange(int(low[0]), int(high[0]) + 1)
+
+
+def listed_values(support: constraints.Constraint, event_shape: tuple[int, ...]) -> Int[np.ndarray, "values ..."]:
+    """Return `discrete_values`.
+
+    Raises:
+        EnergyError: for a support without two finite bounds.
+    """
+    values = discrete_values(support, event_shape)
+    if values is None:
+        raise EnergyError(
+            f"The values of the support {name_of(support)} cannot be listed: it needs two bounds, the same for all "
+            "elements. Write support=numpyro.distributions.constraints.boolean, or constraints.integer_interval(0, 99) "
+            "with a bound far above all values; chains take any bounds with kernel='lattice_walk'."
+        )
+    return values
+
+
+def integer_bounds(support: constraints.Constraint, event_shape: tuple[int, ...]) -> Float[np.ndarray, " 2 *event"]:
+    """Return the lowest and the highest value of each element of a support of integers, infinite where there is none.
+
+    Raises:
+        EnergyError: for a support that is none of integers between known bounds.
+    """
+    region = region_of(support)
+    if region.kind != "integers" or any(bound is None for bound in region.bounds):
+        raise EnergyError(
+            f"The elements of the support {name_of(support)} are not integers between known bounds. Write "
+            "support=numpyro.distributions.constraints.nonnegative_integer, or constraints.integer_interval(0, 99)."
+        )
+    shape = np.broadcast_shapes(event_shape, *map(np.shape, region.bounds))  # the site of a model may have bounds by row
+    return np.stack([np.broadcast_to(np.asarray(bound, float), shape) for bound in region.bounds])
 
 
 class Region(NamedTuple):

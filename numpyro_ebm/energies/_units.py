@@ -65,10 +65,10 @@ def draw(rng_key: PRNGKey, logits: Float[Array, "..."]) -> Int[Array, "..."]:
 
 
 def as_weights(owner: str, weights: ArrayLike) -> Float[Array, "d hidden"]:
-    """Return weights between two layers.
+    """Return weights between two layers, after a check of concrete values.
 
     Raises:
-        EnergyError: for anything but a matrix with a row and a column or more.
+        EnergyError: for anything but a matrix with a row and a column or more, and for numbers that are not finite.
     """
     weights = jnp.asarray(weights, float)
     if weights.ndim != 2 or not weights.size:
@@ -76,22 +76,47 @@ def as_weights(owner: str, weights: ArrayLike) -> Float[Array, "d hidden"]:
             f"{owner} needs weights of shape (d, num_hidden), visible units first; got shape {weights.shape}. Write "
             f"{owner}(jnp.zeros((64, 12)))."
         )
+    check_finite(owner, "weights", weights)
     return weights
 
 
-def as_parameters(owner: str, name: str, value: Any, shape: tuple[int, ...]) -> Float[Array, "..."]:
+def check_finite(owner: str, name: str, array: Array) -> None:
+    """Check that concrete parameters are finite.
+
+    Raises:
+        EnergyError: with the place of the first number that is not.
+    """
+    if not is_concrete(array):
+        return
+    bad = np.argwhere(~np.isfinite(np.asarray(array)))
+    if len(bad):
+        where = f" at {name}[{', '.join(map(str, bad[0].tolist()))}]" if array.ndim else ""
+        raise EnergyError(
+            f"{owner} needs finite {name}; got NaN or infinity{where}. If training made it so, lower the learning rate."
+        )
+
+
+def as_parameters(
+    owner: str, name: str, value: Any, shape: tuple[int, ...], *, transposed: tuple[int, ...] | None = None
+) -> Float[Array, "..."]:
     """Return a parameter as floating-point numbers broadcast to a shape, after a check of concrete values.
+
+    Args:
+        owner: the energy.
+        name: name of the parameter.
+        value: the parameter.
+        shape: its shape.
+        transposed: the shape that it should have if the weights were transposed.
 
     Raises:
         EnergyError: for another shape, and for numbers that are not finite.
     """
     array = jnp.asarray(value, float)
+    hint = " If the columns of weights are the visible units, write weights.T." if array.shape == transposed else ""
     if array.shape not in ((), shape):
-        raise EnergyError(f"{owner} needs {name} of shape {shape}, or one number; got shape {array.shape}.")
-    array = jnp.broadcast_to(array, shape)
-    if is_concrete(array) and not np.all(np.isfinite(np.asarray(array))):
-        raise EnergyError(f"{owner} needs finite {name}; got NaN or infinity in it.")
-    return array
+        raise EnergyError(f"{owner} needs {name} of shape {shape}, or one number; got shape {array.shape}.{hint}")
+    check_finite(owner, name, array)
+    return jnp.broadcast_to(array, shape)
 
 
 def symmetric(matrix: Float[Array, "n n"], size: int, on_diagonal: str, on_asymmetry: str) -> Float[Array, "n n"]:

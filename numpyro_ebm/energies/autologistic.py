@@ -127,6 +127,11 @@ class Autologistic(UnitEnergy):
         return self.graph.blocks
 
     @property
+    def has_bonds(self) -> bool:
+        """True: the `Ising` model of a row has them."""
+        return True
+
+    @property
     def num_terms(self) -> int:
         """The terms of log Z of one row."""
         return Ising(self.graph, 0.0).num_terms

@@ -11,7 +11,16 @@ from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, Scalar
-from numpyro_ebm.energies._units import UnitEnergy, Units, as_parameters, check_units, offsets_of, symmetric, values_of_units
+from numpyro_ebm.energies._units import (
+    UnitEnergy,
+    Units,
+    as_parameters,
+    check_finite,
+    check_units,
+    offsets_of,
+    symmetric,
+    values_of_units,
+)
 
 
 @record("units", eq=False)
@@ -25,7 +34,7 @@ class BoltzmannMachine(UnitEnergy):
 
     Args:
         weights: ``(d, d)``, symmetric with zeros on the diagonal. A trained or sampled matrix counts with its symmetric
-            part.
+            part, without its diagonal.
         biases: ``(d,)``, or one number.
         offsets: ``(d,)``, subtracted from the units, or one number; the means of the data centre them. Centred units train
             alike whichever of its two values a unit calls 1.
@@ -33,7 +42,8 @@ class BoltzmannMachine(UnitEnergy):
         centered: short for the offsets in the middle of the two values.
 
     Raises:
-        EnergyError: for weights that are not square, not symmetric or have a diagonal, and for biases of another length.
+        EnergyError: for weights that are not square, not finite, not symmetric or have a diagonal, and for biases of another
+            length.
 
     Example:
         >>> energy = BoltzmannMachine(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.zeros(2))
@@ -65,6 +75,7 @@ class BoltzmannMachine(UnitEnergy):
         weights = jnp.asarray(weights, float)
         if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
             raise EnergyError(f"{owner} needs square weights, (d, d); got shape {weights.shape}.")
+        check_finite(owner, "weights", weights)
         size = len(weights)
         on_diagonal = (
             f"{owner} got weights with a diagonal: a unit has no coupling to itself, use biases for it. Write "

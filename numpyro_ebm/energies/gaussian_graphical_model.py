@@ -14,7 +14,7 @@ from numpyro_ebm._core.options import is_positive_definite
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, Scalar
 from numpyro_ebm.energies._auto_model import AutoModel
-from numpyro_ebm.energies._units import as_parameters
+from numpyro_ebm.energies._units import as_parameters, check_finite
 
 
 @record(eq=False)
@@ -89,8 +89,7 @@ class GaussianGraphicalModel(AutoModel):
 
 
 def _check(owner: str, precision: Float[np.ndarray, "d d"]) -> None:
-    if not np.all(np.isfinite(precision)):
-        raise EnergyError(f"{owner} needs a finite precision; got NaN or infinity in it.")
+    check_finite(owner, "precision", precision)
     if np.abs(precision - precision.T).max() > 1e-5 * np.abs(precision).max():
         raise EnergyError(
             f"{owner} needs a symmetric precision; got a matrix that is not. Write 0.5 * (precision + precision.T)."

@@ -60,11 +60,16 @@ class GaussianRBM(AbstractEnergy):
     ):
         owner = type(self).__name__
         weights = as_weights(owner, weights)
+        visible, hidden = weights.shape[:1], weights.shape[1:]
         check_positive(owner, "scale", scale)
         object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "visible_biases", as_parameters(owner, "visible_biases", visible_biases, weights.shape[:1]))
-        object.__setattr__(self, "hidden_biases", as_parameters(owner, "hidden_biases", hidden_biases, weights.shape[1:]))
-        object.__setattr__(self, "scale", as_parameters(owner, "scale", scale, weights.shape[:1]))
+        object.__setattr__(
+            self, "visible_biases", as_parameters(owner, "visible_biases", visible_biases, visible, transposed=hidden)
+        )
+        object.__setattr__(
+            self, "hidden_biases", as_parameters(owner, "hidden_biases", hidden_biases, hidden, transposed=visible)
+        )
+        object.__setattr__(self, "scale", as_parameters(owner, "scale", scale, visible))
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -155,6 +155,11 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 
 def _checked_edges(edges: IntArray, shape: tuple[int, ...]) -> IntArray:
     """Check the edges of a graph, and return each with its smaller node first."""
+    if edges.ndim == 2 and edges.shape[0] == edges.shape[1] > 2:
+        raise EnergyError(
+            f"edges needs pairs of nodes, (num_edges, 2); got a square array of shape {edges.shape}. If it says which nodes "
+            "are neighbours, write Graph(np.argwhere(np.triu(matrix, 1)), len(matrix))."
+        )
     if edges.ndim != 2 or edges.shape[1] != 2 or not np.issubdtype(edges.dtype, np.integer):
         raise EnergyError(
             f"edges needs whole numbers of shape (num_edges, 2); got shape {edges.shape} of {edges.dtype}. Write "
@@ -170,11 +175,17 @@ def _checked_edges(edges: IntArray, shape: tuple[int, ...]) -> IntArray:
         )
     loops = np.flatnonzero(edges[:, 0] == edges[:, 1])
     if loops.size:
-        raise EnergyError(f"Edge {int(loops[0])} joins node {int(edges[loops[0], 0])} to itself. Use the fields for it.")
+        raise EnergyError(
+            f"Edge {int(loops[0])} joins node {int(edges[loops[0], 0])} to itself. Use the fields for it, and leave the "
+            "edge out: edges[edges[:, 0] != edges[:, 1]]."
+        )
     edges = np.sort(edges.astype(np.int64), axis=1)
     unique, counts = np.unique(edges, axis=0, return_counts=True)
     if len(unique) < len(edges):
-        raise EnergyError(f"The edge {unique[counts.argmax()].tolist()} is given {counts.max()} times. Give each edge once.")
+        raise EnergyError(
+            f"The edge {unique[counts.argmax()].tolist()} is given {counts.max()} times, in one order of its nodes or the "
+            "other. Give each edge once: np.unique(np.sort(edges, axis=1), axis=0)."
+        )
     return edges
 
 

@@ -29,7 +29,9 @@ class PoissonGraphicalModel(GraphAutoModel):
     .. math:: E(x) = \sum_i \left[\log x_i! - \theta_i x_i\right] - \sum_{(a,b)} J_{ab} x_a x_b, \qquad
         x_i \mid x_{-i} \sim \text{Poisson}\Big(\exp\big(\theta_i + \sum_j J_{ij} x_j\big)\Big)
 
-    Without a largest count the couplings are 0 or negative: with a positive one, log Z is infinite. With ``maximum``, the
+    Without a largest count the couplings are 0 or negative: with a positive one, log Z is infinite. `LatticeWalk` draws such
+    events, and `DiscreteFisherDivergence` and estimators with chains (`PersistentContrastiveDivergence`) train on them. With
+    ``maximum``, the
     counts end there, the conditionals are Poisson distributions cut off at it, and couplings have any sign. Then the
     conditionals are those of a finite support, which `Gibbs` and `Pseudolikelihood` use, and log Z is summed node by node.
 
@@ -110,6 +112,12 @@ class PoissonGraphicalModel(GraphAutoModel):
         if self.maximum is None:
             return super().conditional_logits(event, index)
         return self._logits(self._local_fields(event, index))
+
+    def log_ratio(self, event: Shaped[Array, "*event"], index: Int[Array, ""], value: Shaped[Array, ""]) -> Scalar:
+        """Return the log density with one element at another count minus that of the event; NaN where log Z is infinite."""
+        own, new = as_floats(event).reshape(-1)[index], as_floats(value)
+        ratio = self._local_fields(event, index) * (new - own) - gammaln(new + 1) + gammaln(own + 1)
+        return ratio if self.maximum is not None else jnp.where(jnp.all(self.couplings <= 0), ratio, jnp.nan)
 
     @property
     def num_terms(self) -> int | None:

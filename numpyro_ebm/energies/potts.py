@@ -15,7 +15,7 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, Scalar
 from numpyro_ebm.energies import elimination
-from numpyro_ebm.energies._units import as_parameters, symmetric
+from numpyro_ebm.energies._units import as_parameters, check_finite, symmetric
 from numpyro_ebm.energies.graph import Graph
 from numpyro_ebm.energies.ising import Bonds, as_graph, has_short_sums, sums_over_neighbors, take
 
@@ -39,13 +39,13 @@ class Potts(AbstractEnergy):
 
     Args:
         couplings: ``(L, q, L, q)``, symmetric under exchange of the two sites with their categories, and 0 between a site
-            and itself. A trained or sampled array counts with its symmetric part.
+            and itself. A trained or sampled array counts with its symmetric part, without the couplings of a site to itself.
         fields: ``(L, q)``, or one number.
         is_one_hot: whether an event is one-hot, ``(L, q)``, as kernels with gradients need it, instead of whole numbers from
             0 to ``q - 1``, ``(L,)``.
 
     Raises:
-        EnergyError: for couplings of another shape, that are not symmetric or couple a site to itself.
+        EnergyError: for couplings of another shape, that are not finite, not symmetric or couple a site to itself.
 
     Example:
         >>> energy = Potts(jnp.zeros((2, 3, 2, 3)), jnp.zeros((2, 3)))
@@ -65,6 +65,7 @@ class Potts(AbstractEnergy):
         couplings = jnp.asarray(couplings, float)
         if couplings.ndim != 4 or couplings.shape[:2] != couplings.shape[2:]:
             raise EnergyError(f"Potts needs couplings of shape (L, q, L, q); got shape {couplings.shape}.")
+        check_finite("Potts", "couplings", couplings)
         matrix = couplings.reshape(couplings.shape[0] * couplings.shape[1], -1)
         matrix = symmetric(matrix, couplings.shape[1], ON_DIAGONAL, ON_ASYMMETRY)
         object.__setattr__(self, "couplings", matrix.reshape(couplings.shape))

@@ -69,8 +69,12 @@ class RBM(UnitEnergy):
         visible, hidden = weights.shape[:1], weights.shape[1:]
         both = {"visible_offsets": (visible_offsets, visible), "hidden_offsets": (hidden_offsets, hidden)}
         object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "visible_biases", as_parameters(owner, "visible_biases", visible_biases, visible))
-        object.__setattr__(self, "hidden_biases", as_parameters(owner, "hidden_biases", hidden_biases, hidden))
+        object.__setattr__(
+            self, "visible_biases", as_parameters(owner, "visible_biases", visible_biases, visible, transposed=hidden)
+        )
+        object.__setattr__(
+            self, "hidden_biases", as_parameters(owner, "hidden_biases", hidden_biases, hidden, transposed=visible)
+        )
         for name, (offsets, shape) in both.items():
             own = offsets_of(owner, offsets, shape, BOOLEAN_VALUES, centered=centered and offsets is None)
             object.__setattr__(self, name, own)

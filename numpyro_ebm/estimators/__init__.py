@@ -34,6 +34,7 @@ from numpyro_ebm.estimators.nce import NoiseContrastiveEstimation as NoiseContra
 from numpyro_ebm.estimators.parts.health import CONDITIONS as CONDITIONS
 from numpyro_ebm.estimators.parts.health import NegativePhaseHealth as NegativePhaseHealth
 from numpyro_ebm.estimators.parts.health import in_words as in_words
+from numpyro_ebm.estimators.parts.positive_phase import PositivePhase as PositivePhase
 from numpyro_ebm.estimators.pcd import PersistentContrastiveDivergence as PersistentContrastiveDivergence
 from numpyro_ebm.estimators.pseudolikelihood import Pseudolikelihood as Pseudolikelihood
 from numpyro_ebm.estimators.ranking_nce import RankingNoiseContrastiveEstimation as RankingNoiseContrastiveEstimation

@@ -34,6 +34,7 @@ class AbstractEstimator(abc.ABC):
         takes_discrete: whether events may be discrete.
         takes_mixed: whether events may have discrete members beside continuous ones.
         takes_ends: whether rows may lie on the boundary of the support, which unconstrained space does not contain.
+        takes_missing: whether rows may lack elements of the event: hidden members and entries that are NaN.
     """
 
     name: ClassVar[str]
@@ -47,6 +48,7 @@ class AbstractEstimator(abc.ABC):
     takes_discrete: ClassVar[bool] = False
     takes_mixed: ClassVar[bool] = False
     takes_ends: ClassVar[bool] = False
+    takes_missing: ClassVar[bool] = False
 
     @abc.abstractmethod
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
@@ -75,7 +77,8 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_discrete:
             self._check_discrete(site)
             return
-        warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
+        if site.missing is None:  # placeholders are whole numbers
+            warn_of_lattice(site.name, site.value, site.mask, site.distribution.support)
         if self.needs_energy and not site.distribution.has_energy:
             raise EnergyError(
                 f"The estimator '{self.name}' needs values of an energy, but a {type(site.distribution).__name__} has only "
@@ -109,6 +112,10 @@ class AbstractEstimator(abc.ABC):
     def draws_noise(self, distribution: EventDistribution) -> bool:
         """Return whether the surrogate uses randomness for events of this distribution."""
         return not self.is_deterministic
+
+    def may_lack(self, distribution: EventDistribution) -> bool:
+        """Return whether rows of this distribution may lack elements of the event."""
+        return self.takes_missing
 
     def figures(self, rng_key: PRNGKey, site: Site) -> dict[str, Scalar]:
         """Return figures of the rows under the current energy for `training_report`, as scalars by name.

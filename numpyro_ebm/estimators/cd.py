@@ -4,6 +4,7 @@ import dataclasses
 
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.positive_phase import PositivePhase
 from numpyro_ebm.estimators.parts.starts import Start
 
 
@@ -37,6 +38,8 @@ class ContrastiveDivergence(ChainEstimator):
             over dimensions so that the step size keeps its meaning; elsewhere 1, so that a fixed step size means the same as
             in BlackJAX. "data": the same for any kernel and without the division, so that the step size is in units of these
             scales. A number, or one per dimension: these scales. None: 1.
+        positive_phase: a `PositivePhase`, which draws hidden members and missing entries of the rows before the chains
+            start from the completed rows; None to refuse them.
 
     Raises:
         EnergyError: for fewer than one step, an unknown kernel or ``on_unhealthy``, more than one particle or an ELBO
@@ -55,6 +58,7 @@ class ContrastiveDivergence(ChainEstimator):
     name = "cd"
     takes_discrete = True
     takes_mixed = True
+    positive_phase: PositivePhase | None = None
 
     def notes(self):
         """Add that chains that start at the data miss other modes."""

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import jax
 
+from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.energies import AbstractEnergy, summable
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
@@ -15,6 +16,7 @@ from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.quadrature import Box, where_covered
 from numpyro_ebm.estimators.parts.single_changes import check_finite_values
+from numpyro_ebm.estimators.parts.unknown import Unknown, log_completions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Exact(AbstractEstimator):
     truth that other estimators are compared with.
 
     **Discrete events.** One update costs as many energies as there are states, for each row if rows have a context or a base
-    of their own.
+    of their own. Rows may lack elements: hidden members of a joint event, without data and without a value from the guide,
+    and entries that are NaN in floating-point data. The likelihood of such a row is a sum over its completions,
+    :math:`p(x_{obs}) = \sum_{x_{mis}} e^{-E(x)} / Z`, which costs each row an energy for every state of the elements that
+    any row may lack.
 
     **Continuous events** of one to three dimensions. The integral is that of the trapezoidal rule in unconstrained space,
     the Jacobian included; for a smooth density that has faded at the edges, its error falls faster than any power of the
@@ -67,6 +72,7 @@ class Exact(AbstractEstimator):
     is_deterministic = True
     is_likelihood = True
     takes_discrete = True
+    takes_missing = True
     max_states: int = 2**20
     low: Any = None
     high: Any = None
@@ -75,6 +81,10 @@ class Exact(AbstractEstimator):
     def __post_init__(self):
         check_count(type(self).__name__, "max_states", self.max_states)
         check_edges(type(self).__name__, self.low, self.high, self.num_points)
+
+    def may_lack(self, distribution):
+        """Return whether the event is discrete, so that what rows lack can be summed over."""
+        return distribution.is_discrete
 
     def check(self, site: Site) -> None:
         """Refuse events with too many states or dimensions, and options of a grid where there is none."""
@@ -93,6 +103,8 @@ class Exact(AbstractEstimator):
             self._check_terms(known)
         else:
             self._check_states(site)
+        if site.missing is not None:
+            self._check_missing(site)
 
     def _check_states(self, site: Site) -> None:
         check_finite_values(site, self.name)
@@ -101,6 +113,17 @@ class Exact(AbstractEstimator):
             raise EnergyError(
                 f"The event has {in_words(site.distribution)} states, more than max_states={self.max_states}. Write "
                 f"estimate(model, 'pseudolikelihood') or estimate(model, 'pcd'), or Exact(max_states={count})."
+            )
+
+    def _check_missing(self, site: Site) -> None:
+        count, missing = Unknown.of(site).num_states, site.missing
+        # Rows of a traced program may be complete; if they are not, the value is NaN.
+        is_known = missing is not None and (missing.is_certain or is_concrete(missing.elements))
+        if count > self.max_states and is_known:
+            raise EnergyError(
+                f"The elements that rows lack have {count} states, more than max_states={self.max_states}. Write "
+                "estimate(model, 'pcd', positive_phase=numpyro_ebm.PositivePhase()), or "
+                f"Exact(max_states={count})."
             )
 
     def _check_terms(self, energy: AbstractEnergy) -> None:
@@ -117,7 +140,7 @@ class Exact(AbstractEstimator):
             log_z, is_covered = self._box.log_partition(site)
             values = jax.vmap(site.distribution.log_density)(site.value, site.local)
             return where_covered(site, values - log_z, is_covered), state
-        values = jax.vmap(site.log_density)(site.position, site.local)
+        values = log_completions(site, self.max_states)
 
         def log_partition(local):
             known = summable(site.distribution.row_energy(local))

@@ -1,7 +1,7 @@
 """Improved contrastive divergence."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     name = "improved_cd"
     takes_discrete = False
     takes_mixed = False
+    positive_phase: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     num_steps: int = 10
     kernel: Any = None
     num_grad_steps: int = 1

@@ -5,6 +5,7 @@ from typing import Any
 
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.positive_phase import PositivePhase
 from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_rows
 
 
@@ -27,7 +28,7 @@ class MaximumLikelihood(ChainEstimator):
         kernel: a name or a kernel (`MALA`, `HMC`, ...), whose step size the training starts from; None for "mala", and
             for "gibbs" on a discrete support.
         adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
-            ``on_unhealthy`` and ``scale``.
+            ``on_unhealthy``, ``scale`` and ``positive_phase``.
         start: where the chains start: "base" (the energy's base, or a standard normal in unconstrained space), "data" (the
             rows, which makes it "cd"), or a NumPyro distribution of one event.
 
@@ -50,6 +51,7 @@ class MaximumLikelihood(ChainEstimator):
     takes_mixed = True
     num_steps: int = 50
     start: Any = "base"
+    positive_phase: PositivePhase | None = None
 
     @property
     def paces_rows(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,7 @@ class MultigridContrastiveDivergence(ContrastiveDivergence):
     name = "multigrid_cd"
     takes_discrete = False
     takes_mixed = False
+    positive_phase: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     num_steps: int = 10
     factors: tuple[int, ...] = (4, 2, 1)
     shared: bool = True

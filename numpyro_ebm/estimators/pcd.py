@@ -10,6 +10,7 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.pool import PoolEstimator, pool_of
+from numpyro_ebm.estimators.parts.positive_phase import PositivePhase
 from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
 
 
@@ -35,7 +36,7 @@ class PersistentContrastiveDivergence(PoolEstimator):
         kernel: a name or a kernel, whose step size the training starts from; None for "mala", and for "gibbs" on a
             discrete support.
         adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
-            ``on_unhealthy`` and ``scale``.
+            ``on_unhealthy``, ``scale`` and ``positive_phase``.
         start: where the chains start: "data" (rows of the first batch), "base" (the energy's base, or a standard normal in
             unconstrained space), or a NumPyro distribution of one event.
         num_chains: number of chains, independent of the batch size; None for as many as the first batch has rows, and for
@@ -59,6 +60,7 @@ class PersistentContrastiveDivergence(PoolEstimator):
     takes_discrete = True
     takes_mixed = True
     num_chains: int | None = None
+    positive_phase: PositivePhase | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -122,7 +122,7 @@ class Pseudolikelihood(SingleChangeEstimator):
 
     def _check_members(self, site: Site) -> None:
         AbstractEstimator.check(self, site)
-        _ = site.distribution.part(site.distribution.members.discrete)
+        _ = site.distribution.part(site.distribution.members.discrete).discrete_values
         if self.blocks is not None or self.block_size not in (None, 1):
             raise EnergyError(
                 "Blocks hold discrete elements, and this event has continuous ones beside them. Leave out block_size and "

@@ -11,6 +11,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.pool import PoolEstimator
+from numpyro_ebm.estimators.parts.positive_phase import PositivePhase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Replay(PoolEstimator):
         kernel: a name or a kernel, whose step size the training starts from; None for "mala", and for "gibbs" on a
             discrete support.
         adapt_step_size: see `ContrastiveDivergence`, as for ``step_size_schedule``, ``temperature``, ``energy_l2``,
-            ``on_unhealthy`` and ``scale``.
+            ``on_unhealthy``, ``scale`` and ``positive_phase``.
         start: where chains start: "base" (the energy's base, or a standard normal in unconstrained space), "data" (rows of
             the batch), or a NumPyro distribution of one event.
         buffer_size: number of chains kept.
@@ -65,6 +66,7 @@ class Replay(PoolEstimator):
     start: Any = "base"
     buffer_size: int = 10_000
     reinit_prob: float = 0.05
+    positive_phase: PositivePhase | None = None
 
     def __post_init__(self):
         super().__post_init__()

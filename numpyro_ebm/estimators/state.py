@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 
 from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.estimators.parts.health import NegativePhaseHealth
+from numpyro_ebm.estimators.parts.positive_phase import PositiveState
 from numpyro_ebm.estimators.parts.scales import Spread
 
 
@@ -38,6 +39,7 @@ class ChainState(NamedTuple):
         averaging: BlackJAX's dual averaging state of the step size; None where the step size does not adapt.
         log_scale: log of each dimension's scale; None where the scales do not adapt.
         pool: persistent chains; None where every update starts new chains.
+        positive: state of the positive phase; None without one.
     """
 
     health: NegativePhaseHealth
@@ -46,6 +48,7 @@ class ChainState(NamedTuple):
     averaging: Any = None
     log_scale: Float[Array, "*position"] | None = None
     pool: Pool | None = None
+    positive: PositiveState | None = None
 
     @property
     def chains(self) -> "ChainState":
@@ -57,6 +60,8 @@ class ChainState(NamedTuple):
         figures = {"num_updates": self.num_updates}
         if self.pool is not None:
             figures |= {"age_mean": self.pool.age.mean(), "age_max": self.pool.age.max()}
+        if self.positive is not None:
+            figures |= self.positive.figures()
         return figures
 
 

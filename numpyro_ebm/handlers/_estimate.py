@@ -1,31 +1,31 @@
 """`estimate`: the handler that replaces an intractable log likelihood by an estimator's surrogate."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpyro
-from numpyro.primitives import Messenger, mutable
+from numpyro.primitives import Messenger
 
 from numpyro_ebm._core import numpyro_stack
-from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.errors import EnergyError, at_site, nearest, warn_uncalibrated
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.pytrees import check_pickles
-from numpyro_ebm._core.typing import Array, PRNGKey, RowValues
+from numpyro_ebm._core.typing import Array, RowValues
+from numpyro_ebm._core.wrappers import is_improper
 from numpyro_ebm.distributions.factor import EnergyFactor
 from numpyro_ebm.distributions.rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.estimators.names import ESTIMATORS
-from numpyro_ebm.estimators.state import state_site
 from numpyro_ebm.handlers._emit import emit, kept
+from numpyro_ebm.handlers._hidden import Roles, placeholder_of, roles_of
 from numpyro_ebm.handlers._joint import FactoredSites, JointSite, Message
+from numpyro_ebm.handlers._run import gradient_in_value, nan_where_lacking, run, unchanged
 from numpyro_ebm.handlers.energy_sites import TWICE, EnergySite, energy_sites
 
 
@@ -51,6 +51,10 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     to the guide's draws, whose optimum may differ for hidden members of a joint event. Without a guide the site draws from
     the energy.
 
+    Members of a joint event that neither data nor a guide give a value, and entries that are NaN, are missing: "cd", "pcd",
+    "replay" and "mle" draw them given the rest of their row under the option `PositivePhase`, and "exact" sums over them.
+    The model sees a placeholder in place of a hidden member, so no other density may depend on it.
+
     Args:
         fn: a NumPyro model.
         estimator: a name of `available_estimators`, an estimator object, or a dict from site names to either.
@@ -58,7 +62,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
 
     Raises:
         EnergyError: (a ValueError) for an unknown estimator; and when the model runs, naming the site, for data that do not
-            fit the energy or its support; an energy site with neither data nor a value from the guide; an unnormalised
+            fit the energy or its support; rows that lack elements, where the estimator takes none; an energy site with
+            neither data nor a value from the guide; a hidden member that another density depends on; an unnormalised
             energy inside another distribution; a model that is estimated already; a "gradient" or random estimator under an
             inference that uses the value or the Hessian of its surrogate (NUTS/HMC, ``AutoLaplaceApproximation``,
             ``AutoDAIS``, ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``); a latent energy site under NUTS/HMC or
@@ -117,7 +122,12 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         """
         chosen = {n: self._estimator_of(n, site.members).bind(site.unwrapped.distribution) for n, site in found.items()}
         self._check_all_seen({name for site in found.values() for name in (site.name, *site.members)})
-        return {name: (each, found[name].lay_out(may_touch_ends=each.takes_ends)) for name, each in chosen.items()}
+        return {name: (each, self._laid_out(found[name], each)) for name, each in chosen.items()}
+
+    @staticmethod
+    def _laid_out(found: EnergySite, estimator: AbstractEstimator) -> Site:
+        may_lack = estimator.may_lack(found.unwrapped.distribution)
+        return found.lay_out(may_touch_ends=estimator.takes_ends, may_lack=may_lack)
 
     @property
     def estimators(self) -> Any:
@@ -152,10 +162,13 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         self._objectives: list[str] = []
         self._factored = FactoredSites()
         self._holders: list[dict[str, Any]] = []
+        self._roles = Roles()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, then add the surrogates that are known only at its end: of latent energies and of factors."""
         with self:
+            if any(each.takes_missing for each in self._all):
+                self._roles = roles_of(self.fn, args, kwargs, self._is_given, self._takes_missing)
             result = self.fn(*args, **kwargs)
             for name in self._seen | set(self._latents):
                 self._factored.check_not_named(name)
@@ -187,7 +200,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         if unwrapped is None:
             with at_site(name):
                 check_holds_no_energy(fn)
-            self._factored.add_site(msg)
+            self._add_factored(msg)
         elif msg["is_observed"]:
             msg["fn"] = Surrogate(self._surrogate(name, unwrapped, msg["value"], msg), fn.event_shape, fn.support)
         else:
@@ -195,6 +208,31 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
                 numpyro_stack.check_latent(name, self)
             msg["fn"] = FrozenEnergy(fn)
             self._latents[name] = unwrapped, kept(msg)
+
+    def _add_factored(self, msg: Message) -> None:
+        """Record a site that factors may name; if its rows may lack elements, its own log probability is that of none."""
+        name, fn = msg["name"], msg["fn"]
+        has_value = msg["value"] is not None or name in self._roles.hidden or self._is_given(name)
+        if is_improper(fn) and not has_value:  # of which nothing can be drawn
+            raise EnergyError(numpyro_stack.NO_VALUE.format(name=name))
+        is_hidden = name in self._roles.hidden
+        is_held = is_hidden or name in self._roles.observed
+        if is_hidden:  # drawn by the estimator, so that the guide need not have it
+            msg["value"], msg["is_observed"] = placeholder_of(fn), True
+        self._factored.add_site(msg, is_hidden=is_hidden, is_held=is_held)
+        if is_held:
+            msg["fn"] = Surrogate(jnp.zeros(fn.batch_shape), fn.event_shape, fn.support)
+
+    def _is_given(self, name: str) -> bool:
+        return numpyro_stack.is_given(name, self)
+
+    def _takes_missing(self, name: str, members: Sequence[str]) -> bool:
+        return self._estimator_of(name, members).takes_missing
+
+    @property
+    def _all(self) -> list[AbstractEstimator]:
+        """All estimators."""
+        return [self._estimators] if isinstance(self._estimators, AbstractEstimator) else list(self._estimators.values())
 
     def postprocess_message(self, msg: Message) -> None:
         """Record values, plates, and the state of network layers, which an energy must not change."""
@@ -226,10 +264,13 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             estimator = self._estimator_of(name, members).bind(unwrapped.distribution)
             self._check_context(name, estimator, unwrapped, msg)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
-            site = lay_out(name, unwrapped, value, plates, may_touch_ends=estimator.takes_ends)
+            may = {"may_touch_ends": estimator.takes_ends, "may_lack": estimator.may_lack(unwrapped.distribution)}
+            site = lay_out(name, unwrapped, value, plates, **may)
+            self._check_missing(site, msg)
             # A latent value comes from the guide: only the log density may pass it a gradient, not the estimator.
             given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
             values = self._run(estimator, given, site)
+            values = nan_where_lacking(site, values)
         values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
         values = values.reshape(site.batch_shape)
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
@@ -237,9 +278,18 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def _run(self, estimator: AbstractEstimator, given: Site, site: Site) -> RowValues:
         estimator.check_mixed(given)  # whatever an estimator's own check does
         estimator.check(given)
-        with _unchanged(list(self._holders)):
+        with unchanged(list(self._holders)):
             values = run(estimator, given)
             return values if given is site else values + gradient_in_value(site)
+
+    def _check_missing(self, site: Site, msg: Message) -> None:
+        """Refuse rows that may lack elements where a guide gives others: its gradient would be at the placeholders."""
+        if site.missing is not None and not msg["is_observed"]:
+            raise EnergyError(
+                "The guide gives a value, and entries that are NaN are to be drawn: the guide's gradient would need both at "
+                "once. Give the missing entries a site of the guide as well, or write estimate(model, ...) without "
+                "positive_phase."
+            )
 
     def _estimator_of(self, name: str, members: Sequence[str]) -> AbstractEstimator:
         if isinstance(self._estimators, AbstractEstimator):
@@ -320,56 +370,6 @@ def _check_not_estimated(fn: object) -> None:
         if isinstance(fn, estimate):
             raise EnergyError(TWICE)
         fn = fn.fn
-
-
-@contextmanager
-def _unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
-    """Refuse an energy that changes a layer's state, since it is called once per row and many times per update."""
-    before = [dict(holder) for holder in holders]
-
-    def check(error: Exception | None) -> None:
-        changed = [any(h[k] is not old.get(k) for k in h) for h, old in zip(holders, before, strict=True)]
-        for holder, old in zip(holders, before, strict=True):
-            holder.update(old)
-        if any(changed):
-            raise EnergyError(
-                "The energy changes the state of one of its layers (batch norm, dropout, spectral norm). It must be a "
-                "function of one event: use a layer without state, such as layer norm, or freeze it (use_running_average, "
-                "deterministic)."
-            ) from error
-
-    try:
-        yield
-    except jax.errors.UnexpectedTracerError as error:
-        check(error)
-        raise
-    check(None)
-
-
-def run(estimator: AbstractEstimator, site: Site) -> RowValues:
-    """Evaluate the estimator's surrogate, with its random key and its state from NumPyro."""
-    rng_key: PRNGKey | None = numpyro.prng_key()  # pyright: ignore[reportAssignmentType]
-    if rng_key is None:
-        if estimator.draws_noise(site.distribution):
-            raise EnergyError(
-                f"The estimator '{estimator.name}' needs a random key. Write numpyro.handlers.seed(estimate(...), 0), or "
-                "run it in SVI."
-            )
-        return estimator.surrogate(rng_key, site, None)[0]  # pyright: ignore[reportArgumentType]
-    if not estimator.is_persistent:
-        return estimator.surrogate(rng_key, site, None)[0]
-    key_init, key_update = jax.random.split(rng_key)
-    start: Any = {"state": estimator.init(key_init, site)}
-    holder: Any = mutable(state_site(site.name, estimator.name), start)
-    values, holder["state"] = estimator.surrogate(key_update, site, holder["state"])
-    return values
-
-
-def gradient_in_value(site: Site) -> RowValues:
-    """Return zero per row, with the gradient of the log density in the value and in nothing else."""
-    frozen = freeze(lambda value: jax.vmap(site.distribution.log_density)(value, site.local), site.value)
-    log_density = frozen(site.value)
-    return log_density - jax.lax.stop_gradient(log_density)
 
 
 def estimated_in(model: object) -> estimate | None:

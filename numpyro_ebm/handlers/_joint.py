@@ -22,6 +22,7 @@ from numpyro_ebm.distributions.bases import split_rows
 from numpyro_ebm.distributions.blocks import Product, cut_events, joint_support
 from numpyro_ebm.distributions.energy import EnergyDistribution
 from numpyro_ebm.distributions.factor import EnergyFactor
+from numpyro_ebm.distributions.missing import EventPart
 from numpyro_ebm.distributions.rows import Unwrapped
 from numpyro_ebm.distributions.shapes import rows_of_data
 from numpyro_ebm.distributions.supports import check_one_support
@@ -37,6 +38,17 @@ class Member(NamedTuple):
     message: Message
     base: Any
     mask: Any
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether neither data nor a guide give it a value."""
+        return bool(self.message.get("is_hidden"))
+
+    @property
+    def part(self) -> EventPart:
+        """The member as a part of the event's vector."""
+        may_lack = jnp.issubdtype(jnp.result_type(self.message["value"]), jnp.floating)
+        return EventPart(self.name, self.event_shape, self.is_hidden, bool(may_lack) and self.message["is_observed"])
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -102,7 +114,11 @@ class JointSite:
         with eager(values):
             rows = [_whole_rows(member) for member in self.members]
             lead = jnp.broadcast_shapes(*(r.shape[: r.ndim - len(s)] for r, s in zip(rows, self._shapes, strict=True)))
-            dtype = int if all(member.base.support.is_discrete for member in self.members) else float
+            # Floating-point data of a discrete support may hold NaN, which an integer cannot.
+            is_whole = all(m.base.support.is_discrete for m in self.members) and not any(
+                jnp.issubdtype(each.dtype, jnp.floating) for each in rows
+            )
+            dtype = int if is_whole else float
             blocks = [jnp.broadcast_to(r, lead + s).astype(dtype) for r, s in zip(rows, self._shapes, strict=True)]
             return lay_end_to_end(blocks, self._shapes)
 
@@ -134,11 +150,13 @@ class JointSite:
             support=self._support,
             base=base,
         )
-        return Unwrapped(distribution, batch_shape, 0, self._mask(batch_shape))
+        parts = tuple(member.part for member in self.members)
+        return Unwrapped(distribution, batch_shape, 0, self._mask(batch_shape), parts)
 
     def own_log_prob(self) -> Any:
-        """Return the log probability of the members' own distributions, which the model already counts, per row."""
-        return sum(member.message["fn"].log_prob(member.message["value"]) for member in self.members)
+        """Return the log probability of the members' own distributions that the model already counts, per row."""
+        counted = [member.message for member in self.members if not member.message.get("is_held")]
+        return sum(message["fn"].log_prob(message["value"]) for message in counted)
 
     @property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -180,9 +198,15 @@ class FactoredSites:
         self._messages: dict[str, Message] = {}
         self._factors: list[Factor] = []
 
-    def add_site(self, message: Message) -> None:
-        """Record a sample site that is not an energy site by itself."""
-        self._messages[message["name"]] = kept(message)
+    def add_site(self, message: Message, *, is_hidden: bool = False, is_held: bool = False) -> None:
+        """Record a sample site that is not an energy site by itself.
+
+        Args:
+            message: its message.
+            is_hidden: whether it is hidden in a joint event.
+            is_held: whether the model does not count the log probability of its own distribution.
+        """
+        self._messages[message["name"]] = kept(message) | {"is_hidden": is_hidden, "is_held": is_held}
 
     def add_factor(self, message: Message) -> None:
         """Record a factor."""
@@ -229,6 +253,13 @@ class FactoredSites:
     def _sites_of(self, factor: Factor) -> dict[str, str]:
         fn = factor.fn
         named = factor.sites_of(self._messages)
+        masked = next((key for key in fn.values if f"{key}_unobserved" in self._messages), None)
+        if masked is not None:
+            raise EnergyError(
+                f"The factor '{fn.name}' names '{masked}', which obs_mask makes two sites, '{masked}_observed' and "
+                f"'{masked}_unobserved'. Put NaN in place of what is missing, without obs_mask: numpyro.sample('{masked}', "
+                "..., obs=x) under estimate(model, 'pcd', positive_phase=numpyro_ebm.PositivePhase())."
+            )
         if not named:
             raise EnergyError(
                 f"The factor '{fn.name}' names no sample site ({', '.join(fn.values)}), so under estimate it belongs "

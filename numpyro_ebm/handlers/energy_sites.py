@@ -7,11 +7,14 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.errors import EnergyError, at_site
+from numpyro_ebm._core.wrappers import is_improper
 from numpyro_ebm.distributions.factor import EnergyFactor
 from numpyro_ebm.distributions.rows import Plate, Unwrapped, check_holds_no_energy, lay_out, unwrap
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
+from numpyro_ebm.handlers._hidden import placeholder_of
 from numpyro_ebm.handlers._joint import FactoredSites
 
 TWICE = (
@@ -39,17 +42,19 @@ class EnergySite(NamedTuple):
     plates: dict[int, Plate]
     is_observed: bool
 
-    def lay_out(self, *, may_touch_ends: bool = False) -> Site:
+    def lay_out(self, *, may_touch_ends: bool = False, may_lack: bool = False) -> Site:
         """Lay out the value, one event per row, and check it if it is concrete.
 
         Args:
             may_touch_ends: whether rows may lie on the boundary of the support.
+            may_lack: whether rows may lack elements of the event.
 
         Raises:
             EnergyError: naming the site, for a value that does not fit the energy or its support.
         """
         with at_site(self.name):
-            return lay_out(self.name, self.unwrapped, self.value, self.plates, may_touch_ends=may_touch_ends)
+            may = {"may_touch_ends": may_touch_ends, "may_lack": may_lack}
+            return lay_out(self.name, self.unwrapped, self.value, self.plates, **may)
 
 
 class whole_plates(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
@@ -82,8 +87,9 @@ def energy_sites(
         EnergyError: for an energy inside another distribution, a model under `estimate`, and a factor that does not fit its
             sites.
     """
-    with handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=dict(values)):
-        model(*args, **(kwargs or {}))
+    placed = handlers.substitute(handlers.substitute(model, data=dict(values)), substitute_fn=_if_improper)
+    with handlers.trace() as trace, handlers.seed(rng_seed=0):
+        placed(*args, **(kwargs or {}))
     plates = {name: Plate(m["value"], m["args"][0]) for name, m in trace.items() if m["type"] == "plate"}
     factored, found = FactoredSites(), []
     for name, message in trace.items():
@@ -98,7 +104,8 @@ def energy_sites(
         elif unwrapped is None:
             with at_site(name):
                 check_holds_no_energy(fn)
-            factored.add_site(message)
+            is_given = name in values or numpyro_stack.is_given(name)
+            factored.add_site(message, is_hidden=not message["is_observed"] and not is_given)
         else:
             own = _plates_of(message, plates)
             found.append(EnergySite(name, (name,), unwrapped, message["value"], own, message["is_observed"]))
@@ -108,6 +115,13 @@ def energy_sites(
         own = _plates_of(joint.message, plates)
         found.append(EnergySite(joint.name, tuple(joint.names), joint.unwrapped, joint.value, own, joint.is_observed))
     return {site.name: site for site in found}, trace
+
+
+def _if_improper(message: dict[str, Any]) -> Any:
+    """Return a placeholder for an unobserved site of which nothing can be drawn."""
+    if message["type"] != "sample" or message["value"] is not None or not is_improper(message["fn"]):
+        return None
+    return placeholder_of(message["fn"])
 
 
 def _plates_of(message: dict[str, Any], plates: Mapping[str, Plate]) -> dict[int, Plate]:

@@ -169,6 +169,7 @@ def _of_model(
     given = values_of(owner, {} if params is None else params)
     with whole_plates():
         found, trace = energy_sites(bare_model(model), given, args, kwargs)
+    _check_not_hidden(owner, found)
     check_values_given(trace, given)
     observed: dict[str, EnergySite] = {name: each for name, each in found.items() if each.is_observed}
     none = (
@@ -176,3 +177,15 @@ def _of_model(
         f"rows: {owner}(model, params, x_test, ...)."
     )
     return choose(owner, observed, site, none).lay_out()
+
+
+def _check_not_hidden(owner: str, found: Mapping[str, EnergySite]) -> None:
+    """Refuse joint events of which some members have data and others no value."""
+    for each in found.values():
+        hidden = [part.name for part in each.unwrapped.parts if part.is_hidden]
+        if hidden and len(hidden) < len(each.members):
+            raise EnergyError(
+                f"The members {hidden} of the event '{each.name}' are hidden, and {owner} of the others is a sum over all "
+                "their values, which is not known. Pass values of the hidden members with the parameters for that of the "
+                f"whole event: params | {{'{hidden[0]}': values}}."
+            )

@@ -14,6 +14,7 @@ from numpyro_ebm.kernels.hamiltonian import DynamicHMC as DynamicHMC
 from numpyro_ebm.kernels.langevin import MALA as MALA
 from numpyro_ebm.kernels.langevin import Barker as Barker
 from numpyro_ebm.kernels.langevin import Langevin as Langevin
+from numpyro_ebm.kernels.lattice_walk import LatticeWalk as LatticeWalk
 from numpyro_ebm.kernels.locally_balanced import DMALA as DMALA
 from numpyro_ebm.kernels.locally_balanced import DULA as DULA
 from numpyro_ebm.kernels.locally_balanced import GibbsWithGradients as GibbsWithGradients

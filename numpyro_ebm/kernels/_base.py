@@ -21,6 +21,16 @@ from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Chains, Position,
 C = TypeVar("C", bound=Callable)
 
 
+FLAT = (
+    "For whole numbers write support=numpyro.distributions.constraints.integer_interval(0, 9) and kernel='gibbs'. Walls "
+    "belong in the support, constraints.interval(low, high)."
+)
+FLAT_DISCRETE = (
+    "Write kernel='gibbs' or 'flips' ('block_gibbs' for a ready-made energy), or an energy with a gradient, such as "
+    "-jnp.sum(table * x) with support=numpyro_ebm.one_hot."
+)
+
+
 class TransitionInfo(NamedTuple):
     """Record of one transition; ``AbstractKernel.statistics`` names the fields that are meaningful for a kernel.
 
@@ -64,6 +74,7 @@ class AbstractKernel(abc.ABC):
         is_exact: whether a transition leaves the density invariant; unadjusted kernels have a bias from their step size.
         is_discrete: whether the kernel moves on discrete supports; None for a kernel that moves on both kinds.
         relaxes: whether it is a discrete kernel that takes gradients, so that positions are floating-point numbers.
+        takes_gradients: whether it uses the gradient of the log density.
         needs_density: whether it uses values of the log density; if not, the gradient of a `ScoreDistribution` is enough.
         step_exponent: the step size for ``log_density / T`` is ``step_size * T ** step_exponent``: 1/2 if the step size is
             a length, 1 if it is a squared length.
@@ -74,6 +85,7 @@ class AbstractKernel(abc.ABC):
     is_exact: ClassVar[bool] = True
     is_discrete: ClassVar[bool | None] = False
     relaxes: ClassVar[bool] = False
+    takes_gradients: ClassVar[bool] = True
     needs_density: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = None
     adapts_mass_matrix: ClassVar[bool] = False
@@ -95,8 +107,26 @@ class AbstractKernel(abc.ABC):
         """Make a transition that leaves ``exp(log_density)`` invariant (unadjusted kernels: up to the step's bias)."""
 
     def bind(self, distribution: Any) -> Any:
-        """Return the kernel with settings taken from the distribution to sample; most kernels take none."""
+        """Return the kernel with settings taken from the distribution to sample; most kernels take none.
+
+        Raises:
+            EnergyError: for a kernel with gradients on an energy whose gradient is zero everywhere.
+        """
+        self.check_slope(distribution)
         return self
+
+    def check_slope(self, distribution: Any) -> None:
+        """Check that an energy has the gradient in the event that the kernel takes.
+
+        A kernel that is exact may also follow the gradient of a base or of the log Jacobian alone, as between walls.
+
+        Raises:
+            EnergyError: for an energy whose gradient is zero everywhere.
+        """
+        check = getattr(distribution, "check_slope", None)  # a score, the target of a model and a part of an event have none
+        if self.takes_gradients and check is not None:
+            instead = FLAT_DISCRETE if self.relaxes else FLAT
+            check(f"The kernel '{self.name}'", instead, with_base=self.is_exact and not self.relaxes)
 
     @property
     def parts(self) -> tuple[Any, ...]:

@@ -45,7 +45,9 @@ def start(kernel: Any, position: Position) -> WarmupState:
         return _joined(kernel, [start(*pair) for pair in zip(kernel.parts, kernel.split(position), strict=True)])
     position = kernel.lower(position)
     dtype = jnp.result_type(*jax.tree.leaves(position))
-    kernel = jax.tree.map(lambda setting: jnp.asarray(setting, dtype), kernel)
+    # The settings of a kernel on integers are numbers of their own types.
+    own = dtype if jnp.issubdtype(dtype, jnp.floating) else None
+    kernel = jax.tree.map(lambda setting: jnp.asarray(setting, own), kernel)
     if kernel.target_acceptance is None:
         return WarmupState(None, None, kernel)
     averaging = dual_averaging_adaptation(kernel.target_acceptance)[0](kernel.step_size)

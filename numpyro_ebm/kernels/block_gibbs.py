@@ -4,8 +4,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool
 
+from numpyro_ebm._core.discrete import num_elements, values_of
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree
@@ -57,11 +59,13 @@ class BlockGibbs(DiscreteKernel):
         """Return the kernel with the values of a discrete support, after a check that the energy has blocks.
 
         Raises:
-            EnergyError: for an energy without blocks, and values that do not fit.
+            EnergyError: for an energy without blocks, blocks that do not hold each element once, and values that do not fit.
         """
-        _checked(self.name, distribution.known)
+        known = _checked(self.name, distribution.known)
         if not distribution.is_discrete:
             return self
+        if known.has_blocks:
+            _check_blocks(known.energy)
         if self.values is not None:
             return super().bind(distribution)
         return self.adapted(values=jax.tree.map(in_few_bytes, distribution.discrete_values))
@@ -101,6 +105,21 @@ def _checked(kernel: str, known: Known | None) -> Known:
         f"numpyro_ebm.energies.Ising or RBM, alone in its distribution; got {described(known)}. Write "
         "kernel='gibbs', or 'nuts' for continuous events."
     )
+
+
+def _check_blocks(energy: Any) -> None:
+    """Check that the blocks of an energy of one's own hold each element once, and raise otherwise."""
+    values = values_of(energy.support, energy.event_shape[-1] if energy.event_shape else 0)
+    num = num_elements(np.zeros(2) if values is None else values, energy.event_shape)
+    counts = np.bincount(np.concatenate([np.ravel(block) for block in energy.blocks]), minlength=num)
+    bad = np.flatnonzero(counts != 1)
+    if len(counts) > num or bad.size:
+        element = num if len(counts) > num else int(bad[0])
+        raise EnergyError(
+            f"The blocks of {type(energy).__name__} have to hold each of its {num} elements once; the element {element} is "
+            f"in {counts[element]} of them. Write blocks of independent elements, such as the colours of a graph, "
+            "numpyro_ebm.energies.Graph(edges, shape).blocks."
+        )
 
 
 def _swept(rng_key: PRNGKey, known: Known, position: Array) -> tuple[Array, Bool[Array, ""]]:

@@ -1,6 +1,6 @@
 """A kernel for each site, in turn: for models with discrete and continuous latents, and for mixed events."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
@@ -23,9 +23,18 @@ class BySiteState(NamedTuple):
     logdensity: Any
 
 
-def usual_kernels(are_discrete: Mapping[str, bool], continuous: str = "nuts") -> dict[str, str]:
-    """Return the names of the usual kernels of sites: "gibbs" for discrete ones, and the given one for the others."""
-    return {site: "gibbs" if is_discrete else continuous for site, is_discrete in are_discrete.items()}
+def usual_kernels(
+    are_discrete: Mapping[str, bool], continuous: str = "nuts", endless: Collection[str] = ()
+) -> dict[str, str]:
+    """Return the names of the usual kernels of sites.
+
+    Args:
+        are_discrete: by site, whether it is discrete.
+        continuous: the name for the others.
+        endless: the discrete sites without a largest value, which "lattice_walk" moves; "gibbs" moves the others.
+    """
+    discrete = {site: "lattice_walk" if site in endless else "gibbs" for site in are_discrete}
+    return {site: discrete[site] if is_discrete else continuous for site, is_discrete in are_discrete.items()}
 
 
 @record("groups", "members")
@@ -62,6 +71,7 @@ class BySite(AbstractKernel):
 
     name: ClassVar[str] = "by_site"
     is_discrete: ClassVar[bool | None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    takes_gradients: ClassVar[bool] = False  # of its own: those of its kernels are theirs
     kernels: tuple[Any, ...]
     groups: tuple[tuple[str, ...], ...]
     members: Members | None
@@ -164,22 +174,23 @@ class BySite(AbstractKernel):
         bound = self.joined(tuple(kernel.bind(distribution.part(group)) for kernel, group in pairs))
         members: Members | None = getattr(distribution, "members", None)
         if members is not None:
-            self.check(members.kinds, "the members of the event")
+            self.check(members.kinds, "the members of the event", members.endless)
             self._check_gradients()
             object.__setattr__(bound, "members", members)
         return bound
 
-    def check(self, are_discrete: Mapping[str, bool], whole: str) -> None:
+    def check(self, are_discrete: Mapping[str, bool], whole: str, endless: Collection[str] = ()) -> None:
         """Check that the kernels are those of these sites, each on its kind of support.
 
         Args:
             are_discrete: by site, whether it is discrete.
             whole: what the sites are, for messages.
+            endless: the discrete sites without a largest value.
 
         Raises:
             EnergyError: for a site without a kernel, a kernel of another site, and one that cannot move its site.
         """
-        usual = usual_kernels(are_discrete)
+        usual = usual_kernels(are_discrete, endless=endless)
         if self.sites != tuple(sorted(usual)):
             raise EnergyError(
                 f"kernel= names the sites {list(self.sites)}, and {whole} are {sorted(usual)}. Name a kernel for each of "

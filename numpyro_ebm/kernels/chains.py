@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from numpyro_ebm._core.typing import (
     Array,
@@ -120,6 +120,7 @@ def advance(
     num_steps: int,
     temperatures: Float[Array, " {num_steps}"] | None = None,
     pace: Pace | None = None,
+    counted: Bool[Array, " chains"] | None = None,
 ) -> Advanced:
     """Move every chain by ``num_steps`` transitions and return the last positions only.
 
@@ -136,6 +137,7 @@ def advance(
         temperatures: ``(num_steps,)``; transition i leaves ``exp(log_density / temperatures[i])`` invariant, and the chains
             are evaluated again before it. None for 1 throughout.
         pace: a separate step size for each chain, which adapts; None for the kernel's own.
+        counted: ``(num_chains,)``, chains whose figures enter the means, which are 0 if there are none; None for all.
     """
     positions = kernel.as_positions(positions)
     num_chains = num_chains_of(positions)
@@ -152,6 +154,11 @@ def advance(
         state, info = own.step(key, state, densities.at(log_density, state.position, row, temperature))
         return state, info, None if pace is None else pace.next(kernel, info.acceptance_rate)
 
+    def mean(figure):
+        if counted is None:
+            return jnp.mean(figure, dtype=float)
+        return jnp.sum(jnp.where(counted, figure, 0), dtype=float) / jnp.maximum(jnp.sum(counted), 1)
+
     pace_axes = None if pace is None else Pace(log_factor=0, age=0, largest=None)  # pyright: ignore[reportArgumentType]
 
     def step_all(carry, inputs):
@@ -162,7 +169,7 @@ def advance(
         states, info, pace = move(keys, states, local, pace, temperature)
         swap_rate = info.swap_rate if has_swaps else None
         seen = (info.acceptance_rate, info.is_divergent, info.is_nonfinite, swap_rate, info.num_gradients)
-        totals = jax.tree.map(lambda total, new: total + jnp.mean(new, dtype=float), totals, ChainHealth(*seen))
+        totals = jax.tree.map(lambda total, new: total + mean(new), totals, ChainHealth(*seen))
         return (states, pace, totals), None
 
     key_init, key_steps = jax.random.split(rng_key)

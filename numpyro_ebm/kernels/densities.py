@@ -58,6 +58,15 @@ class Known:
         logits = self.factor * self.energy.conditional_logits(event, index)
         return logits if self.offsets is None else logits + self.offsets[index]
 
+    @property
+    def has_log_ratios(self) -> bool:
+        """Whether the change of the log density with one element is known without that of the whole event."""
+        return self.energy.has_log_ratios and self.offsets is None
+
+    def log_ratio(self, event: Shaped[Array, "*event"], index: Int[Array, ""], value: Shaped[Array, ""]) -> Scalar:
+        """Return the log density with one element at another value minus that of the event."""
+        return self.factor * self.energy.log_ratio(event, index, value)
+
     def sweep(self, rng_key: PRNGKey, position: Shaped[Array, "*position"]) -> Shaped[Array, "*position"]:
         """Draw all elements of the event by the energy's own sweep, given the position and returned as one."""
         if self.transform is None:

@@ -146,6 +146,7 @@ class DiscreteKernel(AbstractKernel):
     """
 
     is_discrete: ClassVar[bool] = True
+    takes_gradients: ClassVar[bool] = False
     values: Any
 
     def __post_init__(self):
@@ -166,6 +167,7 @@ class DiscreteKernel(AbstractKernel):
         Raises:
             EnergyError: if the kernel's own values, where they are known, are not those of a bounded support.
         """
+        super().bind(distribution)
         if self.values is not None:
             self._check_values(distribution)
             return self

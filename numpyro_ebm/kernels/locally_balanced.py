@@ -29,6 +29,7 @@ class RelaxedKernel(DiscreteKernel):
     """A discrete kernel that takes gradients: the energy is evaluated at floating-point numbers that hold the values."""
 
     relaxes: ClassVar[bool] = True
+    takes_gradients: ClassVar[bool] = True
     balance: Balance
 
     def __post_init__(self):
@@ -40,7 +41,7 @@ class RelaxedKernel(DiscreteKernel):
         """Return the kernel with the values of the support, after a check that the energy has a gradient.
 
         Raises:
-            EnergyError: for a ready-made energy that uses elements as indices, and for values that do not fit.
+            EnergyError: for an energy that uses elements as indices or in comparisons only, and for values that do not fit.
         """
         energy = getattr(distribution, "energy", None)
         if isinstance(energy, AbstractEnergy) and not energy.is_differentiable:

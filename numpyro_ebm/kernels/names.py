@@ -21,25 +21,30 @@ def available_kernels() -> tuple[str, ...]:
 
     Example:
         ``available_kernels()`` gives ``('adjusted_mclmc', 'barker', 'block_gibbs', 'dmala', 'dula', 'dynamic_hmc',
-        'elliptical_slice', 'flips', 'ghmc', 'gibbs', 'gwg', 'hmc', 'langevin', 'mala', 'mclmc', 'nuts',
+        'elliptical_slice', 'flips', 'ghmc', 'gibbs', 'gwg', 'hmc', 'langevin', 'lattice_walk', 'mala', 'mclmc', 'nuts',
         'parallel_tempering', 'swendsen_wang')``.
     """
     return KERNELS.names()
 
 
 def resolve_kernel(
-    kernel: str | AbstractKernel | Mapping[str, Any] | None, *, is_discrete: bool | None = False, otherwise: str = ""
+    kernel: str | AbstractKernel | Mapping[str, Any] | None,
+    *,
+    is_discrete: bool | None = False,
+    is_endless: bool = False,
+    otherwise: str = "",
 ) -> AbstractKernel:
     """Return a kernel, given its name, itself or a kernel for each site, after a check of the kind of support.
 
-    With ``is_discrete=None`` the support is not yet known. ``kernel=None`` gives the default for the support: "nuts" or
-    "gibbs". The message for a kernel that does not fit the support ends with ``otherwise``.
+    With ``is_discrete=None`` the support is not yet known. ``kernel=None`` gives the default for the support: "nuts",
+    "gibbs", or "lattice_walk" with ``is_endless``, for integers without a largest value. The message for a kernel that does
+    not fit the support ends with ``otherwise``.
 
     Raises:
         EnergyError: for an unknown name, or a kernel that cannot sample this support.
         TypeError: for anything that is neither a name nor a kernel.
     """
-    usual = "gibbs" if is_discrete else "nuts"
+    usual = ("lattice_walk" if is_endless else "gibbs") if is_discrete else "nuts"
     resolved = BySite(kernel) if isinstance(kernel, Mapping) else KERNELS.resolve(usual if kernel is None else kernel)
     if is_discrete is not None and resolved.is_discrete not in (is_discrete, None):
         kind = "discrete" if is_discrete else "continuous"
@@ -62,7 +67,8 @@ def kernel_of(
 
     Args:
         kernel: a name, a kernel, or one for each member of a mixed event; None for the default of the support: ``usual``,
-            "gibbs" where it is discrete, and for a mixed event each of them on its members.
+            "gibbs" where it is discrete, "lattice_walk" for integers without a largest value, and for a mixed event each of
+            them on its members.
         distribution: the distribution to sample.
         usual: the name for continuous supports.
         otherwise: the end of the message for a kernel that does not fit the support.
@@ -74,8 +80,9 @@ def kernel_of(
     members: Members | None = distribution.members
     if members is None:
         kernel = usual if kernel is None and not distribution.is_discrete else kernel
-        return resolve_kernel(kernel, is_discrete=distribution.is_discrete, otherwise=otherwise)
-    by_member = usual_kernels(members.kinds, usual)
+        ends = {"is_discrete": distribution.is_discrete, "is_endless": distribution.is_endless}
+        return resolve_kernel(kernel, **ends, otherwise=otherwise)
+    by_member = usual_kernels(members.kinds, usual, members.endless)
     resolved = resolve_kernel(by_member if kernel is None else kernel, is_discrete=None)
     if not isinstance(resolved, BySite):
         raise EnergyError(

@@ -56,8 +56,8 @@ def find_starts(
     """Draw starts from the reference, and redraw those without a finite density and gradient, in at most 100 tries.
 
     Each further try adds wider normal noise to the reference, in unconstrained space, up to a standard deviation of 1000.
-    On a discrete support, a growing share of the elements takes one common value; the discrete members of a mixed event are
-    drawn anew.
+    On a discrete support, a growing share of the elements takes one common value, or integers without a largest value grow;
+    the discrete members of a mixed event are drawn anew.
 
     Args:
         rng_key: random key.
@@ -102,6 +102,9 @@ def _spread(
         scale, members = NARROWEST * (WIDEST / NARROWEST) ** share, distribution.members  # pyright: ignore
         moves = scale.astype(drawn.dtype) * jax.random.normal(rng_key, drawn.shape, drawn.dtype)
         return drawn + (moves if members is None else jnp.where(members.is_continuous, moves, 0.0))
+    if distribution.is_endless:  # pyright: ignore[reportAttributeAccessIssue]
+        scale = NARROWEST * (WIDEST / NARROWEST) ** share
+        return drawn + jnp.floor(scale * jnp.abs(jax.random.normal(rng_key, drawn.shape))).astype(drawn.dtype)
     key_value, key_which = jax.random.split(rng_key)
     # One of the values in the draw, chosen for each chain separately.
     elements = Elements.of(distribution.discrete_values, drawn[0])  # pyright: ignore[reportAttributeAccessIssue]

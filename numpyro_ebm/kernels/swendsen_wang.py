@@ -26,7 +26,8 @@ class SwendsenWang(DiscreteKernel):
 
     Only edges with ``K > 0`` make bonds. If there are edges with ``K < 0``, the new state is accepted with probability
     ``min(1, exp(change of their part of log p))``, which keeps the kernel exact for any couplings; with many such edges the
-    chain moves rarely, as ``acceptance_rate`` shows, and "block_gibbs" is the better kernel.
+    chain moves rarely, as ``acceptance_rate`` shows, and "block_gibbs" is the better kernel. The fields of `Autologistic`
+    differ between rows, and each chain has those of its row.
 
     Args:
         values: as in `Gibbs`.
@@ -120,7 +121,7 @@ def _agreement(graph: Any, strengths: Float[Array, " edges"], codes: Int[Array, 
 
 def _checked(kernel: str, known: Known | None) -> Known:
     """Return what is known of a density with bonds, and raise for any other."""
-    if known is not None and known.energy.bonds is not None:
+    if known is not None and known.energy.has_bonds:
         return known
     raise EnergyError(
         f"The kernel '{kernel}' needs an Ising or Potts energy on a graph, alone in its distribution; got "

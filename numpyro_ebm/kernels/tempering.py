@@ -99,6 +99,11 @@ class ParallelTempering(AbstractKernel):
         return self.kernel.is_exact
 
     @property
+    def takes_gradients(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the replicas' kernel takes gradients."""
+        return self.kernel.takes_gradients
+
+    @property
     def relaxes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the replicas' kernel takes gradients on a discrete support."""
         return self.kernel.relaxes

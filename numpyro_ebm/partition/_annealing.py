@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Position, PRNGKey, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
-from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, Gibbs, chains
+from numpyro_ebm.kernels import AbstractKernel, DynamicHMC, chains
 from numpyro_ebm.kernels.densities import keep
 from numpyro_ebm.kernels.names import kernel_of, resolve_kernel
 from numpyro_ebm.partition._base import Densities
@@ -69,8 +69,8 @@ def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistr
     Raises:
         EnergyError: for a kernel that cannot move on the support, and a discrete one that takes gradients.
     """
-    if kernel is None and not distribution.is_mixed:
-        kernel = Gibbs() if distribution.is_discrete else DynamicHMC(num_integration_steps=5)  # pyright: ignore[reportCallIssue]
+    if kernel is None and distribution.is_continuous:
+        kernel = DynamicHMC(num_integration_steps=5)  # pyright: ignore[reportCallIssue]
     resolved = kernel_of(kernel, distribution, usual="mala")
     if distribution.is_mixed and resolved.adapts_mass_matrix:
         raise EnergyError(

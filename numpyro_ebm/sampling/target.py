@@ -13,10 +13,10 @@ from numpyro.infer.util import initialize_model
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
-from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
-from numpyro_ebm.distributions.rows import unwrap
-from numpyro_ebm.distributions.supports import discrete_values
+from numpyro_ebm.distributions.mixed import Part
+from numpyro_ebm.distributions.rows import Unwrapped, unwrap
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.by_site import BySite, usual_kernels
@@ -34,26 +34,34 @@ class Target(NamedTuple):
         log_density: ``log_density(args, kwargs)`` returns a function of a position.
         postprocess: ``postprocess(args, kwargs)`` returns the map from a position to constrained latents and deterministic
             sites.
-        discrete_values: by discrete site, the values that one of its elements takes; None without discrete sites that
-            kernels move.
+        discrete: the discrete sites that kernels move.
         known: what is known of the log density under the first arguments, if a ready-made energy makes it up alone.
     """
 
     position: Position
     log_density: Callable[[tuple, dict], ChainLogDensityFn]
     postprocess: Callable[[tuple, dict], Callable[[Position], dict[str, jax.Array]]]
-    discrete_values: dict[str, np.ndarray] | None = None
+    discrete: Part = Part({}, {})
     known: Known | None = None
 
     @property
     def is_discrete(self) -> bool:
         """Whether the latents are discrete."""
-        return self.discrete_values is not None
+        return self.discrete.is_discrete
+
+    @property
+    def discrete_values(self) -> dict[str, np.ndarray] | None:
+        """By discrete site, the values that one of its elements takes; None without discrete sites."""
+        return self.discrete.discrete_values
+
+    @property
+    def integer_bounds(self) -> dict[str, np.ndarray]:
+        """By discrete site, the lowest and the highest value of each element."""
+        return self.discrete.integer_bounds
 
     def part(self, sites: tuple[str, ...]) -> "Target":
         """Return the target of some of the sites, which are all discrete or all continuous."""
-        own = {site: values for site, values in (self.discrete_values or {}).items() if site in sites}
-        return self._replace(discrete_values=own or None, known=None)
+        return self._replace(discrete=self.discrete.only(sites), known=None)
 
 
 class unsubsampled(Messenger):  # noqa: N801
@@ -96,13 +104,13 @@ class Latents(NamedTuple):
     """The latent sites of a model.
 
     Attributes:
-        discrete: by discrete site, the values that one of its elements takes; None if they cannot be listed.
+        discrete: the discrete sites.
         energies: names of the discrete sites that are energies.
         continuous: names of the continuous sites.
         trace: the run of the model in which they were found.
     """
 
-    discrete: dict[str, np.ndarray | None]
+    discrete: Part
     energies: list[str]
     continuous: list[str]
     trace: Mapping[str, Any]
@@ -110,7 +118,7 @@ class Latents(NamedTuple):
     @property
     def kinds(self) -> dict[str, bool]:
         """Whether each latent site is discrete, by name."""
-        return {name: name in self.discrete for name in sorted([*self.discrete, *self.continuous])}
+        return {name: name in self.discrete.supports for name in sorted([*self.discrete.supports, *self.continuous])}
 
 
 def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dict) -> Latents:
@@ -136,10 +144,10 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
             "trained values: params=svi_result.params."
         )
     found = _latents(trace)
-    if not (found.discrete or found.continuous):
+    if not found.kinds:
         raise EnergyError("The model has no latent site, so there is nothing to sample. Call it without data.")
     if not found.continuous:  # with continuous latents, the guard on derivatives and `estimate` refuse them
-        _check_log_density(trace, sorted(found.discrete))
+        _check_log_density(trace, sorted(found.kinds))
     return found
 
 
@@ -164,29 +172,31 @@ def _check_log_density(trace: Mapping[str, Any], latents: list[str]) -> None:
 def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
     """Return the kernel for these latents.
 
-    It is the given one, or for None "nuts" for continuous and "gibbs" for discrete latents. Discrete latents without
-    energies beside continuous ones are left to "nuts", which sums over them.
+    It is the given one, or for None "nuts" for continuous and "gibbs" for discrete latents ("lattice_walk" for integers
+    without a largest value). Discrete latents without energies beside continuous ones are left to "nuts", which sums over
+    them.
 
     Raises:
         EnergyError: for one kernel that cannot move both the discrete and the continuous latents, for a kernel that cannot
             move on their supports, and for kernels by site that are not those of the latents.
     """
-    is_discrete = not latents.continuous
-    if kernel is None and latents.energies and latents.continuous:
-        kernel = usual_kernels(latents.kinds)
+    is_discrete, discrete, endless = not latents.continuous, sorted(latents.discrete.supports), latents.discrete.endless
+    is_for_each = latents.energies if latents.continuous else 0 < len(endless) < len(discrete)
+    if kernel is None and is_for_each:
+        kernel = usual_kernels(latents.kinds, endless=endless)
     if isinstance(kernel, Mapping | BySite):
         kernel = kernel if isinstance(kernel, BySite) else BySite(kernel)
-        kernel.check(latents.kinds, "the latents of the model")
-        _check_log_density(latents.trace, sorted(latents.discrete))
+        kernel.check(latents.kinds, "the latents of the model", endless)
+        _check_log_density(latents.trace, discrete)
         return kernel
     is_gibbs = kernel is not None and resolve_kernel(kernel, is_discrete=None).is_discrete
-    if latents.discrete and not is_discrete and (latents.energies or is_gibbs):
-        both = f"the discrete latent sites {sorted(latents.discrete)} beside the continuous {sorted(latents.continuous)}"
+    if discrete and not is_discrete and (latents.energies or is_gibbs):
+        both = f"the discrete latent sites {discrete} beside the continuous {sorted(latents.continuous)}"
         raise EnergyError(
             f"The model has {both}, and no single kernel moves both. Name a kernel for each site: "
-            f"kernel={{'{min(latents.continuous)}': 'nuts', '{min(latents.discrete)}': 'gibbs'}}."
+            f"kernel={usual_kernels(latents.kinds, endless=endless)}."
         )
-    return resolve_kernel(kernel, is_discrete=is_discrete)
+    return resolve_kernel(kernel, is_discrete=is_discrete, is_endless=bool(endless))
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform) -> dict[str, Any]:
@@ -218,8 +228,8 @@ def _latents(trace: Mapping[str, Any]) -> Latents:
     sites = {n: s["fn"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
     discrete = {name: fn for name, fn in sites.items() if fn.support.is_discrete}
     energies = [name for name, fn in discrete.items() if unwrap(fn) is not None]
-    values = {name: discrete_values(fn.support, fn.event_shape) for name, fn in discrete.items()}
-    return Latents(values, energies, [name for name in sites if name not in discrete], trace)
+    part = Part(*({n: getattr(fn, of) for n, fn in discrete.items()} for of in ("support", "event_shape")))
+    return Latents(part, energies, [name for name in sites if name not in discrete], trace)
 
 
 def make_target(
@@ -241,17 +251,29 @@ def make_target(
         init_strategy: as in NumPyro's kernels.
 
     Raises:
-        EnergyError: for discrete latents without bounds.
+        EnergyError: for a kernel with gradients on an energy whose gradient is zero everywhere.
         RuntimeError: by NumPyro, outside jit, if no finite starting point is found.
     """
     latents = _latents(_trace(model, args, kwargs))
+    given = (rng_key, model, latents, args, kwargs, init_strategy)
     if not latents.continuous:
-        return _discrete_target(rng_key, model, latents, args, kwargs, init_strategy)
-    if isinstance(kernel, BySite) and latents.discrete:
-        return _mixed_target(rng_key, model, latents, args, kwargs, init_strategy)
-    info = initialize_model(
-        rng_key, model, init_strategy=init_strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs
-    )
+        target = _discrete_target(*given)
+    elif isinstance(kernel, BySite) and latents.discrete.is_discrete:
+        return _mixed_target(*given)
+    else:
+        target = _continuous_target(*given)
+    lone = _lone_energy(latents.trace)
+    if lone is not None:
+        with at_site(lone[0]):
+            kernel.check_slope(lone[1].distribution)
+    return target
+
+
+def _continuous_target(
+    rng_key: PRNGKey | PRNGKeys, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable
+):
+    """Return the target of a model in unconstrained space."""
+    info = initialize_model(rng_key, model, init_strategy=strategy, dynamic_args=True, model_args=args, model_kwargs=kwargs)
     known = _known(model, args, kwargs)
 
     def log_density(args, kwargs):
@@ -269,7 +291,6 @@ def _discrete_target(
     rng_key: PRNGKey | PRNGKeys, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable
 ):
     """Return the target of a model whose latents are all discrete; positions are the values themselves."""
-    _check_values(latents)
     start = partial(_discrete_start, model, latents, args, kwargs, strategy)
     known = _known(model, args, kwargs)
 
@@ -289,7 +310,7 @@ def _discrete_target(
         position,
         log_density,
         lambda args, kwargs: partial(postprocess, args, kwargs),
-        cast(Any, latents.discrete),
+        latents.discrete,
         known,
     )
 
@@ -298,10 +319,9 @@ def _mixed_target(
     rng_key: PRNGKey | PRNGKeys, model: Callable, latents: Latents, args: tuple, kwargs: dict, strategy: Callable
 ):
     """Return the target of discrete latents, whose positions are their values, and unconstrained continuous ones."""
-    _check_values(latents)
 
     def given(position):
-        values = {name: position[name] for name in latents.discrete}
+        values = {name: position[name] for name in latents.discrete.supports}
         rest = {name: leaf for name, leaf in position.items() if name not in values}
         return handlers.seed(handlers.condition(model, cast(Any, values)), 0), values, rest
 
@@ -327,20 +347,7 @@ def _mixed_target(
         return values | info.param_info.z
 
     position = start(rng_key) if is_prng_key(rng_key) else jax.vmap(start)(rng_key)
-    return Target(
-        position, log_density, lambda args, kwargs: partial(postprocess, args, kwargs), cast(Any, latents.discrete)
-    )
-
-
-def _check_values(latents: Latents) -> None:
-    """Check that the values of the discrete latents can be listed, and raise otherwise."""
-    for name, values in latents.discrete.items():
-        if values is None:
-            raise EnergyError(
-                f"At site '{name}': the values of its support cannot be listed. The support needs two bounds, the same "
-                "for all elements, as in constraints.boolean and constraints.integer_interval(0, 9). For an event with "
-                "members of several kinds (Blocks), sample the distribution itself, or give each member a site of its own."
-            )
+    return Target(position, log_density, lambda args, kwargs: partial(postprocess, args, kwargs), latents.discrete)
 
 
 def _discrete_start(
@@ -350,7 +357,7 @@ def _discrete_start(
     substituted = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=_starting(strategy))
     with handlers.block(), handlers.trace() as trace:
         substituted(*args, **kwargs)
-    return {name: jnp.asarray(trace[name]["value"], int) for name in latents.discrete}
+    return {name: jnp.asarray(trace[name]["value"], int) for name in latents.discrete.supports}
 
 
 def _known(model: Callable, args: tuple, kwargs: dict) -> Known | None:
@@ -358,10 +365,17 @@ def _known(model: Callable, args: tuple, kwargs: dict) -> Known | None:
 
     Its event has to be the position, on the reals or a discrete support, and its context none.
     """
-    sites = [site for site in _trace(model, args, kwargs).values() if site["type"] == "sample"]
-    unwrapped = unwrap(sites[0]["fn"]) if len(sites) == 1 else None
-    if unwrapped is None or unwrapped.batch_shape or unwrapped.mask is not None or sites[0]["scale"] is not None:
+    trace = _trace(model, args, kwargs)
+    name, unwrapped = _lone_energy(trace) or ("", None)
+    if unwrapped is None or unwrapped.batch_shape or unwrapped.mask is not None or trace[name]["scale"] is not None:
         return None
     known = unwrapped.distribution.known
     is_position = known is not None and known.transform is None and unwrapped.distribution.context is None
     return known if is_position else None
+
+
+def _lone_energy(trace: Mapping[str, Any]) -> tuple[str, Unwrapped] | None:
+    """Return the name and the energy of the only site of a model; None for others."""
+    sites = [name for name, site in trace.items() if site["type"] == "sample"]
+    unwrapped = unwrap(trace[sites[0]]["fn"]) if len(sites) == 1 else None
+    return None if unwrapped is None else (sites[0], unwrapped)

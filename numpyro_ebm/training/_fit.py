@@ -20,14 +20,8 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.pytrees import assemble
 from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.estimators.parts.health import as_it_was_raised
-from numpyro_ebm.training._held_out import (
-    Arguments,
-    check_taken,
-    loss_and_params,
-    row_differences,
-    take_apart,
-    why_nonfinite,
-)
+from numpyro_ebm.training import _held_out
+from numpyro_ebm.training._held_out import Arguments, check_taken, loss_and_params, row_differences, take_apart
 from numpyro_ebm.training.overfitting import held_out_rise, is_significant, runaway
 from numpyro_ebm.training.recording import (
     Look,
@@ -40,6 +34,7 @@ from numpyro_ebm.training.recording import (
     look,
     look_at_pools,
 )
+from numpyro_ebm.training.unseen import new_values
 
 Stop = Literal["end", "patience", "nonfinite", "interrupted", "unhealthy"]
 
@@ -364,7 +359,7 @@ def _warn(result: FitResult, task: _Task) -> None:
         what = f"The loss is {result.losses[bad[0]]} at update {bad[0] + 1}" if bad.size else "Parameters are not finite"
         warnings.warn(
             f"{what}, and training stopped after {len(result.losses)} updates. The parameters returned are those after "
-            f"{result.best_step}. {why_nonfinite(task.train)}",
+            f"{result.best_step}. {_held_out.why_nonfinite(task.train)}",
             NonFiniteLossWarning,
             stacklevel=3,
         )
@@ -380,9 +375,10 @@ def _overfitting(result: FitResult, task: _Task) -> str | None:
         curves = result.held_out_losses, result.check_steps, result.losses[: result.check_steps[-1]]
         rise = held_out_rise(*curves)
         if rise and is_significant(_row_differences(result, task)):
+            new = new_values(task.svi, task.train, cast(Arguments, task.held_out), result.params)
             return (
                 f"Overfitting: {rise}. The parameters returned are those after {result.best_step}. Stop there with "
-                f"fit(..., patience=5), or use {remedies}."
+                f"fit(..., patience=5), or use {remedies}.{new}"
             )
     estimators = estimators_of(task.svi)
     if not estimators or any(estimator.role == "gradient" for estimator in estimators):

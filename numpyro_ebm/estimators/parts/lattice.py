@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array
 from numpyro_ebm.distributions.events import EventDistribution
-from numpyro_ebm.distributions.supports import discrete_values, region_of
+from numpyro_ebm.distributions.supports import discrete_values, integer_bounds
 from numpyro_ebm.kernels.elements import Elements
 
 
@@ -50,7 +49,8 @@ class Lattice:
             elements: Any = Elements.of(values, like)
             low, high = np.zeros(sum(elements.sizes)), np.full(sum(elements.sizes), len(values) - 1.0)
         else:
-            elements, (low, high) = None, _bounds(distribution)
+            bounds = integer_bounds(distribution.support, distribution.event_shape)
+            elements, (low, high) = None, bounds.reshape(2, -1)
         return cls(elements, like, low, high, cyclic & np.isfinite(high - low))
 
     @property
@@ -79,13 +79,3 @@ class Lattice:
         there = jnp.where(wraps, start + (codes - start + shifts) % size, codes + shifts)
         exists = jnp.where(wraps, jnp.abs(shifts) < size, (low <= there) & (there <= high))
         return jnp.where(exists, there, codes), exists
-
-
-def _bounds(distribution: EventDistribution) -> list[np.ndarray]:
-    region = region_of(distribution.support)
-    if region.kind != "integers" or any(bound is None for bound in region.bounds):
-        raise EnergyError(
-            f"The elements of the support {distribution.support} are neither integers nor a list of values. Write "
-            "support=numpyro.distributions.constraints.nonnegative_integer, or constraints.boolean."
-        )
-    return [np.broadcast_to(np.asarray(bound, float), distribution.event_shape).ravel() for bound in region.bounds]

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,14 @@ from numpyro_ebm.estimators._base import FOR_DISCRETE, AbstractEstimator
 from numpyro_ebm.estimators.parts.chain_options import check_by_member, check_scale_option, check_step_size
 from numpyro_ebm.estimators.parts.health import CONDITIONS, NegativePhaseHealth, Observed, Policy, examine, tell, unknown
 from numpyro_ebm.estimators.parts.moves import check_scale
-from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale
+from numpyro_ebm.estimators.parts.positive_phase import PositivePhase, check_positive_phase
+from numpyro_ebm.estimators.parts.scales import Spread, in_scale, next_log_scale, out_of_scale, widest_step
 from numpyro_ebm.estimators.parts.starts import Start, over
 from numpyro_ebm.estimators.state import ChainState
 from numpyro_ebm.kernels import MALA, AbstractKernel, chains
 from numpyro_ebm.kernels.averaging import averaging_of, mean_step, next_averaging
 from numpyro_ebm.kernels.densities import keep
 from numpyro_ebm.kernels.names import kernel_of, resolve_kernel
-
-WIDEST_MOVE = 10.0
-"""Longest move, in standard deviations of the data, to which step sizes adapt: a flat energy gives no bound of its own."""
 
 
 class Phase(NamedTuple):
@@ -63,6 +61,7 @@ class ChainEstimator(AbstractEstimator):
         paces_rows: whether rows of different densities have step sizes of their own, which follow their chains. A step size
             that depends on the chain's past leaves no distribution invariant until it settles, so this is off if chains
             start from the data's distribution to see how they leave it.
+        positive_phase: how elements that rows lack are drawn before the negative phase; None for complete rows.
     """
 
     role = "gradient"
@@ -76,6 +75,13 @@ class ChainEstimator(AbstractEstimator):
     on_unhealthy: Policy = "warn"
     scale: Any = "auto"
     paces_rows: ClassVar[bool] = False
+    # Without an annotation it is no field, and the field of a subclass comes after all others.
+    positive_phase = cast(PositivePhase | None, None)
+
+    @property
+    def takes_missing(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether a positive phase draws what rows lack."""
+        return self.positive_phase is not None
 
     def __post_init__(self):
         name = type(self).__name__
@@ -94,6 +100,7 @@ class ChainEstimator(AbstractEstimator):
         check_step_size(name, likely, adapt_step_size=self.adapt_step_size, schedule=self.step_size_schedule)
         check_scale_option(name, likely, self.scale)
         self._temperatures()
+        check_positive_phase(name, self.positive_phase)
 
     def bind(self, distribution: EventDistribution) -> "ChainEstimator":
         """Return the estimator with a kernel: the default is "mala", and "gibbs" where the support is discrete."""
@@ -110,6 +117,8 @@ class ChainEstimator(AbstractEstimator):
             check_by_member(self.kernel, scale=self.scale, **steps)
         if not isinstance(self.scale, str):
             check_scale(site, "scale", self.scale)
+        if self.positive_phase is not None:
+            self.positive_phase.check(site)
 
     @abc.abstractmethod
     def begin(self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel) -> Start:
@@ -135,15 +144,34 @@ class ChainEstimator(AbstractEstimator):
             spread=Spread(zeros, zeros),
             averaging=averaging_of(self.kernel) if self._adapts else None,
             log_scale=zeros if self._scales(site) else None,
+            positive=None if self.positive_phase is None else self.positive_phase.init(site.distribution),
         )
+
+    def begun(self, rng_key: PRNGKey, site: Site) -> Site:
+        """Return the rows from which persistent chains may start, with draws that ignore the energy for what they lack."""
+        return site if self.positive_phase is None else self.positive_phase.start(rng_key, site)
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: ChainState) -> tuple[RowValues, ChainState]:
         """Return each row's log density minus that of the negatives, unnormalised: log Z cancels in the gradient."""
         key_start, key_chains = jax.random.split(rng_key)
+        site, state = self._completed(rng_key, site, state)
         kernel = self.tuned(site, state)
         start = self.begin(key_start, site, state, kernel)
         negatives, state = self.update(key_chains, site, state, kernel, start)
         return self.contrast(site, negatives, start.local, paired=start.paired), state
+
+    def _completed(self, rng_key: PRNGKey, site: Site, state: ChainState) -> tuple[Site, ChainState]:
+        """Return the rows with what they lack drawn given the rest, and the state of these draws."""
+        if self.positive_phase is None or state.positive is None or site.missing is None:
+            return site, state
+        # Not split off, so that rows that lack nothing leave the draws of all other keys as they are.
+        key_start, key_draws = jax.random.split(jax.random.fold_in(rng_key, 1))
+        started = self.positive_phase.start(key_start, site)
+        seen = state._replace(spread=state.spread.then(Spread.of(started), state.num_updates))
+        site, positive = self.positive_phase.complete(
+            key_draws, site, started.position, state.positive, self._scale(seen), or_one(seen.spread.sd)
+        )
+        return site, state._replace(positive=positive)
 
     def update(
         self, rng_key: PRNGKey, site: Site, state: ChainState, kernel: AbstractKernel, start: Start
@@ -227,7 +255,7 @@ class ChainEstimator(AbstractEstimator):
             return Phase(ended, tell(examined, self.on_unhealthy, owner), lost, factor, gradient)
 
         pace = self._pace(site, state, kernel, start)
-        outer = state._replace(averaging=None, pool=None)
+        outer = state._replace(averaging=None, pool=None, positive=None)
         data = kernel.as_positions(site.position)
         inputs = (start.position, start.local, pace, data, site.local, outer)
         return jax.lax.stop_gradient(run(rng_key, kernel, *jax.lax.stop_gradient(inputs)))
@@ -324,8 +352,7 @@ class ChainEstimator(AbstractEstimator):
         """Return the largest step size that adaptation allows."""
         spread = or_one(in_scale(self._scale(state), state.spread.sd))
         spread = spread if kernel.continuous is None else spread[kernel.continuous]
-        pooled = jnp.sqrt(jnp.mean(spread**2))
-        return jnp.maximum(self.kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * kernel.step_exponent))
+        return widest_step(self.kernel, kernel.step_exponent, spread)
 
     def _adapt(self, state: ChainState, kernel: AbstractKernel) -> Any:
         """Take one step of dual averaging on the chains' mean acceptance, with the step size bounded by `_widest`."""

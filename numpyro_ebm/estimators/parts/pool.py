@@ -47,7 +47,7 @@ class PoolEstimator(ChainEstimator):
 
     def init(self, rng_key: PRNGKey, site: Site) -> PyTree:
         """Return a state with a pool of fresh chains."""
-        size = self.size(site)
+        size, site = self.size(site), self.begun(rng_key, site)
         position, local = self.fresh(rng_key, site, size)
         log_factor = jnp.zeros(size, float) if local is not None and self._adapts else None
         kernel = self.kernel.bind(site.distribution)

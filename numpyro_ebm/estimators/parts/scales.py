@@ -1,19 +1,21 @@
 """Lengths per dimension: the running spread of the data, and the scales in which chains move."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from numpyro_ebm._core.spreads import ROUNDING, eps_of, or_one
-from numpyro_ebm._core.typing import Array, PyTree
+from numpyro_ebm._core.typing import Array, PyTree, Scalar
 from numpyro_ebm.distributions.site import Site
 
 MEMORY = 100
 """Updates after which the spread starts to forget, because rows of a latent site move; fewer make it noisier."""
 STEEPEST = 1e6
 """Largest score that counts, in units of the data's spread: a wall or an overflow does not give a scale of 0."""
+WIDEST_MOVE = 10.0
+"""Longest move, in standard deviations of the data, to which step sizes adapt: a flat energy gives no bound of its own."""
 PATIENCE = 20
 """Updates over which scales are averaged: fewer are noisier, more lag behind the energy."""
 
@@ -81,6 +83,18 @@ def next_log_scale(
     scale = 1 / jnp.clip(deviation.astype(float), 1 / spread, STEEPEST / spread)
     rate = 1.0 / jnp.minimum(num_updates + 1.0, PATIENCE)
     return log_scale + rate * (jnp.log(scale) - log_scale)
+
+
+def widest_step(kernel: Any, exponent: float, spread: Float[Array, "..."]) -> Scalar:
+    """Return the largest step size that adaptation allows, at least that of the kernel as it was given.
+
+    Args:
+        kernel: the kernel that adaptation starts from.
+        exponent: its `step_exponent`.
+        spread: standard deviations of the data, in the scale in which the chains move; 1 for a constant column.
+    """
+    pooled = jnp.sqrt(jnp.mean(spread**2))
+    return jnp.maximum(kernel.step_size, (WIDEST_MOVE * pooled) ** (2 * exponent))
 
 
 def in_scale(scale: Float[Array, "..."] | None, tree: PyTree) -> PyTree:

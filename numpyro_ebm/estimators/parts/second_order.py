@@ -61,12 +61,16 @@ def probed_loss(rng_key: PRNGKey, site: Site, projection: Projection, num: int) 
 def check_bends(site: Site, estimator: str) -> None:
     """Warn of a piecewise linear energy: its second derivatives, which the loss contains, are zero almost everywhere.
 
+    Raises:
+        EnergyError: for an energy whose first derivatives are zero everywhere.
+
     Warns:
         UserWarning: with what to use instead.
     """
     distribution = site.distribution
     if not distribution.has_energy:
         return
+    distribution.check_slope()
     position, local = jax.tree.map(lambda leaf: leaf[0], (site.position, site.local))
     context = None if local is None else local[0]
     if is_piecewise_linear(lambda z: distribution.evaluate_energy(distribution.constrain(z), context), position):
