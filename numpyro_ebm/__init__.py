@@ -26,6 +26,7 @@ Public names by topic (``help`` describes each):
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
+* Posteriors over parameters: ExchangeKernel; in ``numpyro_ebm.bayes`` its proposals Differences, NoisyMALA, RandomWalk.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -61,6 +62,7 @@ from numpyro_ebm._core.errors import UnhealthyChainsError as UnhealthyChainsErro
 from numpyro_ebm._core.errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._core.errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
 from numpyro_ebm._core.errors import UntrainedParametersWarning as UntrainedParametersWarning
+from numpyro_ebm.bayes import ExchangeKernel as ExchangeKernel
 from numpyro_ebm.diagnostics import Diagnosis as Diagnosis
 from numpyro_ebm.diagnostics import Finding as Finding
 from numpyro_ebm.diagnostics import FunctionRhat as FunctionRhat
@@ -230,6 +232,7 @@ __all__ = [
     "DiscreteFisherDivergence",
     "EnergyDiscrepancy",
     "Exact",
+    "ExchangeKernel",
     "FDivergence",
     "FiniteDifferenceScoreMatching",
     "Flips",

@@ -55,7 +55,7 @@ CASES = {
     "noisy gradients": {"exact_sampler": "enumeration", "proposal": NoisyMALA(0.01, num_gradient_draws=2)},
     "bridges": {"exact_sampler": "enumeration", "inner": "gibbs", "num_bridges": 3, "proposal": RandomWalk(0.1)},
 }
-QUICK = ["noisy gradients", "random walk, from the past"]
+QUICK = ["noisy gradients"]
 
 
 @pytest.mark.parametrize("case", some_slow(QUICK, [name for name in CASES if name not in QUICK]))

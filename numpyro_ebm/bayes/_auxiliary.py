@@ -19,6 +19,8 @@ from numpyro_ebm.kernels.averaging import averaging_of, next_averaging
 from numpyro_ebm.kernels.densities import keep
 from numpyro_ebm.kernels.names import kernel_of
 
+Positions = Mapping[str, Shaped[Array, " rows *position"]]
+"""A data set of every energy site, by name, in unconstrained space."""
 ExactSampler = Callable[[PRNGKey, Energies, str], Shaped[Array, " rows *event"]]
 
 
@@ -106,6 +108,31 @@ class Auxiliary:
 
     def _tuned(self, step_size: Scalar | None) -> Any:
         return self.kernel if step_size is None else self.kernel.adapted(step_size=step_size)  # pyright: ignore
+
+
+def draw_all(
+    rng_key: PRNGKey, auxiliaries: Mapping[str, Auxiliary], energies: Energies, sizes: Mapping[str, Scalar | None]
+) -> dict[str, Drawn]:
+    """Draw a data set of every site, with the step sizes of the inner kernels."""
+    keys = jax.random.split(rng_key, len(auxiliaries))
+    pairs = zip(keys, auxiliaries.items(), strict=True)
+    return {name: auxiliary.draw(key, energies, name, sizes[name]) for key, (name, auxiliary) in pairs}
+
+
+def step_sizes(averaging: Mapping[str, Any], *, is_adapting: Any = True) -> dict[str, Scalar | None]:
+    """Return the step sizes of the inner kernels: the current ones while they adapt, the averaged ones later."""
+
+    def of(each: Any) -> Scalar:
+        return jnp.exp(jnp.where(is_adapting, each.log_step_size, each.log_step_size_avg))
+
+    return {name: None if each is None else of(each) for name, each in averaging.items()}
+
+
+def next_averagings(
+    auxiliaries: Mapping[str, Auxiliary], averaging: Mapping[str, Any], drawn: Mapping[str, Drawn]
+) -> dict[str, Any]:
+    """Return the dual averaging of the inner step sizes after one more data set of every site."""
+    return {name: each.next_averaging(averaging[name], drawn[name].acceptance_rate) for name, each in auxiliaries.items()}
 
 
 def log_densities(site: Site, positions: Shaped[Array, " rows *position"]) -> Scalar:

@@ -18,9 +18,11 @@ from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
-from numpyro_ebm.bayes._auxiliary import Auxiliary, auxiliaries, by_row, log_densities
+from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, draw_all, next_averagings, step_sizes
 from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
-from numpyro_ebm.bayes.proposals import PROPOSALS, AbstractProposal
+from numpyro_ebm.bayes._settling import Surface, settle
+from numpyro_ebm.bayes.names import PROPOSALS
+from numpyro_ebm.bayes.proposals import AbstractProposal
 from numpyro_ebm.kernels import AbstractKernel, adaptation
 from numpyro_ebm.sampling.target import check_model
 
@@ -228,23 +230,25 @@ class ExchangeKernel(MCMCKernel):
         return self._proposal
 
     def _start(self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents) -> ExchangeState:
-        posterior, proposal = self._ready()
+        _, proposal = self._ready()
         flat, unravel = ravel_pytree(position)
+        surface = self._surface(args, kwargs, unravel)
         rng_key, key, key_settle, key_spread = jax.random.split(rng_key, 4)
         averaging = {name: each.averaging() for name, each in self._auxiliaries.items()}
         zero = jnp.zeros((), float)
         matrix = jnp.eye(flat.size)
         if self._num_newton_steps:
-            flat, averaging, matrix = self._settle(args, kwargs, key_settle, position, averaging)
-        if proposal.uses_population:
+            steps = self._num_newton_steps
+            flat, averaging, matrix = settle(key_settle, surface, self._auxiliaries, averaging, flat, steps)
+        if self._num_newton_steps and proposal.uses_population:
             flat += jnp.linalg.cholesky(matrix) @ jax.random.normal(key_spread, flat.shape)
         position = unravel(flat)
         started = proposal if proposal.inverse_mass_matrix is not None else proposal.adapted(inverse_mass_matrix=matrix)
-        state = ExchangeState(
+        return ExchangeState(
             i=jnp.zeros((), jnp.int32),
             z=position,
-            log_joint=posterior.log_joint(args, kwargs)(position),
-            gradient=jnp.zeros_like(flat),
+            log_joint=surface.log_joint(flat),
+            gradient=self._gradient(key, surface, flat, step_sizes(averaging)),
             warmup=adaptation.start(started, position),
             averaging=averaging,
             accept_prob=zero,
@@ -254,80 +258,17 @@ class ExchangeKernel(MCMCKernel):
             is_nonfinite=jnp.zeros((), bool),
             rng_key=rng_key,
         )
-        return state._replace(gradient=self._gradient(args, kwargs, key, position, state))
-
-    def _settle(
-        self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents, averaging: dict[str, Any]
-    ) -> tuple[Array, dict[str, Any], Array]:
-        """Return latents near a mode of the posterior, and its covariance there as the information says, by Newton steps.
-
-        At each step two data sets are drawn. Their mean is the model term of the gradient, and their difference, row by row,
-        gives the variance of the score, which is the information of the data about the latents.
-        """
-        posterior, _ = self._ready()
-        flat, unravel = ravel_pytree(position)
-        log_joint, energies = posterior.log_joint(args, kwargs), posterior.energies(args, kwargs)
-
-        def data(z):
-            sites = energies(unravel(z)).sites.values()
-            return sum(log_densities(site, site.position) for site in sites)
-
-        # How wide the prior is, where it says; the data may tell nothing of a latent.
-        curvature = -jnp.diagonal(jax.hessian(lambda z: log_joint(unravel(z)) - data(z))(flat))
-        precision = jnp.where(curvature > 1e-8, curvature, 1.0)
-
-        def step(carry, inputs):
-            z, averaging, information = carry
-            key, t = inputs
-            pair = [self._data_sets(each, energies(unravel(z)), averaging, t) for each in jax.random.split(key)]
-            sets = [{name: drawn.positions for name, drawn in drawn_sets.items()} for drawn_sets in pair]
-
-            def rows(z, drawn):
-                sites = energies(unravel(z)).sites
-                return jnp.concatenate([by_row(sites[name], drawn[name]) for name in sites])
-
-            def rest(z):
-                return log_joint(unravel(z)) - 0.5 * sum(jnp.sum(rows(z, drawn)) for drawn in sets)
-
-            scores = [jax.jacfwd(rows)(z, drawn) for drawn in sets]
-            difference = scores[0] - scores[1]
-            rate = 1.0 / (1.0 + t / 2)
-            information += rate * (0.5 * difference.T @ difference - information)
-            inverse = jnp.linalg.inv(information + jnp.diag(precision))
-            gradient = jax.grad(rest)(z)
-            move = inverse @ gradient
-            length = jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
-            move *= jnp.minimum(1.0, 3 * np.sqrt(z.size) / jnp.maximum(length, 1e-6)) / (1.0 + t / 10)
-            new = jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)
-            averaging = {
-                name: each.next_averaging(averaging[name], pair[0][name].acceptance_rate)
-                for name, each in self._auxiliaries.items()
-            }
-            return (new, averaging, information), inverse
-
-        steps = jnp.arange(self._num_newton_steps)
-        start = (flat, averaging, jnp.eye(flat.size))
-        keys = jax.random.split(rng_key, self._num_newton_steps)
-        (flat, averaging, *_), inverses = jax.lax.scan(step, start, (keys, steps))
-        return flat, averaging, inverses[-1]
-
-    def _data_sets(self, rng_key: PRNGKey, energies: Energies, averaging: dict[str, Any], t: Any) -> dict[str, Any]:
-        keys = jax.random.split(rng_key, len(self._auxiliaries))
-        return {
-            name: each.draw(key, energies, name, None if averaging[name] is None else jnp.exp(averaging[name].log_step_size))
-            for key, (name, each) in zip(keys, self._auxiliaries.items(), strict=True)
-        }
 
     def _transition(self, args: tuple, kwargs: dict, state: ExchangeState, partners: Array) -> ExchangeState:
-        posterior, _ = self._ready()
         rng_key, key_propose, key_draw, key_gradient, key_accept = jax.random.split(state.rng_key, 5)
         proposal: Any = state.warmup.kernel
         flat, unravel = ravel_pytree(state.z)
+        surface = self._surface(args, kwargs, unravel)
+        sizes = step_sizes(state.averaging, is_adapting=state.i < self._num_warmup)
         new_flat = proposal.propose(key_propose, flat, state.gradient, partners)
-        new = unravel(new_flat)
-        log_joint, energies = posterior.log_joint(args, kwargs)(new), posterior.energies(args, kwargs)
-        exchanged, drawn = self._exchange(key_draw, energies(state.z), energies(new), state)
-        gradient = self._gradient(args, kwargs, key_gradient, new, state)
+        new, log_joint = unravel(new_flat), surface.log_joint(new_flat)
+        exchanged, drawn = self._exchange(key_draw, surface.energies(flat), surface.energies(new_flat), sizes)
+        gradient = self._gradient(key_gradient, surface, new_flat, sizes)
         ratio = log_joint - state.log_joint + proposal.log_ratio(flat, state.gradient, new_flat, gradient) + exchanged
         is_bad = jnp.isnan(ratio)
         ratio = jnp.where(is_bad, -jnp.inf, ratio)
@@ -355,55 +296,34 @@ class ExchangeKernel(MCMCKernel):
         )
 
     def _exchange(
-        self, rng_key: PRNGKey, old: Energies, new: Energies, state: ExchangeState
-    ) -> tuple[Scalar, dict[str, Any]]:
-        """Return the log ratio of the auxiliary data's densities at the old and the new parameters, over all sites."""
-        total, drawn = jnp.zeros((), float), {}
-        for key, (name, auxiliary) in zip(
-            jax.random.split(rng_key, len(self._auxiliaries)), self._auxiliaries.items(), strict=True
-        ):
-            key_draw, key_bridge = jax.random.split(key)
-            step_size = self._step_size(state, name)
-            drawn[name] = auxiliary.draw(key_draw, new, name, step_size)
-            sites = old.sites[name], new.sites[name]
-            total += auxiliary.log_ratio(key_bridge, *sites, drawn[name].positions, step_size)
+        self, rng_key: PRNGKey, old: Energies, new: Energies, sizes: dict[str, Scalar | None]
+    ) -> tuple[Scalar, dict[str, Drawn]]:
+        """Return the log ratio of the auxiliary data's densities at the old and the new latents, over all sites."""
+        key_draw, key_bridge = jax.random.split(rng_key)
+        drawn, total = draw_all(key_draw, self._auxiliaries, new, sizes), jnp.zeros((), float)
+        for key, (name, each) in zip(jax.random.split(key_bridge, len(drawn)), self._auxiliaries.items(), strict=True):
+            total += each.log_ratio(key, old.sites[name], new.sites[name], drawn[name].positions, sizes[name])
         return total, drawn
 
-    def _gradient(self, args: tuple, kwargs: dict, rng_key: PRNGKey, z: Latents, state: ExchangeState) -> Array:
-        """Return the gradient of the log posterior, with the model term as a mean over data sets drawn at ``z``."""
-        posterior, proposal = self._ready()
-        if not proposal.num_gradient_draws:
-            return jnp.zeros_like(ravel_pytree(z)[0])
-        energies = posterior.energies(args, kwargs)
-        here = energies(z)
+    def _gradient(self, rng_key: PRNGKey, surface: Surface, z: Array, sizes: dict[str, Scalar | None]) -> Array:
+        """Return the noisy gradient of the log posterior, for a proposal that uses it; else 0."""
+        num = self._ready()[1].num_gradient_draws
+        if not num:
+            return jnp.zeros_like(z)
+        here = surface.energies(z)
+        sets = [draw_all(key, self._auxiliaries, here, sizes) for key in jax.random.split(rng_key, num)]
+        return surface.gradient(z, [{name: drawn.positions for name, drawn in each.items()} for each in sets])
 
-        def draw(key):
-            pairs = zip(jax.random.split(key, len(self._auxiliaries)), self._auxiliaries.items(), strict=True)
-            return {name: each.draw(key, here, name, self._step_size(state, name)).positions for key, (name, each) in pairs}
-
-        sets = jax.vmap(draw)(jax.random.split(rng_key, proposal.num_gradient_draws))
-
-        def surrogate(z):
-            at_z = energies(z).sites
-            terms = jax.vmap(lambda one: sum(log_densities(at_z[name], one[name]) for name in at_z))(sets)
-            return posterior.log_joint(args, kwargs)(z) - jnp.mean(terms)
-
-        return ravel_pytree(jax.grad(surrogate)(z))[0]
-
-    def _step_size(self, state: ExchangeState, name: str) -> Scalar | None:
-        """Return the step size of an inner kernel: the current one in the warm-up, the averaged one after it."""
-        averaging = state.averaging[name]
-        if averaging is None:
-            return None
-        return jnp.exp(jnp.where(state.i < self._num_warmup, averaging.log_step_size, averaging.log_step_size_avg))
-
-    def _averaged(self, state: ExchangeState, drawn: dict[str, Any]) -> dict[str, Any]:
+    def _averaged(self, state: ExchangeState, drawn: dict[str, Drawn]) -> dict[str, Any]:
         """Return the dual averaging of the inner step sizes, which ends with the warm-up."""
-        new = {
-            name: each.next_averaging(state.averaging[name], drawn[name].acceptance_rate)
-            for name, each in self._auxiliaries.items()
-        }
+        new = next_averagings(self._auxiliaries, state.averaging, drawn)
         return jax.tree.map(lambda a, b: jnp.where(state.i < self._num_warmup, a, b), new, state.averaging)
+
+    def _surface(self, args: tuple, kwargs: dict, unravel: Callable[[Array], Latents]) -> Surface:
+        """Return the posterior under these arguments."""
+        posterior, _ = self._ready()
+        log_joint, energies = posterior.log_joint(args, kwargs), posterior.energies(args, kwargs)
+        return Surface(lambda z: log_joint(unravel(z)), lambda z: energies(unravel(z)))
 
     def _adapted(self, state: ExchangeState, z: Latents, accept_prob: Scalar) -> adaptation.WarmupState:
         if not self._num_warmup:

@@ -12,7 +12,6 @@ from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import record
-from numpyro_ebm._core.registry import Registry
 from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 
 Flat = Float[Array, " d"]
@@ -208,8 +207,3 @@ class NoisyMALA(AbstractProposal):
 
     def _mean(self, z: Flat, gradient: Flat) -> Flat:
         return z + self.step_size * self.inverse_mass_matrix @ gradient
-
-
-PROPOSALS: Registry[AbstractProposal] = Registry(
-    "proposal", AbstractProposal, {cls.name: cls for cls in (RandomWalk, Differences, NoisyMALA)}
-)

@@ -1,0 +1,111 @@
+"""Gradients of a posterior with data sets drawn from its energies, and Newton steps along them to a mode."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
+from numpyro_ebm.bayes._auxiliary import Auxiliary, Positions, by_row, draw_all, log_densities, next_averagings, step_sizes
+from numpyro_ebm.bayes._posterior import Energies
+
+Flat = Float[Array, " d"]
+FARTHEST = 3.0
+"""Longest Newton step, in standard deviations of the posterior per latent."""
+
+
+class Surface(NamedTuple):
+    """A posterior up to log Z as functions of the flat unconstrained latents.
+
+    Attributes:
+        log_joint: log density of prior and data, with minus the energy in place of each energy's log likelihood.
+        energies: the energy sites.
+    """
+
+    log_joint: Callable[[Flat], Scalar]
+    energies: Callable[[Flat], Energies]
+
+    def log_densities(self, z: Flat, data: Positions) -> Scalar:
+        """Return the unnormalised log density of a data set of every energy site."""
+        sites = self.energies(z).sites
+        return sum((log_densities(sites[name], data[name]) for name in sites), jnp.zeros((), float))
+
+    def by_row(self, z: Flat, data: Positions) -> Float[Array, " rows"]:
+        """Return the unnormalised log density of each row, of all energy sites one after another."""
+        sites = self.energies(z).sites
+        return jnp.concatenate([by_row(sites[name], data[name]) for name in sites])
+
+    def gradient(self, z: Flat, sets: Sequence[Positions]) -> Flat:
+        """Return the gradient of the log posterior, with the mean over data sets drawn at ``z`` as the model term."""
+        return jax.grad(lambda z: self.log_joint(z) - sum(self.log_densities(z, data) for data in sets) / len(sets))(z)
+
+
+class Settled(NamedTuple):
+    """Where Newton steps have led.
+
+    Attributes:
+        z: the flat latents.
+        averaging: by energy site, dual averaging of the step size of the inner kernel.
+        covariance: ``(d, d)``, inverse of the information of the data and the curvature of the prior.
+    """
+
+    z: Flat
+    averaging: dict[str, Any]
+    covariance: Float[Array, "d d"]
+
+
+def settle(
+    rng_key: PRNGKey,
+    surface: Surface,
+    auxiliaries: Mapping[str, Auxiliary],
+    averaging: dict[str, Any],
+    z: Flat,
+    num_steps: int,
+) -> Settled:
+    """Go to a mode of the posterior by stochastic Newton steps, and estimate the covariance there.
+
+    At each step two data sets are drawn. Their mean is the model term of the gradient, and their difference, row by row,
+    gives the variance of the score, which is the information of the data about the latents.
+    """
+    precision = _prior_precision(surface, z)
+
+    def step(carry, inputs):
+        z, averaging, information = carry
+        key, t = inputs
+        here, sizes = surface.energies(z), step_sizes(averaging)
+        pair = [draw_all(each, auxiliaries, here, sizes) for each in jax.random.split(key)]
+        sets = [{name: drawn.positions for name, drawn in each.items()} for each in pair]
+        one, other = (jax.jacfwd(surface.by_row)(z, data) for data in sets)
+        information += (0.5 * (one - other).T @ (one - other) - information) / (1 + t / 2)
+        covariance = jnp.linalg.inv(information + jnp.diag(precision))
+        z = _moved(z, surface.gradient(z, sets), covariance, 1 / (1 + t / 10))
+        return (z, next_averagings(auxiliaries, averaging, pair[0]), information), covariance
+
+    inputs = jax.random.split(rng_key, num_steps), jnp.arange(num_steps)
+    (z, averaging, _), covariances = jax.lax.scan(step, (z, averaging, jnp.eye(z.size)), inputs)
+    return Settled(z, averaging, covariances[-1])
+
+
+def _prior_precision(surface: Surface, z: Flat) -> Flat:
+    """Return how narrow the prior is at the first latents; 1 where it does not say.
+
+    The data may tell nothing of a latent, and a step along it is then as long as the prior is wide.
+    """
+
+    def log_prior(z):
+        sites = surface.energies(z).sites
+        return surface.log_joint(z) - surface.log_densities(z, {name: site.position for name, site in sites.items()})
+
+    curvature = -jnp.diagonal(jax.hessian(log_prior)(z))
+    return jnp.where(curvature > 1e-8, curvature, 1.0)
+
+
+def _moved(z: Flat, gradient: Flat, covariance: Float[Array, "d d"], rate: Scalar) -> Flat:
+    """Return latents after a Newton step of bounded length; where it is not finite, the latents as they were."""
+    move = covariance @ gradient
+    length = jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
+    move *= rate * jnp.minimum(1.0, FARTHEST * np.sqrt(z.size) / jnp.maximum(length, 1e-6))
+    return jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)

@@ -1,0 +1,8 @@
+"""Table of the proposals of `ExchangeKernel`."""
+
+from numpyro_ebm._core.registry import Registry
+from numpyro_ebm.bayes.proposals import AbstractProposal, Differences, NoisyMALA, RandomWalk
+
+PROPOSALS: Registry[AbstractProposal] = Registry(
+    "proposal", AbstractProposal, {cls.name: cls for cls in (RandomWalk, Differences, NoisyMALA)}
+)
