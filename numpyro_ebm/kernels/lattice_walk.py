@@ -98,7 +98,7 @@ class LatticeWalk(AbstractKernel):
         theirs = distribution.integer_bounds
         if self.bounds is not None and is_concrete(self.bounds):
             pairs = zip(*(jax.tree.leaves(each) for each in (self.bounds, theirs)), strict=True)
-            if not all(np.array_equal(*np.broadcast_arrays(own, other)) for own, other in pairs):
+            if not all(bool(np.all(np.asarray(own) == np.asarray(other))) for own, other in pairs):
                 raise EnergyError(
                     f"LatticeWalk has the bounds {self.bounds!r}, and the support has {theirs!r}: chains would leave it, or "
                     "leave states out. Write LatticeWalk() for the bounds of the support."

@@ -228,7 +228,7 @@ def _latents(trace: Mapping[str, Any]) -> Latents:
     sites = {n: s["fn"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
     discrete = {name: fn for name, fn in sites.items() if fn.support.is_discrete}
     energies = [name for name, fn in discrete.items() if unwrap(fn) is not None]
-    part = Part(*({n: getattr(fn, of) for n, fn in discrete.items()} for of in ("support", "event_shape")))
+    part = Part({n: fn.support for n, fn in discrete.items()}, {n: fn.event_shape for n, fn in discrete.items()})
     return Latents(part, energies, [name for name in sites if name not in discrete], trace)
 
 
