@@ -10,7 +10,6 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Scalar
 from numpyro_ebm.distributions.blocks import Blocks, Product, elementary, is_real, members_of
@@ -52,8 +51,8 @@ class Part:
 
     @property
     def endless(self) -> list[str]:
-        """Names of the discrete members without a largest value."""
-        return [name for name, part in self.supports.items() if is_endless(elementary(part))]
+        """Names of the discrete members whose values cannot be listed."""
+        return [name for name, part in self.supports.items() if discrete_values(part, self.shapes[name]) is None]
 
     def only(self, names: Collection[str]) -> "Part":
         """Return some of the members."""
@@ -67,6 +66,9 @@ class Part:
         Raises:
             EnergyError: for a member that is not of integers.
         """
+        for name, part in self.supports.items():
+            if isinstance(elementary(part), Blocks):
+                raise EnergyError(_unlisted(name, part))
         return {name: integer_bounds(part, self.shapes[name]) for name, part in self.supports.items()}
 
 
