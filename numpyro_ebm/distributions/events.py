@@ -347,7 +347,7 @@ class EventDistribution(RowDistribution):
             try:
                 return jnp.asarray(function(event, *own))
             except (TypeError, ValueError) as error:
-                if needs_integers(function, event, *own):
+                if not isinstance(error, EnergyError) and needs_integers(function, event, *own):
                     raise on_integers(self.support) from error
                 raise
 
