@@ -322,7 +322,7 @@ DISCRETE = {
     ),
     "a scalar": (lambda: discrete(np.array([0, 1, 5]), constraints.boolean, ()), "Row 2.*: 5 "),
     "fractions": (lambda: discrete(CODES + 0.5, INTERVAL), r"column 0 is 0.5 .*whole numbers; round the data"),
-    "NaN among bits": (lambda: discrete(set_to(BITS * 1.0, (2, 1), np.nan), constraints.boolean), "Row 2.*column 1 is nan"),
+    "NaN among bits": (lambda: discrete(set_to(BITS * 1.0, (2, 1), np.nan), constraints.boolean), "Row 2.*column 1 is NaN"),
     "codes for one-hot": (
         lambda: discrete(CODES, ebm.one_hot, (3, 3)),
         r"site 'x'.*one-hot by jax.nn.one_hot\(x, 3, dtype=int\).*integer_interval\(0, 2\) and event_shape=\(3,\)",

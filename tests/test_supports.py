@@ -214,8 +214,6 @@ def test_noise_and_starts_on_another_set_are_refused(role):
     ("support", "shape", "message"),
     [
         (constraints.sphere, (3,), "Sphere has no transform.*angles.*circular"),
-        (constraints.positive_integer, (), "values of the support IntegerPositive.*two bounds.*integer_interval"),
-        (constraints.nonnegative_integer, (2,), "values of the support IntegerNonnegative.*two bounds"),
         (constraints.multinomial(4), (3,), "Multinomial.*cannot be listed"),
     ],
 )

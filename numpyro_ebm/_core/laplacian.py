@@ -76,7 +76,7 @@ def is_flat(fn: Callable[..., Scalar], point: PyTree, *others: PyTree) -> bool:
         point: floating-point arrays, or their ``jax.ShapeDtypeStruct``.
         *others: further arguments.
     """
-    slopes: list[Any] = []
+    are_zero: list[bool] = []  # no tangents, which would outlive their trace
 
     @jax.custom_jvp
     def probe(value):
@@ -84,14 +84,14 @@ def is_flat(fn: Callable[..., Scalar], point: PyTree, *others: PyTree) -> bool:
 
     @partial(probe.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
-        slopes.append(tangents[0])
+        are_zero.append(isinstance(tangents[0], SymbolicZero))
         return primals[0], jnp.zeros_like(primals[0])
 
     def push(point, others):
         return jax.jvp(lambda point: probe(fn(point, *others)), (point,), (point,))
 
     jax.eval_shape(push, point, others)
-    if any(not isinstance(slope, SymbolicZero) for slope in slopes):
+    if not all(are_zero):
         return False
     program = jax.make_jaxpr(fn)(point, *others).jaxpr
     marked = [True] * len(jax.tree.leaves(point)) + [False] * len(jax.tree.leaves(others))

@@ -1,4 +1,4 @@
-"""Simple distributions of discrete events: uniform over listed values, and geometric over integers without an end."""
+"""Simple distributions of discrete events: uniform over their values, and geometric over integers without an end."""
 
 import math
 from typing import Any
@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import is_endless, num_elements
+from numpyro_ebm._core.discrete import num_elements
 from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
-from numpyro_ebm.distributions.blocks import elementary
-from numpyro_ebm.distributions.supports import integer_bounds, listed_values
+from numpyro_ebm.distributions.supports import discrete_values, integer_bounds
 
 MEAN_COUNT = 1.0
 """Mean of the geometric distribution, above the lowest value. Chains climb from there as fast as they would come down, and
@@ -19,18 +18,19 @@ restarted ones ("replay") that have not moved yet do not dominate the moments of
 
 
 def discrete_reference(support: constraints.Constraint, event_shape: tuple[int, ...]) -> dist.Distribution:
-    """Return the uniform distribution of independent elements, or a geometric one if they have no largest value.
+    """Return independent elements: uniform over their values or, for integers without a largest value, geometric.
 
     Args:
         support: the constraint of a whole event.
         event_shape: shape of an event.
 
     Raises:
-        EnergyError: for a support whose values cannot be listed although they end, as bounds that differ between elements.
+        EnergyError: for a support whose values can neither be listed nor are integers between known bounds.
     """
-    if is_endless(elementary(support)):
-        return GeometricValues(integer_bounds(support, event_shape)[0], support, event_shape)
-    return UniformValues(listed_values(support, event_shape), support, event_shape)
+    values = discrete_values(support, event_shape)
+    if values is None:
+        return IntegerValues(integer_bounds(support, event_shape), support, event_shape)
+    return UniformValues(values, support, event_shape)
 
 
 class UniformValues(dist.Distribution):
@@ -69,22 +69,22 @@ class UniformValues(dist.Distribution):
         return jnp.where(self._set(jnp.asarray(value)), log_prob, -jnp.inf)
 
 
-class GeometricValues(dist.Distribution):
-    """Independent integers, each of which exceeds its lowest value by a geometric number of mean 1.
+class IntegerValues(dist.Distribution):
+    """Independent integers: uniform between two bounds, and the lowest value plus a geometric number where there is no end.
 
     Args:
-        low: the lowest value of each element, of the shape of an event.
+        bounds: the lowest and the highest value of each element, of shape ``(2, *event_shape)``.
         support: the constraint of a whole event.
         event_shape: shape of an event.
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("low",)
+    pytree_data_fields = ("bounds",)
     pytree_aux_fields = ("_set",)
     _set: constraints.Constraint
 
-    def __init__(self, low: Any, support: constraints.Constraint, event_shape: tuple[int, ...]):
-        self.low = low
+    def __init__(self, bounds: Any, support: constraints.Constraint, event_shape: tuple[int, ...]):
+        self.bounds = bounds
         self._set = support
         super().__init__((), event_shape)
 
@@ -95,14 +95,25 @@ class GeometricValues(dist.Distribution):
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw each element independently."""
-        excess = _GEOMETRIC.sample(key, (*sample_shape, *self.batch_shape, *self.event_shape))
-        return jnp.asarray(self.low, int) + jnp.asarray(excess, int)
+        low, num = self._lowest_and_number()
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        key_uniform, key_geometric = jax.random.split(key)
+        ends = jnp.isfinite(num)
+        uniform = jax.random.randint(key_uniform, shape, 0, jnp.where(ends, num, 1.0).astype(int))
+        return low.astype(int) + jnp.where(ends, uniform, jnp.asarray(_GEOMETRIC.sample(key_geometric, shape), int))
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         """Return the log probability; -inf outside the support."""
-        excess = jnp.asarray(value, float) - jnp.asarray(self.low, float)
-        log_prob = jnp.sum(_GEOMETRIC.log_prob(excess), axis=tuple(range(-len(self.event_shape), 0)))
+        low, num = self._lowest_and_number()
+        ends = jnp.isfinite(num)
+        each = jnp.where(ends, -jnp.log(jnp.where(ends, num, 1.0)), _GEOMETRIC.log_prob(jnp.asarray(value, float) - low))
+        log_prob = jnp.sum(each, axis=tuple(range(-len(self.event_shape), 0)))
         return jnp.where(self._set(jnp.asarray(value)), log_prob, -jnp.inf)
+
+    def _lowest_and_number(self) -> tuple[Array, Array]:
+        """Return the lowest value of each element, and the number of its values."""
+        low, high = jnp.asarray(self.bounds, float)
+        return low, high - low + 1
 
 
 _GEOMETRIC: Any = dist.GeometricProbs(1 / (1 + MEAN_COUNT))

@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.energies import AbstractEnergy, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
@@ -19,10 +18,10 @@ from numpyro_ebm._core.numpyro_stack import at_scored_site, is_scored_whole
 from numpyro_ebm._core.pytrees import dismantle
 from numpyro_ebm._core.typing import Array, EnergyFn, LogDensityFn, PyTree, Scalar
 from numpyro_ebm.distributions import _unnormalized
-from numpyro_ebm.distributions.blocks import elementary, members_of
+from numpyro_ebm.distributions.blocks import members_of
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.shapes import as_shape
-from numpyro_ebm.distributions.supports import region_of
+from numpyro_ebm.distributions.supports import discrete_values, region_of
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.kernels.by_site import BySite, usual_kernels
 from numpyro_ebm.kernels.chain_sampler import ChainSampler
@@ -100,7 +99,7 @@ class EnergyDistribution(EventDistribution):
         self._function_arrays, self._function_structure = dismantle(energy)
         self.normalized = normalized
         if sampler is None:
-            sampler = _default_sampler(support)
+            sampler = _default_sampler(support, event_shape)
         super().__init__(event_shape, context, batch_shape, support, base, sampler, validate_args=validate_args)
 
     @property
@@ -251,11 +250,11 @@ def _check_context(energy: EnergyFn, context: PyTree) -> None:
         )
 
 
-def _default_sampler(support: constraints.Constraint) -> ChainSampler:
+def _default_sampler(support: constraints.Constraint, event_shape: tuple[int, ...]) -> ChainSampler:
     """Return chains with NUTS, with Gibbs on a discrete support, and with one of them on each member of a mixed event."""
     members = members_of(support)
     if members is None:
-        if is_endless(elementary(support)):
+        if support.is_discrete and discrete_values(support, as_shape("event_shape", event_shape)) is None:
             return ChainSampler("lattice_walk")
         return ChainSampler("gibbs") if support.is_discrete else ChainSampler()
     return ChainSampler(BySite(usual_kernels(members.kinds, endless=members.endless)))

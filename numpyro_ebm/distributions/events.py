@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.energies import AbstractEnergy, of_row, ready_made
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
@@ -25,11 +24,11 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions._row_distribution import RowDistribution
 from numpyro_ebm.distributions.advice import needs_integers, on_integers, to_shape
 from numpyro_ebm.distributions.bases import split_rows
-from numpyro_ebm.distributions.blocks import Blocks, elementary, is_real, members_of
+from numpyro_ebm.distributions.blocks import Blocks, is_real, members_of
 from numpyro_ebm.distributions.discrete_references import discrete_reference
 from numpyro_ebm.distributions.mixed import Part, log_reference_of, part_of, reference_of
 from numpyro_ebm.distributions.shapes import as_shape, repeat, widen
-from numpyro_ebm.distributions.supports import check_same_support, event_support, integer_bounds, listed_values
+from numpyro_ebm.distributions.supports import all_values, check_same_support, discrete_values, event_support, integer_bounds
 from numpyro_ebm.kernels.densities import Known
 
 
@@ -196,9 +195,9 @@ class EventDistribution(RowDistribution):
         return bool(self.support.is_discrete) and not self.is_mixed
 
     @property
-    def is_endless(self) -> bool:
-        """Whether the event is of integers without a largest value."""
-        return is_endless(elementary(self.support))
+    def lists_values(self) -> bool:
+        """Whether the values of an element of a discrete event can be listed."""
+        return discrete_values(self.support, self.event_shape) is not None
 
     @property
     def is_mixed(self) -> bool:
@@ -283,7 +282,7 @@ class EventDistribution(RowDistribution):
         """
         if self.is_mixed:
             raise EnergyError(f"The members of the support {self.support} have values of their own; there is no one list.")
-        return listed_values(self.support, self.event_shape)
+        return all_values(self.support, self.event_shape)
 
     @property
     def integer_bounds(self) -> Float[np.ndarray, " 2 *event"]:
@@ -348,7 +347,7 @@ class EventDistribution(RowDistribution):
             try:
                 return jnp.asarray(function(event, *own))
             except (TypeError, ValueError) as error:
-                if needs_integers(function, event, *own):
+                if not isinstance(error, EnergyError) and needs_integers(function, event, *own):
                     raise on_integers(self.support) from error
                 raise
 

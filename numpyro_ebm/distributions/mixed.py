@@ -10,7 +10,6 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import is_endless
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, Scalar
 from numpyro_ebm.distributions.blocks import Blocks, Product, elementary, is_real, members_of
@@ -47,23 +46,18 @@ class Part:
         values = {name: discrete_values(part, self.shapes[name]) for name, part in self.supports.items()}
         unlisted = next((name for name, each in values.items() if each is None), None)
         if unlisted is not None:
-            raise EnergyError(
-                f"The values of '{unlisted}' cannot be listed: its support {self.supports[unlisted]} needs two bounds, the "
-                "same for all elements, as in constraints.boolean and constraints.integer_interval(0, 99). Chains take "
-                "integers between any bounds with kernel='lattice_walk', or kernel={"
-                f"'{unlisted}': 'lattice_walk', ...}}. For an event with members of several kinds (Blocks), sample the "
-                "distribution itself, or give each member a site of its own."
-            )
+            raise EnergyError(_unlisted(unlisted, self.supports[unlisted]))
         return cast(dict[str, np.ndarray], values) or None
 
     @property
     def endless(self) -> list[str]:
-        """Names of the discrete members without a largest value."""
-        return [name for name, part in self.supports.items() if is_endless(elementary(part))]
+        """Names of the discrete members whose values cannot be listed."""
+        return [name for name, part in self.supports.items() if discrete_values(part, self.shapes[name]) is None]
 
     def only(self, names: Collection[str]) -> "Part":
         """Return some of the members."""
-        return Part(*({name: each[name] for name in each if name in names} for each in (self.supports, self.shapes)))
+        supports, shapes = ({n: own[n] for n in own if n in names} for own in (self.supports, self.shapes))
+        return Part(supports, shapes)
 
     @property
     def integer_bounds(self) -> dict[str, np.ndarray]:
@@ -72,7 +66,24 @@ class Part:
         Raises:
             EnergyError: for a member that is not of integers.
         """
+        for name, part in self.supports.items():
+            if isinstance(elementary(part), Blocks):
+                raise EnergyError(_unlisted(name, part))
         return {name: integer_bounds(part, self.shapes[name]) for name, part in self.supports.items()}
+
+
+def _unlisted(name: str, support: Any) -> str:
+    """Return the message for values that cannot be listed."""
+    if isinstance(elementary(support), Blocks):
+        return (
+            f"At site '{name}': no kernel of a model moves an event with members of several kinds, {support}. Write "
+            "sample(rng_key, distribution) to sample the distribution itself, or give each member a site of its own."
+        )
+    return (
+        f"The values of '{name}' cannot be listed: its support {support} needs two bounds, the same for all elements, as in "
+        "constraints.boolean and constraints.integer_interval(0, 99). Chains take integers between any bounds with "
+        f"kernel='lattice_walk', or kernel={{'{name}': 'lattice_walk', ...}}."
+    )
 
 
 def part_of(owner: str, support: Any, names: Sequence[str]) -> Part:

@@ -113,7 +113,7 @@ def discrete_values(support: constraints.Constraint, event_shape: tuple[int, ...
     return np.arange(int(low[0]), int(high[0]) + 1)
 
 
-def listed_values(support: constraints.Constraint, event_shape: tuple[int, ...]) -> Int[np.ndarray, "values ..."]:
+def all_values(support: constraints.Constraint, event_shape: tuple[int, ...]) -> Int[np.ndarray, "values ..."]:
     """Return `discrete_values`.
 
     Raises:
@@ -138,8 +138,8 @@ def integer_bounds(support: constraints.Constraint, event_shape: tuple[int, ...]
     region = region_of(support)
     if region.kind != "integers" or any(bound is None for bound in region.bounds):
         raise EnergyError(
-            f"The elements of the support {name_of(support)} are not integers between known bounds. Write "
-            "support=numpyro.distributions.constraints.nonnegative_integer, or constraints.integer_interval(0, 99)."
+            f"The values of the support {name_of(support)} cannot be listed, and are not integers between known bounds. "
+            "Write support=numpyro.distributions.constraints.nonnegative_integer, or constraints.integer_interval(0, 99)."
         )
     shape = np.broadcast_shapes(event_shape, *map(np.shape, region.bounds))  # the site of a model may have bounds by row
     return np.stack([np.broadcast_to(np.asarray(bound, float), shape) for bound in region.bounds])

@@ -80,7 +80,7 @@ def as_weights(owner: str, weights: ArrayLike) -> Float[Array, "d hidden"]:
     return weights
 
 
-def check_finite(owner: str, name: str, array: Array) -> None:
+def check_finite(owner: str, name: str, array: Array | np.ndarray) -> None:
     """Check that concrete parameters are finite.
 
     Raises:

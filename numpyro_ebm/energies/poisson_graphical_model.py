@@ -30,10 +30,11 @@ class PoissonGraphicalModel(GraphAutoModel):
         x_i \mid x_{-i} \sim \text{Poisson}\Big(\exp\big(\theta_i + \sum_j J_{ij} x_j\big)\Big)
 
     Without a largest count the couplings are 0 or negative: with a positive one, log Z is infinite. `LatticeWalk` draws such
-    events, and `DiscreteFisherDivergence` and estimators with chains (`PersistentContrastiveDivergence`) train on them. With
-    ``maximum``, the
-    counts end there, the conditionals are Poisson distributions cut off at it, and couplings have any sign. Then the
-    conditionals are those of a finite support, which `Gibbs` and `Pseudolikelihood` use, and log Z is summed node by node.
+    events, and `DiscreteFisherDivergence` and estimators with chains (`PersistentContrastiveDivergence`) train on them.
+
+    With ``maximum``, the counts end there, the conditionals are Poisson distributions cut off at it, and couplings have any
+    sign. Then the conditionals are those of a finite support, which `Gibbs` and `Pseudolikelihood` use, and log Z is summed
+    node by node.
 
     Args:
         graph: a `Graph`, or its edges as ``(num_edges, 2)`` numbers of nodes from 0 on; ``Graph.complete(d)`` couples all.

@@ -49,7 +49,8 @@ class LatticeWalk(AbstractKernel):
 
     .. math:: P(m) = (1 - q) q^{m - 1}, \quad m = 1, 2, \ldots, \qquad q = \frac{h}{1 + h},
 
-    with the step size :math:`h` and the mean :math:`1 + h`; a small step size gives moves by one. A jump beyond a bound is
+    with the step size :math:`h` and the mean :math:`1 + h`; a small step size gives moves by one, and between two bounds
+    :math:`h` is at most their distance. A jump beyond a bound is
     folded back (``low - 1`` becomes ``low``, ``low - 2`` becomes ``low + 1``), which keeps the proposal symmetric, so it is
     accepted with probability ``min(1, exp(log p(x') - log p(x)))``. A warm-up, or training, adapts the step size to the
     acceptance. A proposal costs one evaluation of the energy; a `PoissonGraphicalModel` gives the ratio by the neighbours
@@ -98,7 +99,7 @@ class LatticeWalk(AbstractKernel):
         theirs = distribution.integer_bounds
         if self.bounds is not None and is_concrete(self.bounds):
             pairs = zip(*(jax.tree.leaves(each) for each in (self.bounds, theirs)), strict=True)
-            if not all(np.array_equal(*np.broadcast_arrays(own, other)) for own, other in pairs):
+            if not all(bool(np.all(np.asarray(own) == np.asarray(other))) for own, other in pairs):
                 raise EnergyError(
                     f"LatticeWalk has the bounds {self.bounds!r}, and the support has {theirs!r}: chains would leave it, or "
                     "leave states out. Write LatticeWalk() for the bounds of the support."
@@ -131,7 +132,8 @@ class LatticeWalk(AbstractKernel):
         which = jnp.arange(len(low))
         if self.num_moves is not None:
             which = jax.random.randint(key_which, (self.num_moves,), 0, len(low))
-        size = jnp.asarray(self.step_size, float)
+        # Between two bounds, jumps of their distance reach every value; adaptation to a flat density would go on for ever.
+        size = jnp.minimum(jnp.asarray(self.step_size, float), jnp.minimum(high - low + 1, LONGEST)[which])
         log_q = jnp.log(size) - jnp.log1p(size)
         length = 1 + jnp.floor(jnp.log1p(-jax.random.uniform(key_length, which.shape)) / log_q)
         step = jax.random.rademacher(key_sign, which.shape, int) * jnp.minimum(length, LONGEST).astype(int)

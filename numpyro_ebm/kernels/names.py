@@ -80,7 +80,7 @@ def kernel_of(
     members: Members | None = distribution.members
     if members is None:
         kernel = usual if kernel is None and not distribution.is_discrete else kernel
-        ends = {"is_discrete": distribution.is_discrete, "is_endless": distribution.is_endless}
+        ends = {"is_discrete": distribution.is_discrete, "is_endless": not distribution.lists_values}
         return resolve_kernel(kernel, **ends, otherwise=otherwise)
     by_member = usual_kernels(members.kinds, usual, members.endless)
     resolved = resolve_kernel(by_member if kernel is None else kernel, is_discrete=None)

@@ -102,9 +102,11 @@ def _spread(
         scale, members = NARROWEST * (WIDEST / NARROWEST) ** share, distribution.members  # pyright: ignore
         moves = scale.astype(drawn.dtype) * jax.random.normal(rng_key, drawn.shape, drawn.dtype)
         return drawn + (moves if members is None else jnp.where(members.is_continuous, moves, 0.0))
-    if distribution.is_endless:  # pyright: ignore[reportAttributeAccessIssue]
+    if not distribution.lists_values:  # pyright: ignore[reportAttributeAccessIssue]
         scale = NARROWEST * (WIDEST / NARROWEST) ** share
-        return drawn + jnp.floor(scale * jnp.abs(jax.random.normal(rng_key, drawn.shape))).astype(drawn.dtype)
+        higher = drawn + jnp.floor(scale * jnp.abs(jax.random.normal(rng_key, drawn.shape)))
+        highest = distribution.integer_bounds[1]  # pyright: ignore[reportAttributeAccessIssue]
+        return jnp.minimum(higher, jnp.asarray(highest, float)).astype(drawn.dtype)
     key_value, key_which = jax.random.split(rng_key)
     # One of the values in the draw, chosen for each chain separately.
     elements = Elements.of(distribution.discrete_values, drawn[0])  # pyright: ignore[reportAttributeAccessIssue]

@@ -108,8 +108,8 @@ class Densities:
     def known_between(self, beta: Scalar | float) -> Known | None:
         """Return what is known of `log_between`, for a ready-made energy and a start of independent elements."""
         known = self.distribution.known
-        if known is None or not self.distribution.is_discrete or self.distribution.is_endless:
-            return None  # integers without a largest value start from a distribution that is not uniform
+        if known is None or not (self.distribution.is_discrete and self.distribution.lists_values):
+            return None  # other integers may start from a distribution that is not uniform
         known = known.of_row(self.local)
         if self.start is None:
             return known.tempered(beta)

@@ -84,10 +84,10 @@ def sample(
         rng_key: random key.
         model_or_dist: a NumPyro model, an `EnergyDistribution` or a `ScoreDistribution`. The site of a distribution is named
             "x", and each row of a batch shape has its own chains.
-        kernel: a name or a kernel; None for "nuts", or "gibbs" if the target is discrete. For a model or an event with
-            several members (`Blocks`) also a mapping with a kernel for each latent site or member, ``{"x": "nuts", "s":
-            "gibbs"}`` (see `BySite`), which is the default for an event with discrete and continuous members, and if
-            discrete energies are latent beside continuous sites.
+        kernel: a name or a kernel; None for "nuts", or "gibbs" if the target is discrete ("lattice_walk" for integers
+            without a largest value). For a model or an event with several members (`Blocks`) also a mapping with a kernel
+            for each latent site or member, ``{"x": "nuts", "s": "gibbs"}`` (see `BySite`), which is the default for an event
+            with discrete and continuous members, and if discrete energies are latent beside continuous sites.
         params: values of the model's ``numpyro.param`` sites.
         num_warmup: warm-up transitions per chain, whose draws are discarded.
         num_samples: draws per chain.

@@ -83,8 +83,8 @@ class BlackJAXKernel(MCMCKernel):
     Args:
         model: a NumPyro model, with or without energy sites.
         kernel: a name from `available_kernels`, or a kernel object with the initial settings of the warm-up; "gibbs" for a
-            model whose latents are all discrete, and a mapping with a kernel for each site, ``{"x": "nuts", "s": "gibbs"}``
-            (see `BySite`), for a model with both kinds.
+            model whose latents are all discrete ("lattice_walk" if they have no largest value), and a mapping with a kernel
+            for each site, ``{"x": "nuts", "s": "gibbs"}`` (see `BySite`), for a model with both kinds.
         params: values of the model's ``numpyro.param`` sites, such as ``svi.run(...).params``; names that are not the
             model's (a guide's) are ignored.
         init_strategy: as in NumPyro's kernels.

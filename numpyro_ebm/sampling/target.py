@@ -191,10 +191,11 @@ def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
         return kernel
     is_gibbs = kernel is not None and resolve_kernel(kernel, is_discrete=None).is_discrete
     if discrete and not is_discrete and (latents.energies or is_gibbs):
+        by_site = usual_kernels(latents.kinds, endless=endless)
         both = f"the discrete latent sites {discrete} beside the continuous {sorted(latents.continuous)}"
         raise EnergyError(
             f"The model has {both}, and no single kernel moves both. Name a kernel for each site: "
-            f"kernel={usual_kernels(latents.kinds, endless=endless)}."
+            f"kernel={ {name: by_site[name] for name in [*sorted(latents.continuous), *discrete]} }."
         )
     return resolve_kernel(kernel, is_discrete=is_discrete, is_endless=bool(endless))
 
@@ -228,7 +229,7 @@ def _latents(trace: Mapping[str, Any]) -> Latents:
     sites = {n: s["fn"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
     discrete = {name: fn for name, fn in sites.items() if fn.support.is_discrete}
     energies = [name for name, fn in discrete.items() if unwrap(fn) is not None]
-    part = Part(*({n: getattr(fn, of) for n, fn in discrete.items()} for of in ("support", "event_shape")))
+    part = Part({n: fn.support for n, fn in discrete.items()}, {n: fn.event_shape for n, fn in discrete.items()})
     return Latents(part, energies, [name for name in sites if name not in discrete], trace)
 
 
