@@ -1,6 +1,7 @@
 """Proposals of new parameters: a random walk, differences between chains, and steps along a noisy gradient."""
 
 import abc
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.records import record
+from numpyro_ebm._core.records import rebuilt, record
 from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 
 Flat = Float[Array, " d"]
@@ -20,12 +21,11 @@ Flat = Float[Array, " d"]
 class AbstractProposal(abc.ABC):
     """A proposal for the unconstrained parameters, as one flat vector.
 
-    During NumPyro's warm-up the step size adapts to ``target_acceptance`` by dual averaging, and the mass matrix is
-    estimated in Stan's windows.
+    During NumPyro's warm-up the step size adapts to ``target_acceptance`` by dual averaging.
 
     Attributes:
         step_size: factor of the proposal's lengths.
-        inverse_mass_matrix: ``(d, d)``, an estimate of the covariance of the posterior; None before the warm-up.
+        inverse_mass_matrix: ``(d, d)``, an estimate of the covariance of the posterior; None for that of `ExchangeKernel`.
         target_acceptance: acceptance rate to which the step size adapts; None for a step size that does not adapt.
         uses_population: whether a proposal needs the parameters of other chains.
         num_gradient_draws: data sets that are drawn from the model for each gradient; 0 for a proposal without one.
@@ -60,19 +60,10 @@ class AbstractProposal(abc.ABC):
         """Return ``log q(z | new) - log q(new | z)``; 0 for a symmetric proposal."""
         return jnp.zeros((), float)
 
-    def started(self, num_parameters: int) -> Any:
-        """Return the proposal with a unit matrix where none is given."""
-        if self.inverse_mass_matrix is not None:
-            return self
-        return self.adapted(inverse_mass_matrix=jnp.eye(num_parameters))
-
     def adapted(self, **settings: Any) -> Any:
         """Return the same proposal with adapted settings."""
-        leaves = {"step_size": self.step_size, "inverse_mass_matrix": self.inverse_mass_matrix} | settings
-        new = object.__new__(type(self))
-        for field in self.__dataclass_fields__:  # pyright: ignore[reportAttributeAccessIssue]
-            object.__setattr__(new, field, leaves.get(field, getattr(self, field)))
-        return new
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore
+        return rebuilt(type(self), own | settings)
 
     def lower(self, position: Any) -> Any:
         """Return the position itself."""
@@ -81,15 +72,15 @@ class AbstractProposal(abc.ABC):
 
 @record()
 class RandomWalk(AbstractProposal):
-    r"""A Gaussian step whose covariance is estimated during the warm-up.
+    r"""A Gaussian step with a multiple of the posterior's covariance as it is estimated beforehand.
 
     .. math:: \theta' = \theta + \varepsilon\, \tfrac{2.38}{\sqrt d}\, L \xi, \qquad
         L L^\top = \widehat{\mathrm{cov}}(\theta)
 
     Args:
         step_size: the factor ``epsilon``, which adapts to an acceptance rate of 0.25.
-        inverse_mass_matrix: ``(d, d)``, the first estimate of the covariance, over the flat unconstrained parameters in the
-            order of their names; None for the unit matrix.
+        inverse_mass_matrix: ``(d, d)``, the covariance, over the flat unconstrained parameters in the order of their names;
+            None for the estimate that `ExchangeKernel` makes before the first transition.
 
     Raises:
         EnergyError: for a step size that is not positive.
@@ -98,7 +89,7 @@ class RandomWalk(AbstractProposal):
         ``ExchangeKernel(model, proposal=RandomWalk(step_size=0.5))``
 
     References:
-        Haario, Saksman and Tamminen, An adaptive Metropolis algorithm (2001).
+        Roberts, Gelman and Gilks, Weak convergence and optimal scaling of random walk Metropolis algorithms (1997).
     """
 
     name: ClassVar[str] = "random_walk"
@@ -150,10 +141,6 @@ class Differences(AbstractProposal):
         noise = jax.random.normal(rng_key, z.shape, z.dtype)
         return z + self.step_size * 2.38 / np.sqrt(2 * z.size) * (difference + self.jitter * jnp.abs(difference) * noise)
 
-    def started(self, num_parameters: int) -> Any:
-        """Return the proposal itself."""
-        return self
-
 
 @record("num_gradient_draws")
 class NoisyMALA(AbstractProposal):
@@ -162,7 +149,7 @@ class NoisyMALA(AbstractProposal):
     .. math:: \theta' = \theta + \varepsilon M \hat g(\theta) + \sqrt{2\varepsilon}\, L\xi, \qquad
         \hat g(\theta) = \nabla \log \tilde\pi(\theta) - \tfrac1m \sum_{k=1}^m \nabla \log f(u_k; \theta)
 
-    with ``M = L L^T`` the covariance estimated during the warm-up, ``tilde pi`` the posterior without log Z and ``u_k`` data
+    with ``M = L L^T`` the covariance estimated beforehand, ``tilde pi`` the posterior without log Z and ``u_k`` data
     sets drawn at ``theta``. The gradient is part of the chain's state and the proposal's density enters the acceptance, so
     the noise costs acceptance and no bias.
 

@@ -69,7 +69,7 @@ def _of_site(site: Site) -> list[Occurrences]:
         for name, block in jax.tree.map(np.asarray, members.split(rows)).items():
             if name in listed:
                 parts[f"{site.name}.{name}"] = (block, distribution.part((name,)).discrete_values[name])
-    elif distribution.is_discrete and not distribution.is_endless:
+    elif distribution.is_discrete and distribution.lists_values:
         parts = {site.name: (rows, distribution.discrete_values)}
     else:
         parts = {}
