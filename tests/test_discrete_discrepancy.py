@@ -209,6 +209,7 @@ def test_continuous_events_take_no_graph():
         surrogate(ebm.estimate(model, "energy_discrepancy", noise="uniform", time=0.5), {}, np.linspace(-1, 1, 5))
 
 
+@pytest.mark.slow
 def test_states_without_density_warn():
     def model(x):
         with numpyro.plate("rows", len(x)):

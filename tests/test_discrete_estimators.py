@@ -157,6 +157,7 @@ def test_exact_is_the_likelihood_of_rows_with_a_context(model):
     np.testing.assert_allclose(surrogate(ebm.estimate(model, "exact"), {}, x), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_cd_with_one_update_of_a_random_element_is_pseudolikelihood_on_average():
     x = SPINS[np.random.default_rng(0).choice(512, 64)]
     kernel = ebm.Gibbs(scan="random", num_updates=1)

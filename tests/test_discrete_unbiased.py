@@ -75,6 +75,7 @@ def test_rows_with_a_context_have_pairs_of_their_own():
     assert within(found, exact)
 
 
+@pytest.mark.slow
 def test_a_ready_made_energy_gives_the_gradient_by_its_conditionals():
     pairs = np.array([[0.0, 0.8, -0.4], [0.8, 0.0, 0.5], [-0.4, 0.5, 0.0]])
 

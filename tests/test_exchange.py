@@ -77,6 +77,7 @@ def test_transitions_leave_the_posterior_as_it_is(case):
     assert np.all(abs(powers(ends).mean(0) - mean) < 5 * error)
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_too_short_biases_the_posterior():
     grid, p = exact_posterior()
     kernel = ExchangeKernel(lattice, ebm.Gibbs(scan="random", num_updates=1), num_steps=1, proposal=RandomWalk(0.1))
@@ -138,6 +139,7 @@ def test_the_precision_of_a_gaussian_has_its_known_posterior(options):
     check_against(mcmc.get_samples(group_by_chain=True)["t"], 4.2319, 0.4190)
 
 
+@pytest.mark.slow
 def test_several_energies_and_an_ordinary_likelihood_share_a_hierarchy():
     """Two Gaussian energies with precisions from a common prior, and a count: the posterior of a joint grid."""
 
@@ -198,6 +200,7 @@ def run(model, *args, num_chains=1, chain_method="vectorized", **options):
     return mcmc
 
 
+@pytest.mark.slow
 def test_chains_run_one_by_one_and_go_on_where_they_stopped():
     whole = run(lattice, ROWS, num_chains=2, chain_method="sequential", inner="gibbs", num_steps=2)
     assert whole.get_samples(group_by_chain=True)["coupling"].shape == (2, 4)

@@ -45,6 +45,7 @@ SQUARE = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 0, 1], [0, 1, 1, 0]])
 
 
 class TestGaussian:
+    @pytest.mark.slow
     def test_it_is_the_multivariate_normal(self):
         normal = numpyro.distributions.MultivariateNormal(GAUSSIAN.loc, precision_matrix=PRECISION)
         x = jnp.asarray(RNG.normal(size=(10, 3)))

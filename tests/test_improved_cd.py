@@ -97,6 +97,7 @@ def constant(size, neighbors, dim):
     return 0.5 * dim * np.log(np.pi) - gammaln(0.5 * dim + 1) + digamma(size) - digamma(neighbors)
 
 
+@pytest.mark.slow
 def test_entropy_is_the_nearest_neighbour_estimate():
     ends = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     distances = np.linalg.norm(ends[:, None] - ends, axis=-1) + np.diag(np.full(40, np.inf))

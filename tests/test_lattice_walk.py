@@ -68,6 +68,7 @@ def test_two_bounds_are_kept_too(high):
     assert np.all(abs(after - p / p.sum()) < 5 * np.sqrt(2 * p / p.sum() / 40_000))
 
 
+@pytest.mark.slow
 def test_bounds_may_differ_between_elements():
     support = constraints.integer_interval(jnp.array([-1, 0]), jnp.array([1, 3]))
     d = ebm.EnergyDistribution(lambda x: 0.5 * x[0] * x[1], (2,), support=support)
@@ -114,6 +115,7 @@ def test_ratios_are_those_of_the_energy():
     assert np.isnan(traced(0.1))
 
 
+@pytest.mark.slow
 def test_it_is_the_default_and_reaches_the_distribution_from_anywhere():
     d = ebm.EnergyDistribution(PAIR)
     run = ebm.sample(KEY, d, num_warmup=300, num_samples=2000)
@@ -127,6 +129,7 @@ def test_it_is_the_default_and_reaches_the_distribution_from_anywhere():
     assert np.all(abs(drawn.mean(0) - MEANS) < 5 * np.sqrt(variances / 3000))
 
 
+@pytest.mark.slow
 def test_the_width_follows_the_scale():
     for rate in (3.0, 2000.0):
         run = ebm.sample(KEY, poisson(jnp.full(2, rate)), num_warmup=500, num_samples=1000)
@@ -135,6 +138,7 @@ def test_the_width_follows_the_scale():
         check_moments(np.asarray(run.samples["x"]), rate, rate)
 
 
+@pytest.mark.slow
 def test_a_search_for_starts_goes_far_up():
     far = ebm.EnergyDistribution(lambda x: jnp.where(x < 300, jnp.inf, 0.1 * x), support=COUNTS)
     x = np.asarray(ebm.sample(KEY, far, num_warmup=300, num_samples=4000).samples["x"])
@@ -153,6 +157,7 @@ def counts_and_coin():
     numpyro.factor("f", 0.3 * b * n)
 
 
+@pytest.mark.slow
 def test_latent_counts_of_a_model():
     run = ebm.sample(KEY, latent, num_warmup=200, num_samples=2000)
     assert isinstance(run.kernel, ebm.LatticeWalk)
@@ -183,6 +188,7 @@ N = np.arange(30)
 BLOCKS = ebm.Blocks(("x", "n"), (constraints.real, COUNTS), ((), ()))
 
 
+@pytest.mark.slow
 def test_counts_beside_a_continuous_member():
     d = ebm.EnergyDistribution(
         lambda e: 0.5 * e[0] ** 2 - 0.5 * e[0] * jnp.minimum(e[1], 5) + gammaln(e[1] + 1), (2,), support=BLOCKS
@@ -245,7 +251,7 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(["pcd"], [name for name in ESTIMATORS if name != "pcd"]))
+@pytest.mark.parametrize("name", some_slow([], list(ESTIMATORS)))
 def test_estimators_recover_the_parameters(name):
     best, errors = maximum_likelihood()
     found = fit(ebm.estimate(pair_model, name, **ESTIMATORS[name]), ROWS, steps=400, rate=0.15)

@@ -107,6 +107,7 @@ class TestUnhealthyEnergies:
             state = train(model, name, ROWS, 60, num_steps=3, kernel="mala" if name == "pcd" else ebm.HMC())
             assert not np.any(state.health.reported)
 
+    @pytest.mark.slow
     def test_a_runaway_chain_is_reported_and_reset(self):
         # A concave energy inside a wall too far away to matter: the density exists, and its chains run.
         model = site_model(lambda x: jnp.where(jnp.abs(x) < 1e8, -0.5 * x**2, 1e20))
@@ -146,6 +147,7 @@ class TestUnhealthyEnergies:
         with told("nonfinite: the log density"):
             train(model, "cd", ROWS, 3, kernel=ebm.HMC(10.0, 3), adapt_step_size=False)
 
+    @pytest.mark.slow
     def test_collapse_and_frozen_chains_are_reported(self):
         model = site_model(lambda x: 0.5 * x**2)
         with told("collapse: the acceptance"):

@@ -168,6 +168,7 @@ class TestHiddenMembers:
         assert best - jnp.mean(log_likelihood(params, whole, lacks)) < 0.004
         assert best - jnp.mean(log_likelihood(ZERO, whole, lacks)) > 0.05
 
+    @pytest.mark.slow
     def test_a_row_has_what_it_had(self):
         trace = handlers.trace(handlers.seed(ebm.estimate(hidden_model, "cd", positive_phase=PHASE), 0)).get_trace(
             self.rows[:8]
@@ -384,6 +385,7 @@ class TestDraws:
         mean = done[1::2, 1].mean()
         assert abs(mean - 1 / 3) < 5 * (1 / 3) / np.sqrt(2000) + (0.03 if kernel == "langevin" else 0.0)
 
+    @pytest.mark.slow
     def test_mixed_members(self):
         # x given s is normal with mean 2 s - 1, and s is as likely as not.
         support = ebm.Blocks(("x", "s"), (constraints.real, constraints.boolean), ((), ()))

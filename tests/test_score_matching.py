@@ -269,6 +269,7 @@ class TestGeneralized:
         np.testing.assert_array_less(np.abs(step), 5 * error)
         np.testing.assert_array_less(error, 0.1)
 
+    @pytest.mark.slow
     def test_a_joint_event_of_blocks(self):
         rng = np.random.default_rng(0)
         data = {"x": rng.exponential(1.0, 30), "y": rng.normal(size=(30, 2)), "z": rng.uniform(0.1, 0.9, 30)}

@@ -69,6 +69,7 @@ def test_a_second_call_compiles_nothing():
     assert kept[1] <= kept[0]
 
 
+@pytest.mark.slow
 def test_of_constrained_and_nested_parameters():
     def model(x):
         s = numpyro.param("s", 1.0, constraint=constraints.positive)
