@@ -76,8 +76,10 @@ def values_of(kind: object, num_categories: int) -> Int[np.ndarray, "values ..."
 
 def numbers_of(kind: object) -> Int[np.ndarray, " values"] | None:
     """Return the values of an element that are numbers, in increasing order; None for other constraints."""
+    if isinstance(kind, Spins):
+        return values_of(kind, 0)
     bounds = interval_of(kind)
-    return values_of(kind, 0) if isinstance(kind, Spins) else None if bounds is None else np.arange(bounds[0], bounds[1] + 1)
+    return None if bounds is None else np.arange(bounds[0], bounds[1] + 1)
 
 
 def interval_of(kind: Any) -> tuple[int, int] | None:

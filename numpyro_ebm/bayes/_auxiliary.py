@@ -119,6 +119,13 @@ def draw_all(
     return {name: auxiliary.draw(key, energies, name, sizes[name]) for key, (name, auxiliary) in pairs}
 
 
+def draw_sets(
+    rng_key: PRNGKey, auxiliaries: Mapping[str, Auxiliary], energies: Energies, sizes: Mapping[str, Scalar | None], num: int
+) -> dict[str, Drawn]:
+    """Draw several data sets of every site; the fields have the data sets on their leading axis."""
+    return jax.vmap(lambda key: draw_all(key, auxiliaries, energies, sizes))(jax.random.split(rng_key, num))
+
+
 def step_sizes(averaging: Mapping[str, Any], *, is_adapting: Any = True) -> dict[str, Scalar | None]:
     """Return the step sizes of the inner kernels: the current ones while they adapt, the averaged ones later."""
 

@@ -1,6 +1,7 @@
 """Gradients of a posterior with data sets drawn from its energies, and Newton steps along them to a mode."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
-from numpyro_ebm.bayes._auxiliary import Auxiliary, Positions, by_row, draw_all, log_densities, next_averagings, step_sizes
+from numpyro_ebm.bayes._auxiliary import (
+    Auxiliary,
+    Drawn,
+    Positions,
+    by_row,
+    draw_sets,
+    log_densities,
+    next_averagings,
+    step_sizes,
+)
 from numpyro_ebm.bayes._posterior import Energies
 
 Flat = Float[Array, " d"]
@@ -38,9 +48,14 @@ class Surface(NamedTuple):
         sites = self.energies(z).sites
         return jnp.concatenate([by_row(sites[name], data[name]) for name in sites])
 
-    def gradient(self, z: Flat, sets: Sequence[Positions]) -> Flat:
-        """Return the gradient of the log posterior, with the mean over data sets drawn at ``z`` as the model term."""
-        return jax.grad(lambda z: self.log_joint(z) - sum(self.log_densities(z, data) for data in sets) / len(sets))(z)
+    def gradient(self, z: Flat, sets: Positions) -> Flat:
+        """Return the gradient of the log posterior, with the mean over data sets drawn at ``z`` as the model term.
+
+        Args:
+            z: the flat latents.
+            sets: data sets of every energy site, on the leading axis.
+        """
+        return jax.grad(lambda z: self.log_joint(z) - jnp.mean(jax.vmap(partial(self.log_densities, z))(sets)))(z)
 
 
 class Settled(NamedTuple):
@@ -75,18 +90,21 @@ def settle(
     def step(carry, inputs):
         z, averaging, information = carry
         key, t = inputs
-        here, sizes = surface.energies(z), step_sizes(averaging)
-        pair = [draw_all(each, auxiliaries, here, sizes) for each in jax.random.split(key)]
-        sets = [{name: drawn.positions for name, drawn in each.items()} for each in pair]
-        one, other = (jax.jacfwd(surface.by_row)(z, data) for data in sets)
+        pair = draw_sets(key, auxiliaries, surface.energies(z), step_sizes(averaging), 2)
+        sets = {name: drawn.positions for name, drawn in pair.items()}
+        one, other = jax.vmap(partial(jax.jacfwd(surface.by_row), z))(sets)
         information += (0.5 * (one - other).T @ (one - other) - information) / (1 + t / 2)
         covariance = jnp.linalg.inv(information + jnp.diag(precision))
         z = _moved(z, surface.gradient(z, sets), covariance, 1 / (1 + t / 10))
-        return (z, next_averagings(auxiliaries, averaging, pair[0]), information), covariance
+        return (z, next_averagings(auxiliaries, averaging, _first(pair)), information), covariance
 
     inputs = jax.random.split(rng_key, num_steps), jnp.arange(num_steps)
     (z, averaging, _), covariances = jax.lax.scan(step, (z, averaging, jnp.eye(z.size)), inputs)
     return Settled(z, averaging, covariances[-1])
+
+
+def _first(drawn: dict[str, Drawn]) -> dict[str, Drawn]:
+    return jax.tree.map(lambda leaf: leaf[0], drawn)
 
 
 def _prior_precision(surface: Surface, z: Flat) -> Flat:

@@ -18,7 +18,7 @@ from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
-from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, draw_all, next_averagings, step_sizes
+from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, draw_all, draw_sets, next_averagings, step_sizes
 from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
 from numpyro_ebm.bayes._settling import Surface, settle
 from numpyro_ebm.bayes.names import PROPOSALS
@@ -78,7 +78,7 @@ class ExchangeKernel(MCMCKernel):
     information of the data and the curvature of the prior, is the metric of the proposals.
 
     All continuous latents of the model move, those of hyperpriors and of other likelihoods included; several energies, in
-    plates or not, have auxiliary data of their own. Rows share one auxiliary draw each, with their context.
+    plates or not, have auxiliary data of their own. Each row has an auxiliary draw of its own, given its context.
 
     Args:
         model: a NumPyro model that observes one or more energies.
@@ -86,9 +86,8 @@ class ExchangeKernel(MCMCKernel):
             site; None for "mala", and "gibbs" on a discrete support. Its step size adapts during the warm-up.
         num_steps: transitions of an auxiliary chain, which starts at the data.
         exact_sampler: in place of chains, exact draws: "enumeration" of the states of a discrete event,
-            "coupling_from_the_past" for an `Ising` energy, a function ``(rng_key, latents)`` of
-            the constrained latents by name, which returns the rows ``(num_rows, *event_shape)``; or a mapping by energy
-            site.
+            "coupling_from_the_past" for an `Ising` energy, a function ``(rng_key, latents)`` of the constrained latents by
+            name, which returns the rows ``(num_rows, *event_shape)``; or a mapping by energy site.
         num_bridges: intermediate densities between ``theta'`` and ``theta``, through which the auxiliary data are annealed
             with one transition of the inner kernel at each; they raise the acceptance of large data sets.
         num_newton_steps: Newton steps before the first transition, each of which draws two data sets; 0 to start at the
@@ -317,8 +316,8 @@ class ExchangeKernel(MCMCKernel):
         if not num:
             return jnp.zeros_like(z)
         here = surface.energies(z)
-        sets = [draw_all(key, self._auxiliaries, here, sizes) for key in jax.random.split(rng_key, num)]
-        return surface.gradient(z, [{name: drawn.positions for name, drawn in each.items()} for each in sets])
+        drawn = draw_sets(rng_key, self._auxiliaries, here, sizes, num)
+        return surface.gradient(z, {name: each.positions for name, each in drawn.items()})
 
     def _averaged(self, state: ExchangeState, drawn: dict[str, Drawn]) -> dict[str, Any]:
         """Return the dual averaging of the inner step sizes, which ends with the warm-up."""

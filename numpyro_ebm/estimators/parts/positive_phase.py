@@ -222,12 +222,12 @@ class PositivePhase:
 
         @jax.jit  # one program even if the model runs outside jit, as in svi.init
         def run(rng_key, kernel, start, held, local, lacks, counted):
-            moved = kernel.as_positions(in_scale(scale, jax.vmap(unknown.moved)(start)))
+            moved = in_scale(scale, jax.vmap(unknown.moved)(start))
             advanced = chains.advance(
                 rng_key,
                 kernel,
                 density if scale is None else scaled,
-                jax.vmap(kernel.lift)(moved),
+                kernel.lift_all(moved),
                 ((local, held, lacks),),
                 num_steps=self.num_steps,
                 counted=counted,
