@@ -33,22 +33,22 @@ def discrete_reference(support: constraints.Constraint, event_shape: tuple[int, 
     return UniformValues(values, support, event_shape)
 
 
-class UniformValues(dist.Distribution):
-    """The uniform distribution of events whose elements take given values.
+class ByElement(dist.Distribution):
+    """A distribution of events with independent elements.
 
     Args:
-        values: ``(num_values, ...)``, the values of one element.
+        table: what the elements are drawn from.
         support: the constraint of a whole event.
         event_shape: shape of an event.
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("values",)
+    pytree_data_fields = ("table",)
     pytree_aux_fields = ("_set",)
     _set: constraints.Constraint
 
-    def __init__(self, values: Any, support: constraints.Constraint, event_shape: tuple[int, ...]):
-        self.values = values
+    def __init__(self, table: Any, support: constraints.Constraint, event_shape: tuple[int, ...]):
+        self.table = table
         self._set = support
         super().__init__((), event_shape)
 
@@ -56,42 +56,28 @@ class UniformValues(dist.Distribution):
     def support(self) -> constraints.Constraint:
         """The constraint of an event."""
         return self._set
+
+
+class UniformValues(ByElement):
+    """The uniform distribution of events whose elements take given values, ``(num_values, ...)``."""
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw each element independently."""
-        shape = (*sample_shape, *self.batch_shape, num_elements(self.values, self.event_shape))
-        codes = jax.random.randint(key, shape, 0, len(self.values))
-        return jnp.asarray(self.values)[codes].reshape(self.shape(sample_shape))
+        shape = (*sample_shape, *self.batch_shape, num_elements(self.table, self.event_shape))
+        codes = jax.random.randint(key, shape, 0, len(self.table))
+        return jnp.asarray(self.table)[codes].reshape(self.shape(sample_shape))
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         """Return minus the log of the number of states; -inf outside the support."""
-        log_prob = -num_elements(self.values, self.event_shape) * math.log(len(self.values))
+        log_prob = -num_elements(self.table, self.event_shape) * math.log(len(self.table))
         return jnp.where(self._set(jnp.asarray(value)), log_prob, -jnp.inf)
 
 
-class IntegerValues(dist.Distribution):
+class IntegerValues(ByElement):
     """Independent integers: uniform between two bounds, and the lowest value plus a geometric number where there is no end.
 
-    Args:
-        bounds: the lowest and the highest value of each element, of shape ``(2, *event_shape)``.
-        support: the constraint of a whole event.
-        event_shape: shape of an event.
+    The table holds the lowest and the highest value of each element, ``(2, *event_shape)``.
     """
-
-    arg_constraints = {}
-    pytree_data_fields = ("bounds",)
-    pytree_aux_fields = ("_set",)
-    _set: constraints.Constraint
-
-    def __init__(self, bounds: Any, support: constraints.Constraint, event_shape: tuple[int, ...]):
-        self.bounds = bounds
-        self._set = support
-        super().__init__((), event_shape)
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        """The constraint of an event."""
-        return self._set
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw each element independently."""
@@ -112,7 +98,7 @@ class IntegerValues(dist.Distribution):
 
     def _lowest_and_number(self) -> tuple[Array, Array]:
         """Return the lowest value of each element, and the number of its values."""
-        low, high = jnp.asarray(self.bounds, float)
+        low, high = jnp.asarray(self.table, float)
         return low, high - low + 1
 
 
