@@ -6,15 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Bool, Int
 from numpyro.infer import init_to_median
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
@@ -24,7 +21,7 @@ from numpyro_ebm.bayes._settling import Surface, settle
 from numpyro_ebm.bayes.names import PROPOSALS
 from numpyro_ebm.bayes.proposals import AbstractProposal
 from numpyro_ebm.kernels import AbstractKernel, adaptation
-from numpyro_ebm.sampling.target import check_model
+from numpyro_ebm.sampling.target import check_model, keys_of
 
 
 class ExchangeState(NamedTuple):
@@ -175,15 +172,12 @@ class ExchangeKernel(MCMCKernel):
     ) -> ExchangeState:
         """Return the state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
-        if not isinstance(rng_key, Array | np.ndarray):  # an array holds one key, or the keys of many chains
-            check_key("MCMC.run", rng_key)
+        keys, self._is_batch = keys_of(rng_key)
         check_model(self._model, self._params, model_args, kwargs)
         sites = check_energies("ExchangeKernel", self._model, self._params, model_args, kwargs)
         self._auxiliaries = auxiliaries(
             "ExchangeKernel", sites, self._inner, self._num_steps, self._num_bridges, self._exact_sampler
         )
-        self._is_batch = not is_prng_key(rng_key)
-        keys = jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1) if self._is_batch else jax.random.split(rng_key)
         self._posterior = make_posterior(keys[0], self._model, self._params, self._init_strategy, model_args, kwargs)
         position = self._posterior.position if init_params is None else init_params
         self._num_warmup, self._used = num_warmup, self._proposal_for(position)

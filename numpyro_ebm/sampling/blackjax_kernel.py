@@ -6,14 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Int
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.kernels import AbstractKernel, adaptation
@@ -164,21 +161,18 @@ class BlackJAXKernel(MCMCKernel):
     ) -> BlackJAXState:
         """Return the state of one chain, or of a batch of chains for a batch of keys."""
         kwargs = model_kwargs or {}
-        if not isinstance(rng_key, Array | np.ndarray):  # an array holds one key, or the keys of many chains
-            check_key("MCMC.run", rng_key)
+        keys, is_batch = _target.keys_of(rng_key)
         if self._target is None:
             _target.kernel_for(_target.check_model(self._model, self._params, model_args, kwargs), self._kernel)
         self._num_warmup = num_warmup
         self._stages = adaptation.schedule(self._kernel, num_warmup)
-        single = is_prng_key(rng_key)
-        keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
         model = _target.fixed(self._model, self._params)
         self._target = _target.make_target(keys[0], model, self._kernel, model_args, kwargs, self._init_strategy)
         self._bound = self._kernel.bind(self._target)
         position = self._target.position if init_params is None else init_params
         start = partial(self._start, self._target.log_density(model_args, kwargs))
         # A batch of keys means a batch of chains, here and at every transition.
-        self._sample_fn = _call if single else jax.vmap
+        self._sample_fn = jax.vmap if is_batch else _call
         return jax.jit(self._sample_fn(start))(keys[1], position)
 
     @in_own_modes

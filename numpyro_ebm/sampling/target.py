@@ -14,7 +14,8 @@ from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError, at_site
-from numpyro_ebm._core.typing import ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.distributions.mixed import Part
 from numpyro_ebm.distributions.rows import Unwrapped, unwrap
 from numpyro_ebm.distributions.surrogates import FrozenEnergy, Surrogate
@@ -93,6 +94,19 @@ class unsubsampled(Messenger):  # noqa: N801
             )
         for plate in plates:
             msg["scale"] = msg["scale"] / self._scales[plate]
+
+
+def keys_of(rng_key: PRNGKey | PRNGKeys) -> tuple[Array, bool]:
+    """Return two keys, or two for each of many chains along the second axis, and whether NumPyro runs many chains at once.
+
+    Raises:
+        TypeError: for anything but a random key.
+    """
+    if not isinstance(rng_key, Array | np.ndarray):  # an array holds one key, or the keys of many chains
+        check_key("MCMC.run", rng_key)
+    if is_prng_key(rng_key):
+        return jax.random.split(rng_key), False
+    return jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1), True
 
 
 def fixed(model: Callable, params: PyTree | None) -> Callable:
