@@ -224,6 +224,14 @@ class TestValuesThatNoRowHas:
         full = np.tile(np.arange(4)[:, None], (10, 3))
         assert ebm.diagnose(estimated, result, full)["x values"].measured == "each column takes each of its values"
 
+    def test_missing_entries_do_not_count(self):
+        rows = self.train.astype(float)
+        rows[rows == 2] = np.nan
+        estimated = ebm.estimate(table_model, "cd", positive_phase=ebm.PositivePhase())
+        (counted,) = occurrences(estimated, {"h": jnp.zeros((3, 4))}, (rows,), {}).values()
+        expected = [[np.sum(rows[:, k] == value) for value in range(4)] for k in range(3)]
+        np.testing.assert_array_equal(counted.counts, expected)
+
     def test_members_of_a_mixed_event_are_counted_too(self):
         support = ebm.Blocks(("x", "s", "n"), (constraints.real, ebm.spins, constraints.nonnegative_integer), ((), (2,), ()))
 

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from numpyro.infer import SVI
 
 from numpyro_ebm._core.pytrees import assemble
+from numpyro_ebm.distributions.missing import in_position
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.handlers import estimate
 from numpyro_ebm.handlers.energy_sites import energy_sites, whole_plates
@@ -48,6 +49,8 @@ def occurrences(
 ) -> dict[str, Occurrences]:
     """Count the values in all rows of each observed energy site that is discrete, or has discrete members, by name.
 
+    Missing entries do not count.
+
     Args:
         model: the model as `estimate` returned it.
         values: parameters by name.
@@ -56,29 +59,37 @@ def occurrences(
     """
     with whole_plates():
         found, _ = energy_sites(model.fn, values, args, kwargs)
-    sites = [site.lay_out(may_touch_ends=True) for site in found.values() if site.is_observed]
+    sites = [site.lay_out(may_touch_ends=True, may_lack=True) for site in found.values() if site.is_observed]
     return {each.name: each for site in sites for each in _of_site(site)}
 
 
 def _of_site(site: Site) -> list[Occurrences]:
     distribution, rows = site.distribution, np.asarray(site.position)
-    rows = rows if site.mask is None else rows[np.asarray(site.mask)]
+    lacks = np.zeros(rows.shape, bool)
+    if site.missing is not None:
+        lacks = np.asarray(in_position(distribution.support, site.missing.elements))
+    if site.mask is not None:
+        rows, lacks = rows[np.asarray(site.mask)], lacks[np.asarray(site.mask)]
     if distribution.is_mixed:
         members, parts = distribution.members, {}
         listed = [name for name in members.discrete if name not in members.endless]
-        for name, block in jax.tree.map(np.asarray, members.split(rows)).items():
-            if name in listed:
-                parts[f"{site.name}.{name}"] = (block, distribution.part((name,)).discrete_values[name])
+        blocks = [jax.tree.map(np.asarray, members.split(each)) for each in (rows, lacks.astype(float))]
+        for name in listed:
+            values = distribution.part((name,)).discrete_values[name]
+            parts[f"{site.name}.{name}"] = (blocks[0][name], blocks[1][name] > 0, values)
     elif distribution.is_discrete and distribution.lists_values:
-        parts = {site.name: (rows, distribution.discrete_values)}
+        parts = {site.name: (rows, lacks, distribution.discrete_values)}
     else:
         parts = {}
-    return [_counted(name, *each) for name, each in parts.items() if len(each[1]) <= MOST_VALUES]
+    return [_counted(name, *each) for name, each in parts.items() if len(each[2]) <= MOST_VALUES]
 
 
-def _counted(name: str, rows: Shaped[np.ndarray, " rows *event"], values: Any) -> Occurrences:
+def _counted(
+    name: str, rows: Shaped[np.ndarray, " rows *event"], lacks: Bool[np.ndarray, " rows *event"], values: Any
+) -> Occurrences:
     codes = np.asarray(jax.vmap(Elements.of(values, rows[0]).codes)(rows))
-    counts = np.stack([np.sum(codes == value, axis=0) for value in range(len(values))], axis=1)
+    has = ~lacks.reshape(*codes.shape, -1).any(axis=-1)
+    counts = np.stack([np.sum(has & (codes == value), axis=0) for value in range(len(values))], axis=1)
     return Occurrences(name, np.asarray(values), counts)
 
 
