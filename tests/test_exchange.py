@@ -14,7 +14,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
 import numpyro_ebm as ebm
-from numpyro_ebm.bayes import Differences, ExchangeKernel, NoisyMALA, RandomWalk
+from numpyro_ebm.bayes import CrankNicolson, Differences, ExchangeKernel, NoisyMALA, RandomWalk
 from numpyro_ebm.bayes.exact_samplers import coupling_from_the_past, enumeration
 from numpyro_ebm.distributions.rows import lay_out, unwrap
 from numpyro_ebm.energies import Graph, Ising
@@ -24,6 +24,7 @@ SQUARE = Graph.lattice(2, 2)
 STATES = np.array(list(itertools.product([-1, 1], repeat=4))).reshape(-1, 2, 2)
 ROWS = np.random.default_rng(1).choice([-1, 1], size=(5, 2, 2), p=[0.35, 0.65])
 NUM = 8000
+ONE_SITE = ebm.Gibbs(scan="random", num_updates=1)
 
 
 def lattice(x):
@@ -53,6 +54,10 @@ CASES = {
     "random walk, blocks": {"inner": "block_gibbs", "num_steps": 30, "proposal": RandomWalk(0.1)},
     "differences": {"exact_sampler": "enumeration", "proposal": Differences()},
     "noisy gradients": {"exact_sampler": "enumeration", "proposal": NoisyMALA(0.01, num_gradient_draws=2)},
+    "towards a Gaussian": {
+        "exact_sampler": "enumeration",
+        "proposal": CrankNicolson(0.8, jnp.array([0.1, 0.2]), jnp.array([[0.05, 0.01], [0.01, 0.07]])),
+    },
     "bridges": {"exact_sampler": "enumeration", "inner": "gibbs", "num_bridges": 3, "proposal": RandomWalk(0.1)},
 }
 QUICK = ["noisy gradients"]
@@ -80,9 +85,10 @@ def test_transitions_leave_the_posterior_as_it_is(case):
 @pytest.mark.slow
 def test_a_chain_that_is_too_short_biases_the_posterior():
     grid, p = exact_posterior()
-    kernel = ExchangeKernel(lattice, ebm.Gibbs(scan="random", num_updates=1), num_steps=1, proposal=RandomWalk(0.1))
+    kernel = ExchangeKernel(lattice, ONE_SITE, num_steps=1, proposal=RandomWalk(0.1))
     mcmc = MCMC(kernel, num_warmup=200, num_samples=300, num_chains=64, chain_method="vectorized", progress_bar=False)
-    mcmc.run(KEY, ROWS)
+    with pytest.warns(ebm.UnhealthyChainsWarning, match="at most 1 of the 4 elements"):
+        mcmc.run(KEY, ROWS)
     variance = p @ grid**2 - (p @ grid) ** 2
     assert mcmc.get_samples()["coupling"].var() > 1.15 * variance[0]  # little of the data's weight is left
 
@@ -211,6 +217,59 @@ def test_chains_run_one_by_one_and_go_on_where_they_stopped():
     assert together.last_state.i.tolist() == [11, 11]
     posterior = ebm.to_arviz(together)["posterior"]
     assert set(posterior.data_vars) == {"coupling", "field"}
+
+
+def diagnosis(model, *args, **options):
+    mcmc = MCMC(
+        ExchangeKernel(model, **options),
+        num_warmup=300,
+        num_samples=500,
+        num_chains=8,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(KEY, *args)
+    return ebm.diagnose(mcmc, min_ess=50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"exact_sampler": "enumeration"}, {"inner": "gibbs", "num_steps": 20}])
+def test_a_right_posterior_passes_the_diagnosis(options):
+    found = diagnosis(lattice, ROWS, **options)
+    assert found.is_healthy, str(found)
+    assert ("auxiliary chains" in found.as_dict()) == ("inner" in options)
+    assert {"auxiliary acceptance", "auxiliary move", "Bartlett identity"} < set(found.as_dict())
+
+
+@pytest.mark.slow
+def test_the_diagnosis_sees_chains_that_are_too_short():
+    with pytest.warns(ebm.UnhealthyChainsWarning, match="at most 1 of the 4 elements"):
+        found = diagnosis(lattice, ROWS, inner=ONE_SITE, num_steps=1)
+    assert "Bartlett identity" in {each.name for each in found.warnings}
+    assert "times the right one" in found["Bartlett identity"].measured
+
+
+@pytest.mark.slow
+def test_the_diagnosis_sees_a_frozen_inner_kernel():
+    x = np.random.default_rng(0).normal(0, 0.5, 20)
+    found = diagnosis(precision, x, inner=ebm.Langevin(step_size=1e-9), num_steps=5)
+    assert {"auxiliary move", "auxiliary chains"} <= {each.name for each in found.warnings}
+
+
+@pytest.mark.slow
+def test_terms_of_a_known_posterior_are_zero_on_average():
+    """At exact draws of a posterior, and with an energy of one row, whose score has no variance between rows."""
+    grid, p = exact_posterior()
+    draws = grid[np.random.default_rng(3).choice(len(grid), 4000, p=p)]
+    kernel = ExchangeKernel(lattice, exact_sampler="enumeration", num_newton_steps=0)
+    mcmc = MCMC(kernel, num_warmup=0, num_samples=1, progress_bar=False)
+    mcmc.run(KEY, ROWS)
+    given = {"coupling": jnp.asarray(draws[None, :, 0]), "field": jnp.asarray(draws[None, :, 1])}
+    names, terms = kernel.terms_of_draws(mcmc.last_state, given)
+    assert names == ["coupling", "field"]
+    bartlett = np.asarray(terms.bartlett)[0]
+    assert np.all(abs(bartlett.mean(0)) < 5 * bartlett.std(0) / np.sqrt(len(bartlett)))
+    assert np.all(bartlett.std(0) / np.sqrt(len(bartlett)) < 0.1 * np.linalg.inv(np.cov(draws.T)).max())
 
 
 def ordinary(x):

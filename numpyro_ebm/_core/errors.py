@@ -34,7 +34,7 @@ class UnhealthyChainsError(EnergyError):
 
 
 class UnhealthyChainsWarning(UserWarning):
-    """The chains that train an energy are unhealthy; the message says how and what to try."""
+    """The chains that train an energy, or draw auxiliary data from it, are unhealthy; the message says what to try."""
 
 
 class OverfittingWarning(UserWarning):

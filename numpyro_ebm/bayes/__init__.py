@@ -4,6 +4,7 @@ from numpyro_ebm.bayes.exact_samplers import coupling_from_the_past as coupling_
 from numpyro_ebm.bayes.exact_samplers import enumeration as enumeration
 from numpyro_ebm.bayes.exchange import ExchangeKernel as ExchangeKernel
 from numpyro_ebm.bayes.proposals import AbstractProposal as AbstractProposal
+from numpyro_ebm.bayes.proposals import CrankNicolson as CrankNicolson
 from numpyro_ebm.bayes.proposals import Differences as Differences
 from numpyro_ebm.bayes.proposals import NoisyMALA as NoisyMALA
 from numpyro_ebm.bayes.proposals import RandomWalk as RandomWalk

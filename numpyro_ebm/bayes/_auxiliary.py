@@ -1,14 +1,17 @@
 """Data sets drawn from the energies of a model at given parameters, by chains or exactly."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Shaped
 
-from numpyro_ebm._core.errors import EnergyError, at_site, nearest
+from numpyro_ebm._core.discrete import num_elements
+from numpyro_ebm._core.errors import EnergyError, UnhealthyChainsWarning, at_site, nearest
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 from numpyro_ebm.bayes._posterior import Energies
@@ -18,6 +21,7 @@ from numpyro_ebm.kernels import AbstractKernel, chains
 from numpyro_ebm.kernels.averaging import averaging_of, next_averaging
 from numpyro_ebm.kernels.densities import keep
 from numpyro_ebm.kernels.names import kernel_of
+from numpyro_ebm.kernels.starts import find_starts
 
 Positions = Mapping[str, Shaped[Array, " rows *position"]]
 """A data set of every energy site, by name, in unconstrained space."""
@@ -47,12 +51,18 @@ class Auxiliary:
         num_steps: transitions.
         num_bridges: densities between those of two sets of parameters, through which `log_ratio` anneals a data set.
         exact: the exact sampler, ``exact(rng_key, energies, name)``; None for chains.
+        starts_at_data: whether chains start at the data; if not, they start around them or at draws of the reference.
     """
 
     kernel: AbstractKernel | None
     num_steps: int
     num_bridges: int = 0
     exact: ExactSampler | None = None
+    starts_at_data: bool = True
+
+    def from_elsewhere(self, times: int) -> "Auxiliary":
+        """Return chains that are so many times as long and do not start at the data."""
+        return dataclasses.replace(self, num_steps=times * self.num_steps, starts_at_data=False)
 
     def averaging(self) -> Any:
         """Return the first state of the step size's dual averaging; None for a kernel whose step size does not adapt."""
@@ -72,8 +82,9 @@ class Auxiliary:
             return Drawn(jax.lax.stop_gradient(positions), jnp.ones((), float), _move(site, positions))
         kernel = self._tuned(step_size)
         log_density = keep(site.log_density, site.distribution.known)
-        start = kernel.lift_all(site.position)
-        advanced = chains.advance(rng_key, kernel, log_density, start, site.local, num_steps=self.num_steps)
+        key_start, key_run = jax.random.split(rng_key)
+        start = kernel.lift_all(site.position if self.starts_at_data else _elsewhere(key_start, site))
+        advanced = chains.advance(key_run, kernel, log_density, start, site.local, num_steps=self.num_steps)
         positions = jax.lax.stop_gradient(jax.vmap(kernel.lower)(kernel.as_draws(advanced.positions)))
         return Drawn(positions, advanced.health.acceptance_rate, _move(site, positions))
 
@@ -158,7 +169,7 @@ def auxiliaries(
     sites: Mapping[str, Site],
     inner: Any,
     num_steps: int,
-    num_bridges: int,
+    num_bridges: int | None,
     exact_sampler: Any,
 ) -> dict[str, Auxiliary]:
     """Return how the data sets of each site are drawn.
@@ -180,8 +191,28 @@ def auxiliaries(
             if sampler is None or num_bridges:
                 kernel = kernel_of(inner.get(name) if by_site else inner, site.distribution, usual="mala")
                 kernel = kernel.bind(site.distribution)
-            found[name] = Auxiliary(kernel, num_steps, num_bridges, sampler)
+                _warn_if_short(owner, site, kernel, num_steps)
+            usual = 0 if kernel is None else num_steps // 5
+            found[name] = Auxiliary(kernel, num_steps, usual if num_bridges is None else num_bridges, sampler)
     return found
+
+
+def _warn_if_short(owner: str, site: Site, kernel: AbstractKernel, num_steps: int) -> None:
+    """Warn where the transitions of a chain cannot change every element of a discrete event."""
+    distribution = site.distribution
+    if not distribution.is_discrete:
+        return
+    values = distribution.discrete_values
+    size = num_elements(np.zeros(2) if values is None else values, distribution.event_shape)
+    changes = kernel.most_changes(size)
+    if num_steps * changes < size:
+        warnings.warn(
+            f"At site '{site.name}': an auxiliary chain of num_steps={num_steps} changes at most {num_steps * changes} of "
+            f"the {size} elements of an event, so that the auxiliary data stay near the data and the posterior is wrong. "
+            f"Write {owner}(..., num_steps={10 * -(-size // changes)}) or more.",
+            UnhealthyChainsWarning,
+            stacklevel=2,
+        )
 
 
 def exact_sampler_of(sampler: Any) -> ExactSampler:
@@ -211,6 +242,16 @@ def exact_sampler_of(sampler: Any) -> ExactSampler:
         return rows
 
     return draw
+
+
+def _elsewhere(rng_key: PRNGKey, site: Site) -> Shaped[Array, " rows *position"]:
+    """Return starts away from the data: with noise of twice their spread, or for discrete events draws of the reference."""
+    distribution = site.distribution
+    if distribution.is_discrete or distribution.members is not None:
+        shape = () if site.rows_differ else (site.num_rows,)
+        return find_starts(rng_key, distribution, site.log_density, shape, site.local)[0]
+    noise = jax.random.normal(rng_key, site.position.shape, site.position.dtype)
+    return site.position + 2 * jnp.where(site.spread > 0, site.spread, 1.0) * noise
 
 
 def _move(site: Site, positions: Shaped[Array, " rows *position"]) -> Float[Array, ""]:

@@ -42,12 +42,15 @@ class Posterior(NamedTuple):
             included, with minus the energy in place of the log likelihood of each energy site.
         energies: ``energies(args, kwargs)`` returns the `Energies` at unconstrained latents.
         postprocess: ``postprocess(args, kwargs)`` returns the map to constrained latents and deterministic sites.
+        unconstrain: ``unconstrain(args, kwargs)`` returns the map from constrained latents by name, among others, to the
+            unconstrained ones.
     """
 
     position: Latents
     log_joint: Callable[[tuple, dict], Callable[[Latents], Scalar]]
     energies: Callable[[tuple, dict], Callable[[Latents], Energies]]
     postprocess: Callable[[tuple, dict], Callable[[Latents], PyTree]]
+    unconstrain: Callable[[tuple, dict], Callable[[Latents], Latents]]
 
 
 def make_posterior(
@@ -85,7 +88,14 @@ def make_posterior(
     def postprocess(args, kwargs):
         return info.postprocess_fn(*args, **kwargs)
 
-    return Posterior(info.param_info.z, log_joint, energies, postprocess)
+    def unconstrain(args, kwargs):
+        def of_values(values):
+            latents = {name: values[name] for name in info.param_info.z}
+            return util.unconstrain_fn(handlers.seed(model, 0), args, kwargs, latents)
+
+        return of_values
+
+    return Posterior(info.param_info.z, log_joint, energies, postprocess, unconstrain)
 
 
 def lacks_log_z(site: EnergySite) -> bool:

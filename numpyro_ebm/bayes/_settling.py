@@ -57,6 +57,14 @@ class Surface(NamedTuple):
         """
         return jax.grad(lambda z: self.log_joint(z) - jnp.mean(jax.vmap(partial(self.log_densities, z))(sets)))(z)
 
+    def information(self, z: Flat, pair: Positions) -> Float[Array, "d d"]:
+        """Return the information of the data about the latents, estimated by a pair of data sets drawn at ``z``.
+
+        It is the variance of the score, the sum over rows, which are independent given the latents.
+        """
+        one, other = jax.vmap(partial(jax.jacfwd(self.by_row), z))(pair)
+        return 0.5 * (one - other).T @ (one - other)
+
 
 class Settled(NamedTuple):
     """Where Newton steps have led.
@@ -92,8 +100,7 @@ def settle(
         key, t = inputs
         pair = draw_sets(key, auxiliaries, surface.energies(z), step_sizes(averaging), 2)
         sets = {name: drawn.positions for name, drawn in pair.items()}
-        one, other = jax.vmap(partial(jax.jacfwd(surface.by_row), z))(sets)
-        information += (0.5 * (one - other).T @ (one - other) - information) / (1 + t / 2)
+        information += (surface.information(z, sets) - information) / (1 + t / 2)
         covariance = jnp.linalg.inv(information + jnp.diag(precision))
         z = _moved(z, surface.gradient(z, sets), covariance, 1 / (1 + t / 10))
         return (z, next_averagings(auxiliaries, averaging, _first(pair)), information), covariance

@@ -11,11 +11,14 @@ from jaxtyping import Bool, Int
 from numpyro.infer import init_to_median
 from numpyro.infer.mcmc import MCMCKernel
 
+from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, draw_all, draw_sets, next_averagings, step_sizes
+from numpyro_ebm.bayes._checks import PosteriorTerms, coordinate_names, terms_of_draws
+from numpyro_ebm.bayes._halves import by_halves
 from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
 from numpyro_ebm.bayes._settling import Surface, settle
 from numpyro_ebm.bayes.names import PROPOSALS
@@ -69,7 +72,8 @@ class ExchangeKernel(MCMCKernel):
 
     in which Z cancels. The posterior is exact if the auxiliary data are exact draws. Those of a chain are exact in the limit
     of many steps, and too few bias the posterior: ``inner_move`` of `ExchangeState` says how far they came from the data
-    (about 1.4 for data that do not depend on their start). Compare the posterior with that of twice as many steps.
+    (about 1.4 for data that do not depend on their start). ``diagnose(mcmc)`` compares them with longer chains from
+    elsewhere, and checks the posterior by the Bartlett identity.
 
     Chains start near a mode of the posterior, where stochastic Newton steps lead. The covariance there, the inverse of the
     information of the data and the curvature of the prior, is the metric of the proposals.
@@ -86,14 +90,18 @@ class ExchangeKernel(MCMCKernel):
             "coupling_from_the_past" for an `Ising` energy, a function ``(rng_key, latents)`` of the constrained latents by
             name, which returns the rows ``(num_rows, *event_shape)``; or a mapping by energy site.
         num_bridges: intermediate densities between ``theta'`` and ``theta``, through which the auxiliary data are annealed
-            with one transition of the inner kernel at each; they raise the acceptance of large data sets.
+            with one transition of the inner kernel at each. They lower the noise of the acceptance ratio, so that proposals
+            can be longer. None for a fifth of ``num_steps``, and for 0 where exact samplers draw.
         num_newton_steps: Newton steps before the first transition, each of which draws two data sets; 0 to start at the
             initial values, with a unit metric.
-        proposal: "random_walk", "differences", "noisy_mala", or an object; None for "differences" if there are, in
-            ``chain_method="vectorized"``, an even number of chains and at least twice as many as parameters, and for
-            "random_walk" elsewhere.
+        proposal: "random_walk", "crank_nicolson", "differences", "noisy_mala", or an object; None for "differences" if
+            there are, in ``chain_method="vectorized"``, an even number of chains and at least twice as many as parameters;
+            "crank_nicolson" elsewhere, and "random_walk" without Newton steps.
         params: values of the model's ``numpyro.param`` sites, which stay fixed.
         init_strategy: as in NumPyro's kernels.
+
+    Warns:
+        UnhealthyChainsWarning: for auxiliary chains that cannot change every element of an event.
 
     Raises:
         EnergyError: (a ValueError) for an unknown name; at the first run, for a model without an observed energy, or with a
@@ -115,7 +123,7 @@ class ExchangeKernel(MCMCKernel):
         *,
         num_steps: int = 50,
         exact_sampler: Any = None,
-        num_bridges: int = 0,
+        num_bridges: int | None = None,
         num_newton_steps: int = 100,
         proposal: str | AbstractProposal | None = None,
         params: PyTree | None = None,
@@ -124,20 +132,22 @@ class ExchangeKernel(MCMCKernel):
         if not callable(model):
             raise TypeError(f"ExchangeKernel needs a NumPyro model; got {type(model).__name__}.")
         check_count("ExchangeKernel", "num_steps", num_steps)
-        check_count("ExchangeKernel", "num_bridges", num_bridges, 0)
+        if num_bridges is not None:
+            check_count("ExchangeKernel", "num_bridges", num_bridges, 0)
         check_count("ExchangeKernel", "num_newton_steps", num_newton_steps, 0)
         if inner is not None and exact_sampler is not None and not isinstance(exact_sampler, Mapping) and not num_bridges:
             raise EnergyError("ExchangeKernel got inner and exact_sampler, of which only one draws. Leave one out.")
         # Read-only: the functions that NumPyro has compiled would not see a change.
         self._model, self._params, self._init_strategy = model, params, init_strategy
         self._inner, self._num_steps, self._exact_sampler = inner, int(num_steps), exact_sampler
-        self._num_bridges, self._num_newton_steps = int(num_bridges), int(num_newton_steps)
+        self._num_bridges, self._num_newton_steps = num_bridges, int(num_newton_steps)
         self._proposal = None if proposal is None else PROPOSALS.resolve(proposal)
         # NumPyro reads these attributes before the first run.
         self._is_batch = False
         self._posterior: Posterior | None = None
         self._auxiliaries: dict[str, Auxiliary] = {}
         self._used: AbstractProposal | None = self._proposal
+        self._given: tuple[tuple, dict] | None = None
         self._num_warmup = 0
         self._stages = jnp.zeros((0, 2), jnp.int32)
 
@@ -145,6 +155,11 @@ class ExchangeKernel(MCMCKernel):
     def model(self) -> Callable:
         """The model as given."""
         return self._model
+
+    @property
+    def num_steps(self) -> int:
+        """Transitions of an auxiliary chain."""
+        return self._num_steps
 
     @property
     def sample_field(self) -> str:
@@ -174,6 +189,7 @@ class ExchangeKernel(MCMCKernel):
         kwargs = model_kwargs or {}
         keys, self._is_batch = keys_of(rng_key)
         check_model(self._model, self._params, model_args, kwargs)
+        self._given = (model_args, kwargs) if is_concrete((model_args, kwargs)) else None
         sites = check_energies("ExchangeKernel", self._model, self._params, model_args, kwargs)
         self._auxiliaries = auxiliaries(
             "ExchangeKernel", sites, self._inner, self._num_steps, self._num_bridges, self._exact_sampler
@@ -195,7 +211,7 @@ class ExchangeKernel(MCMCKernel):
         if not proposal.uses_population:
             partners = jax.vmap(self._no_partners)(state)
             return jax.vmap(transition)(state, partners)
-        return _by_halves(transition, state)
+        return by_halves(transition, state)
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
         """Return the map from unconstrained latents to constrained latents and deterministic sites."""
@@ -207,9 +223,37 @@ class ExchangeKernel(MCMCKernel):
         """Return the text for the progress bar."""
         return f"acceptance {jnp.mean(state.mean_accept_prob):.2f}, inner move {jnp.mean(state.inner_move):.2f}"
 
+    @in_own_modes
+    def terms_of_draws(self, state: ExchangeState, draws: Mapping[str, Array]) -> tuple[list[str], PosteriorTerms]:
+        """Return terms whose means over the posterior are zero if it is right, as `diagnose` uses them.
+
+        Args:
+            state: the last state of the chains.
+            draws: constrained draws by site, ``(num_chains, num_draws, ...)``.
+
+        Returns:
+            The name of each unconstrained coordinate, and the terms at each draw.
+
+        Raises:
+            EnergyError: for a kernel that has not run in this process, whose data are not known.
+        """
+        posterior, _ = self._ready()
+        if self._given is None:
+            raise EnergyError("The arguments of the model are not known: the run was compiled as a whole, or unpickled.")
+        args, kwargs = self._given
+        z = jax.vmap(jax.vmap(posterior.unconstrain(args, kwargs)))(dict(draws))
+        flat = jax.vmap(jax.vmap(lambda each: ravel_pytree(each)[0]))(z)
+        one = jax.tree.map(lambda leaf: leaf[0, 0], z)
+        sizes = jax.tree.map(jnp.atleast_1d, step_sizes(state.averaging, is_adapting=False))
+        keys, is_batch = keys_of(state.rng_key)
+        key = keys[0][0] if is_batch else keys[0]
+        surface = self._surface(args, kwargs, ravel_pytree(one)[1])
+        terms = jax.jit(lambda key, sizes, z: terms_of_draws(key, surface, self._auxiliaries, sizes, z))(key, sizes, flat)
+        return coordinate_names(one), terms
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings only; a run rebuilds the rest."""
-        return {**self.__dict__, "_posterior": None, "_auxiliaries": {}}
+        return {**self.__dict__, "_posterior": None, "_auxiliaries": {}, "_given": None}
 
     def _proposal_for(self, position: Latents) -> AbstractProposal:
         """Return the proposal, by the number of chains where none was given."""
@@ -218,7 +262,8 @@ class ExchangeKernel(MCMCKernel):
         size = sum(leaf.size for leaf in leaves) // num_chains
         if self._proposal is None:
             is_population = self._is_batch and num_chains % 2 == 0 and num_chains >= max(2 * size, 4)
-            return PROPOSALS.resolve("differences" if is_population else "random_walk")
+            alone = "crank_nicolson" if self._num_newton_steps else "random_walk"
+            return PROPOSALS.resolve("differences" if is_population else alone)
         if self._proposal.uses_population and (not self._is_batch or num_chains % 2 or num_chains < 4):
             raise EnergyError(
                 f"The proposal '{self._proposal.name}' moves along differences between chains of the other half, so it "
@@ -238,11 +283,11 @@ class ExchangeKernel(MCMCKernel):
         if self._num_newton_steps:
             steps = self._num_newton_steps
             flat, averaging, matrix = settle(key_settle, surface, self._auxiliaries, averaging, flat, steps)
-        if self._num_newton_steps and proposal.uses_population:
+        if not proposal.uses_population:
+            proposal = proposal.settled(flat, matrix)
+        if self._num_newton_steps:
             flat += jnp.linalg.cholesky(matrix) @ jax.random.normal(key_spread, flat.shape)
         position = unravel(flat)
-        if proposal.inverse_mass_matrix is None and not proposal.uses_population:
-            proposal = proposal.adapted(inverse_mass_matrix=matrix)
         return ExchangeState(
             i=jnp.zeros((), jnp.int32),
             z=position,
@@ -343,23 +388,3 @@ class _Accepted(NamedTuple):
     """What the adaptation needs of a transition."""
 
     acceptance_rate: Scalar
-
-
-def _by_halves(transition: Callable, state: ExchangeState) -> ExchangeState:
-    """Move one half of the chains after the other, each along differences of two chains of the other half."""
-    num_chains = state.i.shape[0]
-    half = num_chains // 2
-    first, second = jax.tree.map(lambda leaf: leaf[:half], state), jax.tree.map(lambda leaf: leaf[half:], state)
-    first = _moved(transition, first, second)
-    second = _moved(transition, second, first)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-
-
-def _moved(transition: Callable, state: ExchangeState, others: ExchangeState) -> ExchangeState:
-    flat = jax.vmap(lambda z: ravel_pytree(z)[0])(others.z)
-
-    def move(state):
-        rng_key, key = jax.random.split(state.rng_key)
-        return transition(state._replace(rng_key=rng_key), flat[jax.random.choice(key, len(flat), (2,), replace=False)])
-
-    return jax.vmap(move)(state)

@@ -1,4 +1,4 @@
-"""Proposals of new parameters: a random walk, differences between chains, and steps along a noisy gradient."""
+"""Proposals of new parameters: random walks, differences between chains, and steps along a noisy gradient."""
 
 import abc
 import dataclasses
@@ -65,6 +65,10 @@ class AbstractProposal(abc.ABC):
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore
         return rebuilt(type(self), own | settings)
 
+    def settled(self, mode: Flat, covariance: Float[Array, "d d"]) -> Any:
+        """Return the same proposal with what it lacks of a mode of the posterior and the covariance there."""
+        return self if self.inverse_mass_matrix is not None else self.adapted(inverse_mass_matrix=covariance)
+
     def lower(self, position: Any) -> Any:
         """Return the position itself."""
         return position
@@ -101,6 +105,55 @@ class RandomWalk(AbstractProposal):
         """Add a Gaussian step."""
         length = self.step_size * 2.38 / np.sqrt(z.size)
         return z + length * (jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype))
+
+
+@record()
+class CrankNicolson(AbstractProposal):
+    r"""A step between the current parameters and draws of a Gaussian approximation of the posterior.
+
+    .. math:: \theta' = m + \sqrt{1 - \beta^2}\, (\theta - m) + \beta L \xi, \qquad
+        \beta = \frac{\varepsilon}{\sqrt{1 + \varepsilon^2}}, \quad L L^\top = \widehat{\mathrm{cov}}(\theta)
+
+    with a mode ``m`` and the covariance there. The proposal leaves the Gaussian ``N(m, L L^T)`` as it is, so that only the
+    posterior's difference from it, and the noise of the auxiliary data, are rejected. A large ``epsilon`` gives independent
+    draws of the Gaussian. Raise `ExchangeKernel`'s ``num_bridges`` for longer steps: they lower the noise.
+
+    Args:
+        step_size: the ratio ``epsilon``, which adapts to an acceptance rate of 0.4.
+        center: ``(d,)``, the mode ``m`` of the flat unconstrained parameters; None for that of `ExchangeKernel`.
+        inverse_mass_matrix: as in `RandomWalk`.
+
+    Raises:
+        EnergyError: for a step size that is not positive.
+
+    Example:
+        ``ExchangeKernel(model, proposal="crank_nicolson", num_bridges=20)``
+
+    References:
+        Cotter, Roberts, Stuart and White, MCMC methods for functions (2013); Rudolf and Sprungk, On a generalization of the
+        preconditioned Crank-Nicolson Metropolis algorithm (2018).
+    """
+
+    name: ClassVar[str] = "crank_nicolson"
+    target_acceptance: ClassVar[float | None] = 0.4
+    step_size: Any = 0.5
+    center: Any = None
+    inverse_mass_matrix: Any = None
+
+    def settled(self, mode: Flat, covariance: Float[Array, "d d"]) -> Any:
+        """Return the proposal with the mode and the covariance, where it has none of its own."""
+        centered = self if self.center is not None else self.adapted(center=mode)
+        return AbstractProposal.settled(centered, mode, covariance)
+
+    def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
+        """Shrink the distance from the mode, and add a Gaussian step."""
+        noise = jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype)
+        return self.center + (z - self.center + self.step_size * noise) / jnp.sqrt(1 + self.step_size**2)
+
+    def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
+        """Return the log ratio of the Gaussian's densities."""
+        squares = _squared_norms(jnp.stack([new, z]) - self.center, self.inverse_mass_matrix)
+        return 0.5 * (squares[0] - squares[1])
 
 
 @record()
@@ -187,10 +240,14 @@ class NoisyMALA(AbstractProposal):
     def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
         """Return the log ratio of the two Gaussian densities."""
         back, forth = z - self._mean(new, new_gradient), new - self._mean(z, gradient)
-        lower = jnp.linalg.cholesky(self.inverse_mass_matrix)
-        whitened = jax.scipy.linalg.solve_triangular(lower, jnp.stack([back, forth], axis=1), lower=True)
-        squares = jnp.sum(whitened**2, axis=0) / (4 * self.step_size)
-        return squares[1] - squares[0]
+        squares = _squared_norms(jnp.stack([back, forth]), self.inverse_mass_matrix)
+        return (squares[1] - squares[0]) / (4 * self.step_size)
 
     def _mean(self, z: Flat, gradient: Flat) -> Flat:
         return z + self.step_size * self.inverse_mass_matrix @ gradient
+
+
+def _squared_norms(moves: Float[Array, "num d"], covariance: Float[Array, "d d"]) -> Float[Array, " num"]:
+    """Return the squared length of each move in standard deviations."""
+    whitened = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(covariance), moves.T, lower=True)
+    return jnp.sum(whitened**2, axis=0)

@@ -12,9 +12,11 @@ from numpyro.primitives import Messenger
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
 from numpyro_ebm._core.typing import PyTree
+from numpyro_ebm.bayes import ExchangeKernel
 from numpyro_ebm.diagnostics import _chains
 from numpyro_ebm.diagnostics._data import check_fits, compare, fits
 from numpyro_ebm.diagnostics._findings import Diagnosis, Finding, unchecked
+from numpyro_ebm.diagnostics._posterior import check_posterior
 from numpyro_ebm.diagnostics._sampler import check_sampler
 from numpyro_ebm.diagnostics._training import check_result, check_training
 from numpyro_ebm.diagnostics.arviz.read import Recorded, read
@@ -42,6 +44,11 @@ def diagnose(
     depth, E-BFMI and a trend of the energy. With data, the checks are the farthest draw; mean and covariance in standard
     errors; and, by the five nearest neighbours among data and draws, modes that the draws miss, draws in places without
     data, equality of the two distributions, and draws that lie on rows of the data.
+
+    A posterior that `ExchangeKernel` drew is checked by new auxiliary data at 400 of its draws: whether the auxiliary
+    chains accept and leave the data; whether chains ten times as long from other starts would move its mean; and the second
+    Bartlett identity, by which the Hessian of the log posterior and the outer product of its gradient sum to zero on
+    average if the posterior is right.
 
     A training is checked for losses that are not finite or still fall, a rise of the held-out loss, the conditions of
     `NegativePhaseHealth`, the energy of the data minus that of the chains in standard errors, modes that persistent chains
@@ -75,7 +82,8 @@ def diagnose(
         Vehtari et al., Rank-normalization, folding, and localization (2021); Betancourt, Diagnosing suboptimal cotangent
         disintegrations in Hamiltonian Monte Carlo (2016); Henze, A multivariate two-sample test based on the number of
         nearest neighbor type coincidences (1988); Naeem et al., Reliable fidelity and diversity metrics for generative
-        models (2020).
+        models (2020); Kang, Hughes and Haran, Measuring sample quality in algorithms for intractable normalizing function
+        problems (2021).
     """
     args, kwargs, data = as_arrays("diagnose", (args, kwargs, data))
     check_outside_jit("diagnose", subject if isinstance(subject, Mapping | tuple) else (), args, kwargs, data)
@@ -95,11 +103,28 @@ def diagnose(
         if data is not None or min_ess is not None:
             raise TypeError("data and min_ess are for draws. Write diagnose(model, result, x) for a training.")
         return Diagnosis(tuple(check_result(subject)))
-    return Diagnosis(tuple(_draws(read("diagnose", subject), data, 100 if min_ess is None else min_ess)))
+    recorded, min_ess = read("diagnose", subject), 100 if min_ess is None else min_ess
+    if isinstance(subject, MCMC) and isinstance(subject.sampler, ExchangeKernel):
+        if data is not None:
+            raise TypeError("These are draws of parameters, and data is for draws of events. Write diagnose(mcmc).")
+        # What an exchange kernel has no statistics of, such as divergences, cannot be passed.
+        found = [each for each in _of_chains(recorded, min_ess) if each.status != "not checked"]
+        return Diagnosis((*found, *check_posterior(subject)))
+    return Diagnosis(tuple(_draws(recorded, data, min_ess)))
 
 
 def _draws(recorded: Recorded, data: ArrayLike | Mapping[str, ArrayLike] | None, min_ess: float) -> list[Finding]:
     pairs = _pairs(recorded, data)
+    found = _of_chains(recorded, min_ess)
+    if not pairs:
+        why = "there are no data to compare with, and chains that all stay in one mode look converged"
+        return [*found, unchecked("modes", why, "Pass the data: diagnose(draws, data=x).")]
+    for name, rows in pairs.items():
+        found += compare(name, recorded.variables[name], rows)
+    return found
+
+
+def _of_chains(recorded: Recorded, min_ess: float) -> list[Finding]:
     chains = _chains.coordinates(recorded)
     found = [
         _chains.check_finite(recorded),
@@ -108,13 +133,7 @@ def _draws(recorded: Recorded, data: ArrayLike | Mapping[str, ArrayLike] | None,
         _chains.check_growth(chains),
         *_chains.check_convergence(chains, recorded.stats.get("lp"), min_ess),
     ]
-    found += check_sampler(recorded, is_slow=any(each.name == "ESS" and each.status != "ok" for each in found))
-    if not pairs:
-        why = "there are no data to compare with, and chains that all stay in one mode look converged"
-        return [*found, unchecked("modes", why, "Pass the data: diagnose(draws, data=x).")]
-    for name, rows in pairs.items():
-        found += compare(name, recorded.variables[name], rows)
-    return found
+    return found + check_sampler(recorded, is_slow=any(each.name == "ESS" and each.status != "ok" for each in found))
 
 
 def _pairs(recorded: Recorded, data: ArrayLike | Mapping[str, ArrayLike] | None) -> dict[str, np.ndarray]:

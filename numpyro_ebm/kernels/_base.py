@@ -128,6 +128,10 @@ class AbstractKernel(abc.ABC):
             instead = FLAT_DISCRETE if self.relaxes else FLAT
             check(f"The kernel '{self.name}'", instead, with_base=self.is_exact and not self.relaxes)
 
+    def most_changes(self, num_elements: int) -> int:
+        """Return the most elements of an event that one transition changes: all, but for kernels that move some."""
+        return num_elements
+
     @property
     def parts(self) -> tuple[Any, ...]:
         """The kernels that this one consists of, each of which adapts by itself; none for a kernel of its own."""

@@ -51,6 +51,10 @@ class Flips(DiscreteKernel):
         if self.num_flips is not None:
             check_count("Flips", "num_flips", self.num_flips)
 
+    def most_changes(self, num_elements: int) -> int:
+        """Return the number of proposals."""
+        return self.num_flips or num_elements
+
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
         return DiscreteState(position, log_density(position))
@@ -58,7 +62,7 @@ class Flips(DiscreteKernel):
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Make the proposals one by one."""
         elements = Elements.of(self.values, state.position)
-        num = self.num_flips or sum(elements.sizes)
+        num = self.most_changes(sum(elements.sizes))
         key_which, key_value, key_accept = jax.random.split(rng_key, 3)
         which = jax.random.randint(key_which, (num,), 0, sum(elements.sizes))
         num_values = elements.num_values_each[which]

@@ -66,6 +66,10 @@ class Gibbs(DiscreteKernel):
                     f"Gibbs(scan='random', num_updates={self.num_updates})."
                 )
 
+    def most_changes(self, num_elements: int) -> int:
+        """Return the number of updates."""
+        return self.num_updates or num_elements
+
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
         return DiscreteState(position, log_density(position))
@@ -74,7 +78,7 @@ class Gibbs(DiscreteKernel):
         """Return the elements that a transition updates, in their order."""
         if self.scan == "systematic":
             return jnp.arange(num_elements)
-        return jax.random.randint(rng_key, (self.num_updates or num_elements,), 0, num_elements)
+        return jax.random.randint(rng_key, (self.most_changes(num_elements),), 0, num_elements)
 
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Update the elements one by one."""

@@ -106,6 +106,10 @@ class LatticeWalk(AbstractKernel):
                 )
         return self.adapted(bounds=jax.tree.map(jnp.asarray, theirs)) if self.bounds is None else self
 
+    def most_changes(self, num_elements: int) -> int:
+        """Return the number of proposals."""
+        return self.num_moves or num_elements
+
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate the log density at the position."""
         return DiscreteState(position, log_density(position))

@@ -105,6 +105,10 @@ class GibbsWithGradients(RelaxedKernel):
     values: Any = None
     balance: Balance = "sqrt"
 
+    def most_changes(self, num_elements: int) -> int:
+        """Return 1."""
+        return 1
+
     def step(self, rng_key: PRNGKey, state: PyTree, log_density: ChainLogDensityFn) -> tuple[PyTree, TransitionInfo]:
         """Propose a change of one element, and accept or reject it."""
         elements = Elements.of(self.values, state.position)

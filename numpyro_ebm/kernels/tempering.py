@@ -145,6 +145,10 @@ class ParallelTempering(AbstractKernel):
         gradient = self.kernel.gradient(state.replicas)
         return None if gradient is None else self.lower(gradient)
 
+    def most_changes(self, num_elements: int) -> int:
+        """Return those of the kernel."""
+        return self.kernel.most_changes(num_elements)
+
     def init(self, rng_key: PRNGKey, position: Position, log_density: ChainLogDensityFn) -> PyTree:
         """Evaluate each replica at its temperature."""
         temperatures = self._ladder(position)

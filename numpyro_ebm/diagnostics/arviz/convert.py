@@ -53,11 +53,12 @@ def to_arviz(
         coords: by dimension, its coordinates.
 
     Returns:
-        Groups ``posterior`` and, where known, ``sample_stats`` (``acceptance_rate``, ``diverging``, ``energy``, ``lp``,
-        ``n_steps``, ``nonfinite``, ``step_size``, ``swap_rate``, ``tree_depth``), ``observed_data``, ``prior``,
-        ``prior_predictive``, ``posterior_predictive``, ``log_likelihood``. A training adds ``training``, the persistent
-        chains that ``fit(..., record_chains=n)`` recorded, with one draw per check (its coordinate is the number of updates)
-        and their energies as ``"<site>_energy"``; and ``training_stats``, ``loss`` by update and ``held_out_loss`` by check.
+        Groups ``posterior`` and, where known, ``sample_stats`` (``acceptance_rate``, ``diverging``, ``energy``,
+        ``inner_acceptance_rate``, ``inner_move``, ``lp``, ``n_steps``, ``nonfinite``, ``step_size``, ``swap_rate``,
+        ``tree_depth``), ``observed_data``, ``prior``, ``prior_predictive``, ``posterior_predictive``, ``log_likelihood``. A
+        training adds ``training``, the persistent chains that ``fit(..., record_chains=n)`` recorded, with one draw per
+        check (its coordinate is the number of updates) and their energies as ``"<site>_energy"``; and ``training_stats``,
+        ``loss`` by update and ``held_out_loss`` by check.
 
         R-hat, ESS and rank plots of both versions take ``arviz.convert_to_dataset(data, group="training")``. For zarr write
         ``data.to_zarr(path)`` with ArviZ 1, and with 0.23, which does not support zarr 3,

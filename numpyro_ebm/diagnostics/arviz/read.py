@@ -27,6 +27,8 @@ STATISTICS = {
     "tree_depth": "tree_depth",
     "is_nonfinite": "nonfinite",
     "swap_rate": "swap_rate",
+    "inner_accept_prob": "inner_acceptance_rate",
+    "inner_move": "inner_move",
 }
 """ArviZ's names of the statistics, by the names that samplers give them."""
 
