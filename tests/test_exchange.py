@@ -12,6 +12,7 @@ import pytest
 from helpers import some_slow
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
+from scipy import stats
 
 import numpyro_ebm as ebm
 from numpyro_ebm.bayes import CrankNicolson, Differences, ExchangeKernel, NoisyMALA, RandomWalk
@@ -143,6 +144,46 @@ def test_the_precision_of_a_gaussian_has_its_known_posterior(options):
     )
     mcmc.run(KEY, x)
     check_against(mcmc.get_samples(group_by_chain=True)["t"], 4.2319, 0.4190)
+
+
+@pytest.mark.slow
+def test_ranks_of_the_truth_are_uniform():
+    """Simulation based calibration: 200 data sets from the prior, each with a chain of its own in one compiled program."""
+    num, every = 200, 10
+    kernel = ExchangeKernel(precision, exact_sampler=lambda key, z: jax.random.normal(key, (20,)) / jnp.sqrt(z["t"]))
+
+    def run(key, x):
+        def step(state, _):
+            state = kernel.sample(state, (x,), {})
+            return state, state.z["t"]
+
+        state, _ = jax.lax.scan(step, kernel.init(key, 200, None, (x,), {}), None, length=200)
+        return jax.lax.scan(step, state, None, length=990)[1][::every]
+
+    keys = jax.random.split(KEY, 3)
+    truth = jax.random.gamma(keys[0], 2.0, (num,))
+    x = jax.random.normal(keys[1], (num, 20)) / jnp.sqrt(truth)[:, None]
+    draws = np.exp(jax.jit(jax.vmap(run))(jax.random.split(keys[2], num), x))
+    ranks = np.sum(draws < np.asarray(truth)[:, None], axis=1)
+    counts = np.histogram(ranks, 10, (-0.5, 99.5))[0]
+    assert np.sum((counts - num / 10) ** 2 / (num / 10)) < stats.chi2.ppf(1 - 1e-6, 9)
+    # The middle half of the ranks holds half of them, as a band of 95 % allows.
+    assert abs(np.mean((ranks >= 25) & (ranks < 75)) - 0.5) < 1.96 * np.sqrt(0.25 / num)
+
+
+@pytest.mark.slow
+def test_simuk_calibrates_the_kernel_unchanged():
+    def model(x=None):
+        t = numpyro.sample("t", dist.Gamma(2.0, 1.0))
+        with numpyro.plate("rows", 20):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda event: 0.5 * t * event**2), obs=x)
+
+    simuk = pytest.importorskip("simuk")
+    kernel = ExchangeKernel(model, exact_sampler=lambda key, z: jax.random.normal(key, (20,)) / jnp.sqrt(z["t"]))
+    settings = {"num_warmup": 50, "num_samples": 100}
+    sbc = simuk.SBC(kernel, num_simulations=2, sample_kwargs=settings, seed=1, data_dir={"x": np.zeros(20)})
+    sbc.run_simulations()
+    assert sbc.simulations["prior_sbc"]["t"].shape == (1, 2)
 
 
 @pytest.mark.slow

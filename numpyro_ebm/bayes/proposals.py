@@ -16,6 +16,8 @@ from numpyro_ebm._core.records import rebuilt, record
 from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
 
 Flat = Float[Array, " d"]
+LARGEST_RATIO = 1e3
+"""Largest step size that `CrankNicolson` uses; its proposals are independent draws of the Gaussian to this accuracy."""
 
 
 class AbstractProposal(abc.ABC):
@@ -119,7 +121,8 @@ class CrankNicolson(AbstractProposal):
     draws of the Gaussian. Raise `ExchangeKernel`'s ``num_bridges`` for longer steps: they lower the noise.
 
     Args:
-        step_size: the ratio ``epsilon``, which adapts to an acceptance rate of 0.4.
+        step_size: the ratio ``epsilon``, at most 1000; it adapts to an acceptance rate of 0.4, or to independent draws where
+            these are accepted more often.
         center: ``(d,)``, the mode ``m`` of the flat unconstrained parameters; None for that of `ExchangeKernel`.
         inverse_mass_matrix: as in `RandomWalk`.
 
@@ -148,7 +151,9 @@ class CrankNicolson(AbstractProposal):
     def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
         """Shrink the distance from the mode, and add a Gaussian step."""
         noise = jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype)
-        return self.center + (z - self.center + self.step_size * noise) / jnp.sqrt(1 + self.step_size**2)
+        # Independent draws of a good approximation are accepted more often than the target: the step size grows on and on.
+        ratio = jnp.minimum(self.step_size, LARGEST_RATIO)
+        return self.center + (z - self.center + ratio * noise) / jnp.sqrt(1 + ratio**2)
 
     def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
         """Return the log ratio of the Gaussian's densities."""
