@@ -19,6 +19,9 @@ from numpyro_ebm.bayes import CrankNicolson, Differences, ExchangeKernel, NoisyM
 from numpyro_ebm.bayes.exact_samplers import coupling_from_the_past, enumeration
 from numpyro_ebm.distributions.rows import lay_out, unwrap
 from numpyro_ebm.energies import Graph, Ising
+from numpyro_ebm.kernels import chains
+from numpyro_ebm.kernels.densities import keep
+from numpyro_ebm.kernels.names import resolve_kernel
 
 KEY = jax.random.key(0)
 SQUARE = Graph.lattice(2, 2)
@@ -109,6 +112,53 @@ def test_exact_samplers_draw_from_the_enumerated_distribution(sampler, units):
     draws = np.asarray(sampler(KEY, site_of(energy, 20_000)))
     found = np.array([np.mean((draws == state).all((1, 2))) for state in states])
     assert np.all(abs(found - p) < 5 * np.sqrt(p * (1 - p) / len(draws)))
+
+
+def gumbel():
+    """A skewed density, where the first and the second of two draws differ unless they are exchangeable."""
+    return ebm.EnergyDistribution(lambda event: jnp.sum(event + jnp.exp(-event)), (2,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel", ["mala", "barker", "hmc", "dynamic_hmc", "nuts", ebm.EllipticalSlice(jnp.zeros(2), jnp.eye(2))]
+)
+def test_reversible_kernels_have_detailed_balance(kernel):
+    """A stationary start and the end of a transition are exchangeable: moments are symmetric in the two."""
+    d, kernel = gumbel(), resolve_kernel(kernel)
+    start = dist.Gumbel().sample(KEY, (40_000, 2))
+    assert kernel.reversible() is kernel
+    if kernel.step_size is not None:
+        kernel = kernel.bind(d).adapted(step_size=0.3)
+
+    def move(key, x):
+        log_density = lambda x: -d.energy(x)  # noqa: E731
+        return kernel.step(key, kernel.init(key, x, log_density), log_density)[0].position
+
+    end = jax.vmap(move)(jax.random.split(jax.random.key(1), len(start)), start)
+    x, y = np.asarray(start), np.asarray(end)
+    terms = np.concatenate([x**2 * y - x * y**2, x[:, :1] * y[:, 1:] - y[:, :1] * x[:, 1:]], axis=1)
+    assert np.all(abs(terms.mean(0)) < 5 * terms.std(0) / np.sqrt(len(terms)))
+    assert np.mean(x != y) > 0.3
+
+
+@pytest.mark.parametrize("name", some_slow(["gibbs"], ["flips", "gwg", "dmala", "swendsen_wang"]))
+def test_reversible_kernels_have_detailed_balance_on_states(name):
+    energy = Ising(SQUARE, [0.9, 0.7, 0.4, 0.3], [[0.3, -0.5], [0.1, 0.4]])
+    d = ebm.EnergyDistribution(energy)
+    kernel = resolve_kernel(name, is_discrete=True).bind(d).reversible()
+    kernel = kernel if kernel.step_size is None else kernel.adapted(step_size=0.5)
+    log_p = -np.asarray(jax.vmap(energy)(jnp.asarray(STATES)))
+    which = np.random.default_rng(0).choice(16, 40_000, p=np.exp(log_p - np.logaddexp.reduce(log_p)))
+    start = kernel.lift_all(jax.vmap(d.unconstrain)(jnp.asarray(STATES[which])))
+    log_density = keep(lambda x, _: d.log_prob(x), d.known)
+    ends = chains.advance(KEY, kernel, log_density, start, None, num_steps=1).positions
+    reached = np.asarray(jax.vmap(kernel.lower)(kernel.as_draws(ends))).reshape(-1, 4) > 0
+    pairs = np.zeros((16, 16))
+    np.add.at(pairs, (which, reached @ np.array([8, 4, 2, 1])), 1)
+    assert np.mean(np.diagonal(pairs).sum() / pairs.sum()) < 0.95
+    both = pairs + pairs.T
+    assert np.all(abs(pairs - pairs.T)[both > 0] < 5 * np.sqrt(both[both > 0]))
 
 
 def precision(x):
@@ -347,6 +397,7 @@ def with_discrete(x):
         (lattice, {"proposal": "differences"}, "an even number of chains"),
         (lattice, {"proposal": "difference"}, "Unknown proposal"),
         (lattice, {"num_steps": 0}, "num_steps"),
+        (lattice, {"inner": "block_gibbs", "num_bridges": 3}, "needs a kernel with detailed balance"),
         (lattice, {"inner": "gibbs", "exact_sampler": "enumeration"}, "of which only one draws"),
     ],
 )

@@ -49,7 +49,8 @@ class Auxiliary:
     Attributes:
         kernel: the kernel, bound to the site's distribution; None for exact draws without bridges.
         num_steps: transitions.
-        num_bridges: densities between those of two sets of parameters, through which `log_ratio` anneals a data set.
+        num_bridges: sets of parameters between two others, through which `log_ratio` anneals a data set.
+        bridge: the reversible kernel of these; None without bridges.
         exact: the exact sampler, ``exact(rng_key, energies, name)``; None for chains.
         starts_at_data: whether chains start at the data; if not, they start around them or at draws of the reference.
     """
@@ -57,6 +58,7 @@ class Auxiliary:
     kernel: AbstractKernel | None
     num_steps: int
     num_bridges: int = 0
+    bridge: AbstractKernel | None = None
     exact: ExactSampler | None = None
     starts_at_data: bool = True
 
@@ -80,7 +82,7 @@ class Auxiliary:
             rows = self.exact(rng_key, energies, name)
             positions = jax.vmap(site.distribution.unconstrain)(rows)
             return Drawn(jax.lax.stop_gradient(positions), jnp.ones((), float), _move(site, positions))
-        kernel = self._tuned(step_size)
+        kernel = _tuned(self.kernel, step_size)
         log_density = keep(site.log_density, site.distribution.known)
         key_start, key_run = jax.random.split(rng_key)
         start = kernel.lift_all(site.position if self.starts_at_data else _elsewhere(key_start, site))
@@ -89,36 +91,49 @@ class Auxiliary:
         return Drawn(positions, advanced.health.acceptance_rate, _move(site, positions))
 
     def log_ratio(
-        self, rng_key: PRNGKey, old: Site, new: Site, positions: Shaped[Array, " rows *position"], step_size: Scalar | None
+        self,
+        rng_key: PRNGKey,
+        path: Callable[[Scalar], Site],
+        positions: Shaped[Array, " rows *position"],
+        step_size: Scalar | None,
     ) -> Scalar:
         """Return ``log f(w; old) - log f(w; new)`` of a data set drawn at the new parameters.
 
         With bridges it is the log weight of the data set while it is annealed to the old parameters, with one transition at
-        each bridge: the mean of the log ratios before each transition and after the last.
+        each bridge. The transitions have detailed balance, so that the way back has the same density.
+
+        Args:
+            rng_key: random key.
+            path: the site on the way from the new parameters, at 0, to the old ones, at 1.
+            positions: the data set, drawn at the new parameters.
+            step_size: step size of the kernel.
         """
-        if not self.num_bridges:
-            return log_densities(old, positions) - log_densities(new, positions)
-        kernel = self._tuned(step_size)
+        marks = jnp.arange(self.num_bridges + 2) / (self.num_bridges + 1)
+
+        def change(positions, k):
+            return log_densities(path(marks[k + 1]), positions) - log_densities(path(marks[k]), positions)
 
         def cross(positions, inputs):
-            key, weight = inputs
+            key, k = inputs
+            ratio, site = change(positions, k), path(marks[k + 1])
+            return self._moved(key, site, positions, step_size), ratio
 
-            def between(position, local):
-                return weight * old.log_density(position, local[0]) + (1 - weight) * new.log_density(position, local[1])
-
-            ratio = log_densities(old, positions) - log_densities(new, positions)
-            start, local = kernel.lift_all(positions), (old.local, new.local)
-            moved = chains.advance(key, kernel, between, start, local, num_steps=1).positions
-            return jax.vmap(kernel.lower)(kernel.as_draws(moved)), ratio
-
-        weights = jnp.arange(1, self.num_bridges + 1) / (self.num_bridges + 1)
         keys = jax.random.split(rng_key, self.num_bridges)
-        positions, ratios = jax.lax.scan(cross, positions, (keys, weights))
-        last = log_densities(old, positions) - log_densities(new, positions)
-        return (jnp.sum(ratios) + last) / (self.num_bridges + 1)
+        positions, ratios = jax.lax.scan(cross, positions, (keys, jnp.arange(self.num_bridges)))
+        return jnp.sum(ratios) + change(positions, self.num_bridges)
 
-    def _tuned(self, step_size: Scalar | None) -> Any:
-        return self.kernel if step_size is None else self.kernel.adapted(step_size=step_size)  # pyright: ignore
+    def _moved(
+        self, rng_key: PRNGKey, site: Site, positions: Shaped[Array, " rows *position"], step_size: Scalar | None
+    ) -> Shaped[Array, " rows *position"]:
+        """Return the data set after one reversible transition."""
+        kernel = _tuned(self.bridge, step_size)
+        log_density = keep(site.log_density, site.distribution.known)
+        moved = chains.advance(rng_key, kernel, log_density, kernel.lift_all(positions), site.local, num_steps=1).positions
+        return jax.vmap(kernel.lower)(kernel.as_draws(moved))
+
+
+def _tuned(kernel: Any, step_size: Scalar | None) -> Any:
+    return kernel if step_size is None else kernel.adapted(step_size=step_size)
 
 
 def draw_all(
@@ -191,10 +206,26 @@ def auxiliaries(
             if sampler is None or num_bridges:
                 kernel = kernel_of(inner.get(name) if by_site else inner, site.distribution, usual="mala")
                 kernel = kernel.bind(site.distribution)
+            if kernel is not None and sampler is None:
                 _warn_if_short(owner, site, kernel, num_steps)
-            usual = 0 if kernel is None else num_steps // 5
-            found[name] = Auxiliary(kernel, num_steps, usual if num_bridges is None else num_bridges, sampler)
+            found[name] = Auxiliary(kernel, num_steps, *_bridges(owner, kernel, num_steps, num_bridges), exact=sampler)
     return found
+
+
+def _bridges(
+    owner: str, kernel: AbstractKernel | None, num_steps: int, num_bridges: int | None
+) -> tuple[int, AbstractKernel | None]:
+    """Return the number of bridges, a fifth of the steps where none is given, and their kernel."""
+    bridge = None if kernel is None else kernel.reversible()
+    if bridge is None and num_bridges and kernel is not None:
+        raise EnergyError(
+            f"num_bridges={num_bridges} needs a kernel with detailed balance, and the transitions of '{kernel.name}' have "
+            f"an order or a bias. Write {owner}(..., num_bridges=0), or inner='gibbs' for a discrete support and 'mala' "
+            "for a continuous one."
+        )
+    usual = 0 if bridge is None else num_steps // 5
+    num = usual if num_bridges is None else num_bridges
+    return num, bridge if num else None
 
 
 def _warn_if_short(owner: str, site: Site, kernel: AbstractKernel, num_steps: int) -> None:

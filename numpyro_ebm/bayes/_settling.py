@@ -21,6 +21,7 @@ from numpyro_ebm.bayes._auxiliary import (
     step_sizes,
 )
 from numpyro_ebm.bayes._posterior import Energies
+from numpyro_ebm.distributions.site import Site
 
 Flat = Float[Array, " d"]
 FARTHEST = 3.0
@@ -37,6 +38,10 @@ class Surface(NamedTuple):
 
     log_joint: Callable[[Flat], Scalar]
     energies: Callable[[Flat], Energies]
+
+    def site_between(self, name: str, start: Flat, end: Flat, share: Scalar) -> Site:
+        """Return an energy site at latents on the line from ``start`` to ``end``."""
+        return self.energies(start + share * (end - start)).sites[name]
 
     def log_densities(self, z: Flat, data: Positions) -> Scalar:
         """Return the unnormalised log density of a data set of every energy site."""

@@ -19,7 +19,7 @@ from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, S
 from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, draw_all, draw_sets, next_averagings, step_sizes
 from numpyro_ebm.bayes._checks import PosteriorTerms, coordinate_names, terms_of_draws
 from numpyro_ebm.bayes._halves import by_halves
-from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
+from numpyro_ebm.bayes._posterior import Latents, Posterior, check_energies, make_posterior
 from numpyro_ebm.bayes._settling import Surface, settle
 from numpyro_ebm.bayes.names import PROPOSALS
 from numpyro_ebm.bayes.proposals import AbstractProposal
@@ -89,9 +89,10 @@ class ExchangeKernel(MCMCKernel):
         exact_sampler: in place of chains, exact draws: "enumeration" of the states of a discrete event,
             "coupling_from_the_past" for an `Ising` energy, a function ``(rng_key, latents)`` of the constrained latents by
             name, which returns the rows ``(num_rows, *event_shape)``; or a mapping by energy site.
-        num_bridges: intermediate densities between ``theta'`` and ``theta``, through which the auxiliary data are annealed
-            with one transition of the inner kernel at each. They lower the noise of the acceptance ratio, so that proposals
-            can be longer. None for a fifth of ``num_steps``, and for 0 where exact samplers draw.
+        num_bridges: parameters on the line between ``theta'`` and ``theta``, through which the auxiliary data are annealed
+            with one transition of the inner kernel at each (of `Gibbs`, with a random scan). They lower the noise of the
+            acceptance ratio, so that proposals can be longer. None for a fifth of ``num_steps``, and for 0 where exact
+            samplers draw or the kernel has no detailed balance, as "block_gibbs" has none.
         num_newton_steps: Newton steps before the first transition, each of which draws two data sets; 0 to start at the
             initial values, with a unit metric.
         proposal: "random_walk", "crank_nicolson", "differences", "noisy_mala", or an object; None for "differences" if
@@ -113,7 +114,7 @@ class ExchangeKernel(MCMCKernel):
         >>> mcmc = MCMC(ExchangeKernel(model, "gibbs", num_steps=50), num_warmup=1000, num_samples=5000)  # doctest: +SKIP
 
     References:
-        Murray, Ghahramani and MacKay, MCMC for doubly-intractable distributions (2006).
+        Murray, Ghahramani and MacKay, MCMC for doubly-intractable distributions (2006), also of bridges.
     """
 
     def __init__(
@@ -311,7 +312,7 @@ class ExchangeKernel(MCMCKernel):
         sizes = step_sizes(state.averaging, is_adapting=state.i < self._num_warmup)
         new_flat = proposal.propose(key_propose, flat, state.gradient, partners)
         new, log_joint = unravel(new_flat), surface.log_joint(new_flat)
-        exchanged, drawn = self._exchange(key_draw, surface.energies(flat), surface.energies(new_flat), sizes)
+        exchanged, drawn = self._exchange(key_draw, surface, flat, new_flat, sizes)
         gradient = self._gradient(key_gradient, surface, new_flat, sizes)
         ratio = log_joint - state.log_joint + proposal.log_ratio(flat, state.gradient, new_flat, gradient) + exchanged
         is_bad = jnp.isnan(ratio)
@@ -340,13 +341,14 @@ class ExchangeKernel(MCMCKernel):
         )
 
     def _exchange(
-        self, rng_key: PRNGKey, old: Energies, new: Energies, sizes: dict[str, Scalar | None]
+        self, rng_key: PRNGKey, surface: Surface, old: Array, new: Array, sizes: dict[str, Scalar | None]
     ) -> tuple[Scalar, dict[str, Drawn]]:
         """Return the log ratio of the auxiliary data's densities at the old and the new latents, over all sites."""
         key_draw, key_bridge = jax.random.split(rng_key)
-        drawn, total = draw_all(key_draw, self._auxiliaries, new, sizes), jnp.zeros((), float)
+        drawn, total = draw_all(key_draw, self._auxiliaries, surface.energies(new), sizes), jnp.zeros((), float)
         for key, (name, each) in zip(jax.random.split(key_bridge, len(drawn)), self._auxiliaries.items(), strict=True):
-            total += each.log_ratio(key, old.sites[name], new.sites[name], drawn[name].positions, sizes[name])
+            path = partial(surface.site_between, name, new, old)
+            total += each.log_ratio(key, path, drawn[name].positions, sizes[name])
         return total, drawn
 
     def _gradient(self, rng_key: PRNGKey, surface: Surface, z: Array, sizes: dict[str, Scalar | None]) -> Array:

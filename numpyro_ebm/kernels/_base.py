@@ -72,6 +72,7 @@ class AbstractKernel(abc.ABC):
         adapts_mass_matrix: whether the warm-up also adapts ``inverse_mass_matrix``.
         takes_dense_matrix: whether ``inverse_mass_matrix`` may be ``(d, d)``.
         is_exact: whether a transition leaves the density invariant; unadjusted kernels have a bias from their step size.
+        is_reversible: whether a transition, from its own `init`, satisfies detailed balance.
         is_discrete: whether the kernel moves on discrete supports; None for a kernel that moves on both kinds.
         relaxes: whether it is a discrete kernel that takes gradients, so that positions are floating-point numbers.
         takes_gradients: whether it uses the gradient of the log density.
@@ -83,6 +84,7 @@ class AbstractKernel(abc.ABC):
 
     name: ClassVar[str]
     is_exact: ClassVar[bool] = True
+    is_reversible: ClassVar[bool] = False
     is_discrete: ClassVar[bool | None] = False
     relaxes: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = True
@@ -127,6 +129,10 @@ class AbstractKernel(abc.ABC):
         if self.takes_gradients and check is not None:
             instead = FLAT_DISCRETE if self.relaxes else FLAT
             check(f"The kernel '{self.name}'", instead, with_base=self.is_exact and not self.relaxes)
+
+    def reversible(self) -> Any:
+        """Return a kernel of this kind whose transitions satisfy detailed balance, often the same; None if there is none."""
+        return self if self.is_reversible else None
 
     def most_changes(self, num_elements: int) -> int:
         """Return the most elements of an event that one transition changes: all, but for kernels that move some."""

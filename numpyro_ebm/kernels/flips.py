@@ -41,6 +41,7 @@ class Flips(DiscreteKernel):
     """
 
     name: ClassVar[str] = "flips"
+    is_reversible: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "num_gradients", "is_nonfinite")
     step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     values: Any = None

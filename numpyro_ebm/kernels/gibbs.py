@@ -66,6 +66,10 @@ class Gibbs(DiscreteKernel):
                     f"Gibbs(scan='random', num_updates={self.num_updates})."
                 )
 
+    def reversible(self) -> Any:
+        """Return the kernel with a random scan: updates in a fixed order have no detailed balance."""
+        return self.adapted(scan="random")
+
     def most_changes(self, num_elements: int) -> int:
         """Return the number of updates."""
         return self.num_updates or num_elements

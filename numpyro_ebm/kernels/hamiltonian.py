@@ -57,6 +57,7 @@ class HMC(Trajectories):
     """
 
     name: ClassVar[str] = "hmc"
+    is_reversible: ClassVar[bool] = True
     step_size: Any = 0.1
     num_integration_steps: int = 10
     inverse_mass_matrix: Any = None
@@ -110,6 +111,7 @@ class DynamicHMC(Trajectories):
     """
 
     name: ClassVar[str] = "dynamic_hmc"
+    is_reversible: ClassVar[bool] = True
     step_size: Any = 0.1
     num_integration_steps: int = 10
     inverse_mass_matrix: Any = None
@@ -212,6 +214,7 @@ class NUTS(Trajectories):
     """
 
     name: ClassVar[str] = "nuts"
+    is_reversible: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = 0.8
     statistics: ClassVar[tuple[str, ...]] = (*Trajectories.statistics, "tree_depth")
     step_size: Any = 0.1

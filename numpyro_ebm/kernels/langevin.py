@@ -79,6 +79,7 @@ class MALA(AbstractKernel):
     """
 
     name: ClassVar[str] = "mala"
+    is_reversible: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = 0.574
     step_exponent: ClassVar[float] = 1.0
     step_size: Any = 0.1
@@ -129,6 +130,7 @@ class Barker(AbstractKernel):
     """
 
     name: ClassVar[str] = "barker"
+    is_reversible: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = 0.4
     adapts_mass_matrix: ClassVar[bool] = True
     step_size: Any = 0.5

@@ -100,6 +100,7 @@ class GibbsWithGradients(RelaxedKernel):
     """
 
     name: ClassVar[str] = "gwg"
+    is_reversible: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "num_gradients", "is_nonfinite")
     step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     values: Any = None
@@ -212,6 +213,7 @@ class DMALA(DiscreteLangevin):
     """
 
     name: ClassVar[str] = "dmala"
+    is_reversible: ClassVar[bool] = True
     target_acceptance: ClassVar[float | None] = 0.574
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "num_gradients", "is_nonfinite")
     step_size: Any = 0.2

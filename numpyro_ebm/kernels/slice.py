@@ -70,6 +70,7 @@ class EllipticalSlice(AbstractKernel):
     """
 
     name: ClassVar[str] = "elliptical_slice"
+    is_reversible: ClassVar[bool] = True
     takes_gradients: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ("num_gradients", "is_nonfinite")
     step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]

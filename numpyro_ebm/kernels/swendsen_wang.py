@@ -44,6 +44,7 @@ class SwendsenWang(DiscreteKernel):
     """
 
     name: ClassVar[str] = "swendsen_wang"
+    is_reversible: ClassVar[bool] = True
     needs_density: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "num_gradients", "is_nonfinite")
     step_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
