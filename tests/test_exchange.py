@@ -156,7 +156,7 @@ def test_reversible_kernels_have_detailed_balance_on_states(name):
     reached = np.asarray(jax.vmap(kernel.lower)(kernel.as_draws(ends))).reshape(-1, 4) > 0
     pairs = np.zeros((16, 16))
     np.add.at(pairs, (which, reached @ np.array([8, 4, 2, 1])), 1)
-    assert np.mean(np.diagonal(pairs).sum() / pairs.sum()) < 0.95
+    assert np.diagonal(pairs).sum() < 0.98 * pairs.sum()
     both = pairs + pairs.T
     assert np.all(abs(pairs - pairs.T)[both > 0] < 5 * np.sqrt(both[both > 0]))
 
