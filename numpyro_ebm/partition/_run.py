@@ -1,27 +1,20 @@
 """`log_partition`, the main function for log Z."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Shaped
 
 from numpyro_ebm._core import programs
-from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning
-from numpyro_ebm._core.inputs import check_key, check_outside_jit
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition import _problem
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, LogPartition, rounding
-from numpyro_ebm.partition._start import fits_start, start_around
+from numpyro_ebm.partition._base import AbstractPartition, Estimate, LogPartition, in_shape, shaped
+from numpyro_ebm.partition._checks import check_found
+from numpyro_ebm.partition._rows import estimate_rows
 from numpyro_ebm.partition.names import METHODS
-
-MIN_ESS = 10
-"""With fewer effective draws the mean weight is uncertain by a third or more, too much for the delta method."""
-HEAVY_TAIL = 0.7
-"""Pareto shape above which a mean weight is unreliable (Vehtari et al. 2024)."""
 
 
 def available_partition_methods() -> tuple[str, ...]:
@@ -106,91 +99,14 @@ def log_partition(
     keys: Any = [None] * 3 if rng_key is None else jax.random.split(rng_key, 3)
     if draws is None and chosen.num_draws:
         draws = _problem.target_positions(keys[1], distribution, chosen.num_draws)
-    found: Estimate = _estimate(keys[0], keys[2], chosen, distribution.closed(), draws)
-    check_finite("log_partition", found)
-    if not bool(jnp.all(found.is_finished)):
-        raise EnergyError(f"The method '{chosen.name}' did not finish. {chosen.unfinished}")
+    found: Estimate = _estimated(keys[0], keys[2], chosen, distribution.closed(), draws)
+    check_found("log_partition", chosen, distribution, found)
     shape = _problem.shape_of(distribution)
-    result = shaped(Estimate(*(jnp.asarray(leaf).reshape(shape) for leaf in found[:3])), chosen.bound)
-    doubt = _doubt(chosen, distribution, found)
-    if doubt is not None:
-        warnings.warn(f"{doubt} {chosen.unreliable}", UnreliableLogPartitionWarning, stacklevel=2)
-    return result
-
-
-def _doubt(method: AbstractPartition, distribution: EventDistribution, found: Estimate) -> str | None:
-    """Return the reason not to trust the standard error of an estimate; None if every check passes."""
-    name = method.name
-    if not bool(jnp.all(found.covers)):
-        return (
-            f"The start of '{name}' does not cover the target: chains that came from it are not at rest under the "
-            "target, so log Z is too small and its standard error means nothing. Give the EnergyDistribution a base, or "
-            "write start=a distribution of one event around its mass, or data=rows, to which a start is fitted."
-        )
-    if not bool(jnp.all(found.are_draws)):
-        return (
-            f"The draws given to '{name}' are not draws of this energy (by more than 5 standard errors), or they are "
-            "correlated: log Z is wrong and its standard error means nothing. Give draws of this energy, with "
-            "num_chains= if they come from chains."
-        )
-    if bool(jnp.any(found.ess < MIN_ESS)):
-        return (
-            f"Fewer than {MIN_ESS} effective draws ({float(jnp.min(found.ess)):.1f}) are behind log Z by '{name}': its "
-            "standard error means nothing."
-        )
-    # States of a discrete support recur, so their weights have no such tail.
-    if not distribution.is_discrete and bool(jnp.any(found.tail > HEAVY_TAIL)):
-        return (
-            f"The weights behind log Z by '{name}' have a heavy tail (Pareto shape {float(jnp.max(found.tail)):.2f}, "
-            f"above {HEAVY_TAIL}): a few of them dominate, and its standard error is too small."
-        )
-    return None
+    return shaped(in_shape(found, shape), chosen.bound)
 
 
 @programs.jit
-def _estimate(
-    key_starts: Any,
-    key_rows: PRNGKey | None,
-    method: AbstractPartition,
-    distribution: EventDistribution,
-    draws: Shaped[Array, "rows draws *position"] | None,
+def _estimated(
+    key_starts: Any, key_rows: Any, method: AbstractPartition, distribution: EventDistribution, draws: PyTree
 ) -> Estimate:
-    starts = None
-    if method.num_starts:
-        starts = _problem.start_positions(key_starts, distribution, method.start_distribution, method.num_starts)
-
-    def one(key, local, starts, draws):
-        densities, is_there = Densities(distribution, local, method.start_distribution), True
-        if fits_start(method, distribution):
-            key, key_fit = jax.random.split(key)
-            densities, starts, is_there = start_around(key_fit, method, densities, starts, draws)
-        found = method.estimate(key, densities, starts, draws)
-        return found._replace(covers=found.covers & is_there)
-
-    num = _problem.num_rows(distribution)
-    row_keys = None if key_rows is None else jax.random.split(key_rows, num)
-    return jax.vmap(one, axis_size=num)(row_keys, _problem.local_of(distribution), starts, draws)
-
-
-def shaped(found: Estimate, bound: Bound | None) -> LogPartition:
-    """Return the result for the user, with rounding added to the standard error."""
-    return LogPartition(found.value, found.standard_error + rounding(found.value), found.ess, bound)
-
-
-def check_finite(owner: str, *found: Estimate) -> None:
-    """Check that log Z is finite, and raise otherwise.
-
-    Raises:
-        EnergyError: with its value and the likely cause.
-    """
-    check_outside_jit(owner, found)
-    for each in found:
-        bad = jnp.flatnonzero(~jnp.isfinite(each.value).ravel())
-        if bad.size:
-            value = float(each.value.ravel()[bad[0]])
-            row = f" of row {int(bad[0])}" if each.value.size > 1 else ""
-            what = {
-                jnp.inf: "The energy is minus infinity somewhere",
-                -jnp.inf: "No draw has a density: the start and the target do not overlap, or the energy is infinite or NaN",
-            }.get(value, "The energy overflows or is NaN")
-            raise EnergyError(f"{owner} found log Z{row} = {value}. {what}. Look at the energy, or give another start.")
+    return estimate_rows(key_starts, key_rows, method, distribution, draws)._replace(draws=None)
