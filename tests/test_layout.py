@@ -28,8 +28,8 @@ FLOORS = {
     "handlers": 6,
     "training": 7,
     "partition": 7,
-    "bayes": 7,
     "evaluation": 8,
+    "bayes": 8,
     "diagnostics": 8,
     "plots": 9,
 }

@@ -296,6 +296,11 @@ def plates_shape() -> tuple[int, ...]:
     return tuple(shape)
 
 
+def is_in_model() -> bool:
+    """Return whether a handler of NumPyro is running a model."""
+    return bool(_PYRO_STACK)
+
+
 def rows_of_plates() -> int:
     """Return the number of rows of the enclosing plates, all rows of those that subsample; 1 without a plate."""
     return math.prod(each.size for each in _PYRO_STACK if isinstance(each, plate))

@@ -9,6 +9,9 @@ from jaxtyping import Float
 
 from numpyro_ebm._core.typing import Array, Scalar
 
+ODD_PART = 0.143
+"""Largest value of ``t^2 (1 - t)^2 (2 t - 1)`` in units of its slope at 1/2: ``16 / 5^{5/2}`` of 1/8 and 1/8."""
+
 
 class Axis(NamedTuple):
     """The nodes of one coordinate.
@@ -87,16 +90,30 @@ def interpolate(axes: tuple[Axis, ...], table: Float[Array, "..."], point: Float
     return block
 
 
-def leave_out_error(
+def leave_out_errors(
     axes: tuple[Axis, ...], values: Float[Array, "*nodes"], slopes: Float[Array, " num_axes *nodes"]
-) -> Scalar:
-    """Return the largest error at the nodes of an interpolation from every second node along each axis."""
+) -> Float[Array, "*nodes"]:
+    """Return bounds on the error, around each node, of an interpolation from every second node along each axis.
+
+    A node that is left out lies at the middle of a cell, where the odd part of the error vanishes. Its largest value
+    follows from the error of the slope there. Each node gets the largest error among itself and its neighbours.
+    """
     every = (slice(None, None, 2),) * len(axes)
     coarse = tuple(axis.coarser for axis in axes)
     table = derivatives(coarse, values[every], slopes[(slice(None), *every)])
     points = jnp.stack(jnp.meshgrid(*(axis.nodes for axis in axes), indexing="ij"), axis=-1).reshape(-1, len(axes))
-    found = jax.vmap(lambda point: interpolate(coarse, table, point))(points)
-    return jnp.max(jnp.abs(found.reshape(values.shape) - values))
+    found, gradients = jax.vmap(jax.value_and_grad(lambda point: interpolate(coarse, table, point)))(points)
+    steps = jnp.asarray([axis.step for axis in coarse])
+    odd = ODD_PART * jnp.abs(gradients - slopes.reshape(len(axes), -1).T) @ steps
+    errors = jnp.abs(found - values.reshape(-1)) + odd
+    around = (3,) * len(axes)
+    return jax.lax.reduce_window(errors.reshape(values.shape), -jnp.inf, jax.lax.max, around, (1,) * len(axes), "SAME")
+
+
+def largest_of_cell(axes: tuple[Axis, ...], table: Float[Array, "*nodes"], point: Float[Array, " axes"]) -> Scalar:
+    """Return the largest value of a table at the corners of the cell around a point."""
+    cells = tuple(_place(axis, point[k])[0] for k, axis in enumerate(axes))
+    return jnp.max(jax.lax.dynamic_slice(table, cells, (2,) * len(axes)))
 
 
 def _place(axis: Axis, x: Scalar) -> tuple[Scalar, Scalar]:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from numpyro_ebm._core.concrete import is_concrete
+from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.energies import AbstractEnergy, summable
 from numpyro_ebm._core.errors import EnergyError, UnreliableLogPartitionWarning, nearest
-from numpyro_ebm._core.numpyro_stack import rows_of_plates
+from numpyro_ebm._core.numpyro_stack import is_in_model, rows_of_plates
 from numpyro_ebm._core.pytrees import check_pickles
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, PyTree, Scalar
-from numpyro_ebm.bayes._hermite import Axis, derivatives, interpolate, leave_out_error
+from numpyro_ebm.bayes._hermite import Axis, derivatives, interpolate, largest_of_cell, leave_out_errors
 from numpyro_ebm.distributions.energy import EnergyDistribution
 from numpyro_ebm.partition import AbstractPartition, Enumeration
 from numpyro_ebm.partition.family import with_slopes
@@ -30,8 +30,8 @@ FEWEST_NODES = 5
 """Along each axis: every second one of them are three, enough for differences of second order at the ends."""
 MOST_TERMS = 2**20
 """Terms of a known log Z up to which it is summed by default."""
-MARGIN = 2.0
-"""Factor on the error of the interpolation, for grids too coarse for the rule that half the spacing divides it by 16."""
+GAIN = 4.0
+"""Share of the error of a grid of twice the spacing: 16 for smooth log Z, and less where it bends within one cell."""
 LARGEST_ERROR = 0.2
 """Error of a log likelihood, in nats, from which on the posterior may change by a visible share of its width."""
 ROUNDING = 1e-4
@@ -53,7 +53,7 @@ class LogPartitionGrid:
     its error.
 
     Beyond the grid log Z is infinite, so that the density is 0 there, and a posterior is that of the prior restricted to
-    the grid. Values that are known and lie outside raise.
+    the grid. Outside of a model, values that are known and lie beyond the grid raise.
 
     Attributes:
         energy_of: the function that returns the energy.
@@ -62,8 +62,9 @@ class LogPartitionGrid:
         table: derivatives at the nodes, of order 0 and 1 along each axis.
         standard_error: standard error of log Z at the nodes, in nats; rounding for an exact method.
         slope_error: standard errors of the slopes, one array per parameter; 0 for an exact method.
-        interpolation_error: bound on the error between the nodes, in nats: that of a grid without every second node along
-            each axis, at the nodes left out, divided by 16 for the order of the cubics and times 2 for a margin.
+        interpolation_error: bound on the error around each node, in nats: a quarter of that of a grid without every second
+            node along each axis, which is known at the nodes left out. Cubics gain a factor of 16, less where log Z bends
+            within one cell.
 
     Example:
         See `log_partition_grid`.
@@ -75,7 +76,7 @@ class LogPartitionGrid:
     table: Float[Array, "..."]
     standard_error: Float[Array, "*nodes"]
     slope_error: dict[str, Float[Array, "*nodes"]]
-    interpolation_error: Scalar
+    interpolation_error: Float[Array, "*nodes"]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,20 +89,29 @@ class LogPartitionGrid:
         return self.table[(0,) * len(self.axes)]
 
     @property
-    def error(self) -> Scalar:
-        """Bound on the error of log Z: that of the interpolation plus the largest standard errors of values and slopes."""
-        slopes = sum(axis.step * jnp.max(self.slope_error[name]) for name, axis in self.axes)
-        return self.interpolation_error + jnp.max(self.standard_error) + STEEPEST * slopes
+    def errors(self) -> Float[Array, "*nodes"]:
+        """Bound on the error around each node: that of the interpolation and the standard errors of values and slopes."""
+        slopes = sum(axis.step * self.slope_error[name] for name, axis in self.axes)
+        return self.interpolation_error + self.standard_error + STEEPEST * slopes
 
     def __call__(self, **theta: ArrayLike) -> Float[Array, "*batch"]:
         """Return log Z at parameters of any shapes that broadcast; infinite outside of the grid.
 
         Raises:
-            EnergyError: for unknown or missing names, and for known values outside of the grid.
+            EnergyError: for unknown or missing names and, outside of a model, for known values beyond the grid.
         """
-        columns = jnp.broadcast_arrays(*self._columns(theta).values())
-        points = jnp.stack([column.reshape(-1) for column in columns], axis=-1)
-        return jax.vmap(self._at)(points).reshape(columns[0].shape)
+        return self._at_points(lambda axes, point: interpolate(axes, self.table, point), theta)
+
+    def error(self, **theta: ArrayLike) -> Float[Array, "*batch"]:
+        """Return a bound on the error of log Z near parameters, in nats; infinite outside of the grid.
+
+        A posterior is right if ``num_rows * log_z.error(**posterior.get_samples())`` is far below 1 for its draws.
+
+        Raises:
+            EnergyError: as the call.
+        """
+        errors = self.errors
+        return self._at_points(lambda axes, point: largest_of_cell(axes, errors, point), theta)
 
     def distribution(self, **theta: ArrayLike) -> EnergyDistribution:
         """Return the normalised distribution ``exp(-E(x; theta) - log Z(theta))``, for any NumPyro inference.
@@ -112,7 +122,8 @@ class LogPartitionGrid:
             EnergyError: as the call.
 
         Warns:
-            UnreliableLogPartitionWarning: if the error times the number of rows of the enclosing plates exceeds 0.2 nats.
+            UnreliableLogPartitionWarning: if the median error of the grid times the number of rows of the enclosing plates
+                exceeds 0.2 nats. See `error` for that near the posterior.
         """
         columns = self._columns(theta)
         self._check_error(rows_of_plates())
@@ -140,16 +151,22 @@ class LogPartitionGrid:
         lines = [f"log Z by '{self.method}' on a grid"]
         for name, axis in self.axes:
             lines.append(f"  {name:12} {axis.low:>8.4g} to {axis.high:<8.4g} {axis.num} nodes")
-        lines.append(
-            f"  error        {float(self.error):.2g} nats, of which interpolation {float(self.interpolation_error):.2g}"
-        )
+        middle, largest = float(jnp.median(self.errors)), float(jnp.max(self.errors))
+        lines.append(f"  error        {middle:>8.2g} nats in the median, {largest:.2g} at most")
         return "\n".join(lines)
 
-    def _at(self, point: Float[Array, " axes"]) -> Scalar:
+    def _at_points(self, evaluate: Callable[[tuple[Axis, ...], Array], Scalar], theta: Mapping[str, ArrayLike]) -> Array:
+        """Evaluate a function of a point inside the grid at parameters that broadcast; infinite outside of the grid."""
+        columns = jnp.broadcast_arrays(*self._columns(theta).values())
         axes = tuple(axis for _, axis in self.axes)
         low, high, step = (jnp.asarray([getattr(axis, end) for axis in axes]) for end in ("low", "high", "step"))
-        is_inside = jnp.all((point >= low - ROUNDING * step) & (point <= high + ROUNDING * step))
-        return jnp.where(is_inside, interpolate(axes, self.table, jnp.clip(point, low, high)), jnp.inf)
+
+        def at(point):
+            is_inside = jnp.all((point >= low - ROUNDING * step) & (point <= high + ROUNDING * step))
+            return jnp.where(is_inside, evaluate(axes, jnp.clip(point, low, high)), jnp.inf)
+
+        points = jnp.stack([column.reshape(-1) for column in columns], axis=-1)
+        return jax.vmap(at)(points).reshape(columns[0].shape)
 
     def _columns(self, theta: Mapping[str, ArrayLike]) -> dict[str, Float[Array, "..."]]:
         """Return the parameters as arrays in the order of the axes, after a check of names and of known values."""
@@ -164,13 +181,17 @@ class LogPartitionGrid:
         return {name: jnp.asarray(theta[name], float) for name in self.names}
 
     def _check_error(self, num_rows: int) -> None:
-        if not is_concrete(self.table, self.standard_error) or num_rows * self.error <= LARGEST_ERROR:
+        if not is_concrete(self.interpolation_error, self.standard_error, self.slope_error):
             return
-        cause = "a finer grid" if 2 * self.interpolation_error > self.error else "more chains or levels of the method"
+        with eager(self.interpolation_error):
+            error, interpolation = float(jnp.median(self.errors)), float(jnp.median(self.interpolation_error))
+        if num_rows * error <= LARGEST_ERROR:
+            return
+        cause = "a finer grid" if 2 * interpolation > error else "more chains or levels of the method"
         warnings.warn(
-            f"The grid of log Z has an error of up to {float(self.error):.2g} nats, and the likelihood of {num_rows} rows "
-            f"contains it {num_rows} times: more than {LARGEST_ERROR} nats in all, which may change the posterior. Use "
-            f"{cause}, or a grid that is closer around the posterior.",
+            f"The grid of log Z has a median error of {error:.2g} nats, and the likelihood of {num_rows} rows contains it "
+            f"{num_rows} times: more than {LARGEST_ERROR} nats in all, which may change the posterior. Use {cause}, or a "
+            "grid that is closer around the posterior.",
             UnreliableLogPartitionWarning,
             stacklevel=3,
         )
@@ -213,7 +234,7 @@ def log_partition_grid(
         TypeError: for an ``energy_of`` that returns something else.
 
     Warns:
-        UnreliableLogPartitionWarning: as `log_partition`, and if the error of log Z exceeds 0.2 nats for one row.
+        UnreliableLogPartitionWarning: as `log_partition`, and if the median error of the grid exceeds 0.2 nats.
 
     Example:
         >>> from numpyro_ebm.energies import Graph, Ising
@@ -266,7 +287,7 @@ def distribution_of(energy_of: EnergyOf, point: Mapping[str, Scalar]) -> EnergyD
 def _surrogate(energy_of, axes: dict[str, Axis], method: str, values, slopes, errors, slope_errors) -> LogPartitionGrid:
     along = jnp.stack([slopes[name] for name in axes])
     nodes = tuple(axes.values())
-    interpolation = MARGIN / 16 * leave_out_error(nodes, values, along)
+    interpolation = leave_out_errors(nodes, values, along) / GAIN
     table = derivatives(nodes, values, along)
     return LogPartitionGrid(energy_of, tuple(axes.items()), method, table, errors, slope_errors, interpolation)  # pyright: ignore[reportCallIssue]
 
@@ -298,7 +319,7 @@ def _method_of(
 
 
 def _check_inside(name: str, axis: Axis, value: ArrayLike) -> None:
-    if not is_concrete(value):
+    if is_in_model() or not is_concrete(value):  # a model is also run at draws of the prior, to find its sites
         return
     values, reach = np.asarray(value, float), ROUNDING * axis.step
     outside = values[~((values >= axis.low - reach) & (values <= axis.high + reach))]

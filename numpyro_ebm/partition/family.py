@@ -86,6 +86,11 @@ def with_slopes(
     evaluate = _estimated_slopes if method.needs_key else _exact_slopes
     found, slopes, errors = _over(functools.partial(evaluate, method, family), rng_key, points)
     check_found(owner, method, first, found, place)
+    for name, each in slopes.items():
+        bad = jnp.flatnonzero(~jnp.isfinite(each))
+        if bad.size:
+            index = int(bad[0])
+            raise EnergyError(f"{owner} found that the derivative of log Z in {name}{place(index)} is {each[index]}.")
     return Sloped(shaped(found, method.bound), slopes, errors)
 
 
