@@ -11,7 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import check_against_grid
+from helpers import check_against_grid, some_slow
 from numpyro.infer import MCMC, NUTS, Predictive
 
 import numpyro_ebm as ebm
@@ -71,7 +71,7 @@ def test_cubics_are_exact_for_polynomials_of_degree_three(x64, dimensions):
     np.testing.assert_allclose(gradients, jax.vmap(jax.grad(of))(points), atol=1e-11)
 
 
-@pytest.mark.parametrize("num", [5, 9, 13, 33])
+@pytest.mark.parametrize("num", some_slow([5, 13], [9, 33]))
 def test_the_error_of_the_interpolation_is_bounded(x64, num):
     """In the middle of a grid that is coarse, and of one that is fine: sharp bends and smooth functions."""
     axes = axes_of(num, 2)
@@ -79,10 +79,11 @@ def test_the_error_of_the_interpolation_is_bounded(x64, num):
     nodes = nodes_of(axes).reshape(-1, 2)
     values = jax.vmap(of)(nodes).reshape(num, num)
     slopes = jnp.moveaxis(jax.vmap(jax.grad(of))(nodes), -1, 0).reshape(2, num, num)
-    table, errors = _hermite.derivatives(axes, values, slopes), _hermite.leave_out_errors(axes, values, slopes)
+    table = _hermite.derivatives(axes, values, slopes)
+    errors = jax.jit(_hermite.leave_out_errors, static_argnums=0)(axes, values, slopes)
     points = np.random.default_rng(0).uniform(-1, 1, (2000, 2))
-    found = jax.vmap(lambda p: _hermite.interpolate(axes, table, p))(points)
-    bounds = jax.vmap(lambda p: _hermite.largest_of_cell(axes, errors, p))(points) / 4
+    found = jax.jit(jax.vmap(lambda p: _hermite.interpolate(axes, table, p)))(points)
+    bounds = jax.jit(jax.vmap(lambda p: _hermite.largest_of_cell(axes, errors, p)))(points) / 4
     actual = np.abs(found - jax.vmap(of)(points))
     assert np.max(actual) < np.max(bounds) < 50 * np.max(actual)
     assert np.mean(actual <= bounds) > 0.99
@@ -184,7 +185,7 @@ CHAINS = {
 
 
 @pytest.mark.filterwarnings("ignore:The grid of log Z has a median error")
-@pytest.mark.parametrize("case", CHAINS)
+@pytest.mark.parametrize("case", some_slow(["ais", "importance"], ["smc"]))
 def test_estimated_nodes_within_their_standard_errors(case):
     method, options, energy_of, grid = CHAINS[case]
     (name,) = grid
