@@ -1,5 +1,6 @@
 """`log_partition`, the main function for log Z."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,12 +9,14 @@ import jax
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
-from numpyro_ebm._core.typing import PRNGKey, PyTree
+from numpyro_ebm._core.typing import ArrayLike, PRNGKey, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
+from numpyro_ebm.handlers.results import values_of
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._base import AbstractPartition, Estimate, LogPartition, in_shape, shaped
 from numpyro_ebm.partition._checks import check_found
 from numpyro_ebm.partition._rows import estimate_rows
+from numpyro_ebm.partition.family import at_each, samples_of
 from numpyro_ebm.partition.names import METHODS
 
 
@@ -33,6 +36,7 @@ def log_partition(
     *,
     method: str | AbstractPartition = "ais",
     params: PyTree | None = None,
+    posterior_samples: Mapping[str, ArrayLike] | None = None,
     site: str | None = None,
     model_args: tuple = (),
     model_kwargs: Mapping[str, Any] | None = None,
@@ -60,6 +64,9 @@ def log_partition(
             the same model or kind of distribution compiles nothing, even if its values differ.
         method: a name of `available_partition_methods` or an object.
         params: values of the model's parameters, or the result of `fit`.
+        posterior_samples: draws of the model's latents by name, the number of draws in front, as ``mcmc.get_samples()``
+            returns them. There is then one log Z for each draw, in front of the shape above; the draws run one after the
+            other in one compiled program, each with its own random key.
         site: name of the model's energy site; for sites that a factor joins, their names joined by commas.
         model_args: the model's arguments, as far as the energy depends on them (its context).
         model_kwargs: the model's keyword arguments.
@@ -70,7 +77,8 @@ def log_partition(
 
     Raises:
         EnergyError: (a ValueError) for an unknown method, a model without an energy, parameters without a value, and a
-            distribution that the method cannot handle (see there); if log Z is infinite or the method does not finish.
+            distribution that the method cannot handle (see there); if log Z is infinite or the method does not finish. For
+            draws of the latents that differ in number, and with them for data or draws of the event.
         TypeError: for unknown options, and for anything other than a model or an energy.
 
     Warns:
@@ -82,6 +90,7 @@ def log_partition(
     Example:
         >>> import jax
         >>> log_z = log_partition(None, EnergyDistribution(lambda x: 2.0 * x**2), method="grid")  # doctest: +SKIP
+        >>> log_zs = log_partition(key, model, posterior_samples=mcmc.get_samples())  # doctest: +SKIP
 
     References:
         Song and Kingma, How to train your energy-based models (2021), section 3; Vehtari et al., Pareto smoothed importance
@@ -92,6 +101,12 @@ def log_partition(
         raise EnergyError(f"The method '{chosen.name}' is random. Write log_partition(jax.random.key(0), ...).")
     if rng_key is not None:
         check_key("log_partition", rng_key)
+    if posterior_samples is not None:
+        draws_of = samples_of("log_partition", posterior_samples)
+        given = values_of("log_partition", {} if params is None else params)
+        find = functools.partial(_problem.find, "log_partition", dist_or_model)
+        family = lambda draw: find(given | draw, site, model_args, model_kwargs)  # noqa: E731
+        return at_each("log_partition", rng_key, chosen, family, draws_of, lambda index: f" of draw {index}")
     distribution = _problem.find("log_partition", dist_or_model, params, site, model_args, model_kwargs)
     chosen.check(distribution)
     data = chosen.data

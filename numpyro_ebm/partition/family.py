@@ -1,7 +1,7 @@
 """Log Z of a family of energies at many parameters, in one compiled program."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import check_key
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate, LogPartition, in_shape, shaped
@@ -92,6 +92,26 @@ def with_slopes(
             index = int(bad[0])
             raise EnergyError(f"{owner} found that the derivative of log Z in {name}{place(index)} is {each[index]}.")
     return Sloped(shaped(found, method.bound), slopes, errors)
+
+
+def samples_of(owner: str, posterior_samples: Mapping[str, ArrayLike]) -> Point:
+    """Return draws by name as arrays that lead with one number of draws.
+
+    Raises:
+        EnergyError: for none, and for draws that differ in number.
+        TypeError: for anything but draws by name.
+    """
+    if not isinstance(posterior_samples, Mapping):
+        came = type(posterior_samples).__name__
+        raise TypeError(f"{owner} needs draws by name; got {came}. Write posterior_samples=mcmc.get_samples().")
+    samples = {name: jnp.asarray(each) for name, each in posterior_samples.items()}
+    numbers = {name: each.shape[:1] for name, each in samples.items()}
+    if not samples or len(set(numbers.values())) > 1 or not all(sum(each) for each in numbers.values()):
+        raise EnergyError(
+            f"{owner} needs draws that all lead with their number; got {numbers or 'none'} in front. Write "
+            "posterior_samples=mcmc.get_samples()."
+        )
+    return samples
 
 
 def _checked(
