@@ -1,5 +1,6 @@
-"""Posteriors over the parameters of energies: the exchange algorithm and its proposals, surrogates of log Z."""
+"""Posteriors over the parameters of energies: the exchange algorithm and its proposals, surrogates of log Z, evidence."""
 
+from numpyro_ebm.bayes.evidence import log_evidence as log_evidence
 from numpyro_ebm.bayes.exact_samplers import coupling_from_the_past as coupling_from_the_past
 from numpyro_ebm.bayes.exact_samplers import enumeration as enumeration
 from numpyro_ebm.bayes.exchange import ExchangeKernel as ExchangeKernel
