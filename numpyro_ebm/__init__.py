@@ -26,7 +26,8 @@ Public names by topic (``help`` describes each):
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
-* Posteriors over parameters: ExchangeKernel; in ``numpyro_ebm.bayes`` its proposals Differences, NoisyMALA, RandomWalk.
+* Posteriors over parameters: ExchangeKernel; in ``numpyro_ebm.bayes`` its proposals Differences, NoisyMALA, RandomWalk, and
+    log_partition_grid, LogPartitionGrid, log_evidence.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from numpyro_ebm._core.typing import Array, Scalar
 
@@ -116,7 +116,7 @@ def largest_of_cell(axes: tuple[Axis, ...], table: Float[Array, "*nodes"], point
     return jnp.max(jax.lax.dynamic_slice(table, cells, (2,) * len(axes)))
 
 
-def _place(axis: Axis, x: Scalar) -> tuple[Scalar, Scalar]:
+def _place(axis: Axis, x: Scalar) -> tuple[Int[Array, ""], Scalar]:
     """Return the cell of a coordinate, and its place within the cell between 0 and 1."""
     scaled = (x - axis.low) / axis.step
     cell = jnp.clip(jnp.floor(jax.lax.stop_gradient(scaled)), 0, axis.num - 2)
