@@ -71,7 +71,7 @@ def with_slopes(
     .. math:: \partial_\theta \log Z = E_p[\partial_\theta \log \tilde p(x; \theta)]
 
     The derivative of an exact method is that of the computation. That of a random one is the weighted mean over the draws
-    with which the method ends, and its standard error that of a ratio of means.
+    with which the method ends, and its standard error that of a ratio of means of independent draws.
 
     Raises:
         EnergyError: as `at_each`, for a random method that does not end with draws of the target, and for an energy with a
