@@ -21,9 +21,14 @@ Place = Callable[[int], str]
 
 
 def check_found(
-    owner: str, method: AbstractPartition, distribution: EventDistribution, found: Estimate, place: Place | None = None
+    owner: str,
+    method: AbstractPartition,
+    distribution: EventDistribution,
+    found: Estimate,
+    place: Place | None = None,
+    stacklevel: int = 3,
 ) -> None:
-    """Check what a method found, on behalf of the public function that calls this one.
+    """Check what a method found, on behalf of a public function.
 
     Args:
         owner: the public function.
@@ -31,6 +36,7 @@ def check_found(
         distribution: the energy, or one of several of the same event.
         found: estimates of any shape.
         place: words for the place of a value; None for the number of its row.
+        stacklevel: of the warning, whose place is the call of the public function.
 
     Raises:
         EnergyError: if log Z is not finite, or the method did not finish.
@@ -44,7 +50,7 @@ def check_found(
         raise EnergyError(f"The method '{method.name}' did not finish{where}. {method.unfinished}")
     doubt = _doubt(method, distribution, found, place)
     if doubt is not None:
-        warnings.warn(f"{doubt} {method.unreliable}", UnreliableLogPartitionWarning, stacklevel=3)
+        warnings.warn(f"{doubt} {method.unreliable}", UnreliableLogPartitionWarning, stacklevel=stacklevel)
 
 
 def check_finite(owner: str, *found: Estimate, place: Place | None = None) -> None:

@@ -59,7 +59,7 @@ def at_each(
     first = _checked(owner, rng_key, method, family, points)
     found = _over(lambda key, point: _at(key, method, family, point)._replace(draws=None), rng_key, points)
     num_rows = _problem.num_rows(first)
-    check_found(owner, method, first, found, lambda index: place(index // num_rows))
+    check_found(owner, method, first, found, lambda index: place(index // num_rows), stacklevel=4)
     return shaped(in_shape(found, (-1, *_problem.shape_of(first))), method.bound)
 
 
@@ -85,7 +85,7 @@ def with_slopes(
         )
     evaluate = _estimated_slopes if method.needs_key else _exact_slopes
     found, slopes, errors = _over(functools.partial(evaluate, method, family), rng_key, points)
-    check_found(owner, method, first, found, place)
+    check_found(owner, method, first, found, place, stacklevel=4)
     for name, each in slopes.items():
         bad = jnp.flatnonzero(~jnp.isfinite(each))
         if bad.size:
