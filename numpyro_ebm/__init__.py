@@ -27,7 +27,7 @@ Public names by topic (``help`` describes each):
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
 * Posteriors over parameters: ExchangeKernel; in ``numpyro_ebm.bayes`` its proposals CrankNicolson, Differences,
-    NoisyMALA, RandomWalk.
+    NoisyMALA, RandomWalk, and log_partition_grid, LogPartitionGrid, log_evidence.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,

@@ -9,6 +9,7 @@ import pytest
 
 STOPS = (
     "estimators",
+    "posteriors",
     "energies",
     "declarations",
     "kernels",

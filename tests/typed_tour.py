@@ -291,7 +291,36 @@ def energies():
     ebm.log_partition(None, d, method="enumerate")
 
 
+def posteriors():
+    graph = ebm.energies.Graph.lattice(2, 2)
+    couplings = {"J": (-0.5, 0.5, 5), "h": (-0.5, 0.5, 5)}
+    log_z = ebm.bayes.log_partition_grid(None, lambda J, h: ebm.energies.Ising(graph, J, h), couplings)  # noqa: N803
+    repr(log_z)
+    log_z(J=0.1, h=np.zeros(3))
+    log_z.error(J=[0.1, 0.2], h=0.0)
+    log_z.distribution(J=0.1, h=np.zeros(3, np.float32)).sample(KEY)
+    log_z.distribution(J=0.1, h=0.0).log_prob(np.ones((2, 2)))
+    gaussian = lambda t: ebm.EnergyDistribution(lambda x: t * x**2)  # noqa: E731
+    options = {"num_levels": 5, "num_chains": 20}
+    ebm.bayes.log_partition_grid(KEY, gaussian, {"t": (0.5, 1.0, 5)}, method="ais", **options)
+
+    def model(s):
+        J = numpyro.sample("J", dist.Uniform(-0.5, 0.5))  # noqa: N806
+        numpyro.sample("s", log_z.distribution(J=J, h=0.0), obs=s)
+
+    def energy():
+        J = numpyro.sample("J", dist.Uniform(-0.5, 0.5))  # noqa: N806
+        numpyro.sample("s", ebm.EnergyDistribution(ebm.energies.Ising(graph, J)))
+
+    draws = {"J": np.linspace(-0.4, 0.4, 20)}
+    rows = np.ones((2, 2), np.float32)
+    ebm.log_partition(None, energy, posterior_samples=draws, method="enumerate")
+    ebm.bayes.log_evidence(None, model, method="grid", num_points=101, model_args=(rows,))
+    ebm.bayes.log_evidence(KEY, model, method="bridge", posterior_samples=draws, model_args=(rows,))
+
+
 STOPS = (
+    posteriors,
     estimators,
     energies,
     declarations,

@@ -46,7 +46,7 @@ class NonFiniteLossWarning(UserWarning):
 
 
 class UnreliableLogPartitionWarning(UserWarning):
-    """An estimate of log Z rests on too few effective draws for its standard error to be reliable."""
+    """An estimate of log Z has an unreliable standard error, or an error that is too large for the rows that multiply it."""
 
 
 class UntrainedParametersWarning(UserWarning):

@@ -1,6 +1,7 @@
 """What is running the model (NUTS, an autoguide's set-up, an ELBO), read from NumPyro's handlers and the call stack."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -293,6 +294,16 @@ def plates_shape() -> tuple[int, ...]:
     for each in plates:
         shape[each.dim] = each.subsample_size
     return tuple(shape)
+
+
+def is_in_model() -> bool:
+    """Return whether a handler of NumPyro is running a model."""
+    return bool(_PYRO_STACK)
+
+
+def rows_of_plates() -> int:
+    """Return the number of rows of the enclosing plates, all rows of those that subsample; 1 without a plate."""
+    return math.prod(each.size for each in _PYRO_STACK if isinstance(each, plate))
 
 
 def site_being_scored() -> str | None:

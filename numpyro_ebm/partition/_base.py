@@ -47,6 +47,18 @@ class LogPartition(NamedTuple):
     bound: Bound | None
 
 
+class Weighted(NamedTuple):
+    """Positions whose weighted mean estimates a mean under the target.
+
+    Attributes:
+        positions: ``(num, ...)``, in unconstrained space.
+        log_weights: ``(num,)``, up to a constant.
+    """
+
+    positions: Shaped[Array, " draws *position"]
+    log_weights: Float[Array, " draws"]
+
+
 class Estimate(NamedTuple):
     """A method's estimate of one row's log Z.
 
@@ -58,6 +70,7 @@ class Estimate(NamedTuple):
         tail: Pareto shape of the upper tail of the weights, whose variance is infinite from 1/2 on. 0 without weights.
         covers: whether chains that came from the start stay where they ended.
         are_draws: whether the draws given for the target can be draws of it.
+        draws: weighted draws of the target that the method ends with; None without any.
     """
 
     value: Float[Array, "*batch"]
@@ -67,6 +80,7 @@ class Estimate(NamedTuple):
     tail: Any = 0.0
     covers: Any = True
     are_draws: Any = True
+    draws: Weighted | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +259,17 @@ def tail_of(log_weights: Float[Array, " samples"]) -> Scalar:
     weights, shape = psis_weights(log_weights)
     is_even = jnp.exp(-jax.nn.logsumexp(2 * weights)) > EVEN * len(log_weights)
     return jnp.where(is_even, 0.0, jnp.nan_to_num(shape))
+
+
+def in_shape(found: Estimate, shape: tuple[int, ...]) -> Estimate:
+    """Return value, standard error and effective sample size in a shape."""
+    value, standard_error, ess = (jnp.asarray(leaf).reshape(shape) for leaf in found[:3])
+    return Estimate(value, standard_error, ess)
+
+
+def shaped(found: Estimate, bound: Bound | None) -> LogPartition:
+    """Return the result for the user, with rounding added to the standard error."""
+    return LogPartition(found.value, found.standard_error + rounding(found.value), found.ess, bound)
 
 
 def rounding(value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:

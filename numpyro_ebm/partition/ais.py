@@ -14,7 +14,7 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import Levels, anneal, default_kernel, exact_kernel, pilot
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, from_log_weights
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, Weighted, from_log_weights
 from numpyro_ebm.partition._start import are_still
 
 PILOT_CHAINS = 32
@@ -127,7 +127,7 @@ class AnnealedImportanceSampling(AbstractPartition):
         levels = self.levels(key_pilot, densities, starts)
         kernel = default_kernel(self.kernel, densities.distribution)
         run = anneal(key_chains, kernel, densities, starts[: self.num_chains], levels, self.num_steps)
-        found = from_log_weights(run.log_weights)
+        found = from_log_weights(run.log_weights)._replace(draws=Weighted(run.settled, run.log_weights))
         if densities.distribution.is_discrete:
             return found
         weights = jnp.exp(run.log_weights - jnp.max(run.log_weights))

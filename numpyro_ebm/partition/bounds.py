@@ -16,8 +16,8 @@ from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition import _problem
 from numpyro_ebm.partition._annealing import anneal, default_kernel, reverse
-from numpyro_ebm.partition._base import Densities, Estimate, LogPartition, from_log_weights
-from numpyro_ebm.partition._run import check_finite, shaped
+from numpyro_ebm.partition._base import Densities, LogPartition, from_log_weights, in_shape, shaped
+from numpyro_ebm.partition._checks import check_finite
 from numpyro_ebm.partition._start import fits_start, start_around
 from numpyro_ebm.partition.ais import AnnealedImportanceSampling
 from numpyro_ebm.partition.names import METHODS
@@ -153,7 +153,7 @@ def log_partition_bounds(
     betas, forward, backward = _both_ways(key_starts, key_rows, method, distribution.closed(), ends, data)
     check_finite(owner, *(each[0] for each in (forward, backward)))
     shape = _problem.shape_of(distribution)
-    lower, upper = (Estimate(*(leaf.reshape(shape) for leaf in each[0][:3])) for each in (forward, backward))
+    lower, upper = (in_shape(each[0], shape) for each in (forward, backward))
     by_level = (leaf.reshape(*shape, -1) for leaf in (betas, forward[1], backward[1]))
     return LogPartitionBounds(shaped(lower, "lower"), shaped(upper, "upper"), *by_level)
 

@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import PRNGKey, PyTree
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, from_log_weights
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, Weighted, from_log_weights
 from numpyro_ebm.partition._proposal import check_rows, fit_proposal
 
 
@@ -88,13 +89,17 @@ class ImportanceSampling(AbstractPartition):
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the mean weight."""
         if starts is not None:
-            return from_log_weights(jax.vmap(densities.log_ratio)(starts))
+            return _weighted(starts, jax.vmap(densities.log_ratio)(starts))
         key_fit, key_draw = jax.random.split(rng_key)
         proposal = fit_proposal(key_fit, draws, densities.distribution, self.num_components)
         x = proposal.sample(key_draw, self.num_samples)
-        return from_log_weights(jax.vmap(densities.log_target)(x) - jax.vmap(proposal.log_prob)(x))
+        return _weighted(x, jax.vmap(densities.log_target)(x) - jax.vmap(proposal.log_prob)(x))
 
 
 jax.tree_util.register_dataclass(
     ImportanceSampling, data_fields=["proposal", "data"], meta_fields=["num_samples", "num_components"]
 )
+
+
+def _weighted(positions: Shaped[Array, " samples *position"], log_weights: Float[Array, " samples"]) -> Estimate:
+    return from_log_weights(log_weights)._replace(draws=Weighted(positions, log_weights))

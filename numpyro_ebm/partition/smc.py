@@ -16,7 +16,7 @@ from numpyro_ebm._core.spreads import or_one, spread
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels import AbstractKernel
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
-from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, tail_of
+from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, Weighted, tail_of
 
 SHORTEST, LONGEST = 1e-8, 1e8
 """Bounds of the adapted step size, so that it cannot drift to 0 or infinity."""
@@ -141,8 +141,9 @@ class SequentialMonteCarlo(AbstractPartition):
         concentration = jnp.sum(left**2)
         variance = 1 - (num / (num - 1)) ** (end.num_stages + 1).astype(concentration.dtype) * (1 - concentration)
         error = jnp.sqrt(jnp.maximum(variance, end.variance))
-        is_finished = end.state.tempering_param >= 1
-        return Estimate(end.log_z, error, 1 / concentration, is_finished, tail_of(jnp.log(end.state.weights)))
+        is_finished, log_weights = end.state.tempering_param >= 1, jnp.log(end.state.weights)
+        draws = Weighted(jax.vmap(kernel.lower)(end.state.particles), log_weights)
+        return Estimate(end.log_z, error, 1 / concentration, is_finished, tail_of(log_weights), draws=draws)
 
     def _stage(self, population: Population, kernel: AbstractKernel, densities: Densities) -> Population:
         key, key_stage, key_init = jax.random.split(population.key, 3)
