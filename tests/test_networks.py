@@ -254,7 +254,7 @@ def exchanged(model, y, inner, num_steps, **counts):
 @pytest.mark.parametrize("inner", ["gibbs", "block_gibbs"])
 def test_exchange_gives_the_posterior_of_the_monks(inner):
     _, y, mean, sd, _ = KNOWN["monks"]
-    draws = exchanged(monks, y, inner, 20, num_warmup=300, num_samples=500, num_chains=16)
+    draws = exchanged(monks, y, inner, 20, num_warmup=300, num_samples=1000, num_chains=16)
     check_moments(draws, np.array(mean), np.array(sd) ** 2, min_ess=400)
 
 
@@ -274,6 +274,17 @@ def test_pseudolikelihood_is_the_logistic_regression_on_changes():
     d = ebm.EnergyDistribution(energy)
     np.testing.assert_allclose(surrogate(d, y[None], "pseudolikelihood"), expected, rtol=1e-5)
     np.testing.assert_allclose(surrogate(plainly(energy), y[None], "pseudolikelihood"), expected, rtol=1e-4)
+
+
+def operations(num_nodes):
+    """Operations of one conditional, as XLA counts them."""
+    energy = ERGM(num_nodes, [KStars(2), Triangles(), GWDegree(0.5)], np.ones(3))
+    program = jax.jit(energy.local_fields).lower(jnp.zeros(energy.event_shape, int), 0).compile()
+    return program.cost_analysis()["flops"]
+
+
+def test_a_conditional_costs_as_much_as_a_row_of_the_matrix():
+    assert operations(128) < 6 * operations(32)
 
 
 @pytest.mark.parametrize("num_nodes", [2, 7, 8])

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ArrayLike, Scalar
@@ -87,7 +86,7 @@ class ERGM(UnitEnergy):
 
     def values(self, event: Shaped[Array, " ties"]) -> Float[Array, " statistics"]:
         """Return the statistics of one network, which are sufficient for the coefficients."""
-        network = Network(as_floats(event), self.dyads)
+        network = Network(jnp.asarray(event), self.dyads)
         return jnp.stack([statistic.value(network) for statistic in self.statistics])
 
     def changes(
@@ -99,7 +98,7 @@ class ERGM(UnitEnergy):
             event: one network.
             index: numbers of ties, of any shape; None for all.
         """
-        network = Network(as_floats(event), self.dyads)
+        network = Network(jnp.asarray(event), self.dyads)
         index = np.arange(self.dyads.num_ties) if index is None else index
 
         def of_tie(ends):

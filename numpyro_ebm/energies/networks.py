@@ -158,17 +158,18 @@ class Network:
         dyads: the pairs of nodes.
     """
 
-    ties: Any
+    ties: Shaped[Array, " ties"]
     dyads: Dyads
 
     def __getitem__(self, nodes: Node | tuple[Node, Node]) -> Float[Array, "..."]:
         """Return entries of the adjacency matrix."""
-        return as_floats(self.ties).at[self._places(nodes)].get(mode="fill", fill_value=0.0)
+        # Read first, then converted: the other way round, one row would cost as much as the matrix.
+        return as_floats(self.ties.at[self._places(nodes)].get(mode="fill", fill_value=0))
 
     def with_tie(self, i: Node, j: Node, value: ArrayLike) -> "Network":
         """Return the network with another value of the tie from one node to another."""
-        ties = as_floats(self.ties)
-        return Network(ties.at[self._places((i, j))].set(jnp.asarray(value, ties.dtype)), self.dyads)
+        ties = self.ties.at[self._places((i, j))].set(jnp.asarray(value, self.ties.dtype))
+        return dataclasses.replace(self, ties=ties)
 
     def _places(self, nodes: Node | tuple[Node, Node]) -> Int[Array, "..."]:
         places: Any = jnp.asarray(self.dyads.places)
