@@ -1,5 +1,6 @@
 """Gradients of a posterior with data sets drawn from its energies, and Newton steps along them to a mode."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ from numpyro_ebm.bayes._posterior import Energies
 Flat = Float[Array, " d"]
 FARTHEST = 3.0
 """Longest Newton step, in standard deviations of the posterior per latent."""
+
+
+DIFFERENCES = 8
+"""Differences of two scores per latent from which the first information comes, so that it is well-conditioned."""
 
 
 class Surface(NamedTuple):
@@ -83,24 +88,39 @@ def settle(
     """Go to a mode of the posterior by stochastic Newton steps, and estimate the covariance there.
 
     At each step two data sets are drawn. Their mean is the model term of the gradient, and their difference, row by row,
-    gives the variance of the score, which is the information of the data about the latents.
+    gives the variance of the score, which is the information of the data about the latents. Of few rows, two data sets tell
+    it in few directions, and a step along another one would be as long as the prior is wide: the information before the
+    first step comes from as many data sets as tell it in all.
     """
     precision = _prior_precision(surface, z)
+    num_rows = sum(site.num_rows for site in surface.energies(z).sites.values())
+    num_pairs = math.ceil(DIFFERENCES * z.size / num_rows)
+    key_start, key_steps = jax.random.split(rng_key)
+
+    def draw(key, z, averaging, num):
+        drawn = draw_sets(key, auxiliaries, surface.energies(z), step_sizes(averaging), num)
+        return drawn, {name: each.positions for name, each in drawn.items()}
 
     def step(carry, inputs):
         z, averaging, information = carry
         key, t = inputs
-        pair = draw_sets(key, auxiliaries, surface.energies(z), step_sizes(averaging), 2)
-        sets = {name: drawn.positions for name, drawn in pair.items()}
-        one, other = jax.vmap(partial(jax.jacfwd(surface.by_row), z))(sets)
-        information += (0.5 * (one - other).T @ (one - other) - information) / (1 + t / 2)
+        pair, sets = draw(key, z, averaging, 2)
+        information += (_information(surface, z, sets) - information) / (num_pairs + t / 2)
         covariance = jnp.linalg.inv(information + jnp.diag(precision))
         z = _moved(z, surface.gradient(z, sets), covariance, 1 / (1 + t / 10))
         return (z, next_averagings(auxiliaries, averaging, _first(pair)), information), covariance
 
-    inputs = jax.random.split(rng_key, num_steps), jnp.arange(num_steps)
-    (z, averaging, _), covariances = jax.lax.scan(step, (z, averaging, jnp.eye(z.size)), inputs)
+    information = _information(surface, z, draw(key_start, z, averaging, 2 * num_pairs)[1])
+    inputs = jax.random.split(key_steps, num_steps), jnp.arange(num_steps)
+    (z, averaging, _), covariances = jax.lax.scan(step, (z, averaging, information), inputs)
     return Settled(z, averaging, covariances[-1])
+
+
+def _information(surface: Surface, z: Flat, sets: Positions) -> Float[Array, "d d"]:
+    """Return the variance of the score over an even number of data sets, from differences within pairs of them."""
+    slopes = jax.vmap(partial(jax.jacfwd(surface.by_row), z))(sets)
+    differences = slopes[::2] - slopes[1::2]
+    return 0.5 * jnp.einsum("pri,prj->ij", differences, differences) / len(differences)
 
 
 def _first(drawn: dict[str, Drawn]) -> dict[str, Drawn]:
