@@ -425,8 +425,18 @@ def test_bad_input_is_refused_with_what_to_write(case):
         build()
 
 
+class Unregistered(Isolates):
+    """A class of which JAX knows nothing."""
+
+
 @pytest.mark.parametrize(
-    ("statistics", "words"), [(Edges(), "a list of statistics"), ([Edges], "the class Edges"), ([None], "got NoneType")]
+    ("statistics", "words"),
+    [
+        (Edges(), "a list of statistics"),
+        ([Edges], "the class Edges"),
+        ([None], "got NoneType"),
+        ([Unregistered()], "Unregistered is none"),
+    ],
 )
 def test_what_is_no_statistic_is_refused(statistics, words):
     with pytest.raises(TypeError, match=words):

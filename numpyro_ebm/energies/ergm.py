@@ -49,7 +49,7 @@ class ERGM(UnitEnergy):
     Raises:
         EnergyError: without statistics, for statistics of the other kind of ties or of another number of nodes, and for
             coefficients that are not one finite number per statistic.
-        TypeError: for statistics that are not a list of such objects.
+        TypeError: for statistics that are not a list of such objects, and for one of your own that is no pytree.
 
     Example:
         >>> energy = ERGM(3, [Edges(), Triangles()], [0.0, 1.0])
@@ -163,6 +163,11 @@ def _checked(dyads: Dyads, statistics: Any) -> tuple[AbstractNetworkStatistic, .
         if not isinstance(each, AbstractNetworkStatistic):
             what = f"the class {each.__name__}" if isinstance(each, type) else type(each).__name__
             raise TypeError(f"ERGM needs statistics as objects; got {what} among them. {write}")
+        if any(leaf is each for leaf in jax.tree.leaves(each)):
+            raise TypeError(
+                f"ERGM needs statistics that are pytrees, and {type(each).__name__} is none. Write "
+                "@jax.tree_util.register_dataclass above @dataclasses.dataclass(frozen=True) at its class."
+            )
     if not statistics:
         raise EnergyError(f"ERGM needs a statistic or more; got none. {write}")
     for each in statistics:
