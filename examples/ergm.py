@@ -158,7 +158,11 @@ def draw_measure(axis, networks: np.ndarray, measure, entries) -> None:
     for part in ("boxes", "whiskers", "caps", "medians"):
         plt.setp(box[part], **style)
     plt.setp(box["boxes"], facecolor="0.88")
-    axis.plot(range(len(entries)), observed, "o-", color="#0B3C6F", markersize=4, linewidth=1.6, zorder=3)
+    place = np.arange(len(entries))
+    is_number = np.array(entries) < len(FAMILIES)  # "none" is no distance, and the line does not lead there
+    line = {"color": "#0B3C6F", "markersize": 4, "linewidth": 1.6, "zorder": 3}
+    for part in (is_number, ~is_number):
+        axis.plot(place[part], observed[part], "o-", **line)
     labels = ["none" if entry == len(FAMILIES) else str(entry) for entry in entries]
     axis.set_xticks(range(len(entries)), labels)
 

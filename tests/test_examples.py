@@ -253,7 +253,7 @@ def test_all_symptoms_with_a_prior(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_marriages_by_exchange_and_pseudolikelihood(tmp_path, capsys):
-    options = ["--models", "stars", "wealth", "--samples", "300", "--networks", "50", "--no-bar", "--out", str(tmp_path)]
+    options = ["--models", "stars", "wealth", "--samples", "600", "--networks", "50", "--no-bar", "--out", str(tmp_path)]
     fits = load("ergm").main(options)
     printed = capsys.readouterr().out
     assert "Model 'stars': posterior by exchange" in printed
