@@ -10,7 +10,8 @@ Public names by topic (``help`` describes each):
 * Declare: EnergyDistribution, energy_factor, ScoreDistribution, Empirical; the supports spins, one_hot, Blocks.
 * Ready-made energies, in ``numpyro_ebm.energies``: Autologistic, BoltzmannMachine, DeepBoltzmannMachine,
     ExponentialGraphicalModel, GaussianGraphicalModel, GaussianRBM, GraphPotts, Ising, MixtureOfEnergies,
-    PoissonGraphicalModel, Potts, ProductOfExperts, RBM, Tempered.
+    PoissonGraphicalModel, Potts, ProductOfExperts, RBM, Tempered; ERGM for networks, with Dyads and its statistics Edges,
+    EdgeCovariate, GWDegree, GWESP, KStars, Mutual, NodeCovariate, NodeMatch, Triangles.
 * Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,

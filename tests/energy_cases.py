@@ -11,18 +11,27 @@ from numpyro.infer.util import log_density
 
 import numpyro_ebm as ebm
 from numpyro_ebm.energies import (
+    ERGM,
+    GWESP,
     RBM,
     Autologistic,
     BoltzmannMachine,
     DeepBoltzmannMachine,
+    Dyads,
+    Edges,
     Graph,
     GraphPotts,
+    GWDegree,
     Ising,
+    KStars,
     MixtureOfEnergies,
+    Mutual,
+    NodeMatch,
     PoissonGraphicalModel,
     Potts,
     ProductOfExperts,
     Tempered,
+    Triangles,
 )
 
 RNG = np.random.default_rng(0)
@@ -69,6 +78,9 @@ ENERGIES = {
     "tempered deep machine": Tempered(DEEP, 0.7),
     "tempered product": Tempered(Tempered(ProductOfExperts([ISING, ISING]), 2.0), 0.9),
     "counts": COUNTS,
+    "network": ERGM(4, [Edges(), GWESP(0.4), GWDegree(0.7)], [-0.5, 0.8, 0.3]),
+    "network, nodes": ERGM(4, [Edges(), KStars(2), Triangles()], [0.5, -0.4, 0.9]),
+    "network, mutual": ERGM(Dyads(3, is_directed=True), [Edges(), NodeMatch(list("aba")), Mutual()], [-1.0, 0.7, 1.5]),
     "autologistic": AUTOLOGISTIC.given(COVARIATES),
     "autologistic, spins": Autologistic(TRIANGLE, 0.4, [1.0, -0.5], units="spins", centered=True).given(COVARIATES),
 }

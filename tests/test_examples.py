@@ -8,6 +8,7 @@ import arviz
 import numpy as np
 import pytest
 import xarray
+from helpers import check_moments
 
 ROOT = Path(__file__).parents[1]
 
@@ -248,6 +249,23 @@ def test_all_symptoms_with_a_prior(tmp_path, capsys):
     found = [networks[name].nll for name in ("exact", "pseudolikelihood")]
     np.testing.assert_allclose(found, [7.13026, 7.20555], atol=2e-5)
     assert "independent  11.38669" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_marriages_by_exchange_and_pseudolikelihood(tmp_path, capsys):
+    options = ["--models", "stars", "wealth", "--samples", "600", "--networks", "50", "--no-bar", "--out", str(tmp_path)]
+    fits = load("ergm").main(options)
+    printed = capsys.readouterr().out
+    assert "Model 'stars': posterior by exchange" in printed
+    # By logistic regression on the changes; that of independent marriages is the maximum likelihood of statnet.
+    np.testing.assert_allclose(fits["stars"].pseudo, [-1.664534, 0.011773], atol=1e-6)
+    np.testing.assert_allclose(fits["wealth"].pseudo, [-2.594929, 0.010546], atol=1e-6)
+    for draws in (fits["wealth"].draws, fits["wealth"].exact):
+        check_moments(draws, np.array([-2.6396, 0.010661]), np.array([0.54641, 0.004787]) ** 2)
+    assert fits["stars"].exact is None
+    density = fits["wealth"].networks.mean((1, 2)) * 16 / 15
+    assert abs(density.mean() - 20 / 120) < 5 * density.std() / np.sqrt(50)
+    assert (tmp_path / "ergm.png").stat().st_size > 20_000
 
 
 @pytest.fixture(scope="module")

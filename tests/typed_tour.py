@@ -286,6 +286,14 @@ def energies():
         x = jax.numpy.asarray(event)
         energy.conditional(x, some).sample(KEY)
         energy.sweep(KEY, x)
+    dyads = ebm.energies.Dyads(4)
+    covariates = [ebm.energies.NodeCovariate(np.arange(4.0)), ebm.energies.EdgeCovariate(np.ones((4, 4)))]
+    y = dyads.from_adjacency(np.ones((2, 4, 4), int) - np.eye(4, dtype=int))
+    dyads.to_adjacency(y)
+    network = ebm.energies.ERGM(dyads, covariates, np.zeros(2))
+    network.values(y[0])
+    network.changes(y[0], some)
+    ebm.energies.Network(y[0], dyads).with_tie(0, 1, 0)[:]
     d = ebm.EnergyDistribution(AUTOLOGISTIC, context=np.stack([COVARIATES] * 2), batch_shape=(2,))
     d.log_prob(d.sample(KEY))
     ebm.log_partition(None, d, method="enumerate")

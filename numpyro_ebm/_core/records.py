@@ -1,13 +1,14 @@
 """Frozen dataclasses that are pytrees: settings of kernels, parameters of energies."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
 K = TypeVar("K", bound=type)
 
 
+@dataclass_transform(frozen_default=True)
 def record(*static: str, eq: bool = True):
     """Make a class a frozen dataclass and a pytree whose ``static`` fields are part of its structure.
 

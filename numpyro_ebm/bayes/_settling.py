@@ -1,5 +1,6 @@
 """Gradients of a posterior with data sets drawn from its energies, and Newton steps along them to a mode."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ from numpyro_ebm.distributions.site import Site
 Flat = Float[Array, " d"]
 FARTHEST = 3.0
 """Longest Newton step, in standard deviations of the posterior per latent."""
+
+
+DIFFERENCES = 8
+"""Differences of two scores per latent from which the first information comes, so that it is well-conditioned."""
 
 
 class Surface(NamedTuple):
@@ -62,13 +67,15 @@ class Surface(NamedTuple):
         """
         return jax.grad(lambda z: self.log_joint(z) - jnp.mean(jax.vmap(partial(self.log_densities, z))(sets)))(z)
 
-    def information(self, z: Flat, pair: Positions) -> Float[Array, "d d"]:
-        """Return the information of the data about the latents, estimated by a pair of data sets drawn at ``z``.
+    def information(self, z: Flat, sets: Positions) -> Float[Array, "d d"]:
+        """Return the information of the data about the latents, by an even number of data sets drawn at ``z``.
 
-        It is the variance of the score, the sum over rows, which are independent given the latents.
+        It is the variance of the score, from differences within pairs of sets, and the sum over rows, which are independent
+        given the latents.
         """
-        one, other = jax.vmap(partial(jax.jacfwd(self.by_row), z))(pair)
-        return 0.5 * (one - other).T @ (one - other)
+        slopes = jax.vmap(partial(jax.jacfwd(self.by_row), z))(sets)
+        differences = slopes[::2] - slopes[1::2]
+        return 0.5 * jnp.einsum("pri,prj->ij", differences, differences) / len(differences)
 
 
 class Settled(NamedTuple):
@@ -96,22 +103,31 @@ def settle(
     """Go to a mode of the posterior by stochastic Newton steps, and estimate the covariance there.
 
     At each step two data sets are drawn. Their mean is the model term of the gradient, and their difference, row by row,
-    gives the variance of the score, which is the information of the data about the latents.
+    gives the variance of the score, which is the information of the data about the latents. Of few rows, two data sets tell
+    it in few directions, and a step along another one would be as long as the prior is wide: the information before the
+    first step comes from as many data sets as tell it in all.
     """
     precision = _prior_precision(surface, z)
+    num_rows = sum(site.num_rows for site in surface.energies(z).sites.values())
+    num_pairs = math.ceil(DIFFERENCES * z.size / num_rows)
+    key_start, key_steps = jax.random.split(rng_key)
+
+    def draw(key, z, averaging, num):
+        drawn = draw_sets(key, auxiliaries, surface.energies(z), step_sizes(averaging), num)
+        return drawn, {name: each.positions for name, each in drawn.items()}
 
     def step(carry, inputs):
         z, averaging, information = carry
         key, t = inputs
-        pair = draw_sets(key, auxiliaries, surface.energies(z), step_sizes(averaging), 2)
-        sets = {name: drawn.positions for name, drawn in pair.items()}
-        information += (surface.information(z, sets) - information) / (1 + t / 2)
+        pair, sets = draw(key, z, averaging, 2)
+        information += (surface.information(z, sets) - information) / (num_pairs + t / 2)
         covariance = jnp.linalg.inv(information + jnp.diag(precision))
         z = _moved(z, surface.gradient(z, sets), covariance, 1 / (1 + t / 10))
         return (z, next_averagings(auxiliaries, averaging, _first(pair)), information), covariance
 
-    inputs = jax.random.split(rng_key, num_steps), jnp.arange(num_steps)
-    (z, averaging, _), covariances = jax.lax.scan(step, (z, averaging, jnp.eye(z.size)), inputs)
+    information = surface.information(z, draw(key_start, z, averaging, 2 * num_pairs)[1])
+    inputs = jax.random.split(key_steps, num_steps), jnp.arange(num_steps)
+    (z, averaging, _), covariances = jax.lax.scan(step, (z, averaging, information), inputs)
     return Settled(z, averaging, covariances[-1])
 
 
