@@ -130,7 +130,6 @@ def _sandwich(
     keys: PRNGKeys,
 ) -> Float[Array, "d d"]:
     """Return the covariance; NaN where the second derivatives are not positive definite."""
-
     mean = lambda flat: jnp.mean(jax.lax.map(lambda key: losses(flat, key), keys), axis=0)  # noqa: E731
     row_slopes, curvature = slopes_and_curvature(mean, penalty, at)
     scale = jnp.sqrt(jnp.abs(jnp.diag(curvature)))  # so that the condition number does not depend on units
