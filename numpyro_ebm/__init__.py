@@ -26,7 +26,8 @@ Public names by topic (``help`` describes each):
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
-* Posteriors over parameters: ExchangeKernel; in ``numpyro_ebm.bayes`` its proposals Differences, NoisyMALA, RandomWalk.
+* Posteriors over parameters: ExchangeKernel, calibrate, Calibration; in ``numpyro_ebm.bayes`` the proposals Differences,
+    NoisyMALA, RandomWalk, and the calibrations Bootstrap, Curvature, OpenFaced, Rescaling, Sandwich, with Simulated.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -62,7 +63,9 @@ from numpyro_ebm._core.errors import UnhealthyChainsError as UnhealthyChainsErro
 from numpyro_ebm._core.errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._core.errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
 from numpyro_ebm._core.errors import UntrainedParametersWarning as UntrainedParametersWarning
+from numpyro_ebm.bayes import Calibration as Calibration
 from numpyro_ebm.bayes import ExchangeKernel as ExchangeKernel
+from numpyro_ebm.bayes import calibrate as calibrate
 from numpyro_ebm.diagnostics import Diagnosis as Diagnosis
 from numpyro_ebm.diagnostics import Finding as Finding
 from numpyro_ebm.diagnostics import FunctionRhat as FunctionRhat
@@ -232,7 +235,9 @@ __all__ = [
     "DiscreteFisherDivergence",
     "EnergyDiscrepancy",
     "Exact",
+    "Calibration",
     "ExchangeKernel",
+    "calibrate",
     "FDivergence",
     "FiniteDifferenceScoreMatching",
     "Flips",
