@@ -26,7 +26,7 @@ Public names by topic (``help`` describes each):
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
-* Posteriors over parameters: ExchangeKernel, calibrate, Calibration; in ``numpyro_ebm.bayes`` the proposals Differences,
+* Posteriors over parameters: ExchangeKernel, calibrate, Calibration, gaussian_posterior, GaussianPosterior; in ``numpyro_ebm.bayes`` the proposals Differences,
     NoisyMALA, RandomWalk, and the calibrations Bootstrap, Curvature, OpenFaced, Rescaling, Sandwich, with Simulated.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
@@ -65,7 +65,9 @@ from numpyro_ebm._core.errors import UnreliableLogPartitionWarning as Unreliable
 from numpyro_ebm._core.errors import UntrainedParametersWarning as UntrainedParametersWarning
 from numpyro_ebm.bayes import Calibration as Calibration
 from numpyro_ebm.bayes import ExchangeKernel as ExchangeKernel
+from numpyro_ebm.bayes import GaussianPosterior as GaussianPosterior
 from numpyro_ebm.bayes import calibrate as calibrate
+from numpyro_ebm.bayes import gaussian_posterior as gaussian_posterior
 from numpyro_ebm.diagnostics import Diagnosis as Diagnosis
 from numpyro_ebm.diagnostics import Finding as Finding
 from numpyro_ebm.diagnostics import FunctionRhat as FunctionRhat
@@ -237,7 +239,9 @@ __all__ = [
     "Exact",
     "Calibration",
     "ExchangeKernel",
+    "GaussianPosterior",
     "calibrate",
+    "gaussian_posterior",
     "FDivergence",
     "FiniteDifferenceScoreMatching",
     "Flips",

@@ -70,7 +70,8 @@ def gaussian_posterior(model: estimate, *args: Any, params: PyTree | None = None
     .. math:: N\big(z_0 + \Lambda^{-1} g,\; \Lambda^{-1}\big)
 
     with ``g`` and :math:`-\Lambda` the gradient and the Hessian of its log density at any ``z_0``, which is what NUTS would
-    draw from, at the price of one Hessian. That the log density is quadratic is checked, by Hessians at three points.
+    draw from, at the price of one Hessian. That the log density is quadratic is checked, by Hessians at three points. (The
+    losses of discrete events are exponentials of the parameters, also under "discrete_fisher", and not quadratic.)
 
     Args:
         model: the model as `estimate` returned it, with or without a weight.
