@@ -26,8 +26,9 @@ Public names by topic (``help`` describes each):
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
-* Posteriors over parameters: ExchangeKernel, calibrate, Calibration, gaussian_posterior, GaussianPosterior; in ``numpyro_ebm.bayes`` the proposals Differences,
-    NoisyMALA, RandomWalk, and the calibrations Bootstrap, Curvature, OpenFaced, Rescaling, Sandwich, with Simulated.
+* Posteriors over parameters: ExchangeKernel, calibrate, Calibration, gaussian_posterior, GaussianPosterior; in
+    ``numpyro_ebm.bayes`` the proposals Differences, NoisyMALA, RandomWalk, and the calibrations Bootstrap, Curvature,
+    OpenFaced, Rescaling, Sandwich, with Simulated.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
