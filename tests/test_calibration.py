@@ -1,5 +1,8 @@
 """Calibration of generalised posteriors: closed forms, exact posteriors, and what is refused."""
 
+import functools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from helpers import some_slow
+from numpyro.diagnostics import effective_sample_size
 
 import numpyro_ebm as ebm
-from numpyro_ebm.bayes import Adjustment, Bootstrap, Curvature, Sandwich, Simulated
+from numpyro_ebm.bayes import Adjustment, Bootstrap, Curvature, OpenFaced, Rescaling, Sandwich, Simulated
+from numpyro_ebm.energies import Graph
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(0.3, 0.5, 300)
@@ -209,3 +214,130 @@ def test_is_refused(case):
     call, message = REFUSED[case]
     with pytest.raises((ebm.EnergyError, TypeError), match=f"(?s){message}"):
         call()
+
+
+DATA = Path(__file__).parents[1] / "examples" / "data" / "adhd_cap.csv"
+# Means and standard deviations of the exact posterior of the six-item network, by enumeration and MCMC.
+EDGES = {
+    ("avoid", "closeatt"): (1.1338, 0.4033),
+    ("avoid", "distract"): (1.8637, 0.4333),
+    ("avoid", "listen"): (1.0004, 0.3968),
+    ("closeatt", "distract"): (0.4088, 0.4661),
+    ("closeatt", "forget"): (0.3358, 0.3437),
+    ("distract", "forget"): (0.8071, 0.3993),
+    ("forget", "listen"): (0.9463, 0.3663),
+    ("instruct", "listen"): (1.1791, 0.3989),
+}
+
+
+def symptoms(x):
+    """A Boltzmann machine of six symptoms, with the priors of the reference."""
+    s = numpyro.sample("s", dist.Cauchy(0, 2.5).expand([15]).to_event(1))
+    share = numpyro.sample("share", dist.Beta(0.5, 0.5).expand([6]).to_event(1))  # the odds are beta-prime
+    with numpyro.plate("rows", len(x)):
+        machine = ebm.energies.BoltzmannMachine.from_pairs(s, jnp.log(share) - jnp.log1p(-share))
+        numpyro.sample("x", ebm.EnergyDistribution(machine), obs=x)
+
+
+def drawn(model, *args, num_samples=3000):
+    kernel = numpyro.infer.NUTS(model)
+    run = {"num_warmup": 500, "num_samples": num_samples, "num_chains": 2, "chain_method": "vectorized"}
+    mcmc = numpyro.infer.MCMC(kernel, **run, progress_bar=False)
+    mcmc.run(KEY, *args)
+    return mcmc.get_samples(group_by_chain=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::numpyro_ebm.UncalibratedPosteriorWarning")
+def test_a_network_of_symptoms_gets_the_width_of_its_exact_posterior():
+    names = DATA.read_text().splitlines()[0].split(",")[1:7]
+    x = np.genfromtxt(DATA, delimiter=",", skip_header=1, dtype=int)[:, 1:7]
+    pairs = [(names[i], names[j]) for i, j in zip(*np.triu_indices(6, 1), strict=True)]
+    which = [pairs.index(edge) for edge in EDGES]
+    mean, sd = np.array(list(EDGES.values())).T
+    estimated = ebm.estimate(symptoms, "pseudolikelihood")
+    draws = drawn(estimated, x)
+    of_edges = lambda draws: np.asarray(draws["s"])[..., which]  # noqa: E731
+    assert np.asarray(effective_sample_size(of_edges(draws))).min() > 1500
+    uncalibrated = of_edges(draws).std((0, 1)) / sd
+    np.testing.assert_allclose(uncalibrated, 0.68, atol=0.05)  # 0.66 to 0.71 in the reference
+
+    exact = Simulated(exact_sampler="enumeration")
+    found = ebm.calibrate(KEY, estimated, x, method=Curvature(exact))
+    calibrated = of_edges(found.adjust(draws))
+    np.testing.assert_allclose(calibrated.std((0, 1)) / sd, 1.0, atol=0.05)
+    np.testing.assert_allclose(calibrated.mean((0, 1)), mean, atol=0.15 * sd.max())  # before: up to a third of it off
+
+    for method in (OpenFaced(), Rescaling(), OpenFaced(exact), Rescaling(exact)):
+        ratio = of_edges(ebm.calibrate(KEY, estimated, x, method=method).adjust(draws)).std((0, 1)) / sd
+        # The sandwich of 355 rows has an error of some 5 %, and less information than the likelihood.
+        np.testing.assert_allclose(ratio, 1.0, atol=0.15)
+        assert abs(np.log(ratio)).mean() < 0.2 * abs(np.log(uncalibrated)).mean()
+    weight = ebm.calibrate(KEY, estimated, x).weight
+    ratio = of_edges(drawn(ebm.estimate(symptoms, "pseudolikelihood", weight=weight), x)).std((0, 1)) / sd
+    assert np.all((ratio > 0.8) & (ratio < 1))  # one weight widens too little: the biases need less than the edges
+
+
+LATTICE = """
++++-+--+++
+-+-+++++++
+----+--+++
++---+----+
+-+++++++-+
++---+-+---
+++-+--++--
+++++-++++-
+++++-+-++-
++++-+++-++
+"""
+
+
+def ising(s):
+    coupling, field = numpyro.sample("coupling", dist.Uniform(-0.2, 1)), numpyro.sample("field", dist.Uniform(-0.6, 0.6))
+    with numpyro.plate("rows", len(s)):
+        numpyro.sample("s", ebm.EnergyDistribution(ebm.energies.Ising(Graph.lattice(10, 10), coupling, field)), obs=s)
+
+
+def log_z(coupling, field):
+    """Of a 10 x 10 lattice with free boundary, by the transfer matrix, one spin after another."""
+    states = (np.arange(2**10)[:, None] >> np.arange(10)) % 2 * 2 - 1
+    own = np.exp(coupling * (states[:, 1:] * states[:, :-1]).sum(1) + field * states.sum(1))
+    between, sums = np.exp(coupling * np.array([[1, -1], [-1, 1]])), own
+    for _ in range(9):
+        sums = functools.reduce(lambda w, _: np.tensordot(w, between, axes=(0, 0)), range(10), sums.reshape((2,) * 10))
+        sums = sums.ravel() * own
+    return np.log(sums.sum())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::numpyro_ebm.UncalibratedPosteriorWarning")
+def test_one_lattice_gets_the_width_of_its_exact_posterior():
+    s = np.array([[1 if sign == "+" else -1 for sign in line] for line in LATTICE.split()])
+    sums = (s[1:] * s[:-1]).sum() + (s[:, 1:] * s[:, :-1]).sum(), s.sum()
+    assert sums == (24, 22)
+    couplings, fields = np.linspace(-0.2, 1, 62)[1:-1], np.linspace(-0.6, 0.6, 62)[1:-1]
+    log_p = np.array([[sums[0] * j + sums[1] * h - log_z(j, h) for h in fields] for j in couplings])
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    sd = {}
+    for name, grid, of in (("coupling", couplings, p.sum(1)), ("field", fields, p.sum(0))):
+        sd[name] = np.sqrt(of @ grid**2 - (of @ grid) ** 2)
+    np.testing.assert_allclose(list(sd.values()), [0.0746, 0.1038], atol=2e-4)
+
+    estimated, x = ebm.estimate(ising, "pseudolikelihood"), s[None]
+    draws = drawn(estimated, x)
+    ratios = lambda draws: np.array([np.std(draws[name]) / sd[name] for name in sd])  # noqa: E731
+    np.testing.assert_allclose(ratios(draws), [0.76, 1.06], atol=0.04)  # uncalibrated: too narrow, and slightly too wide
+    with pytest.raises(ebm.EnergyError, match="dependent observation, such as a lattice"):
+        ebm.calibrate(KEY, estimated, x)
+    source = Simulated(exact_sampler="coupling_from_the_past", num_sets=1000)
+    methods = Curvature(source), OpenFaced(source), Curvature(Simulated("block_gibbs", num_sets=1000))
+    found = [ebm.calibrate(KEY, estimated, x, method=method) for method in methods]
+    for each in found:
+        np.testing.assert_allclose(ratios(each.adjust(draws)), 1.0, atol=0.15)
+    # The mode in unconstrained space, where the density has the Jacobian of both logits.
+    jacobian = np.log((couplings + 0.2) * (1 - couplings))[:, None] + np.log((fields + 0.6) * (0.6 - fields))
+    i, j = np.unravel_index(np.argmax(log_p + jacobian), log_p.shape)
+    at = found[0].adjust({name: value[None] for name, value in found[0].mode.items()})
+    assert abs(at["coupling"][0] - couplings[i]) < 0.25 * sd["coupling"]
+    assert abs(at["field"][0] - fields[j]) < 0.25 * sd["field"]
