@@ -18,6 +18,7 @@ STOPS = (
     "evaluation",
     "tests_of_draws",
     "figures",
+    "generalised_posteriors",
 )
 
 

@@ -50,7 +50,7 @@ class Calibration:
     _adjustment: Adjustment = dataclasses.field(repr=False)
     _problem: CalibrationProblem = dataclasses.field(repr=False)
 
-    def adjust(self, samples: Mapping[str, Any]) -> dict[str, Array]:
+    def adjust(self, samples: Mapping[str, Any]) -> dict[str, Any]:
         """Return calibrated draws, given draws of the posterior under the weight.
 
         Deterministic sites are computed again. Draws of a method without a map are returned as they are.

@@ -13,7 +13,7 @@ from numpyro import handlers
 from numpyro.infer import init_to_median, util
 
 from numpyro_ebm._core.errors import EnergyError, at_site
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
+from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.bayes._modes import Flat, Matrix
 from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
 from numpyro_ebm.bayes._settling import Surface
@@ -50,7 +50,7 @@ class Loss:
     args: tuple
     kwargs: dict[str, Any]
     params: PyTree
-    masks: tuple[Bool[Array, " rows"], ...] = ()
+    masks: tuple[Bool[Array, " _"], ...] = ()
     couples_rows: bool = False
 
     @property
@@ -82,7 +82,7 @@ class Loss:
         log_joint = self.posterior.log_joint(self.args, self.kwargs)
         return Surface(lambda z: log_joint(self.unflatten(z)), self.energies)
 
-    def of_rows(self, z: Flat, rows: Rows = same_rows) -> list[RowValues]:
+    def of_rows(self, z: Flat, rows: Rows = same_rows) -> list[Float[Array, " _"]]:
         """Return the loss of each row; sites with equally many rows are in one plate, or independent."""
         groups: dict[int, Any] = {}
         for name, (estimator, site) in self.estimators(z).items():

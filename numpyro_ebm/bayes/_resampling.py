@@ -14,7 +14,7 @@ from numpyro_ebm.bayes._loss import Rows
 from numpyro_ebm.distributions.site import Site
 
 
-def resampled(taking_part: Sequence[Bool[Array, " rows"]]) -> Callable[[PRNGKey], Rows]:
+def resampled(taking_part: Sequence[Bool[Array, " _"]]) -> Callable[[PRNGKey], Rows]:
     """Return a function that draws rows with replacement, the same of all sites with equally many rows.
 
     Raises:

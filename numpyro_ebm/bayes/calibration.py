@@ -90,12 +90,12 @@ class CalibrationProblem:
         slopes = compiled(self._without_each if self.loss.couples_rows else self._of_each, self.mode)
         return sum((_centred(own, mask) for own, mask in zip(slopes, masks, strict=True)), jnp.zeros_like(self.hessian))
 
-    def _of_each(self, z: Flat) -> list[Float[Array, "rows d"]]:
+    def _of_each(self, z: Flat) -> list[Float[Array, "_ d"]]:
         sizes = [len(mask) for mask in self.loss.masks]
         rows, _ = slopes_and_curvature(lambda z: jnp.concatenate(self.loss.of_rows(z)), lambda z: jnp.zeros(()), z)
         return jnp.split(rows.T, np.cumsum(sizes)[:-1].tolist())
 
-    def _without_each(self, z: Flat) -> list[Float[Array, "rows d"]]:
+    def _without_each(self, z: Flat) -> list[Float[Array, "_ d"]]:
         """Return by how much the gradient falls without each row (the jackknife), where rows are coupled."""
         whole = jax.grad(self.loss.total)(z)
 

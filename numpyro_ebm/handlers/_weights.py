@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_positive
-from numpyro_ebm._core.typing import RowValues
+from numpyro_ebm._core.typing import Array
 
 Weight = Any
 """A positive scalar, an array or traced, or a mapping from site names to such numbers; None for no weight."""
@@ -41,7 +42,7 @@ def weight_of(weight: Weight, name: str, members: Sequence[str] = ()) -> Any:
     return weight[given[0]] if given else None
 
 
-def weighted(weight: Any, values: RowValues, *, is_observed: bool) -> RowValues:
+def weighted(weight: Any, values: Float[Array, " rows"], *, is_observed: bool) -> Float[Array, " rows"]:
     """Return the weighted surrogate of each row.
 
     Raises:
