@@ -27,8 +27,9 @@ Public names by topic (``help`` describes each):
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
-* Posteriors over parameters: ExchangeKernel; in ``numpyro_ebm.bayes`` its proposals CrankNicolson, Differences,
-    NoisyMALA, RandomWalk, and log_partition_grid, LogPartitionGrid, log_evidence.
+* Posteriors over parameters: ExchangeKernel, calibrate, Calibration, gaussian_posterior, GaussianPosterior; in
+    ``numpyro_ebm.bayes`` the proposals CrankNicolson, Differences, NoisyMALA, RandomWalk, the calibrations Bootstrap,
+    Curvature, OpenFaced, Rescaling, Sandwich, with Simulated, and log_partition_grid, LogPartitionGrid, log_evidence.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -64,7 +65,11 @@ from numpyro_ebm._core.errors import UnhealthyChainsError as UnhealthyChainsErro
 from numpyro_ebm._core.errors import UnhealthyChainsWarning as UnhealthyChainsWarning
 from numpyro_ebm._core.errors import UnreliableLogPartitionWarning as UnreliableLogPartitionWarning
 from numpyro_ebm._core.errors import UntrainedParametersWarning as UntrainedParametersWarning
+from numpyro_ebm.bayes import Calibration as Calibration
 from numpyro_ebm.bayes import ExchangeKernel as ExchangeKernel
+from numpyro_ebm.bayes import GaussianPosterior as GaussianPosterior
+from numpyro_ebm.bayes import calibrate as calibrate
+from numpyro_ebm.bayes import gaussian_posterior as gaussian_posterior
 from numpyro_ebm.diagnostics import Diagnosis as Diagnosis
 from numpyro_ebm.diagnostics import Finding as Finding
 from numpyro_ebm.diagnostics import FunctionRhat as FunctionRhat
@@ -234,7 +239,11 @@ __all__ = [
     "DiscreteFisherDivergence",
     "EnergyDiscrepancy",
     "Exact",
+    "Calibration",
     "ExchangeKernel",
+    "GaussianPosterior",
+    "calibrate",
+    "gaussian_posterior",
     "FDivergence",
     "FiniteDifferenceScoreMatching",
     "Flips",

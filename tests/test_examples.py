@@ -323,3 +323,18 @@ def test_votes_have_their_exact_likelihoods():
     assert nll["exact"] < nll["pcd"] < nll["exact"] + 0.01
     assert nll["exact"] < nll["nce nu=20"] < nll["nce nu=5"] < nll["nce nu=1"]
     assert abs(table["nce nu=20"]["log_z_error"]) < 0.4
+
+
+@pytest.mark.slow
+def test_generalised_bayes(tmp_path, capsys):
+    script = load("generalized_bayes")
+    result = script.main(["--samples", "500", "--sets", "200", "--contamination", "0.2", "--out", str(tmp_path)])
+    draws, fits = result["symptoms"], result["galaxies"]
+    sd = {name: each.std(0) for name, each in draws.items()}
+    np.testing.assert_allclose(sd["pseudolikelihood"] / sd["exact"], 0.69, atol=0.12)
+    np.testing.assert_allclose(sd["calibrated"] / sd["exact"], 1.0, atol=0.15)  # 1000 dependent draws of each
+    plain, robust = (script.moved(fits[kernel, 0.2], fits[kernel, 0.0]) for kernel in ("plain", "robust"))
+    np.testing.assert_allclose([plain, robust], [0.050, 0.020], atol=0.003)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("avoid - distract", "Calibration by 'curvature'", "robust moves"))
+    assert (tmp_path / "generalized_bayes.png").stat().st_size > 20_000

@@ -58,7 +58,7 @@ class TestTheGame:
     @pytest.mark.usefixtures("x64")
     def test_gradients_are_those_of_the_expected_loss(self, name):
         x, nu, num = np.linspace(-1, 1, 8), 3, 4000
-        more = {} if name == "flow_nce" else {"weight": 0.3}
+        more = {} if name == "flow_nce" else {"noise_share": 0.3}
         slopes = self.slopes(name, x, jax.random.split(jax.random.key(0), num), nu=nu, **more)
         truth = jax.grad(self.expected)(self.params, x, name, nu)
         for param, sign in {"t": -1, "x$log_normalizer": -1, "loc": 1, "log_scale": 1}.items():
@@ -188,8 +188,8 @@ class TestRefusals:
 
     @pytest.mark.parametrize("weight", [0.0, 1.0, -0.1, np.nan, np.ones(2)])
     def test_weights_that_cannot_be(self, weight):
-        with pytest.raises(ValueError, match="weight of the fixed noise above 0 and below 1"):
-            ebm.estimate(precision_model, "adversarial_nce", **options("adversarial_nce", weight=weight))
+        with pytest.raises(ValueError, match="noise_share of the fixed noise above 0 and below 1"):
+            ebm.estimate(precision_model, "adversarial_nce", **options("adversarial_nce", noise_share=weight))
 
     @pytest.mark.parametrize("name", NAMES)
     def test_the_value_is_no_objective(self, name, gaussian_data):

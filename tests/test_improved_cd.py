@@ -74,7 +74,7 @@ def gradients(dim, *estimators):
 )
 def test_it_is_the_gradient_of_the_objective_and_nearer_to_that_of_the_likelihood_than_cd(dim, num_steps, num_grad_steps):
     improved = ImprovedContrastiveDivergence(num_steps=num_steps, kernel=KERNEL, num_grad_steps=num_grad_steps)
-    without = dataclasses.replace(improved, weight=0.0)
+    without = dataclasses.replace(improved, kl_weight=0.0)
     means, errors = gradients(dim, improved, ebm.ContrastiveDivergence(num_steps=num_steps, kernel=KERNEL), without)
     exact, cd, ours = np.transpose([closed_forms(t, num_steps, num_grad_steps) for t in PRECISIONS])
     assert np.all(np.abs(means - [ours, cd, cd]) < 5 * errors)
@@ -166,8 +166,8 @@ def test_lost_chains_begin_anew_and_give_no_nan():
 REFUSED = {
     "a kernel that rejects": ({"kernel": "mala"}, "'mala' accepts and rejects.*Langevin"),
     "a kernel that swaps": ({"kernel": ebm.ParallelTempering("langevin")}, "'parallel_tempering' accepts and rejects"),
-    "a negative weight": ({"weight": -1.0}, "weight >= 0.*likelihood"),
-    "a weight that is no number": ({"weight": np.nan}, "weight >= 0"),
+    "a negative weight": ({"kl_weight": -1.0}, "kl_weight >= 0.*likelihood"),
+    "a weight that is no number": ({"kl_weight": np.nan}, "kl_weight >= 0"),
     "more differentiated steps than steps": ({"num_steps": 2, "num_grad_steps": 3}, "num_grad_steps=3 of num_steps=2"),
     "no differentiated step": ({"num_grad_steps": 0}, "num_grad_steps >= 1"),
     "no neighbour": ({"num_neighbors": 0}, "num_neighbors >= 1"),

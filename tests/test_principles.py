@@ -278,7 +278,7 @@ class TestVelocity:
     def test_a_weight_is_generalised_score_matching(self):
         # On the half line, weight x: D = x / x^2. What t[0] and t[2] weigh has a diagonal Hessian: signs give its trace.
         slope = rows_of("minimum_velocity", step_size=1e-6, diffusion=lambda x: 1 / x)[1]
-        weighted = rows_of("generalized_sm", weight="distance")[1]
+        weighted = rows_of("generalized_sm", weighting="distance")[1]
         np.testing.assert_allclose(slope[:, ::2], weighted[:, ::2], atol=1e-4 * np.abs(weighted).max())
 
     @pytest.mark.slow

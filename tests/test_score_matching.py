@@ -204,9 +204,12 @@ class TestGeneralized:
         ("options", "h"),
         [
             ({}, lambda x: (x**2 * (1 - x) ** 2, 2 * x * (1 - x) * (1 - 2 * x))),
-            ({"weight": "distance"}, lambda x: (np.minimum(x, 1 - x), np.where(x < 0.5, 1, -1))),
-            ({"weight": "capped", "cap": 0.2}, lambda x: (np.minimum(np.minimum(x, 1 - x), 0.2), (x < 0.2) * 1 - (x > 0.8))),
-            ({"weight": lambda x: jnp.sin(jnp.pi * x)}, lambda x: (np.sin(np.pi * x), np.pi * np.cos(np.pi * x))),
+            ({"weighting": "distance"}, lambda x: (np.minimum(x, 1 - x), np.where(x < 0.5, 1, -1))),
+            (
+                {"weighting": "capped", "cap": 0.2},
+                lambda x: (np.minimum(np.minimum(x, 1 - x), 0.2), (x < 0.2) * 1 - (x > 0.8)),
+            ),
+            ({"weighting": lambda x: jnp.sin(jnp.pi * x)}, lambda x: (np.sin(np.pi * x), np.pi * np.cos(np.pi * x))),
         ],
     )
     def test_a_tilted_interval(self, options, h):
@@ -237,7 +240,7 @@ class TestGeneralized:
         x = np.random.default_rng(0).exponential(1.0, (30, 3))
         values = [
             rows(rough, "generalized_sm", x, support=constraints.positive, **options)
-            for options in ({"weight": lambda x: jnp.minimum(x, 0.7)}, {"weight": "capped", "cap": 0.7})
+            for options in ({"weighting": lambda x: jnp.minimum(x, 0.7)}, {"weighting": "capped", "cap": 0.7})
         ]
         np.testing.assert_allclose(*values, rtol=1e-12)
 
@@ -258,7 +261,7 @@ class TestGeneralized:
         cov = np.linalg.inv(np.array([[1.0, 0.4], [0.4, 2.0]]))
         x = np.random.default_rng(0).multivariate_normal([0, 0], cov, 40_000)
         x = x[(x > 0).all(axis=1)]
-        wrapped = ebm.estimate(model, "generalized_sm", weight=weight)
+        wrapped = ebm.estimate(model, "generalized_sm", weighting=weight)
         loss = lambda k, x: -surrogate(wrapped, {"k": k}, x) / len(x)  # noqa: E731
         hessian = jax.hessian(loss)(truth, x)
         step = jnp.linalg.solve(hessian, jax.grad(loss)(truth, x))  # to the optimum: the loss is quadratic
@@ -289,7 +292,10 @@ class TestGeneralized:
         ]
         np.testing.assert_allclose(*results, rtol=1e-10)
 
-    @pytest.mark.parametrize("options", [{"weight": "distance"}, {"weight": jnp.sqrt}, {"weight": "capped", "cap": 0.5}])
+    @pytest.mark.parametrize(
+        "options",
+        [{"weighting": "distance"}, {"weighting": jnp.sqrt}, {"weighting": "capped", "cap": 0.5}],
+    )
     def test_a_real_coordinate_beside_a_bounded_one_has_weight_one(self, options):
         # sqrt(y) is not even defined where y < 0.
         rng = np.random.default_rng(0)
@@ -303,7 +309,7 @@ class TestGeneralized:
                 ebm.energy_factor("phi", lambda x, y: t * x * y + x + y**2, x=x, y=y)
 
         weights = {"distance": (x, np.ones(30)), "capped": (np.minimum(x, 0.5), x < 0.5)}
-        h, slope = weights.get(options["weight"], (np.sqrt(x), 0.5 / np.sqrt(x)))
+        h, slope = weights.get(options["weighting"], (np.sqrt(x), 0.5 / np.sqrt(x)))
         sx, sy = -0.7 * y - 1, -0.7 * x - 2 * y
         loss = np.sum(0.5 * h * sx**2 + slope * sx + 0.5 * sy**2 - 2)
         wrapped = ebm.estimate(model, "generalized_sm", **options)
@@ -316,7 +322,7 @@ class TestGeneralized:
         # E = 2 x - (a - 1) log x: score (a - 1) / x - 2, whose product with the weight stays finite under x^2 alone.
         x = np.array([[0.0], [0.7], [2.0], [0.0], [1.3]])
         gamma = lambda x: jnp.sum(2 * x - 2 * jnp.log(x))  # noqa: E731
-        losses = -rows(gamma, "generalized_sm", x, support=constraints.nonnegative, weight=weight)
+        losses = -rows(gamma, "generalized_sm", x, support=constraints.nonnegative, weighting=weight)
         inside = x[:, 0] > 0
         at = x[inside, 0]
         score, slope = 2 / at - 2, -2 / at**2
@@ -325,14 +331,14 @@ class TestGeneralized:
         if np.isfinite(limit):
             np.testing.assert_allclose(losses[~inside], limit, rtol=1e-4)
         # A finite score t: h = 0 and h' = 1 on the end itself under "distance", h' = 0 under "square".
-        losses = -rows(lambda x: 2 * jnp.sum(x), "generalized_sm", x, support=constraints.nonnegative, weight=weight)
+        losses = -rows(lambda x: 2 * jnp.sum(x), "generalized_sm", x, support=constraints.nonnegative, weighting=weight)
         np.testing.assert_allclose(losses[~inside], -2.0 if weight == "distance" else 0.0, atol=1e-4)
 
     def test_both_ends_of_an_interval_in_float32(self):
         x = np.array([[5.0], [6.0], [5.3]], np.float32)
         with jax.enable_x64(False):
             support = constraints.interval(5, 6)
-            values = rows(lambda x: 3 * jnp.sum(x), "generalized_sm", x, support=support, weight="distance")
+            values = rows(lambda x: 3 * jnp.sum(x), "generalized_sm", x, support=support, weighting="distance")
         np.testing.assert_allclose(-values, [-3.0, 3.0, 0.5 * 0.3 * 9 - 3], rtol=1e-3)
 
     def test_bounds_of_each_coordinate(self):
@@ -360,17 +366,17 @@ class TestGeneralized:
     def test_what_is_no_weight_or_no_interval_is_refused(self, support, weight, message):
         x = np.array([[0.2, 0.3, 0.5]])
         with pytest.raises(ValueError, match=f"site 'x'.*{message}"):
-            rows(jnp.sum, "generalized_sm", x, support=support, weight=weight)
+            rows(jnp.sum, "generalized_sm", x, support=support, weighting=weight)
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"weight": "squared"}, "Did you mean 'square'"),
-            ({"weight": 1.0}, "name or a function.* constant weight is refused"),
-            ({"weight": [1.0]}, "name or a function"),
-            ({"weight": "capped"}, "needs a cap"),
+            ({"weighting": "squared"}, "Did you mean 'square'"),
+            ({"weighting": 1.0}, "name or a function.* constant weight is refused"),
+            ({"weighting": [1.0]}, "name or a function"),
+            ({"weighting": "capped"}, "needs a cap"),
             ({"cap": 1.0}, "others take none"),
-            ({"weight": "capped", "cap": 0.0}, "cap > 0"),
+            ({"weighting": "capped", "cap": 0.0}, "cap > 0"),
         ],
     )
     def test_what_are_no_options_is_refused(self, options, message):

@@ -254,7 +254,7 @@ def test_rows_on_an_end_are_named_with_the_ways_out(name):
 
 def test_generalized_sm_takes_rows_on_an_end():
     # Under the weight "distance" the loss of a row is t^2 x / 2 - t: an end counts by -t.
-    result = updated(model_of(constraints.nonnegative), "generalized_sm", ROWS_ON_AN_END, num=1, weight="distance")
+    result = updated(model_of(constraints.nonnegative), "generalized_sm", ROWS_ON_AN_END, num=1, weighting="distance")
     t = 0.5
     expected = np.sum(0.5 * t**2 * ROWS_ON_AN_END - t)
     np.testing.assert_allclose(result.losses[0], expected, rtol=1e-4)

@@ -19,6 +19,7 @@ STOPS = (
     "evaluation",
     "tests_of_draws",
     "figures",
+    "generalised_posteriors",
 )
 
 

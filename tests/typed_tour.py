@@ -24,6 +24,7 @@ from numpyro.infer import MCMC, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_ebm as ebm
+from numpyro_ebm import bayes
 from numpyro_ebm.kernels.names import KERNELS
 
 hook.uninstall()
@@ -327,6 +328,25 @@ def posteriors():
     ebm.bayes.log_evidence(KEY, model, method="bridge", posterior_samples=draws, model_args=(rows,))
 
 
+def generalised_posteriors():
+    def model(x):
+        t, b = numpyro.sample("t", dist.Normal(1, 2)), numpyro.sample("b", dist.Normal(0, 2).expand([2]).to_event(1))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda x: 0.5 * t * (x @ x) - b @ x, (2,)), obs=x)
+
+    latents = {"t": np.ones((2, 3), np.float32), "b": np.zeros((2, 3, 2), np.float32)}
+    chains = bayes.Simulated("mala", num_steps=3, num_sets=4)
+    exact = bayes.Simulated(exact_sampler=lambda key, z: jax.random.normal(key, (24, 2)), num_sets=4)
+    methods = ("sandwich", bayes.Bootstrap(3), bayes.Bootstrap(exact), bayes.OpenFaced(chains), bayes.Rescaling(exact))
+    for method in (*methods, bayes.Curvature(exact, num_newton_steps=3), lambda key, problem: bayes.Adjustment(0.5)):
+        found = ebm.calibrate(KEY, ebm.estimate(model, "sm"), ROWS, method=method)
+        found.adjust(latents)
+    ebm.calibrate(KEY, ebm.estimate(model, "ksd"), ROWS)
+    posterior = ebm.gaussian_posterior(ebm.estimate(model, "sm", weight=np.float32(0.5)), ROWS)
+    posterior.sample(KEY, (2, 3))
+    _ = posterior.standard_deviation
+
+
 STOPS = (
     posteriors,
     estimators,
@@ -339,6 +359,7 @@ STOPS = (
     evaluation,
     tests_of_draws,
     figures,
+    generalised_posteriors,
 )
 TOUR = {each.__name__: each for each in STOPS}
 

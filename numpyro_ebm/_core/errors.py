@@ -69,8 +69,9 @@ def warn_uncalibrated(estimator: str, user: str) -> None:
     """
     warnings.warn(
         f"The posterior under '{estimator}' is a generalised posterior: it is centred at the estimate, but its width "
-        "depends on the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated "
-        f"(numpyro.handlers.scale around the site). {user} takes the loss without calibration. For the posterior of the "
+        "depends on the scale of the loss, such as the unit of the data, and is arbitrary until it is calibrated: write "
+        f"estimate(model, '{estimator}', weight=numpyro_ebm.calibrate(...).weight), or weight=1.0 if this scale is meant. "
+        f"{user} takes the loss without calibration. For the posterior of the "
         "likelihood write SVI with AutoNormal and estimate(model, 'pcd'), or an energy with normalized=True; for a point "
         "estimate, AutoDelta.",
         UncalibratedPosteriorWarning,

@@ -40,7 +40,8 @@ class Posterior(NamedTuple):
         position: initial unconstrained latents by site; the batch shape of the keys is their leading shape.
         log_joint: ``log_joint(args, kwargs)`` returns the log density of prior and data at unconstrained latents, Jacobian
             included, with minus the energy in place of the log likelihood of each energy site.
-        energies: ``energies(args, kwargs)`` returns the `Energies` at unconstrained latents.
+        sites: ``sites(args, kwargs)`` returns the constrained latents and all energy sites at unconstrained latents.
+        energies: ``energies(args, kwargs)`` returns the `Energies` at unconstrained latents, of the sites that lack log Z.
         postprocess: ``postprocess(args, kwargs)`` returns the map to constrained latents and deterministic sites.
         unconstrain: ``unconstrain(args, kwargs)`` returns the map from constrained latents by name, among others, to the
             unconstrained ones.
@@ -48,6 +49,7 @@ class Posterior(NamedTuple):
 
     position: Latents
     log_joint: Callable[[tuple, dict], Callable[[Latents], Scalar]]
+    sites: Callable[[tuple, dict], Callable[[Latents], tuple[Latents, dict[str, EnergySite]]]]
     energies: Callable[[tuple, dict], Callable[[Latents], Energies]]
     postprocess: Callable[[tuple, dict], Callable[[Latents], PyTree]]
     unconstrain: Callable[[tuple, dict], Callable[[Latents], Latents]]
@@ -76,11 +78,17 @@ def make_posterior(
 
         return of_latents
 
-    def energies(args, kwargs):
+    def sites(args, kwargs):
         def of_latents(z):
             values = util.constrain_fn(handlers.seed(model, 0), args, kwargs, z)
             with handlers.block():
-                found, _ = energy_sites(model, values, args, kwargs)
+                return values, energy_sites(model, values, args, kwargs)[0]
+
+        return of_latents
+
+    def energies(args, kwargs):
+        def of_latents(z):
+            values, found = sites(args, kwargs)(z)
             return Energies(values, {name: site.lay_out() for name, site in found.items() if lacks_log_z(site)})
 
         return of_latents
@@ -95,7 +103,7 @@ def make_posterior(
 
         return of_values
 
-    return Posterior(info.param_info.z, log_joint, energies, postprocess, unconstrain)
+    return Posterior(info.param_info.z, log_joint, sites, energies, postprocess, unconstrain)
 
 
 def lacks_log_z(site: EnergySite) -> bool:

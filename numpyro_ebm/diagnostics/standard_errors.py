@@ -16,12 +16,10 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.programs import compiled
+from numpyro_ebm._core.sandwich import slopes_and_curvature
 from numpyro_ebm._core.typing import Array, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.handlers.results import Result, check_values_given, values_of
-
-COLUMNS_AT_ONCE = 32
-"""Columns of the second derivatives that are computed together; more need more memory."""
 
 
 class StandardErrors(NamedTuple):
@@ -132,14 +130,8 @@ def _sandwich(
     keys: PRNGKeys,
 ) -> Float[Array, "d d"]:
     """Return the covariance; NaN where the second derivatives are not positive definite."""
-
-    def rows_and_gradient(flat):
-        mean = lambda flat: jnp.mean(jax.lax.map(lambda key: losses(flat, key), keys), axis=0)  # noqa: E731
-        rows, pull = jax.vjp(mean, flat)
-        return rows, pull(jnp.ones_like(rows))[0] + jax.grad(penalty)(flat)
-
-    push = jax.linearize(rows_and_gradient, at)[1]
-    row_slopes, curvature = jax.lax.map(push, jnp.eye(at.size, dtype=at.dtype), batch_size=COLUMNS_AT_ONCE)
+    mean = lambda flat: jnp.mean(jax.lax.map(lambda key: losses(flat, key), keys), axis=0)  # noqa: E731
+    row_slopes, curvature = slopes_and_curvature(mean, penalty, at)
     scale = jnp.sqrt(jnp.abs(jnp.diag(curvature)))  # so that the condition number does not depend on units
     values, vectors = jnp.linalg.eigh(curvature / jnp.outer(scale, scale))
     is_definite = values[0] > 10 * at.size * jnp.finfo(at.dtype).eps

@@ -34,11 +34,11 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
         noise: the fixed distribution ``p_0``, as for "nce"; a NumPyro model is fitted to the data.
         log_normalizer: as for "nce".
         proposal: the sampler ``q``, a NumPyro model as the ``noise`` of "flow_nce".
-        weight: ``w``, the share of the fixed distribution, above 0 and below 1.
+        noise_share: ``w``, the share of the fixed distribution, above 0 and below 1.
 
     Raises:
-        EnergyError: for no proposal, for one that "flow_nce" refuses as noise, for a weight outside (0, 1), for a base of
-            `Empirical` rows, and for what "nce" refuses.
+        EnergyError: for no proposal, for one that "flow_nce" refuses as noise, for a noise_share outside (0, 1), for a base
+            of `Empirical` rows, and for what "nce" refuses.
         TypeError: for a proposal that is not callable.
 
     Warns:
@@ -55,15 +55,16 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
     takes_discrete = False
     role = "gradient"
     proposal: Any = None
-    weight: float = 0.5
+    noise_share: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
         check_is_model(type(self).__name__, "proposal", self.proposal, self.name)
-        if is_concrete(self.weight) and not (np.ndim(self.weight) == 0 and 0 < self.weight < 1):
+        if is_concrete(self.noise_share) and not (np.ndim(self.noise_share) == 0 and 0 < self.noise_share < 1):
             raise EnergyError(
-                f"{type(self).__name__} needs a weight of the fixed noise above 0 and below 1; got {self.weight!r}. Write "
-                "weight=0.5, or estimate(model, 'flow_nce', noise=flow) for the sampler alone."
+                f"{type(self).__name__} needs a noise_share of the fixed noise above 0 and below 1; got "
+                f"{self.noise_share!r}. Write noise_share=0.5, or estimate(model, 'flow_nce', noise=flow) for the sampler "
+                "alone."
             )
 
     def _is_relative(self, site: Site) -> bool:
@@ -77,13 +78,13 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
 
         def sample(key, num):
             key_choice, key_fixed, key_learned = jax.random.split(key, 3)
-            is_fixed = jax.random.bernoulli(key_choice, self.weight, (num, site.num_rows))
+            is_fixed = jax.random.bernoulli(key_choice, self.noise_share, (num, site.num_rows))
             wide = (...,) + (None,) * (site.value.ndim - 1)
             return jnp.where(is_fixed[wide], fixed.sample(key_fixed, num), learned.sample(key_learned, num))
 
         def log_prob(events):
             return jnp.logaddexp(
-                jnp.log(self.weight) + fixed.log_prob(events), jnp.log1p(-self.weight) + learned.log_prob(events)
+                jnp.log(self.noise_share) + fixed.log_prob(events), jnp.log1p(-self.noise_share) + learned.log_prob(events)
             )
 
         return Noise(sample, log_prob), learning

@@ -71,7 +71,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
     the log.
 
     Args:
-        weight: "square", the product of the squared distances to the finite ends: ``(x - a)^2 (b - x)^2`` on an interval,
+        weighting: "square", the product of the squared distances to the finite ends: ``(x - a)^2 (b - x)^2`` on an interval,
             ``(x - a)^2`` on a half line; "distance", the distance to the nearest end; "capped", the smaller of that and
             ``cap``; or a function ``h(x)`` of one bounded coordinate, not negative and 0 at each finite end. Discrete events
             have no weight, so that only the default is allowed.
@@ -87,7 +87,7 @@ class GeneralizedScoreMatching(AbstractEstimator):
         UserWarning: for a piecewise linear energy (ReLU), whose second derivatives are zero.
 
     Example:
-        ``estimate(model, "generalized_sm", weight="capped", cap=1.0)``, or ``estimate(model, "generalized_sm")`` with
+        ``estimate(model, "generalized_sm", weighting="capped", cap=1.0)``, or ``estimate(model, "generalized_sm")`` with
         ``EnergyDistribution(energy, (d,), support=constraints.boolean)``
 
     References:
@@ -101,20 +101,22 @@ class GeneralizedScoreMatching(AbstractEstimator):
     is_deterministic = True
     takes_ends = True
     takes_discrete = True
-    weight: Weight = "square"
+    weighting: Weight = "square"
     cap: float | None = None
 
     def __post_init__(self):
-        if not callable(self.weight) and self.weight not in NAMES:
-            hint = nearest(str(self.weight), NAMES) if isinstance(self.weight, Hashable) else f"Known names: {NAMES}."
+        if not callable(self.weighting) and self.weighting not in NAMES:
+            is_name = isinstance(self.weighting, Hashable)
+            hint = nearest(str(self.weighting), NAMES) if is_name else f"Known names: {NAMES}."
             raise EnergyError(
-                f"GeneralizedScoreMatching needs a name or a function for weight; got {self.weight!r}. {hint} A constant "
-                "weight is refused on a bounded support, where it leaves a boundary term; without bounds write 'sm'."
+                f"GeneralizedScoreMatching needs a name or a function for weighting; got {self.weighting!r}. {hint} A "
+                "constant weight is refused on a bounded support, where it leaves a boundary term; without bounds write "
+                "'sm'."
             )
-        if (self.cap is not None) != (self.weight == "capped"):
+        if (self.cap is not None) != (self.weighting == "capped"):
             raise EnergyError(
-                f"The weight 'capped' needs a cap and the others take none; got weight={self.weight!r}, cap={self.cap!r}. "
-                "Write estimate(model, 'generalized_sm', weight='capped', cap=1.0)."
+                f"The weight 'capped' needs a cap and the others take none; got weighting={self.weighting!r}, "
+                f"cap={self.cap!r}. Write estimate(model, 'generalized_sm', weighting='capped', cap=1.0)."
             )
         check_positive("GeneralizedScoreMatching", "cap", self.cap, scalar=True)
 
@@ -125,11 +127,11 @@ class GeneralizedScoreMatching(AbstractEstimator):
             self._check_values(site)
             return
         check_bends(_off_ends(site, ends := self._ends(site)), self.name)
-        if callable(self.weight) and is_concrete(ends):
+        if callable(self.weighting) and is_concrete(ends):
             intervals = {(float(low), float(high)) for low, high in zip(*map(np.ravel, ends), strict=True)}
             intervals -= {(-np.inf, np.inf)}
             for low, high in sorted(intervals):
-                check_weight(self.weight, low, high)
+                check_weight(self.weighting, low, high)
             if not intervals:
                 raise EnergyError(
                     f"The weight is a function of a bounded coordinate, but the support {site.distribution.support} has "
@@ -138,10 +140,10 @@ class GeneralizedScoreMatching(AbstractEstimator):
 
     def _check_values(self, site: Site) -> None:
         check_finite_values(site, self.name)
-        if self.weight != "square":
+        if self.weighting != "square":
             raise EnergyError(
-                f"Discrete events have no ends at which a weight could vanish; got weight={self.weight!r}. Write "
-                "estimate(model, 'generalized_sm')."
+                f"Discrete events have no ends at which a weight could vanish; got weighting={self.weighting!r}. "
+                "Write estimate(model, 'generalized_sm')."
             )
 
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
@@ -167,16 +169,16 @@ class GeneralizedScoreMatching(AbstractEstimator):
             return ends_of(site.distribution.support, site.distribution.event_shape)
 
     def _weights(self, event: Float[Array, "*event"], ends: Ends) -> Float[Array, "*event"]:
-        if self.weight == "square":
+        if self.weighting == "square":
             return square(event, ends)
-        if not callable(self.weight):
+        if not callable(self.weighting):
             nearest_end = distance(event, ends)
             lesser = nearest_end if self.cap is None else jnp.minimum(nearest_end, self.cap)
             return jnp.where(ends.is_bounded, lesser, 1.0)
         bounded, flat = jnp.ravel(ends.is_bounded), jnp.ravel(event)
         # The function may be undefined at an unbounded coordinate, so it is evaluated at a bounded one instead.
         shown = jnp.where(bounded, flat, flat[jnp.argmax(bounded)])
-        weight: Any = self.weight
+        weight: Any = self.weighting
         return jnp.where(bounded, jax.vmap(weight)(shown), 1.0).reshape(event.shape)
 
 
@@ -223,12 +225,12 @@ def check_weight(weight: Callable[[Scalar], Scalar], low: float, high: float) ->
     if not (np.all(np.isfinite(values)) and size > 0 and np.min(values) >= -NEGLIGIBLE * size):
         raise EnergyError(
             f"The weight is not finite and positive inside ({low:g}, {high:g}): it lies between {np.min(values):.3g} and "
-            f"{np.max(values):.3g} there. Write weight='square', or a function that is 0 only at the ends."
+            f"{np.max(values):.3g} there. Write weighting='square', or a function that is 0 only at the ends."
         )
     for end, value in zip(ends, at_ends, strict=True):
         if not abs(value) <= NEGLIGIBLE * size:
             raise EnergyError(
                 f"The weight is {value:.3g} at {end:g}, an end of the support: there it leaves a boundary term, weight "
                 "times score times density, which depends on the parameters and is not in the loss. Write "
-                "weight='square', or a function that is 0 there."
+                "weighting='square', or a function that is 0 there."
             )

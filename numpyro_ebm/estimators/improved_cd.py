@@ -50,13 +50,13 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         step_size_schedule: see `ContrastiveDivergence`, as for ``adapt_step_size``, ``temperature``, ``energy_l2``,
             ``on_unhealthy`` and ``scale``.
         num_grad_steps: number of transitions that are differentiated, the last ones of the chain.
-        weight: coefficient of the part through ``q``: 1 for the gradient of the objective, 0 for "cd".
+        kl_weight: coefficient of the part through ``q``: 1 for the gradient of the objective, 0 for "cd".
         num_neighbors: rank of the neighbour whose distance is taken. None for the nearest in three or more dimensions, and
             for the square root of the group's size in fewer, where the nearest one's gradient has no finite variance.
 
     Raises:
-        EnergyError: for counts below 1, more differentiated steps than steps, a negative weight, a kernel that rejects, rows
-            with a context or a base of their own, or a batch of one row; and where `ContrastiveDivergence` raises.
+        EnergyError: for counts below 1, more differentiated steps than steps, a negative kl_weight, a kernel that rejects,
+            rows with a context or a base of their own, or a batch of one row; and where `ContrastiveDivergence` raises.
 
     Warns:
         UnhealthyChainsWarning: see ``on_unhealthy``.
@@ -76,7 +76,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     num_steps: int = 10
     kernel: Any = None
     num_grad_steps: int = 1
-    weight: Any = 1.0
+    kl_weight: Any = 1.0
     num_neighbors: int | None = None
 
     def __post_init__(self):
@@ -93,10 +93,10 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             )
         if self.num_neighbors is not None:
             check_count(owner, "num_neighbors", self.num_neighbors)
-        if is_concrete(self.weight) and not (np.isfinite(self.weight) and self.weight >= 0):
+        if is_concrete(self.kl_weight) and not (np.isfinite(self.kl_weight) and self.kl_weight >= 0):
             raise EnergyError(
-                f"{owner} needs weight >= 0; got {self.weight!r}. A negative weight moves the gradient away from that of "
-                "the likelihood. Write weight=1.0."
+                f"{owner} needs kl_weight >= 0; got {self.kl_weight!r}. A negative weight moves the gradient away from "
+                "that of the likelihood. Write kl_weight=1.0."
             )
         if kernel.is_exact or "swap_rate" in kernel.statistics:
             raise EnergyError(
@@ -139,7 +139,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         units = (ends / or_one(site.spread)[None]).reshape(site.num_rows, -1)
         entropies = neighbor_entropies(units, takes_part, self.num_neighbors)
         divergence = jnp.where(takes_part, energy - entropies, 0.0)
-        return values + self.weight * divergence
+        return values + self.kl_weight * divergence
 
     def _parts(self) -> tuple[Any, Any]:
         """Return the estimator of the detached steps (or None) and that of the differentiated steps."""

@@ -26,6 +26,8 @@ from numpyro_ebm.handlers._emit import emit, kept
 from numpyro_ebm.handlers._hidden import Roles, placeholder_of, roles_of
 from numpyro_ebm.handlers._joint import FactoredSites, JointSite, Message
 from numpyro_ebm.handlers._run import gradient_in_value, nan_where_lacking, run, unchanged
+from numpyro_ebm.handlers._uses import check_not_latent, check_not_subsampled, check_value_means_something
+from numpyro_ebm.handlers._weights import Weight, checked, weight_of, weighted
 from numpyro_ebm.handlers.energy_sites import TWICE, EnergySite, energy_sites
 
 
@@ -58,6 +60,10 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     Args:
         fn: a NumPyro model.
         estimator: a name of `available_estimators`, an estimator object, or a dict from site names to either.
+        weight: a positive number by which the surrogates of the observed energy sites are multiplied, or a dict of them by
+            site; None for 1. Priors and other likelihoods keep theirs. An objective then gives the generalised posterior
+            ``prior x exp(-weight x loss)``, whose weight `calibrate` finds; a "gradient" estimator, that of a power of the
+            likelihood. It multiplies the scale of plates and `numpyro.handlers.scale`.
         **options: the estimator's options, when it is a name.
 
     Raises:
@@ -69,25 +75,31 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             ``AutoDAIS``, ``RenyiELBO``; a "gradient" one under ``TraceGraph_ELBO``); a latent energy site under NUTS/HMC or
             an ELBO other than ``Trace_ELBO`` and ``TraceMeanField_ELBO``; subsampling under NUTS/HMC; a persistent
             estimator under an ELBO that would lose its chains; no random key; factors that do not fit their sites; two
-            estimators for one joint event.
+            estimators for one joint event; a weight that is not positive, or of a latent energy.
         TypeError: for an unknown option, or something that is not an estimator.
 
     Warns:
         UncalibratedPosteriorWarning: when the model runs, if an objective is the target of NUTS, HMC or a Laplace guide, or
-            is trained with a guide that gives latents a width: that width is arbitrary.
+            is trained with a guide that gives latents a width: that width is arbitrary. With a ``weight`` there is no
+            warning: it says what the scale of the loss is to be.
 
     Example:
         >>> svi = SVI(estimate(model, "dsm", sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO())  # doctest: +SKIP
 
     References:
         Song and Kingma, How to train your energy-based models (2021); Pang et al., Learning latent space energy-based prior
-        model (2020).
+        model (2020); Bissiri, Holmes and Walker, A general framework for updating belief distributions (2016).
     """
 
     fn: Callable[..., Any]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
-        self, fn: Callable, estimator: str | AbstractEstimator | Mapping[str, str | AbstractEstimator], **options: Any
+        self,
+        fn: Callable,
+        estimator: str | AbstractEstimator | Mapping[str, str | AbstractEstimator],
+        *,
+        weight: Weight = None,
+        **options: Any,
     ):
         if not callable(fn):
             raise TypeError(f"estimate needs a NumPyro model; got {type(fn).__name__}. Write estimate(model, 'cd').")
@@ -100,6 +112,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             }
         else:
             self._estimators = ESTIMATORS.resolve(estimator, **options)
+        self._weight = checked(weight)
         self._forget()
         super().__init__(fn)
 
@@ -118,7 +131,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         """Return the estimator and the rows of each energy site in one run of the model, by name.
 
         Raises:
-            EnergyError: for a site without an estimator, and for an estimator without a site.
+            EnergyError: for a site without an estimator, and for an estimator or a weight without a site.
         """
         chosen = {n: self._estimator_of(n, site.members).bind(site.unwrapped.distribution) for n, site in found.items()}
         self._check_all_seen({name for site in found.values() for name in (site.name, *site.members)})
@@ -133,6 +146,11 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def estimators(self) -> Any:
         """The estimator, or a dict of them by site. Read only: compiled functions would not see a change."""
         return self._estimators
+
+    @property
+    def weight(self) -> Any:
+        """The weight, or a dict of them by site; None where none was given."""
+        return self._weight
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Reduce like any object, after a check that pickle finds the model.
@@ -262,7 +280,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
         with at_site(name), numpyro_stack.outside_scopes(self):
             self._seen |= {name, *members}
             estimator = self._estimator_of(name, members).bind(unwrapped.distribution)
-            self._check_context(name, estimator, unwrapped, msg)
+            weight = weight_of(self._weight, name, members)
+            self._check_context(name, estimator, unwrapped, msg, is_weighted=weight is not None)
             plates = {frame.dim: self._plates[frame.name] for frame in msg["cond_indep_stack"] if frame.name in self._plates}
             may = {"may_touch_ends": estimator.takes_ends, "may_lack": estimator.may_lack(unwrapped.distribution)}
             site = lay_out(name, unwrapped, value, plates, **may)
@@ -270,7 +289,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             # A latent value comes from the guide: only the log density may pass it a gradient, not the estimator.
             given = site if msg["is_observed"] else dataclasses.replace(site, value=jax.lax.stop_gradient(site.value))
             values = self._run(estimator, given, site)
-            values = nan_where_lacking(site, values)
+            values = weighted(weight, nan_where_lacking(site, values), is_observed=msg["is_observed"])
         values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
         values = values.reshape(site.batch_shape)
         return jnp.sum(values, axis=tuple(range(-unwrapped.event_dims, 0))) if unwrapped.event_dims else values
@@ -307,61 +326,30 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
             )
         return self._estimators[given[0]]
 
-    def _check_context(self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Message) -> None:
+    def _check_context(
+        self, name: str, estimator: AbstractEstimator, unwrapped: Unwrapped, msg: Message, *, is_weighted: bool
+    ) -> None:
         if estimator.is_persistent:
             numpyro_stack.check_carries_state(estimator.name)
-        if estimator.role == "objective" and msg["is_observed"]:
+        if estimator.role == "objective" and msg["is_observed"] and not is_weighted:
             self._objectives.append(estimator.name)
         user = numpyro_stack.user_of_value()
         if user is None:
             return
-        if not msg["is_observed"] and user == numpyro_stack.SAMPLER:
-            raise EnergyError(
-                f"The energy site '{name}' is latent, and NUTS or HMC would target its estimator's surrogate, whose value "
-                "is not its log density. Sample it from the model without estimate, with fixed parameters: "
-                "BlackJAXKernel(model, params=params)."
-            )
-        self._check_value_means_something(estimator, unwrapped, user)
-        if user != numpyro_stack.SAMPLER:
-            return
-        subsampled = {name for name, plate in self._plates.items() if len(plate.indices) != plate.size}
-        frames = {frame.name for frame in msg["cond_indep_stack"]} & subsampled
-        if frames:
-            raise EnergyError(
-                f"The plate {sorted(frames)} subsamples, and NUTS or HMC would use one frozen subset of the data. Write the "
-                "plate without subsample_size for MCMC, or use SVI."
-            )
-
-    def _check_value_means_something(self, estimator: AbstractEstimator, unwrapped: Unwrapped, user: str) -> None:
-        """Refuse inference that uses a meaningless surrogate value or Hessian; warn if a posterior's width is arbitrary."""
-        why = None
-        if estimator.role == "gradient":
-            why = "only its gradient is meaningful, its value is not a log density"
-        elif user not in numpyro_stack.LINEAR_IN_VALUE and estimator.draws_noise(unwrapped.distribution):
-            why = (
-                "it weights draws by the exponential of a noisy value"
-                if user == "RenyiELBO"
-                else "its noise is frozen there, so the target would depend on one draw of it"
-            )
-        if why is not None:
-            # If the options decide, the class attribute is a property, which is true: some options have no noise.
-            usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
-            raise EnergyError(
-                f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Use SVI with AutoDelta or "
-                f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
-            )
-        if not estimator.is_likelihood and (user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES):
-            warn_uncalibrated(estimator.name, user)
+        if not msg["is_observed"]:
+            check_not_latent(name, user)
+        check_value_means_something(estimator, unwrapped, user, is_weighted=is_weighted)
+        if user == numpyro_stack.SAMPLER:
+            check_not_subsampled(msg["cond_indep_stack"], self._plates)
 
     def _check_all_seen(self, seen: set[str]) -> None:
-        if isinstance(self._estimators, AbstractEstimator):
-            return
-        unknown = sorted(set(self._estimators) - seen)
-        if unknown:
-            raise EnergyError(
-                f"estimate got estimators for {unknown}, which are not energy sites of this model. "
-                f"{nearest(unknown[0], seen)}"
-            )
+        for what, given in (("estimators", self._estimators), ("weights", self._weight)):
+            unknown = sorted(set(given) - seen) if isinstance(given, Mapping) else []
+            if unknown:
+                raise EnergyError(
+                    f"estimate got {what} for {unknown}, which are not energy sites of this model. "
+                    f"{nearest(unknown[0], seen)}"
+                )
 
 
 def _check_not_estimated(fn: object) -> None:
@@ -386,10 +374,12 @@ def estimated_in(model: object) -> estimate | None:
     fn: Any = model.fn
     for each in reversed(scopes):
         fn = numpyro.handlers.scope(fn, each.prefix, each.divider, hide_types=each.hide_types)
-    if not isinstance(model.estimators, Mapping):
-        return estimate(fn, model.estimators)
     prefix = numpyro_stack.scope_prefix(scopes)
-    return estimate(fn, {prefix + name: each for name, each in model.estimators.items()})
+    estimators, weight = (
+        {prefix + name: each for name, each in given.items()} if isinstance(given, Mapping) else given
+        for given in (model.estimators, model.weight)
+    )
+    return estimate(fn, estimators, weight=weight)
 
 
 def empty_guide(*args: Any, **kwargs: Any) -> None:
