@@ -77,6 +77,7 @@ def test_maps_give_draws_the_sandwich_covariance(x64):
     np.testing.assert_allclose(scaled["t"], at[1] + ratio[1] * (z[..., 1] - at[1]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_masked_rows_do_not_count(x64):
     mask = np.arange(len(X)) % 3 > 0
     estimated = ebm.estimate(precision, "sm")
@@ -84,7 +85,8 @@ def test_masked_rows_do_not_count(x64):
     np.testing.assert_allclose(with_mask.weight, ebm.calibrate(KEY, estimated, X[mask]).weight, rtol=1e-8)
 
 
-@pytest.mark.parametrize("statistic", some_slow(["u"], ["v"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("statistic", ["u", "v"])
 def test_coupled_rows_are_left_out_one_by_one(x64, statistic):
     # The gradient of a sum over pairs varies by twice that of one row's value, which counts each of its pairs once.
     estimated = ebm.estimate(precision, "ksd", bandwidth=1.0, statistic=statistic)
@@ -100,6 +102,7 @@ def test_coupled_rows_are_left_out_one_by_one(x64, statistic):
     np.testing.assert_allclose(*found, rtol=0.35)  # 5 standard errors of each are 0.3 and more
 
 
+@pytest.mark.slow
 def test_simulated_scores_have_the_variance_of_the_model(x64):
     # Under t, the score t x^2 - 1 of a row has the variance 2.
     simulated = Simulated(exact_sampler=exact_rows, num_sets=200)
@@ -124,6 +127,7 @@ def test_curvature_goes_to_the_posterior_itself(x64, kernel):
     np.testing.assert_allclose([high - at, at - low], 1 / np.sqrt(a), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_weight_fits_the_spread_of_estimates(x64):
     found = ebm.calibrate(KEY, ebm.estimate(precision, "sm"), X, method=Bootstrap(1000))
     rows = np.random.default_rng(2).choice(X**2, (20_000, len(X)))
