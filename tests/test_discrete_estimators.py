@@ -259,7 +259,7 @@ REFUSED = {
         np.zeros((2, 9), int),
         "two bounds",
     ),
-    "a weight": ("generalized_sm", {"weight": "distance"}, ebm.spins, SPINS[:2], "no ends.*'distance'"),
+    "a weighting": ("generalized_sm", {"weighting": "distance"}, ebm.spins, SPINS[:2], "no ends.*'distance'"),
     "a real number": ("discrete_fisher", {}, constraints.real, np.zeros((2, 9)), "'sm'"),
     "too many states": ("exact", {"max_states": 100}, ebm.spins, SPINS[:2], r"2\*\*9 states.*max_states=100"),
     "zeros as spins": ("exact", {}, ebm.spins, (SPINS[:2] + 1) // 2, r"2 \* x - 1"),

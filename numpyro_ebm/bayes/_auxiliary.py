@@ -113,6 +113,9 @@ class Auxiliary:
         def change(positions, k):
             return log_densities(path(marks[k + 1]), positions) - log_densities(path(marks[k]), positions)
 
+        if self.bridge is None:
+            return change(positions, 0)
+
         def cross(positions, inputs):
             key, k = inputs
             ratio, site = change(positions, k), path(marks[k + 1])
