@@ -26,6 +26,17 @@ MOST_MEMORY = 1000 * 2**20
 """Bytes that a worker may hold before it forgets its programs: eight of them are to fit in 16 GB."""
 
 
+LONG_TESTS = frozenset(Path(__file__).with_name("long_tests.txt").read_text().splitlines())
+"""Tests that are slow by measurement: see list_long_tests.py."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if f"{item.path.name}::{item.nodeid.partition('::')[2]}" in LONG_TESTS:
+            item.add_marker(pytest.mark.slow)
+
+
 def memory():
     """Bytes that this process holds; where the system does not say, the most that it has held."""
     statm = Path("/proc/self/statm")
