@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import simuk
 from helpers import some_slow
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
@@ -228,7 +229,6 @@ def test_simuk_calibrates_the_kernel_unchanged():
         with numpyro.plate("rows", 20):
             numpyro.sample("x", ebm.EnergyDistribution(lambda event: 0.5 * t * event**2), obs=x)
 
-    simuk = pytest.importorskip("simuk")
     kernel = ExchangeKernel(model, exact_sampler=lambda key, z: jax.random.normal(key, (20,)) / jnp.sqrt(z["t"]))
     settings = {"num_warmup": 50, "num_samples": 100}
     sbc = simuk.SBC(kernel, num_simulations=2, sample_kwargs=settings, seed=1, data_dir={"x": np.zeros(20)})
