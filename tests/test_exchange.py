@@ -187,8 +187,8 @@ def test_the_precision_of_a_gaussian_has_its_known_posterior(options):
     x = np.random.default_rng(0).normal(0, 0.5, 200)
     mcmc = MCMC(
         ExchangeKernel(precision, **options),
-        num_warmup=500,
-        num_samples=4000,
+        num_warmup=200,
+        num_samples=1000,
         num_chains=8,
         chain_method="vectorized",
         progress_bar=False,
