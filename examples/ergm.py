@@ -26,6 +26,7 @@ import matplotlib
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, init_to_feasible
 from numpyro.infer.autoguide import AutoDelta
@@ -111,7 +112,7 @@ def fit(statistics: list, y: jax.Array, args: argparse.Namespace) -> Fit:
 def print_fit(name: str, fitted: Fit) -> None:
     """Print the posterior beside the maximum pseudolikelihood."""
     print(f"\nModel '{name}': posterior by exchange, and maximum pseudolikelihood")
-    ess, rhat = (function(fitted.draws) for function in (numpyro.diagnostics.effective_sample_size, split_rhat))
+    ess, rhat = (function(fitted.draws) for function in (effective_sample_size, split_gelman_rubin))
     head = f"{'statistic':>12} {'mean':>9} {'sd':>8} {'ess':>6} {'r_hat':>6} {'pseudolik.':>11}"
     print(head if fitted.exact is None else f"{head} {'exact mean':>11} {'exact sd':>9}")
     for k, statistic in enumerate(MODELS[name]):
@@ -119,11 +120,6 @@ def print_fit(name: str, fitted: Fit) -> None:
         line = f"{statistic:>12} {own.mean():9.4f} {own.std():8.4f} {ess[k]:6.0f} {rhat[k]:6.3f} {fitted.pseudo[k]:11.4f}"
         exact = None if fitted.exact is None else fitted.exact[..., k]
         print(line if exact is None else f"{line} {exact.mean():11.4f} {exact.std():9.4f}")
-
-
-def split_rhat(draws: np.ndarray) -> np.ndarray:
-    """Return R-hat of each coefficient, with the chains cut in halves."""
-    return numpyro.diagnostics.split_gelman_rubin(draws)
 
 
 def degrees(y: np.ndarray) -> np.ndarray:

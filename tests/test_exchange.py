@@ -32,6 +32,13 @@ NUM = 8000
 ONE_SITE = ebm.Gibbs(scan="random", num_updates=1)
 
 
+def run(model, *args, num_warmup=3, num_samples=4, num_chains=1, chain_method="vectorized", **options):
+    counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    mcmc = MCMC(ExchangeKernel(model, **options), **counts, chain_method=chain_method, progress_bar=False)
+    mcmc.run(KEY, *args)
+    return mcmc
+
+
 def lattice(x):
     """Five rows of a small lattice, whose coupling and field have priors."""
     coupling, field = numpyro.sample("coupling", dist.Normal(0, 0.7)), numpyro.sample("field", dist.Normal(0, 0.7))
@@ -90,10 +97,9 @@ def test_transitions_leave_the_posterior_as_it_is(case):
 @pytest.mark.slow
 def test_a_chain_that_is_too_short_biases_the_posterior():
     grid, p = exact_posterior()
-    kernel = ExchangeKernel(lattice, ONE_SITE, num_steps=1, proposal=RandomWalk(0.1))
-    mcmc = MCMC(kernel, num_warmup=200, num_samples=300, num_chains=64, chain_method="vectorized", progress_bar=False)
+    counts = {"num_warmup": 200, "num_samples": 300, "num_chains": 64}
     with pytest.warns(ebm.UnhealthyChainsWarning, match="at most 1 of the 4 elements"):
-        mcmc.run(KEY, ROWS)
+        mcmc = run(lattice, ROWS, **counts, inner=ONE_SITE, num_steps=1, proposal=RandomWalk(0.1))
     variance = p @ grid**2 - (p @ grid) ** 2
     assert mcmc.get_samples()["coupling"].var() > 1.15 * variance[0]  # little of the data's weight is left
 
@@ -185,15 +191,7 @@ def check_against(draws, mean, sd, share=0.05):
 @pytest.mark.parametrize("options", [{"exact_sampler": exact_rows}, {"inner": "mala", "num_steps": 50}])
 def test_the_precision_of_a_gaussian_has_its_known_posterior(options):
     x = np.random.default_rng(0).normal(0, 0.5, 200)
-    mcmc = MCMC(
-        ExchangeKernel(precision, **options),
-        num_warmup=200,
-        num_samples=1000,
-        num_chains=8,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(KEY, x)
+    mcmc = run(precision, x, num_warmup=200, num_samples=1000, num_chains=8, **options)
     check_against(mcmc.get_samples(group_by_chain=True)["t"], 4.2319, 0.4190)
 
 
@@ -237,6 +235,15 @@ def test_simuk_calibrates_the_kernel_unchanged():
 
 
 @pytest.mark.slow
+def test_exact_draws_leave_the_step_of_their_bridges_alone():
+    """They are never rejected, which would let it grow without bound."""
+    options = {"exact_sampler": exact_rows, "inner": ebm.MALA(step_size=0.2), "num_bridges": 3}
+    mcmc = run(precision, np.random.default_rng(0).normal(0, 0.5, 200), num_warmup=50, num_samples=200, **options)
+    assert mcmc.last_state.averaging == {"x": None}
+    assert mcmc.get_extra_fields()["accept_prob"].mean() > 0.3
+
+
+@pytest.mark.slow
 def test_several_energies_and_an_ordinary_likelihood_share_a_hierarchy():
     """Two Gaussian energies with precisions from a common prior, and a count: the posterior of a joint grid."""
 
@@ -256,15 +263,7 @@ def test_several_energies_and_an_ordinary_likelihood_share_a_hierarchy():
         return lambda key, latents: jax.random.normal(key, (num,)) / jnp.sqrt(latents[name])
 
     samplers = {"x": exact("s", 6), "y": exact("t", 9)}
-    mcmc = MCMC(
-        ExchangeKernel(model, exact_sampler=samplers),
-        num_warmup=300,
-        num_samples=500,
-        num_chains=32,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(KEY, x, y, 2)
+    mcmc = run(model, x, y, 2, num_warmup=300, num_samples=500, num_chains=32, exact_sampler=samplers)
     # Given the rate, s and t are Gamma(1 + n / 2, rate + S / 2).
     rate = np.linspace(0.01, 15, 3000)
     shapes, sums = 1 + np.array([6, 9]) / 2, np.array([np.sum(x**2), np.sum(y**2)]) / 2
@@ -284,19 +283,6 @@ def test_several_energies_and_an_ordinary_likelihood_share_a_hierarchy():
         assert abs(values.mean() - mean) < 5 * values.std() / np.sqrt(ess)
 
 
-def run(model, *args, num_chains=1, chain_method="vectorized", **options):
-    mcmc = MCMC(
-        ExchangeKernel(model, **options),
-        num_warmup=3,
-        num_samples=4,
-        num_chains=num_chains,
-        chain_method=chain_method,
-        progress_bar=False,
-    )
-    mcmc.run(KEY, *args)
-    return mcmc
-
-
 @pytest.mark.slow
 def test_chains_run_one_by_one_and_go_on_where_they_stopped():
     whole = run(lattice, ROWS, num_chains=2, chain_method="sequential", inner="gibbs", num_steps=2)
@@ -311,22 +297,22 @@ def test_chains_run_one_by_one_and_go_on_where_they_stopped():
 
 
 def diagnosis(model, *args, **options):
-    mcmc = MCMC(
-        ExchangeKernel(model, **options),
-        num_warmup=300,
-        num_samples=500,
-        num_chains=8,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(KEY, *args)
+    mcmc = run(model, *args, num_warmup=300, num_samples=500, num_chains=8, **options)
+    with pytest.raises(TypeError, match="draws of parameters"):
+        ebm.diagnose(mcmc, data=args[0])
     return ebm.diagnose(mcmc, min_ess=50)
+
+
+def with_many_numbers(x):
+    """A deterministic site is no latent: its size must not keep the posterior from being checked."""
+    numpyro.deterministic("many", jnp.arange(200.0))
+    lattice(x)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"exact_sampler": "enumeration"}, {"inner": "gibbs", "num_steps": 20}])
 def test_a_right_posterior_passes_the_diagnosis(options):
-    found = diagnosis(lattice, ROWS, **options)
+    found = diagnosis(with_many_numbers, ROWS, **options)
     assert found.is_healthy, str(found)
     assert ("auxiliary chains" in found.as_dict()) == ("inner" in options)
     assert {"auxiliary acceptance", "auxiliary move", "Bartlett identity"} < set(found.as_dict())

@@ -67,9 +67,13 @@ class Auxiliary:
         return dataclasses.replace(self, num_steps=times * self.num_steps, starts_at_data=False)
 
     def averaging(self) -> Any:
-        """Return the first state of the step size's dual averaging; None for a kernel whose step size does not adapt."""
-        adapts = self.kernel is not None and self.kernel.target_acceptance is not None
-        return averaging_of(self.kernel) if adapts and self.kernel is not None else None
+        """Return the first state of the step size's dual averaging; None for a step size that does not adapt.
+
+        Exact draws have no acceptance, so that the kernel of their bridges keeps its step size.
+        """
+        if self.kernel is None or self.exact is not None or self.kernel.target_acceptance is None:
+            return None
+        return averaging_of(self.kernel)
 
     def next_averaging(self, averaging: Any, acceptance_rate: Scalar) -> Any:
         """Return the state after one more data set."""

@@ -10,7 +10,7 @@ import numpyro
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Bool, Float
 from numpyro import handlers
-from numpyro.infer import init_to_median, util
+from numpyro.infer import init_to_median
 
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
@@ -20,7 +20,7 @@ from numpyro_ebm.bayes._settling import Surface
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.handlers import estimate
-from numpyro_ebm.sampling.target import check_model, fixed
+from numpyro_ebm.sampling.target import check_model
 
 Rows = Callable[[str, Site], Site]
 """Replaces the rows of a site, by its name."""
@@ -40,7 +40,6 @@ class Loss:
         estimated: the model as `estimate` returned it.
         args: the model's arguments.
         kwargs: the model's keyword arguments.
-        params: values of its parameters.
         masks: which rows take part, in the order of `of_rows`.
         couples_rows: whether a row's loss depends on other rows.
     """
@@ -49,7 +48,6 @@ class Loss:
     estimated: estimate
     args: tuple
     kwargs: dict[str, Any]
-    params: PyTree
     masks: tuple[Bool[Array, " _"], ...] = ()
     couples_rows: bool = False
 
@@ -74,8 +72,7 @@ class Loss:
 
     def log_rest(self, z: Flat) -> Scalar:
         """Return the log density of priors and of other likelihoods, Jacobian included."""
-        surface, sites = self.surface(), self.energies(z).sites
-        return surface.log_joint(z) - surface.log_densities(z, {name: site.position for name, site in sites.items()})
+        return self.surface().log_rest(z)
 
     def surface(self) -> Surface:
         """Return the posterior of the energies themselves, up to log Z."""
@@ -111,8 +108,7 @@ class Loss:
 
     def unconstrain(self, latents: Mapping[str, Any]) -> Float[Array, "draws d"]:
         """Return flat unconstrained latents, given many constrained ones."""
-        model = handlers.seed(fixed(self.estimated.fn, self.params), 0)
-        of_draw = lambda draw: util.unconstrain_fn(model, self.args, self.kwargs, draw)  # noqa: E731
+        of_draw = self.posterior.unconstrain(self.args, self.kwargs)
         return jax.vmap(lambda draw: ravel_pytree(of_draw(draw))[0])(dict(latents))
 
 
@@ -128,7 +124,7 @@ def make_loss(
     check_model(estimated.fn, params, args, kwargs)
     check_energies(owner, estimated.fn, params, args, kwargs)
     posterior = make_posterior(rng_key, estimated.fn, params, init_to_median, args, kwargs)
-    loss = Loss(posterior, estimated, args, kwargs, params)
+    loss = Loss(posterior, estimated, args, kwargs)
     found, masks = loss.estimators(loss.start), {}
     for name, (estimator, site) in found.items():
         with at_site(name):

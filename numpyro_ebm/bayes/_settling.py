@@ -58,6 +58,11 @@ class Surface(NamedTuple):
         sites = self.energies(z).sites
         return jnp.concatenate([by_row(sites[name], data[name]) for name in sites])
 
+    def log_rest(self, z: Flat) -> Scalar:
+        """Return the log density of priors and of other likelihoods, Jacobian included."""
+        sites = self.energies(z).sites
+        return self.log_joint(z) - self.log_densities(z, {name: site.position for name, site in sites.items()})
+
     def gradient(self, z: Flat, sets: Positions) -> Flat:
         """Return the gradient of the log posterior, with the mean over data sets drawn at ``z`` as the model term.
 
@@ -140,12 +145,7 @@ def _prior_precision(surface: Surface, z: Flat) -> Flat:
 
     The data may tell nothing of a latent, and a step along it is then as long as the prior is wide.
     """
-
-    def log_prior(z):
-        sites = surface.energies(z).sites
-        return surface.log_joint(z) - surface.log_densities(z, {name: site.position for name, site in sites.items()})
-
-    curvature = -jnp.diagonal(jax.hessian(log_prior)(z))
+    curvature = -jnp.diagonal(jax.hessian(surface.log_rest)(z))
     return jnp.where(curvature > 1e-8, curvature, 1.0)
 
 

@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Bool, Int
 from numpyro.infer import init_to_median
 from numpyro.infer.mcmc import MCMCKernel
 
-from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
 from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, draw_all, draw_sets, next_averagings, step_sizes
-from numpyro_ebm.bayes._checks import PosteriorTerms, coordinate_names, terms_of_draws
 from numpyro_ebm.bayes._halves import by_halves
 from numpyro_ebm.bayes._posterior import Latents, Posterior, check_energies, make_posterior
 from numpyro_ebm.bayes._settling import Surface, settle
+from numpyro_ebm.bayes.checks import PosteriorTerms, coordinate_names, terms_of_draws
 from numpyro_ebm.bayes.names import PROPOSALS
 from numpyro_ebm.bayes.proposals import AbstractProposal
 from numpyro_ebm.kernels import AbstractKernel, adaptation
@@ -40,8 +40,8 @@ class ExchangeState(NamedTuple):
         accept_prob: acceptance probability of the last transition.
         mean_accept_prob: mean acceptance probability since the start, or since the end of the warm-up.
         inner_accept_prob: mean acceptance probability of the inner chains of the last transition, over the energy sites.
-        inner_move: root mean square distance of the auxiliary data from the data where they started, in their standard
-            deviations, the least of the energy sites.
+        inner_move: root mean square distance of the auxiliary data from the data where they started, in standard deviations
+            of the data (in units of the values where these do not vary, as in a single row), the least of the energy sites.
         is_nonfinite: whether the last acceptance ratio was not a number.
         rng_key: random key.
     """
@@ -71,7 +71,7 @@ class ExchangeKernel(MCMCKernel):
         \qquad w \sim f(\cdot; \theta') / Z(\theta')
 
     in which Z cancels. The posterior is exact if the auxiliary data are exact draws. Those of a chain are exact in the limit
-    of many steps, and too few bias the posterior: ``inner_move`` of `ExchangeState` says how far they came from the data
+    of many steps, and too few bias the posterior. ``inner_move`` of `ExchangeState` says how far they came from the data
     (about 1.4 for data that do not depend on their start). ``diagnose(mcmc)`` compares them with longer chains from
     elsewhere, and checks the posterior by the Bartlett identity.
 
@@ -107,7 +107,7 @@ class ExchangeKernel(MCMCKernel):
     Raises:
         EnergyError: (a ValueError) for an unknown name; at the first run, for a model without an observed energy, or with a
             latent one, discrete latents, a scale or a subsampled plate at an energy, parameters without values, a kernel
-            that does not fit, and "differences" without a population of chains.
+            that does not fit or, for bridges, has no detailed balance, and "differences" without a population of chains.
         TypeError: for a model that is not callable.
 
     Example:
@@ -159,7 +159,7 @@ class ExchangeKernel(MCMCKernel):
 
     @property
     def num_steps(self) -> int:
-        """Transitions of an auxiliary chain."""
+        """Number of transitions of an auxiliary chain."""
         return self._num_steps
 
     @property
@@ -190,7 +190,8 @@ class ExchangeKernel(MCMCKernel):
         kwargs = model_kwargs or {}
         keys, self._is_batch = keys_of(rng_key)
         check_model(self._model, self._params, model_args, kwargs)
-        self._given = (model_args, kwargs) if is_concrete((model_args, kwargs)) else None
+        is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model_args, kwargs)))
+        self._given = None if is_traced else (model_args, kwargs)
         sites = check_energies("ExchangeKernel", self._model, self._params, model_args, kwargs)
         self._auxiliaries = auxiliaries(
             "ExchangeKernel", sites, self._inner, self._num_steps, self._num_bridges, self._exact_sampler
@@ -238,10 +239,9 @@ class ExchangeKernel(MCMCKernel):
         Raises:
             EnergyError: for a kernel that has not run in this process, whose data are not known.
         """
-        posterior, _ = self._ready()
         if self._given is None:
-            raise EnergyError("The arguments of the model are not known: the run was compiled as a whole, or unpickled.")
-        args, kwargs = self._given
+            raise EnergyError("the arguments of the model are not known: the run was compiled as a whole, or unpickled")
+        posterior, (args, kwargs) = self._ready()[0], self._given
         z = jax.vmap(jax.vmap(posterior.unconstrain(args, kwargs)))(dict(draws))
         flat = jax.vmap(jax.vmap(lambda each: ravel_pytree(each)[0]))(z)
         one = jax.tree.map(lambda leaf: leaf[0, 0], z)

@@ -1,7 +1,7 @@
 """An affine map of draws to the sandwich covariance."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -36,7 +36,6 @@ class OpenFaced(ScoreSource):
 
     name: ClassVar[str] = "open_faced"
     limits: ClassVar[str] = "The sandwich needs many more rows (or simulated data sets) than parameters."
-    score_covariance: Any = "rows"
 
     def adjustment(self, rng_key: PRNGKey, problem: CalibrationProblem) -> Adjustment:
         """Return the map."""

@@ -1,7 +1,7 @@
 """A scale for each coordinate."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -36,7 +36,6 @@ class Rescaling(ScoreSource):
 
     name: ClassVar[str] = "rescaling"
     limits: ClassVar[str] = "Correlations between parameters stay those of the loss."
-    score_covariance: Any = "rows"
 
     def adjustment(self, rng_key: PRNGKey, problem: CalibrationProblem) -> Adjustment:
         """Return the map."""

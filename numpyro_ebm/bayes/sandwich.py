@@ -1,7 +1,7 @@
 """One weight by the information that the sandwich leaves."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import jax.numpy as jnp
 
@@ -48,7 +48,6 @@ class Sandwich(ScoreSource):
 
     name: ClassVar[str] = "sandwich"
     limits: ClassVar[str] = "One weight for all directions is right on average and not for each."
-    score_covariance: Any = "rows"
     matching: Matching = "moment"
 
     def __post_init__(self):

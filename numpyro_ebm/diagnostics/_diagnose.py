@@ -107,7 +107,7 @@ def diagnose(
     if isinstance(subject, MCMC) and isinstance(subject.sampler, ExchangeKernel):
         if data is not None:
             raise TypeError("These are draws of parameters, and data is for draws of events. Write diagnose(mcmc).")
-        # What an exchange kernel has no statistics of, such as divergences, cannot be passed.
+        # Exchange has no divergences and no energies, so advice to record them would not help.
         found = [each for each in _of_chains(recorded, min_ess) if each.status != "not checked"]
         return Diagnosis((*found, *check_posterior(subject)))
     return Diagnosis(tuple(_draws(recorded, data, min_ess)))

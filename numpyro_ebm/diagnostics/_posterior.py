@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm.bayes import ExchangeKernel
+from numpyro_ebm.bayes.checks import LONGER
 from numpyro_ebm.diagnostics._bounds import normal_bound
 from numpyro_ebm.diagnostics._findings import Finding, judge, unchecked
 from numpyro_ebm.diagnostics.arviz.statistics import effective_size
@@ -18,22 +17,21 @@ MOST_LATENTS = 100
 """Most latents for which the Hessian of the posterior is computed."""
 LOW_ACCEPTANCE = 0.1
 LEAST_MOVE = 0.1
-"""Least mean distance of the auxiliary data from the data; data that do not depend on their start are at about 1.4."""
+"""Least mean distance of the auxiliary data from the data; independent data are at a distance of about 1.4."""
 LONGER_CHAINS = "Use more num_steps, another inner kernel, or exact_sampler, and compare the posteriors."
 
 
-def check_posterior(mcmc: MCMC) -> list[Finding]:
+def check_posterior(mcmc: Any) -> list[Finding]:
     """Check the auxiliary data of an exchange run, and the posterior by further auxiliary data at its draws."""
     fields = mcmc.get_extra_fields()
     found = [_acceptance(fields["inner_accept_prob"]), _move(fields["inner_move"])]
-    draws: dict[str, Any] = mcmc.get_samples(group_by_chain=True)
-    size = sum(np.size(value[0, 0]) for value in draws.values())
+    kernel, state = mcmc.sampler, mcmc.last_state
+    samples: Any = mcmc.get_samples(group_by_chain=True)
+    draws = {name: samples[name] for name in state.z}
+    (num_chains, num_draws), size = next(iter(draws.values())).shape[:2], sum(each[0, 0].size for each in draws.values())
     if size > MOST_LATENTS:
         return [*found, unchecked("auxiliary chains", f"there are {size} latents, more than {MOST_LATENTS}")]
-    kernel: ExchangeKernel = mcmc.sampler
-    num = draws[next(iter(draws))].shape[:2]
-    every = max(1, num[1] // max(4, NUM_DRAWS // num[0]))
-    state: Any = mcmc.last_state
+    every = max(1, num_draws // max(4, NUM_DRAWS // num_chains))
     try:
         names, terms = kernel.terms_of_draws(state, {name: value[:, ::every] for name, value in draws.items()})
     except EnergyError as error:
@@ -43,8 +41,9 @@ def check_posterior(mcmc: MCMC) -> list[Finding]:
     to_latents = covariance / np.sqrt(np.diagonal(covariance))
     biases = shift @ to_latents
     excesses = np.einsum("ki,cnkl,li->cni", to_latents, bartlett, to_latents)
-    steps = kernel.num_steps
-    return [*found, *([] if not np.any(shift) else [_shift(names, biases, steps)]), _bartlett(names, excesses)]
+    if np.any(shift):  # exact samplers have none
+        found.append(_shift(names, biases, kernel.num_steps))
+    return [*found, _bartlett(names, excesses)]
 
 
 def _acceptance(rates: Any) -> Finding:
@@ -75,8 +74,9 @@ def _shift(names: list[str], biases: Float[np.ndarray, "chains draws d"], num_st
     worst = int(np.argmax(abs(ratio)))
     return judge(
         "auxiliary chains",
-        f"against chains from elsewhere of {10 * num_steps} steps, those of {num_steps} steps move the posterior mean of "
-        f"'{names[worst]}' by {abs(mean[worst]):.2g} standard deviations, {abs(ratio[worst]):.2g} standard errors",
+        f"chains of {num_steps} steps from the data move the posterior mean of '{names[worst]}' by {abs(mean[worst]):.2g} "
+        f"standard deviations, compared with {LONGER * num_steps} steps from other starts: {abs(ratio[worst]):.2g} standard "
+        "errors",
         f"below {normal_bound(len(names)):.2g} standard errors",
         LONGER_CHAINS,
         is_bad=not abs(ratio[worst]) < normal_bound(len(names)),

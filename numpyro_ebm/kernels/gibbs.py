@@ -66,8 +66,13 @@ class Gibbs(DiscreteKernel):
                     f"Gibbs(scan='random', num_updates={self.num_updates})."
                 )
 
+    @property
+    def is_reversible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the scan is random: updates in a fixed order have no detailed balance."""
+        return self.scan == "random"
+
     def reversible(self) -> Any:
-        """Return the kernel with a random scan: updates in a fixed order have no detailed balance."""
+        """Return the kernel with a random scan."""
         return self.adapted(scan="random")
 
     def most_changes(self, num_elements: int) -> int:

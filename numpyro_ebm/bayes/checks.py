@@ -1,4 +1,4 @@
-"""What auxiliary data at the draws of a posterior say of it: whether chains are long enough, and the Bartlett identity."""
+"""Checks of a posterior by auxiliary data at its draws: the length of the auxiliary chains, and the Bartlett identity."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,9 +15,9 @@ from numpyro_ebm.bayes._posterior import Latents
 from numpyro_ebm.bayes._settling import Flat, Surface
 
 LONGER = 10
-"""How many times as long as those of the run the chains are with which these are compared."""
+"""Length of the chains that serve as a reference, in units of the auxiliary chains of the run."""
 AT_ONCE = 8
-"""Draws of the posterior whose auxiliary data are held in memory together."""
+"""Draws of the posterior that are processed together; more need more memory."""
 
 
 class PosteriorTerms(NamedTuple):
