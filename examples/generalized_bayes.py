@@ -2,8 +2,8 @@
 
 Symptoms: a Boltzmann machine of the first six binary symptoms of attention deficit in 355 children. Under the
 pseudolikelihood, which counts each coupling twice, the posterior is too narrow. ``numpyro_ebm.calibrate`` maps its draws to
-the mode and the curvature of the likelihood's own posterior, by data sets drawn from the model; with 64 states the exact
-posterior is known and judges it. Couplings have Cauchy(0, 2.5) priors, and the odds exp(bias) beta-prime(1/2, 1/2) ones.
+the mode and the curvature of the likelihood's own posterior, by data sets drawn from the model, or finds one weight of the
+loss, which needs no such data; with 64 states the exact posterior is known and judges both. Couplings have Cauchy(0, 2.5) priors, and the odds exp(bias) beta-prime(1/2, 1/2) ones.
 
 Galaxies: a kernel exponential family with 25 basis functions for the velocities of 82 galaxies, under the kernel Stein
 discrepancy. Its posterior is a Gaussian, in closed form (``numpyro_ebm.gaussian_posterior``), under the weight of the loss
@@ -37,7 +37,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 NUM_ITEMS, NUM_BASIS = 6, 25
-FITS = {"pseudolikelihood": "#D55E00", "calibrated": "#0B3C6F", "exact": "0.55"}
+FITS = {"pseudolikelihood": "#D55E00", "one weight": "#E69F00", "calibrated": "#0B3C6F", "exact": "0.55"}
 KERNELS = {"plain": None, "robust": lambda x: (1 + x**2) ** -0.5}
 COLOURS = {"plain": "#D55E00", "robust": "#0B3C6F"}
 GRID = np.linspace(-9, 9, 901)
@@ -82,17 +82,16 @@ def fit_symptoms(num_samples: int, num_sets: int) -> tuple[list[str], dict[str, 
     names = path.read_text(encoding="utf-8").splitlines()[0].split(",")[1 : NUM_ITEMS + 1]
     x = np.genfromtxt(path, delimiter=",", skip_header=1, dtype=int)[:, 1 : NUM_ITEMS + 1]
     pairs = [f"{names[i]} - {names[j]}" for i, j in zip(*np.triu_indices(NUM_ITEMS, 1), strict=True)]
-    bar = tqdm(total=3, desc="symptoms", leave=False)
-    # A weight of 1 says that the loss is to count as it is.
-    draws = {"pseudolikelihood": nuts(ebm.estimate(symptoms, "pseudolikelihood", weight=1.0), x, num_samples)}
-    bar.update()
+    estimated = ebm.estimate(symptoms, "pseudolikelihood")
     simulated = ebm.bayes.Simulated(exact_sampler="enumeration", num_sets=num_sets)
-    method = ebm.bayes.Curvature(simulated)
-    found = ebm.calibrate(jax.random.key(1), ebm.estimate(symptoms, "pseudolikelihood"), x, method=method)
+    found = ebm.calibrate(jax.random.key(1), estimated, x, method=ebm.bayes.Curvature(simulated))
+    draws: dict[str, Any] = {}
+    # A weight of 1 says that the loss is to count as it is.
+    weights = {"pseudolikelihood": 1.0, "one weight": ebm.calibrate(jax.random.key(1), estimated, x).weight}
+    for name, weight in tqdm(weights.items(), desc="symptoms", leave=False):
+        draws[name] = nuts(ebm.estimate(symptoms, "pseudolikelihood", weight=weight), x, num_samples)
     draws["calibrated"] = found.adjust(draws["pseudolikelihood"])
-    bar.update()
     draws["exact"] = nuts(ebm.estimate(symptoms, "exact"), x, num_samples)
-    bar.close()
     return pairs, {name: np.asarray(each["couplings"]) for name, each in draws.items()}, found
 
 
@@ -103,7 +102,7 @@ def print_symptoms(pairs: list[str], draws: dict[str, np.ndarray], found: ebm.Ca
     for i, pair in enumerate(pairs):
         cells = (f"{each[:, i].mean():.2f} ({each[:, i].std():.2f})" for each in draws.values())
         print(f"{pair:>22} " + " ".join(f"{cell:>18}" for cell in cells))
-    for name in ("pseudolikelihood", "calibrated"):
+    for name in ("pseudolikelihood", "one weight", "calibrated"):
         ratio = draws[name].std(0) / draws["exact"].std(0)
         print(f"{name}: standard deviations {ratio.min():.2f} to {ratio.max():.2f} times the exact ones")
     print(found)
@@ -171,7 +170,7 @@ def draw_symptoms(axis, pairs: list[str], draws: dict[str, np.ndarray]) -> None:
     """Draw intervals of two standard deviations for each coupling."""
     order = np.argsort(draws["exact"].mean(0))
     for k, (name, each) in enumerate(draws.items()):
-        at = np.arange(len(pairs)) + 0.25 * (k - 1)
+        at = np.arange(len(pairs)) + 0.2 * (k - 1.5)
         style = {"fmt": "o", "ms": 3, "color": FITS[name], "elinewidth": 1.6, "label": name}
         axis.errorbar(each.mean(0)[order], at, xerr=2 * each.std(0)[order], **style)
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
