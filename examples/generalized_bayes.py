@@ -1,9 +1,10 @@
 """Generalised Bayes: posteriors from losses that need no log Z, and how wide they have to be.
 
 Symptoms: a Boltzmann machine of the first six binary symptoms of attention deficit in 355 children. Under the
-pseudolikelihood, which counts each coupling twice, the posterior is too narrow. ``numpyro_ebm.calibrate`` maps its draws to
-the mode and the curvature of the likelihood's own posterior, by data sets drawn from the model, or finds one weight of the
-loss, which needs no such data; with 64 states the exact posterior is known and judges both. Couplings have Cauchy(0, 2.5) priors, and the odds exp(bias) beta-prime(1/2, 1/2) ones.
+pseudolikelihood, which counts each coupling twice, the posterior is too narrow. ``numpyro_ebm.calibrate`` finds one weight
+of the loss, or maps the draws to the mode and the curvature of the likelihood's own posterior, by data sets drawn from the
+model. With 64 states the exact posterior is known, and both are compared with it. Couplings have Cauchy(0, 2.5) priors, and
+the odds exp(bias) have beta-prime(1/2, 1/2) priors.
 
 Galaxies: a kernel exponential family with 25 basis functions for the velocities of 82 galaxies, under the kernel Stein
 discrepancy. Its posterior is a Gaussian, in closed form (``numpyro_ebm.gaussian_posterior``), under the weight of the loss
