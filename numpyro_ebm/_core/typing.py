@@ -21,6 +21,10 @@ Chains: TypeAlias = Float[Array, "*chains"]
 """A number, or one number per chain (and per draw)."""
 RowValues: TypeAlias = Float[Array, " {site.num_rows}"]
 """One number per row of the argument ``site``."""
+Flat: TypeAlias = Float[Array, " d"]
+"""The unconstrained latents of a model, as one vector."""
+Matrix: TypeAlias = Float[Array, "d d"]
+"""A matrix over `Flat`, such as a covariance."""
 PRNGKey: TypeAlias = Key[Array, ""] | UInt32[Array, "2"]
 """A random key: of ``jax.random.key``, or of ``jax.random.PRNGKey``."""
 PRNGKeys: TypeAlias = Key[Array, " num"] | UInt32[Array, "num 2"]

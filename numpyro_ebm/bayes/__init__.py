@@ -4,6 +4,7 @@ from numpyro_ebm.bayes._calibrate import Calibration as Calibration
 from numpyro_ebm.bayes._calibrate import calibrate as calibrate
 from numpyro_ebm.bayes._gaussian import GaussianPosterior as GaussianPosterior
 from numpyro_ebm.bayes._gaussian import gaussian_posterior as gaussian_posterior
+from numpyro_ebm.bayes.auxiliary_variable import AuxiliaryVariableKernel as AuxiliaryVariableKernel
 from numpyro_ebm.bayes.bootstrap import Bootstrap as Bootstrap
 from numpyro_ebm.bayes.calibration import AbstractCalibration as AbstractCalibration
 from numpyro_ebm.bayes.calibration import Adjustment as Adjustment
@@ -15,7 +16,9 @@ from numpyro_ebm.bayes.exact_samplers import enumeration as enumeration
 from numpyro_ebm.bayes.exchange import ExchangeKernel as ExchangeKernel
 from numpyro_ebm.bayes.log_partition_grid import LogPartitionGrid as LogPartitionGrid
 from numpyro_ebm.bayes.log_partition_grid import log_partition_grid as log_partition_grid
+from numpyro_ebm.bayes.noisy_langevin import NoisyLangevinKernel as NoisyLangevinKernel
 from numpyro_ebm.bayes.open_faced import OpenFaced as OpenFaced
+from numpyro_ebm.bayes.posterior_kernel import PosteriorKernel as PosteriorKernel
 from numpyro_ebm.bayes.proposals import AbstractProposal as AbstractProposal
 from numpyro_ebm.bayes.proposals import CrankNicolson as CrankNicolson
 from numpyro_ebm.bayes.proposals import Differences as Differences

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from numpyro_ebm.bayes._modes import Matrix
+from numpyro_ebm._core.typing import Matrix
 
 
 def root(matrix: Matrix) -> Matrix:

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from numpyro_ebm.kernels.starts import find_starts
 
 Positions = Mapping[str, Shaped[Array, " rows *position"]]
 """A data set of every energy site, by name, in unconstrained space."""
+EMPTY: Positions = MappingProxyType({})
 ExactSampler = Callable[[PRNGKey, Energies, str], Shaped[Array, " rows *event"]]
 
 
@@ -79,8 +81,23 @@ class Auxiliary:
         """Return the state after one more data set."""
         return None if self.kernel is None or averaging is None else next_averaging(averaging, self.kernel, acceptance_rate)
 
-    def draw(self, rng_key: PRNGKey, energies: Energies, name: str, step_size: Scalar | None) -> Drawn:
-        """Draw a data set of the named site at given latents, through which no gradient flows."""
+    def draw(
+        self,
+        rng_key: PRNGKey,
+        energies: Energies,
+        name: str,
+        step_size: Scalar | None,
+        start: Shaped[Array, " rows *position"] | None = None,
+    ) -> Drawn:
+        """Draw a data set of the named site at given latents, through which no gradient flows.
+
+        Args:
+            rng_key: random key.
+            energies: the energies at these latents.
+            name: the site.
+            step_size: step size of the kernel.
+            start: where chains start; None for where `starts_at_data` says.
+        """
         site = energies.sites[name]
         if self.exact is not None:
             rows = self.exact(rng_key, energies, name)
@@ -89,8 +106,10 @@ class Auxiliary:
         kernel = _tuned(self.kernel, step_size)
         log_density = keep(site.log_density, site.distribution.known)
         key_start, key_run = jax.random.split(rng_key)
-        start = kernel.lift_all(site.position if self.starts_at_data else _elsewhere(key_start, site))
-        advanced = chains.advance(key_run, kernel, log_density, start, site.local, num_steps=self.num_steps)
+        if start is None:
+            start = site.position if self.starts_at_data else _elsewhere(key_start, site)
+        lifted = kernel.lift_all(start)
+        advanced = chains.advance(key_run, kernel, log_density, lifted, site.local, num_steps=self.num_steps)
         positions = jax.lax.stop_gradient(jax.vmap(kernel.lower)(kernel.as_draws(advanced.positions)))
         return Drawn(positions, advanced.health.acceptance_rate, _move(site, positions))
 
@@ -144,19 +163,32 @@ def _tuned(kernel: Any, step_size: Scalar | None) -> Any:
 
 
 def draw_all(
-    rng_key: PRNGKey, auxiliaries: Mapping[str, Auxiliary], energies: Energies, sizes: Mapping[str, Scalar | None]
+    rng_key: PRNGKey,
+    auxiliaries: Mapping[str, Auxiliary],
+    energies: Energies,
+    sizes: Mapping[str, Scalar | None],
+    starts: Positions = EMPTY,
 ) -> dict[str, Drawn]:
-    """Draw a data set of every site, with the step sizes of the inner kernels."""
+    """Draw a data set of every site, with the step sizes of the inner kernels, and from starts where given."""
     keys = jax.random.split(rng_key, len(auxiliaries))
     pairs = zip(keys, auxiliaries.items(), strict=True)
-    return {name: auxiliary.draw(key, energies, name, sizes[name]) for key, (name, auxiliary) in pairs}
+    return {name: each.draw(key, energies, name, sizes[name], starts.get(name)) for key, (name, each) in pairs}
 
 
 def draw_sets(
-    rng_key: PRNGKey, auxiliaries: Mapping[str, Auxiliary], energies: Energies, sizes: Mapping[str, Scalar | None], num: int
+    rng_key: PRNGKey,
+    auxiliaries: Mapping[str, Auxiliary],
+    energies: Energies,
+    sizes: Mapping[str, Scalar | None],
+    num: int,
+    starts: Positions = EMPTY,
 ) -> dict[str, Drawn]:
-    """Draw several data sets of every site; the fields have the data sets on their leading axis."""
-    return jax.vmap(lambda key: draw_all(key, auxiliaries, energies, sizes))(jax.random.split(rng_key, num))
+    """Draw several data sets of every site; the fields, and the starts, have the data sets on their leading axis."""
+
+    def draw(key, starts):
+        return draw_all(key, auxiliaries, energies, sizes, starts)
+
+    return jax.vmap(draw)(jax.random.split(rng_key, num), dict(starts))
 
 
 def step_sizes(averaging: Mapping[str, Any], *, is_adapting: Any = True) -> dict[str, Scalar | None]:

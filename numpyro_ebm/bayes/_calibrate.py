@@ -13,9 +13,9 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.jax_modes import in_own_modes
 from numpyro_ebm._core.programs import compiled
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
+from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey, PyTree
 from numpyro_ebm.bayes._loss import Loss, make_loss
-from numpyro_ebm.bayes._modes import Flat, Matrix, find_mode, is_mode
+from numpyro_ebm.bayes._modes import find_mode, is_mode
 from numpyro_ebm.bayes.calibration import AbstractCalibration, Adjustment, CalibrationProblem
 from numpyro_ebm.bayes.names import CALIBRATIONS
 from numpyro_ebm.handlers import estimate, estimated_in

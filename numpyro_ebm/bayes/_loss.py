@@ -13,8 +13,7 @@ from numpyro import handlers
 from numpyro.infer import init_to_median
 
 from numpyro_ebm._core.errors import EnergyError, at_site
-from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
-from numpyro_ebm.bayes._modes import Flat, Matrix
+from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey, PyTree, Scalar
 from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_energies, make_posterior
 from numpyro_ebm.bayes._settling import Surface
 from numpyro_ebm.distributions.site import Site

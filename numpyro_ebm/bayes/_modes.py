@@ -4,12 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from numpyro_ebm._core.typing import Array, Scalar
+from numpyro_ebm._core.typing import Array, Flat, Matrix, Scalar
 
-Flat = Float[Array, " d"]
-Matrix = Float[Array, "d d"]
 MOST_STEPS = 200
 """Most Newton steps."""
 DAMPINGS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)

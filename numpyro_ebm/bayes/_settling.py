@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
-from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
+from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey, Scalar
 from numpyro_ebm.bayes._auxiliary import (
     Auxiliary,
     Drawn,
@@ -24,11 +23,10 @@ from numpyro_ebm.bayes._auxiliary import (
 from numpyro_ebm.bayes._posterior import Energies
 from numpyro_ebm.distributions.site import Site
 
-Flat = Float[Array, " d"]
 FARTHEST = 3.0
 """Longest Newton step, in standard deviations of the posterior per latent."""
-
-
+ENOUGH_ROWS = 2
+"""Rows per latent from which the variance of their scores tells the information."""
 DIFFERENCES = 8
 """Differences of two scores per latent from which the first information comes, so that it is well-conditioned."""
 
@@ -72,6 +70,17 @@ class Surface(NamedTuple):
         """
         return jax.grad(lambda z: self.log_joint(z) - jnp.mean(jax.vmap(partial(self.log_densities, z))(sets)))(z)
 
+    def observed_information(self, z: Flat) -> Matrix:
+        """Return the information of the data about the latents by the variance of the rows' own scores."""
+        total = jnp.zeros((z.size, z.size))
+        for name, site in self.energies(z).sites.items():
+            scores = jax.jacfwd(lambda z, name=name, site=site: by_row(self.energies(z).sites[name], site.position))(z)
+            takes_part = jnp.ones((len(scores), 1), bool) if site.mask is None else site.mask[:, None]
+            mean = jnp.sum(scores, axis=0) / jnp.maximum(jnp.sum(takes_part), 1)  # `by_row` is 0 for other rows
+            deviations = jnp.where(takes_part, scores - mean, 0.0)
+            total += deviations.T @ deviations
+        return total
+
     def information(self, z: Flat, sets: Positions) -> Float[Array, "d d"]:
         """Return the information of the data about the latents, by an even number of data sets drawn at ``z``.
 
@@ -111,8 +120,12 @@ def settle(
     gives the variance of the score, which is the information of the data about the latents. Of few rows, two data sets tell
     it in few directions, and a step along another one would be as long as the prior is wide: the information before the
     first step comes from as many data sets as tell it in all.
+
+    Far from the mode chains that start at the data do not arrive, and their difference says nothing: where there are enough
+    rows, the steps there take the information from the scores of the data, and are as long as one standard deviation of a
+    row. The average of the differences, and the decrease of the steps, begin anew after the last one of them.
     """
-    precision = _prior_precision(surface, z)
+    precision = jnp.diag(_prior_precision(surface, z))
     num_rows = sum(site.num_rows for site in surface.energies(z).sites.values())
     num_pairs = math.ceil(DIFFERENCES * z.size / num_rows)
     key_start, key_steps = jax.random.split(rng_key)
@@ -121,19 +134,32 @@ def settle(
         drawn = draw_sets(key, auxiliaries, surface.energies(z), step_sizes(averaging), num)
         return drawn, {name: each.positions for name, each in drawn.items()}
 
-    def step(carry, inputs):
-        z, averaging, information = carry
-        key, t = inputs
+    def step(carry, key):
+        z, averaging, information, t = carry
         pair, sets = draw(key, z, averaging, 2)
+        gradient = surface.gradient(z, sets)
         information += (surface.information(z, sets) - information) / (num_pairs + t / 2)
-        covariance = jnp.linalg.inv(information + jnp.diag(precision))
-        z = _moved(z, surface.gradient(z, sets), covariance, 1 / (1 + t / 10))
-        return (z, next_averagings(auxiliaries, averaging, _first(pair)), information), covariance
+        covariance = jnp.linalg.inv(information + precision)
+        approach, is_far = jnp.zeros_like(z), False
+        if num_rows >= ENOUGH_ROWS * z.size:
+            approach, length = _newton(gradient, jnp.linalg.inv(surface.observed_information(z) + precision), num_rows**0.5)
+            is_far = length > FARTHEST * z.size**0.5
+        move = jnp.where(is_far, approach, _newton(gradient, covariance, FARTHEST)[0] / (1 + t / 10))
+        z = jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)
+        carry = z, next_averagings(auxiliaries, averaging, _first(pair)), information, jnp.where(is_far, 0, t + 1)
+        return carry, covariance
 
     information = surface.information(z, draw(key_start, z, averaging, 2 * num_pairs)[1])
-    inputs = jax.random.split(key_steps, num_steps), jnp.arange(num_steps)
-    (z, averaging, _), covariances = jax.lax.scan(step, (z, averaging, information), inputs)
+    start = z, averaging, information, jnp.zeros((), jnp.int32)
+    (z, averaging, *_), covariances = jax.lax.scan(step, start, jax.random.split(key_steps, num_steps))
     return Settled(z, averaging, covariances[-1])
+
+
+def _newton(gradient: Flat, covariance: Matrix, farthest: float) -> tuple[Flat, Scalar]:
+    """Return a Newton step of bounded length, and its length before, in standard deviations."""
+    move = covariance @ gradient
+    length = jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
+    return move * jnp.minimum(1.0, farthest * gradient.size**0.5 / jnp.maximum(length, 1e-6)), length
 
 
 def _first(drawn: dict[str, Drawn]) -> dict[str, Drawn]:
@@ -147,11 +173,3 @@ def _prior_precision(surface: Surface, z: Flat) -> Flat:
     """
     curvature = -jnp.diagonal(jax.hessian(surface.log_rest)(z))
     return jnp.where(curvature > 1e-8, curvature, 1.0)
-
-
-def _moved(z: Flat, gradient: Flat, covariance: Float[Array, "d d"], rate: Scalar) -> Flat:
-    """Return latents after a Newton step of bounded length; where it is not finite, the latents as they were."""
-    move = covariance @ gradient
-    length = jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
-    move *= rate * jnp.minimum(1.0, FARTHEST * np.sqrt(z.size) / jnp.maximum(length, 1e-6))
-    return jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)

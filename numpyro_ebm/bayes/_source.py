@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm._core.typing import Matrix, PRNGKey
 from numpyro_ebm.bayes._affine import godambe
-from numpyro_ebm.bayes._modes import Matrix
 from numpyro_ebm.bayes.calibration import AbstractCalibration, CalibrationProblem
 from numpyro_ebm.bayes.simulated import Simulated
 

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.programs import compiled
 from numpyro_ebm._core.sandwich import slopes_and_curvature
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey
 from numpyro_ebm.bayes._loss import Loss
-from numpyro_ebm.bayes._modes import Flat, Matrix, find_mode
+from numpyro_ebm.bayes._modes import find_mode
 from numpyro_ebm.bayes.simulated import Simulated, covariance_over_sets, of_units
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
+from numpyro_ebm._core.typing import Array, Flat, PRNGKey, Scalar
 from numpyro_ebm.bayes._auxiliary import Auxiliary, draw_sets
 from numpyro_ebm.bayes._posterior import Latents
-from numpyro_ebm.bayes._settling import Flat, Surface
+from numpyro_ebm.bayes._settling import Surface
 
 LONGER = 10
 """Length of the chains that serve as a reference, in units of the auxiliary chains of the run."""

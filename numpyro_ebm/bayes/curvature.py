@@ -10,9 +10,9 @@ from jaxtyping import Float
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.programs import compiled
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, Flat, PRNGKey
 from numpyro_ebm.bayes._affine import transport
-from numpyro_ebm.bayes._modes import Flat, is_definite
+from numpyro_ebm.bayes._modes import is_definite
 from numpyro_ebm.bayes._settling import settle
 from numpyro_ebm.bayes.calibration import AbstractCalibration, Adjustment, CalibrationProblem
 from numpyro_ebm.bayes.simulated import Simulated, covariance_over_sets

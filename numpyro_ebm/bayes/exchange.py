@@ -6,25 +6,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Bool, Int
 from numpyro.infer import init_to_median
-from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
-from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Chains, PRNGKey, PRNGKeys, PyTree, Scalar
-from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, draw_all, draw_sets, next_averagings, step_sizes
+from numpyro_ebm.bayes._auxiliary import Drawn, draw_all, draw_sets, step_sizes
 from numpyro_ebm.bayes._halves import by_halves
-from numpyro_ebm.bayes._posterior import Latents, Posterior, check_energies, make_posterior
-from numpyro_ebm.bayes._settling import Surface, settle
-from numpyro_ebm.bayes.checks import PosteriorTerms, coordinate_names, terms_of_draws
+from numpyro_ebm.bayes._posterior import Latents
+from numpyro_ebm.bayes._settling import Surface
 from numpyro_ebm.bayes.names import PROPOSALS
+from numpyro_ebm.bayes.posterior_kernel import PosteriorKernel, Start
 from numpyro_ebm.bayes.proposals import AbstractProposal
 from numpyro_ebm.kernels import AbstractKernel, adaptation
-from numpyro_ebm.sampling.target import check_model, keys_of
 
 
 class ExchangeState(NamedTuple):
@@ -35,6 +31,7 @@ class ExchangeState(NamedTuple):
         z: unconstrained latents by site.
         log_joint: log density of prior and data at ``z`` without log Z.
         gradient: noisy gradient of the log posterior at ``z``, flat; 0 for proposals that use none.
+        memory: what the chain keeps of its auxiliary data; empty for `ExchangeKernel`, which draws new ones.
         warmup: the proposal as adapted so far.
         averaging: by energy site, dual averaging of the step size of the inner kernel; None for one without.
         accept_prob: acceptance probability of the last transition.
@@ -50,6 +47,7 @@ class ExchangeState(NamedTuple):
     z: Latents
     log_joint: Chains
     gradient: Array
+    memory: PyTree
     warmup: adaptation.WarmupState
     averaging: dict[str, Any]
     accept_prob: Chains
@@ -60,7 +58,21 @@ class ExchangeState(NamedTuple):
     rng_key: PRNGKey | PRNGKeys
 
 
-class ExchangeKernel(MCMCKernel):
+class Compared(NamedTuple):
+    """What auxiliary data say of a proposal.
+
+    Attributes:
+        log_ratio: their part of the log acceptance ratio.
+        memory: what the chain keeps of them if the proposal is accepted.
+        drawn: the data set of every energy site.
+    """
+
+    log_ratio: Scalar
+    memory: PyTree
+    drawn: dict[str, Drawn]
+
+
+class ExchangeKernel(PosteriorKernel):
     r"""The exchange algorithm in ``numpyro.infer.MCMC``: draws from the posterior of a model that observes energies.
 
     The likelihood of an energy is ``f(x; theta) / Z(theta)``. For proposed parameters the kernel draws an auxiliary data set
@@ -130,42 +142,19 @@ class ExchangeKernel(MCMCKernel):
         params: PyTree | None = None,
         init_strategy: Callable = init_to_median,
     ):
-        if not callable(model):
-            raise TypeError(f"ExchangeKernel needs a NumPyro model; got {type(model).__name__}.")
-        check_count("ExchangeKernel", "num_steps", num_steps)
-        if num_bridges is not None:
-            check_count("ExchangeKernel", "num_bridges", num_bridges, 0)
-        check_count("ExchangeKernel", "num_newton_steps", num_newton_steps, 0)
-        if inner is not None and exact_sampler is not None and not isinstance(exact_sampler, Mapping) and not num_bridges:
-            raise EnergyError("ExchangeKernel got inner and exact_sampler, of which only one draws. Leave one out.")
-        # Read-only: the functions that NumPyro has compiled would not see a change.
-        self._model, self._params, self._init_strategy = model, params, init_strategy
-        self._inner, self._num_steps, self._exact_sampler = inner, int(num_steps), exact_sampler
-        self._num_bridges, self._num_newton_steps = num_bridges, int(num_newton_steps)
+        super().__init__(
+            model,
+            inner,
+            num_steps=num_steps,
+            exact_sampler=exact_sampler,
+            num_bridges=num_bridges,
+            num_newton_steps=num_newton_steps,
+            params=params,
+            init_strategy=init_strategy,
+        )
         self._proposal = None if proposal is None else PROPOSALS.resolve(proposal)
-        # NumPyro reads these attributes before the first run.
-        self._is_batch = False
-        self._posterior: Posterior | None = None
-        self._auxiliaries: dict[str, Auxiliary] = {}
         self._used: AbstractProposal | None = self._proposal
-        self._given: tuple[tuple, dict] | None = None
-        self._num_warmup = 0
         self._stages = jnp.zeros((0, 2), jnp.int32)
-
-    @property
-    def model(self) -> Callable:
-        """The model as given."""
-        return self._model
-
-    @property
-    def num_steps(self) -> int:
-        """Number of transitions of an auxiliary chain."""
-        return self._num_steps
-
-    @property
-    def sample_field(self) -> str:
-        """Name of the state field that holds the draw."""
-        return "z"
 
     @property
     def default_fields(self) -> tuple[str, ...]:
@@ -178,35 +167,9 @@ class ExchangeKernel(MCMCKernel):
         return self._used is not None and self._used.uses_population
 
     @in_own_modes
-    def init(
-        self,
-        rng_key: PRNGKey | PRNGKeys,
-        num_warmup: int,
-        init_params: PyTree | None,
-        model_args: tuple,
-        model_kwargs: dict,
-    ) -> ExchangeState:
-        """Return the state of one chain, or of a batch of chains for a batch of keys."""
-        kwargs = model_kwargs or {}
-        keys, self._is_batch = keys_of(rng_key)
-        check_model(self._model, self._params, model_args, kwargs)
-        is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model_args, kwargs)))
-        self._given = None if is_traced else (model_args, kwargs)
-        sites = check_energies("ExchangeKernel", self._model, self._params, model_args, kwargs)
-        self._auxiliaries = auxiliaries(
-            "ExchangeKernel", sites, self._inner, self._num_steps, self._num_bridges, self._exact_sampler
-        )
-        self._posterior = make_posterior(keys[0], self._model, self._params, self._init_strategy, model_args, kwargs)
-        position = self._posterior.position if init_params is None else init_params
-        self._num_warmup, self._used = num_warmup, self._proposal_for(position)
-        self._stages = adaptation.schedule(self._used, num_warmup)  # pyright: ignore[reportArgumentType]
-        start = partial(self._start, model_args, kwargs)
-        return jax.jit(jax.vmap(start) if self._is_batch else start)(keys[1], position)
-
-    @in_own_modes
     def sample(self, state: ExchangeState, model_args: tuple, model_kwargs: dict) -> ExchangeState:
         """Return the state after one transition."""
-        _, proposal = self._ready()
+        proposal = self._moves()
         transition = partial(self._transition, model_args, model_kwargs or {})
         if not self._is_batch:
             return transition(state, self._no_partners(state))
@@ -215,46 +178,13 @@ class ExchangeKernel(MCMCKernel):
             return jax.vmap(transition)(state, partners)
         return by_halves(transition, state)
 
-    def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
-        """Return the map from unconstrained latents to constrained latents and deterministic sites."""
-        if self._posterior is None:
-            return lambda z: z
-        return self._posterior.postprocess(model_args, model_kwargs or {})
-
     def get_diagnostics_str(self, state: ExchangeState) -> str:
         """Return the text for the progress bar."""
         return f"acceptance {jnp.mean(state.mean_accept_prob):.2f}, inner move {jnp.mean(state.inner_move):.2f}"
 
-    @in_own_modes
-    def terms_of_draws(self, state: ExchangeState, draws: Mapping[str, Array]) -> tuple[list[str], PosteriorTerms]:
-        """Return terms whose means over the posterior are zero if it is right, as `diagnose` uses them.
-
-        Args:
-            state: the last state of the chains.
-            draws: constrained draws by site, ``(num_chains, num_draws, ...)``.
-
-        Returns:
-            The name of each unconstrained coordinate, and the terms at each draw.
-
-        Raises:
-            EnergyError: for a kernel that has not run in this process, whose data are not known.
-        """
-        if self._given is None:
-            raise EnergyError("the arguments of the model are not known: the run was compiled as a whole, or unpickled")
-        posterior, (args, kwargs) = self._ready()[0], self._given
-        z = jax.vmap(jax.vmap(posterior.unconstrain(args, kwargs)))(dict(draws))
-        flat = jax.vmap(jax.vmap(lambda each: ravel_pytree(each)[0]))(z)
-        one = jax.tree.map(lambda leaf: leaf[0, 0], z)
-        sizes = jax.tree.map(jnp.atleast_1d, step_sizes(state.averaging, is_adapting=False))
-        keys, is_batch = keys_of(state.rng_key)
-        key = keys[0][0] if is_batch else keys[0]
-        surface = self._surface(args, kwargs, ravel_pytree(one)[1])
-        terms = jax.jit(lambda key, sizes, z: terms_of_draws(key, surface, self._auxiliaries, sizes, z))(key, sizes, flat)
-        return coordinate_names(one), terms
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the settings only; a run rebuilds the rest."""
-        return {**self.__dict__, "_posterior": None, "_auxiliaries": {}, "_given": None}
+    def _prepare(self, position: Latents) -> None:
+        self._used = self._proposal_for(position)
+        self._stages = adaptation.schedule(self._used, self._num_warmup)  # pyright: ignore[reportArgumentType]
 
     def _proposal_for(self, position: Latents) -> AbstractProposal:
         """Return the proposal, by the number of chains where none was given."""
@@ -273,29 +203,23 @@ class ExchangeKernel(MCMCKernel):
             )
         return self._proposal
 
-    def _start(self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents) -> ExchangeState:
-        _, proposal = self._ready()
+    def _first(self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents) -> ExchangeState:
+        proposal = self._moves()
         flat, unravel = ravel_pytree(position)
         surface = self._surface(args, kwargs, unravel)
-        rng_key, key, key_settle, key_spread = jax.random.split(rng_key, 4)
-        averaging = {name: each.averaging() for name, each in self._auxiliaries.items()}
-        zero = jnp.zeros((), float)
-        matrix = jnp.eye(flat.size)
-        if self._num_newton_steps:
-            steps = self._num_newton_steps
-            flat, averaging, matrix = settle(key_settle, surface, self._auxiliaries, averaging, flat, steps)
+        rng_key, key_start, key_gradient, key_memory = jax.random.split(rng_key, 4)
+        start = self._start(key_start, surface, self._auxiliaries, flat)
         if not proposal.uses_population:
-            proposal = proposal.settled(flat, matrix)
-        if self._num_newton_steps:
-            flat += jnp.linalg.cholesky(matrix) @ jax.random.normal(key_spread, flat.shape)
-        position = unravel(flat)
+            proposal = proposal.settled(start.mode, start.covariance)
+        sizes, position, zero = step_sizes(start.averaging), unravel(start.z), jnp.zeros((), float)
         return ExchangeState(
             i=jnp.zeros((), jnp.int32),
             z=position,
-            log_joint=surface.log_joint(flat),
-            gradient=self._gradient(key, surface, flat, step_sizes(averaging)),
+            log_joint=surface.log_joint(start.z),
+            gradient=self._gradient(key_gradient, surface, start.z, sizes),
+            memory=self._first_memory(key_memory, surface, start, sizes),
             warmup=adaptation.start(proposal, position),
-            averaging=averaging,
+            averaging=start.averaging,
             accept_prob=zero,
             mean_accept_prob=zero,
             inner_accept_prob=zero,
@@ -309,27 +233,33 @@ class ExchangeKernel(MCMCKernel):
         proposal: Any = state.warmup.kernel
         flat, unravel = ravel_pytree(state.z)
         surface = self._surface(args, kwargs, unravel)
-        sizes = step_sizes(state.averaging, is_adapting=state.i < self._num_warmup)
+        sizes = self._sizes(state)
         new_flat = proposal.propose(key_propose, flat, state.gradient, partners)
         new, log_joint = unravel(new_flat), surface.log_joint(new_flat)
-        exchanged, drawn = self._exchange(key_draw, surface, flat, new_flat, sizes)
+        compared = self._compare(key_draw, surface, state, new_flat, sizes)
         gradient = self._gradient(key_gradient, surface, new_flat, sizes)
-        ratio = log_joint - state.log_joint + proposal.log_ratio(flat, state.gradient, new_flat, gradient) + exchanged
+        ratio = (
+            log_joint - state.log_joint + proposal.log_ratio(flat, state.gradient, new_flat, gradient) + compared.log_ratio
+        )
         is_bad = jnp.isnan(ratio)
         ratio = jnp.where(is_bad, -jnp.inf, ratio)
         accepted = jnp.log1p(-jax.random.uniform(key_accept)) < ratio
-        z, log_joint, gradient = jax.tree.map(
-            lambda a, b: jnp.where(accepted, a, b), (new, log_joint, gradient), (state.z, state.log_joint, state.gradient)
+        z, log_joint, gradient, memory = jax.tree.map(
+            lambda a, b: jnp.where(accepted, a, b),
+            (new, log_joint, gradient, compared.memory),
+            (state.z, state.log_joint, state.gradient, state.memory),
         )
         accept_prob = jnp.exp(jnp.minimum(ratio, 0.0))
         i = state.i + 1
         since = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
+        drawn = compared.drawn
         rates = [each.acceptance_rate for each in drawn.values()]
         return ExchangeState(
             i=i,
             z=z,
             log_joint=log_joint,
             gradient=gradient,
+            memory=memory,
             warmup=self._adapted(state, z, accept_prob),
             averaging=self._averaged(state, drawn),
             accept_prob=accept_prob,
@@ -340,36 +270,36 @@ class ExchangeKernel(MCMCKernel):
             rng_key=rng_key,
         )
 
-    def _exchange(
-        self, rng_key: PRNGKey, surface: Surface, old: Array, new: Array, sizes: dict[str, Scalar | None]
-    ) -> tuple[Scalar, dict[str, Drawn]]:
+    def _compare(
+        self, rng_key: PRNGKey, surface: Surface, state: ExchangeState, new: Array, sizes: dict[str, Scalar | None]
+    ) -> Compared:
         """Return the log ratio of the auxiliary data's densities at the old and the new latents, over all sites."""
+        log_ratio, drawn = self._weigh(rng_key, surface, new, ravel_pytree(state.z)[0], sizes)
+        return Compared(log_ratio, state.memory, drawn)
+
+    def _first_memory(self, rng_key: PRNGKey, surface: Surface, start: Start, sizes: dict[str, Scalar | None]) -> PyTree:
+        """Return what a chain remembers of its auxiliary data; nothing, since each transition draws new ones."""
+        return ()
+
+    def _weigh(
+        self, rng_key: PRNGKey, surface: Surface, at: Array, other: Array, sizes: dict[str, Scalar | None]
+    ) -> tuple[Scalar, dict[str, Drawn]]:
+        """Draw auxiliary data at some latents, and return the log ratio of their densities at others and there."""
         key_draw, key_bridge = jax.random.split(rng_key)
-        drawn, total = draw_all(key_draw, self._auxiliaries, surface.energies(new), sizes), jnp.zeros((), float)
+        drawn, total = draw_all(key_draw, self._auxiliaries, surface.energies(at), sizes), jnp.zeros((), float)
         for key, (name, each) in zip(jax.random.split(key_bridge, len(drawn)), self._auxiliaries.items(), strict=True):
-            path = partial(surface.site_between, name, new, old)
+            path = partial(surface.site_between, name, at, other)
             total += each.log_ratio(key, path, drawn[name].positions, sizes[name])
         return total, drawn
 
     def _gradient(self, rng_key: PRNGKey, surface: Surface, z: Array, sizes: dict[str, Scalar | None]) -> Array:
         """Return the noisy gradient of the log posterior, for a proposal that uses it; else 0."""
-        num = self._ready()[1].num_gradient_draws
+        num = self._moves().num_gradient_draws
         if not num:
             return jnp.zeros_like(z)
         here = surface.energies(z)
         drawn = draw_sets(rng_key, self._auxiliaries, here, sizes, num)
         return surface.gradient(z, {name: each.positions for name, each in drawn.items()})
-
-    def _averaged(self, state: ExchangeState, drawn: dict[str, Drawn]) -> dict[str, Any]:
-        """Return the dual averaging of the inner step sizes, which ends with the warm-up."""
-        new = next_averagings(self._auxiliaries, state.averaging, drawn)
-        return jax.tree.map(lambda a, b: jnp.where(state.i < self._num_warmup, a, b), new, state.averaging)
-
-    def _surface(self, args: tuple, kwargs: dict, unravel: Callable[[Array], Latents]) -> Surface:
-        """Return the posterior under these arguments."""
-        posterior, _ = self._ready()
-        log_joint, energies = posterior.log_joint(args, kwargs), posterior.energies(args, kwargs)
-        return Surface(lambda z: log_joint(unravel(z)), lambda z: energies(unravel(z)))
 
     def _adapted(self, state: ExchangeState, z: Latents, accept_prob: Scalar) -> adaptation.WarmupState:
         if not self._num_warmup:
@@ -380,10 +310,9 @@ class ExchangeKernel(MCMCKernel):
         flat = ravel_pytree(state.z)[0]
         return jnp.zeros((2, flat.size), flat.dtype)
 
-    def _ready(self) -> tuple[Posterior, AbstractProposal]:
-        if self._posterior is None or self._used is None:
-            raise EnergyError("ExchangeKernel.sample was called before init. Run it in numpyro.infer.MCMC.")
-        return self._posterior, self._used
+    def _moves(self) -> AbstractProposal:
+        self._ready()
+        return self._used  # pyright: ignore[reportReturnType]  # init has chosen it
 
 
 class _Accepted(NamedTuple):

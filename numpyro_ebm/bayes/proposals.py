@@ -13,9 +13,8 @@ from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import rebuilt, record
-from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
+from numpyro_ebm._core.typing import Array, Flat, PRNGKey, Scalar
 
-Flat = Float[Array, " d"]
 LARGEST_RATIO = 1e3
 """Largest step size that `CrankNicolson` uses; its proposals are independent draws of the Gaussian to this accuracy."""
 

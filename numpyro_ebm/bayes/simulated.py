@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey
+from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey
 from numpyro_ebm.bayes._auxiliary import Auxiliary, auxiliaries, draw_all, next_averagings, step_sizes
 from numpyro_ebm.bayes._loss import Loss, Rows
-from numpyro_ebm.bayes._modes import Flat, Matrix
 from numpyro_ebm.distributions.site import Site
 
 Draw = Callable[[PRNGKey], Rows]

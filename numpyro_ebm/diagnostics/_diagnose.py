@@ -12,7 +12,7 @@ from numpyro.primitives import Messenger
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_outside_jit
 from numpyro_ebm._core.typing import PyTree
-from numpyro_ebm.bayes import ExchangeKernel
+from numpyro_ebm.bayes import PosteriorKernel
 from numpyro_ebm.diagnostics import _chains
 from numpyro_ebm.diagnostics._data import check_fits, compare, fits
 from numpyro_ebm.diagnostics._findings import Diagnosis, Finding, unchecked
@@ -45,10 +45,10 @@ def diagnose(
     errors; and, by the five nearest neighbours among data and draws, modes that the draws miss, draws in places without
     data, equality of the two distributions, and draws that lie on rows of the data.
 
-    A posterior that `ExchangeKernel` drew is checked by new auxiliary data at 400 of its draws: whether the auxiliary
-    chains accept and leave the data; whether chains ten times as long from other starts would move its mean; and the second
-    Bartlett identity, by which the Hessian of the log posterior and the outer product of its gradient sum to zero on
-    average if the posterior is right.
+    A posterior that a kernel of ``numpyro_ebm.bayes`` drew, such as `ExchangeKernel`, is checked by new auxiliary data at
+    400 of its draws: whether the auxiliary chains accept and leave the data; whether chains ten times as long from other
+    starts would move its mean; and the second Bartlett identity, by which the Hessian of the log posterior and the outer
+    product of its gradient sum to zero on average if the posterior is right.
 
     A training is checked for losses that are not finite or still fall, a rise of the held-out loss, the conditions of
     `NegativePhaseHealth`, the energy of the data minus that of the chains in standard errors, modes that persistent chains
@@ -104,7 +104,7 @@ def diagnose(
             raise TypeError("data and min_ess are for draws. Write diagnose(model, result, x) for a training.")
         return Diagnosis(tuple(check_result(subject)))
     recorded, min_ess = read("diagnose", subject), 100 if min_ess is None else min_ess
-    if isinstance(subject, MCMC) and isinstance(subject.sampler, ExchangeKernel):
+    if isinstance(subject, MCMC) and isinstance(subject.sampler, PosteriorKernel):
         if data is not None:
             raise TypeError("These are draws of parameters, and data is for draws of events. Write diagnose(mcmc).")
         # Exchange has no divergences and no energies, so advice to record them would not help.

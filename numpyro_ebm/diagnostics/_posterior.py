@@ -1,4 +1,4 @@
-"""Checks of a posterior over the parameters of energies that `ExchangeKernel` drew."""
+"""Checks of a posterior over the parameters of energies, by the kernels that draw auxiliary data."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ LONGER_CHAINS = "Use more num_steps, another inner kernel, or exact_sampler, and
 
 
 def check_posterior(mcmc: Any) -> list[Finding]:
-    """Check the auxiliary data of an exchange run, and the posterior by further auxiliary data at its draws."""
+    """Check the auxiliary data of a run, and the posterior by further auxiliary data at its draws."""
     fields = mcmc.get_extra_fields()
     found = [_acceptance(fields["inner_accept_prob"]), _move(fields["inner_move"])]
     kernel, state = mcmc.sampler, mcmc.last_state

@@ -48,9 +48,15 @@ def check_value_means_something(estimator: AbstractEstimator, unwrapped: Unwrapp
     if why is not None:
         # If the options decide, the class attribute is a property, which is true: some options have no noise.
         usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
+        posterior = ""
+        if user == numpyro_stack.SAMPLER:
+            posterior = (
+                " For the posterior itself write MCMC(ExchangeKernel(model), ...) with the model without estimate, or "
+                "numpyro_ebm.bayes.NoisyLangevinKernel(model), which takes Langevin steps along gradients of 'cd' or 'pcd'."
+            )
         raise EnergyError(
             f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Use SVI with AutoDelta or "
-            f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior."
+            f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior.{posterior}"
         )
     if is_weighted or estimator.is_likelihood:
         return
