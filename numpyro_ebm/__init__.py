@@ -27,9 +27,10 @@ Public names by topic (``help`` describes each):
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
-* Posteriors over parameters: ExchangeKernel, calibrate, Calibration, gaussian_posterior, GaussianPosterior; in
-    ``numpyro_ebm.bayes`` the proposals CrankNicolson, Differences, NoisyMALA, RandomWalk, the calibrations Bootstrap,
-    Curvature, OpenFaced, Rescaling, Sandwich, with Simulated, and log_partition_grid, LogPartitionGrid, log_evidence.
+* Posteriors over parameters: ExchangeKernel, random_module, calibrate, Calibration, gaussian_posterior,
+    GaussianPosterior; in ``numpyro_ebm.bayes`` AuxiliaryVariableKernel, NoisyLangevinKernel, PosteriorKernel, the proposals
+    CrankNicolson, Differences, NoisyMALA, RandomWalk, the calibrations Bootstrap, Curvature, OpenFaced, Rescaling, Sandwich,
+    with Simulated, and log_partition_grid, LogPartitionGrid, log_evidence.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,
@@ -146,6 +147,7 @@ from numpyro_ebm.evaluation import mode_weights as mode_weights
 from numpyro_ebm.evaluation import sm_loss as sm_loss
 from numpyro_ebm.handlers import empty_guide as empty_guide
 from numpyro_ebm.handlers import estimate as estimate
+from numpyro_ebm.handlers import random_module as random_module
 from numpyro_ebm.kernels import DMALA as DMALA
 from numpyro_ebm.kernels import DULA as DULA
 from numpyro_ebm.kernels import GHMC as GHMC
@@ -339,6 +341,7 @@ __all__ = [
     "ProbabilityFlow",
     "ReverseSDE",
     "Draws",
+    "random_module",
     "sample",
     "ScoreDistribution",
     "StandardErrors",

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any, NamedTuple
 
+import jax
 from numpyro.distributions import Delta, Distribution
 from numpyro.handlers import condition, replay, scope, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
@@ -177,6 +178,14 @@ def _inner(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn
+
+
+def params_in(trace: Mapping[str, Any]) -> list[str]:
+    """Return the names of the parameters in a run of a model that hold numbers.
+
+    That of a NumPyro network whose parameters all have priors holds their shapes only.
+    """
+    return [name for name, site in trace.items() if site["type"] == "param" and jax.tree.leaves(site["value"])]
 
 
 def declared_params() -> set[str]:

@@ -123,7 +123,10 @@ def settle(
 
     Far from the mode chains that start at the data do not arrive, and their difference says nothing: where there are enough
     rows, the steps there take the information from the scores of the data, and are as long as one standard deviation of a
-    row. The average of the differences, and the decrease of the steps, begin anew after the last one of them.
+    row. The average of the differences begins anew after the last one of them.
+
+    Steps shorten when one is against the gradient that it leads to, after Kesten, Accelerated stochastic approximation
+    (1958): a long way is made with whole steps, and noise or steps that are too long turn them around.
     """
     precision = jnp.diag(_prior_precision(surface, z))
     num_rows = sum(site.num_rows for site in surface.energies(z).sites.values())
@@ -135,22 +138,25 @@ def settle(
         return drawn, {name: each.positions for name, each in drawn.items()}
 
     def step(carry, key):
-        z, averaging, information, t = carry
+        z, averaging, information, num_near, num_turns, last = carry
         pair, sets = draw(key, z, averaging, 2)
         gradient = surface.gradient(z, sets)
-        information += (surface.information(z, sets) - information) / (num_pairs + t / 2)
+        information += (surface.information(z, sets) - information) / (num_pairs + num_near / 2)
         covariance = jnp.linalg.inv(information + precision)
-        approach, is_far = jnp.zeros_like(z), False
+        move, is_far = _newton(gradient, covariance, FARTHEST)[0], False
         if num_rows >= ENOUGH_ROWS * z.size:
-            approach, length = _newton(gradient, jnp.linalg.inv(surface.observed_information(z) + precision), num_rows**0.5)
+            far_covariance = jnp.linalg.inv(surface.observed_information(z) + precision)
+            far_move, length = _newton(gradient, far_covariance, max(FARTHEST, num_rows**0.5))
             is_far = length > FARTHEST * z.size**0.5
-        move = jnp.where(is_far, approach, _newton(gradient, covariance, FARTHEST)[0] / (1 + t / 10))
+            move = jnp.where(is_far, far_move, move)
+        num_turns += gradient @ last < 0
+        move /= 1 + num_turns / 5
         z = jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)
-        carry = z, next_averagings(auxiliaries, averaging, _first(pair)), information, jnp.where(is_far, 0, t + 1)
-        return carry, covariance
+        averaging = next_averagings(auxiliaries, averaging, _first(pair))
+        return (z, averaging, information, jnp.where(is_far, 0, num_near + 1), num_turns, move), covariance
 
-    information = surface.information(z, draw(key_start, z, averaging, 2 * num_pairs)[1])
-    start = z, averaging, information, jnp.zeros((), jnp.int32)
+    information, zero = surface.information(z, draw(key_start, z, averaging, 2 * num_pairs)[1]), jnp.zeros((), jnp.int32)
+    start = z, averaging, information, zero, zero, jnp.zeros_like(z)
     (z, averaging, *_), covariances = jax.lax.scan(step, start, jax.random.split(key_steps, num_steps))
     return Settled(z, averaging, covariances[-1])
 

@@ -22,6 +22,9 @@ from numpyro_ebm.bayes.posterior_kernel import PosteriorKernel, Start
 from numpyro_ebm.bayes.proposals import AbstractProposal
 from numpyro_ebm.kernels import AbstractKernel, adaptation
 
+FEWEST, FEWEST_PER_LATENT = 16, 4
+"""Fewest chains that move along differences unless asked to: a half of fewer chains spans few directions."""
+
 
 class ExchangeState(NamedTuple):
     """State of one chain of `ExchangeKernel`.
@@ -108,8 +111,8 @@ class ExchangeKernel(PosteriorKernel):
         num_newton_steps: Newton steps before the first transition, each of which draws two data sets; 0 to start at the
             initial values, with a unit metric.
         proposal: "random_walk", "crank_nicolson", "differences", "noisy_mala", or an object; None for "differences" if
-            there are, in ``chain_method="vectorized"``, an even number of chains and at least twice as many as parameters;
-            "crank_nicolson" elsewhere, and "random_walk" without Newton steps.
+            there are, in ``chain_method="vectorized"``, an even number of chains, 16 or more, and at least four times as
+            many as parameters; "crank_nicolson" elsewhere, and "random_walk" without Newton steps.
         params: values of the model's ``numpyro.param`` sites, which stay fixed.
         init_strategy: as in NumPyro's kernels.
 
@@ -192,7 +195,7 @@ class ExchangeKernel(PosteriorKernel):
         num_chains = leaves[0].shape[0] if self._is_batch else 1
         size = sum(leaf.size for leaf in leaves) // num_chains
         if self._proposal is None:
-            is_population = self._is_batch and num_chains % 2 == 0 and num_chains >= max(2 * size, 4)
+            is_population = self._is_batch and num_chains % 2 == 0 and num_chains >= max(FEWEST_PER_LATENT * size, FEWEST)
             alone = "crank_nicolson" if self._num_newton_steps else "random_walk"
             return PROPOSALS.resolve("differences" if is_population else alone)
         if self._proposal.uses_population and (not self._is_batch or num_chains % 2 or num_chains < 4):

@@ -168,7 +168,8 @@ class Differences(AbstractProposal):
         \gamma = \varepsilon\, 2.38 / \sqrt{2 d}
 
     where ``j`` and ``k`` are in the other half of the chains; the halves move in turn. It needs
-    ``MCMC(..., chain_method="vectorized")`` with an even number of chains, better twice as many as there are parameters.
+    ``MCMC(..., chain_method="vectorized")`` with an even number of chains, better 16 or more, and four times as many as
+    there are parameters: a half of few chains spans few directions.
 
     Args:
         step_size: the factor ``epsilon``, which does not adapt: the spread of the chains does.

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpyro.infer.svi import SVIState
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.numpyro_stack import params_in
 from numpyro_ebm.estimators.state import holds_state
 
 
@@ -63,7 +64,7 @@ def check_values_given(trace: Mapping[str, Any], given: Mapping[str, Any]) -> No
     Raises:
         EnergyError: naming them.
     """
-    params = [name for name, site in trace.items() if site["type"] == "param" and name not in given]
+    params = [name for name in params_in(trace) if name not in given]
     if params:
         raise EnergyError(
             f"The parameters {params} have no value, so results would be those of their initial values. Pass the result of "

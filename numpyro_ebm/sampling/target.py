@@ -15,6 +15,7 @@ from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.inputs import check_key
+from numpyro_ebm._core.numpyro_stack import params_in
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.distributions.mixed import Part
 from numpyro_ebm.distributions.rows import Unwrapped, unwrap
@@ -151,7 +152,7 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
             "result of fit or svi.run, or params=svi.get_params(state)."
         )
     trace = _trace(fixed(model, params), args, kwargs)
-    missing = [n for n, site in trace.items() if site["type"] == "param" and (params or {}).get(n) is None]
+    missing = [name for name in params_in(trace) if (params or {}).get(name) is None]
     if missing:
         raise EnergyError(
             f"The model has parameters {missing} without values, so MCMC would use their initial ones. Pass the "
