@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from numpyro.distributions import Delta, Distribution
-from numpyro.handlers import condition, replay, scope, substitute, trace
+from numpyro.handlers import condition, mask, replay, scale, scope, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import (
     AutoDAIS,
@@ -220,9 +220,23 @@ def name_at(handler: Messenger, message: Mapping[str, Any]) -> str:
 @contextmanager
 def outside_scopes(handler: Messenger) -> Iterator[None]:
     """Suspend the scopes inside a handler: the names that it takes from messages already have their prefixes."""
+    with _suspended(handler, inside=(scope,)):
+        yield
+
+
+@contextmanager
+def outside_rows(handler: Messenger) -> Iterator[None]:
+    """Suspend all plates, and masks and scales inside a handler: what is sampled has no rows and counts once."""
+    with _suspended(handler, inside=(mask, scale), anywhere=(plate,)):
+        yield
+
+
+@contextmanager
+def _suspended(handler: Messenger, inside: tuple[type, ...], anywhere: tuple[type, ...] = ()) -> Iterator[None]:
     stack = list(_PYRO_STACK)
     level = stack.index(handler) if handler in stack else len(stack)
-    _PYRO_STACK[:] = [each for i, each in enumerate(stack) if i <= level or not isinstance(each, scope)]
+    suspended = lambda i, each: isinstance(each, anywhere) or (i > level and isinstance(each, inside))  # noqa: E731
+    _PYRO_STACK[:] = [each for i, each in enumerate(stack) if not suspended(i, each)]
     try:
         yield
     finally:

@@ -88,6 +88,11 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
                 f"Unknown divergence '{self.divergence}'. {nearest(str(self.divergence), get_args(Divergence))}"
             )
 
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the value is a log likelihood, as that of "nce" is."""
+        return self.divergence == "logistic" and super().is_likelihood
+
     def data_loss(self, log_odds: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Return the loss of a data row at log odds ``log r``."""
         return LOSSES[self.divergence].data(log_odds)

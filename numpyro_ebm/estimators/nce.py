@@ -4,13 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Bool, Float
 
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.figures import mean_over_rows
 from numpyro_ebm.estimators.parts.noise import NEARER, NoiseEstimator
-from numpyro_ebm.estimators.parts.normalizer import LogNormalizer, check_normalizer, learned_normalizer
+from numpyro_ebm.estimators.parts.normalizer import LogNormalizer, check_normalizer, learned_normalizer, name_of
 from numpyro_ebm.estimators.parts.saturation import slope, warn_where_saturated
 
 
@@ -65,11 +66,21 @@ class NoiseContrastiveEstimation(NoiseEstimator):
 
     name = "nce"
     takes_discrete = True
-    log_normalizer: LogNormalizer | None = None
+    log_normalizer: LogNormalizer | dist.Distribution | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_normalizer(type(self).__name__, self.log_normalizer)
+
+    @property
+    def is_likelihood(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the value is the log likelihood of what is data among fixed events."""
+        return self.noise_seed is not None and not (self.log_normalizer is None or self.log_normalizer == "learned")
+
+    def latents(self, site: Site) -> dict[str, dist.Distribution]:
+        """Return the prior of log Z, where it has one."""
+        prior = self.log_normalizer
+        return {name_of(site): prior} if isinstance(prior, dist.Distribution) else {}
 
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the classification loss of each row."""

@@ -47,6 +47,11 @@ class RankingNoiseContrastiveEstimation(NoiseEstimator):
     name = "ranking_nce"
     takes_discrete = True
 
+    @property
+    def is_likelihood(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the value is the log likelihood of which event of each fixed set is the data row."""
+        return self.noise_seed is not None
+
     def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log probability that the data row is picked, for each row."""
         ratios = self.log_ratios(rng_key, site)
