@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 import zlib
+from contextlib import nullcontext
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -81,8 +82,6 @@ class NoiseEstimator(AbstractEstimator):
 
     def __post_init__(self):
         check_count(type(self).__name__, "nu", self.nu)
-        if self.noise_seed is not None:
-            self._check_can_be_fixed()
         if isinstance(self.noise, str) and self.noise not in get_args(Fitted):
             raise EnergyError(f"Unknown noise '{self.noise}'. {nearest(self.noise, get_args(Fitted))}")
         is_known = self.noise is None or isinstance(self.noise, str | dist.Distribution) or callable(self.noise)
@@ -92,6 +91,8 @@ class NoiseEstimator(AbstractEstimator):
                 f"{type(self).__name__} needs noise as a numpyro distribution, e.g. Normal(0, 1), 'gaussian', 'mixture', "
                 f"'marginals' or a NumPyro model of one event; got {came}."
             )
+        if self.noise_seed is not None:
+            self._check_can_be_fixed()
 
     def check(self, site: Site) -> None:
         """Check that the noise fits the site, and warn of noise from which nothing can be learned."""
@@ -111,10 +112,7 @@ class NoiseEstimator(AbstractEstimator):
 
     def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
         """Return the log ratios of model to noise at the rows and at the noise draws, fresh or fixed by ``noise_seed``."""
-        if self.noise_seed is not None:  # sites have noise sets of their own
-            rng_key = jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(site.name.encode()))
-        noise, learning = self.resolve(rng_key, site)
-        draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
+        noise, learning, draws = self._drawn(rng_key, site)
         inside = jax.vmap(jax.vmap(site.distribution.is_inside))(draws)
         takes_part = inside if site.mask is None else inside & site.mask
         wide = (...,) + (None,) * (site.value.ndim - 1)
@@ -132,12 +130,23 @@ class NoiseEstimator(AbstractEstimator):
         _check_positive_density(at_noise[0], site)
         return site.over_draws(site.distribution.log_density, events) - at_noise
 
+    def _drawn(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, RowValues, Shaped[Array, "{self.nu} rows *event"]]:
+        """Return the noise, the term that fits it, and its draws; a fixed set is drawn once per program if it can be."""
+        is_fixed = self.noise_seed is not None
+        base = site.distribution.base if self.noise is None else None
+        given = self.noise if isinstance(self.noise, dist.Distribution) else base
+        with eager(site.value, site.mask, site.distribution.support, given) if is_fixed else nullcontext():
+            if self.noise_seed is not None:  # sites have noise sets of their own
+                rng_key = jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(site.name.encode()))
+            noise, learning = self.resolve(rng_key, site)
+            return noise, learning, noise.sample(rng_key, self.nu).astype(site.value.dtype)
+
     def _check_can_be_fixed(self) -> None:
         check_count(type(self).__name__, "noise_seed", self.noise_seed, minimum=0)
         if self.role != "objective" or not (self.noise is None or isinstance(self.noise, str | dist.Distribution)):
             raise EnergyError(
-                f"{type(self).__name__} got a noise_seed with noise that is a NumPyro model, whose parameters are trained: the "
-                "noise would not stay the same. Write estimate(model, 'nce', noise_seed=0) with a distribution, 'gaussian', "
+                f"{type(self).__name__} got a noise_seed with noise that is a NumPyro model, whose parameters are trained: "
+                "the noise would not stay the same. Write estimate(model, 'nce', noise_seed=0) with a distribution, 'gaussian', "
                 "'mixture' or 'marginals' as noise."
             )
 
