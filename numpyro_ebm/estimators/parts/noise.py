@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 import zlib
-from contextlib import nullcontext
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -112,7 +111,10 @@ class NoiseEstimator(AbstractEstimator):
 
     def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
         """Return the log ratios of model to noise at the rows and at the noise draws, fresh or fixed by ``noise_seed``."""
-        noise, learning, draws = self._drawn(rng_key, site)
+        if self.noise_seed is not None:  # sites have noise sets of their own
+            rng_key = jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(site.name.encode()))
+        noise, learning = self.resolve(rng_key, site)
+        draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
         inside = jax.vmap(jax.vmap(site.distribution.is_inside))(draws)
         takes_part = inside if site.mask is None else inside & site.mask
         wide = (...,) + (None,) * (site.value.ndim - 1)
@@ -129,17 +131,6 @@ class NoiseEstimator(AbstractEstimator):
         at_noise = at_noise if site.mask is None else jnp.where(site.mask, at_noise, 0.0)
         _check_positive_density(at_noise[0], site)
         return site.over_draws(site.distribution.log_density, events) - at_noise
-
-    def _drawn(self, rng_key: PRNGKey, site: Site) -> tuple[Noise, RowValues, Shaped[Array, "{self.nu} rows *event"]]:
-        """Return the noise, the term that fits it, and its draws; a fixed set is drawn once per program if it can be."""
-        is_fixed = self.noise_seed is not None
-        base = site.distribution.base if self.noise is None else None
-        given = self.noise if isinstance(self.noise, dist.Distribution) else base
-        with eager(site.value, site.mask, site.distribution.support, given) if is_fixed else nullcontext():
-            if self.noise_seed is not None:  # sites have noise sets of their own
-                rng_key = jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(site.name.encode()))
-            noise, learning = self.resolve(rng_key, site)
-            return noise, learning, noise.sample(rng_key, self.nu).astype(site.value.dtype)
 
     def _check_can_be_fixed(self) -> None:
         check_count(type(self).__name__, "noise_seed", self.noise_seed, minimum=0)
