@@ -58,7 +58,8 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
     (benchmarks/flat_landscape.py).
 
     Args:
-        nu: as for "nce", like ``noise`` and ``log_normalizer``.
+        nu: as for "nce", like ``noise``, ``noise_seed`` and ``log_normalizer``. Only under "logistic" is the loss a log
+            likelihood; the posterior under another divergence has an arbitrary width.
         divergence: "logistic", "squared", "exponential" or "importance".
 
     Raises:

@@ -134,17 +134,17 @@ class NoiseEstimator(AbstractEstimator):
 
     def _check_can_be_fixed(self) -> None:
         check_count(type(self).__name__, "noise_seed", self.noise_seed, minimum=0)
-        if self.role != "objective" or not (self.noise is None or isinstance(self.noise, str | dist.Distribution)):
+        if not (self.noise is None or isinstance(self.noise, str | dist.Distribution)):
             raise EnergyError(
                 f"{type(self).__name__} got a noise_seed with noise that is a NumPyro model, whose parameters are trained: "
-                "the noise would not stay the same. Write estimate(model, 'nce', noise_seed=0) with a distribution, 'gaussian', "
-                "'mixture' or 'marginals' as noise."
+                "the noise would not stay the same. Write estimate(model, 'nce', noise=..., noise_seed=0) with a "
+                "distribution, 'gaussian', 'mixture' or 'marginals'."
             )
 
     def _check_stays(self, site: Site) -> None:
         """Refuse a base that may depend on the latents as fixed noise, and rows that are a subsample."""
         base = site.distribution.base if self.noise is None else None
-        if base is not None and freeze_tree((base, site.local)) is None:
+        if base is not None and freeze_tree((base, site.local and site.local[1])) is None:
             raise EnergyError(
                 "The noise is the base of the energy, and the base is computed from latents, parameters or arguments of the "
                 "model: noise_seed needs noise that stays the same. Write it as a distribution, or noise='gaussian'."
