@@ -183,6 +183,7 @@ class TestTheory:
         error = np.sqrt(14 / len(events))  # of 1 / (variance of x^2), relative
         assert abs(ratio - (1 + 1 / self.nu)) < 5 * error * (1 + 1 / self.nu)
 
+    @pytest.mark.slow
     def test_hessian_of_ranking_at_the_truth(self):
         noise = Recorded(0.0, 0.5)
         model = bayesian(functools.partial(precision, prior=dist.Uniform(0, 100)), "ranking_nce", nu=self.nu, noise=noise)
@@ -422,7 +423,7 @@ REFUSED = {
         "is not quadratic",
     ),
 }
-SLOW = ("a quadratic", "the bootstrap")
+SLOW = ("a quadratic", "the bootstrap", "simulated data")
 
 
 @pytest.mark.parametrize("case", some_slow([c for c in REFUSED if c not in SLOW], SLOW))
@@ -439,6 +440,7 @@ def test_the_class_of_a_prior_and_trained_noise_are_refused():
         bayesian(log_normalizer=dist.Normal)
 
 
+@pytest.mark.slow
 def test_calibration_maps_draws_of_log_z_too():
     found = ebm.calibrate(KEY, bayesian(), X, method="open_faced")
     assert set(found.mode) == {"t", LOG_Z}

@@ -111,7 +111,7 @@ class NoiseContrastiveEstimation(NoiseEstimator):
         prior = self.log_normalizer
         return {name_of(site): prior} if isinstance(prior, dist.Distribution) else {}
 
-    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return minus the classification loss of each row."""
         ratios = self.log_ratios(rng_key, site)
         log_normalizer = learned_normalizer(site, self.log_normalizer, ratios.data, ratios.noise[0])

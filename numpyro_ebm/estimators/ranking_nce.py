@@ -58,7 +58,7 @@ class RankingNoiseContrastiveEstimation(NoiseEstimator):
         """Whether the value is the log likelihood of which event of each fixed set is the data row."""
         return self.noise_seed is not None
 
-    def surrogate(self, rng_key: PRNGKey, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
+    def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log probability that the data row is picked, for each row."""
         ratios = self.log_ratios(rng_key, site)
         noise = jnp.where(ratios.is_inside, ratios.noise, -jnp.inf)

@@ -109,18 +109,23 @@ class NoiseEstimator(AbstractEstimator):
             with eager():
                 _check_overlap(_of_distribution(noise, site), site)
 
-    def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
+    def log_ratios(self, rng_key: PRNGKey | None, site: Site) -> LogRatios:
         """Return the log ratios of model to noise at the rows and at the noise draws, fresh or fixed by ``noise_seed``."""
-        if self.noise_seed is not None:  # sites have noise sets of their own
-            rng_key = jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(site.name.encode()))
-        noise, learning = self.resolve(rng_key, site)
-        draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
+        key = self._key(rng_key, site)
+        noise, learning = self.resolve(key, site)
+        draws = noise.sample(key, self.nu).astype(site.value.dtype)
         inside = jax.vmap(jax.vmap(site.distribution.is_inside))(draws)
         takes_part = inside if site.mask is None else inside & site.mask
         wide = (...,) + (None,) * (site.value.ndim - 1)
         events = jnp.concatenate([site.value[None], jnp.where(takes_part[wide], draws, site.value)])
         ratios = self._ratios(noise, events, site)
         return LogRatios(ratios[0], ratios[1:], inside, learning)
+
+    def _key(self, rng_key: PRNGKey | None, site: Site) -> PRNGKey:
+        """Return the key of the noise: a fixed noise set has its own at each site, and needs no other."""
+        if self.noise_seed is None:
+            return rng_key  # pyright: ignore[reportReturnType]
+        return jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(site.name.encode()))
 
     def _ratios(
         self, noise: Noise, events: Shaped[Array, "num {site.num_rows} *event"], site: Site
