@@ -19,6 +19,8 @@ from numpyro.infer.util import initialize_model, log_density
 from scipy import stats
 
 import numpyro_ebm as ebm
+from numpyro_ebm.bayes._loss import make_loss
+from numpyro_ebm.handlers import estimated_in
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(0, 0.5, 200)
@@ -144,6 +146,15 @@ class TestPriorOfLogZ:
         inner = handlers.scope(precision, prefix="a")
         trace = handlers.trace(handlers.seed(handlers.scope(bayesian(inner), prefix="b"), 0)).get_trace(X)
         assert {name for name, site in trace.items() if not site.get("is_observed")} >= {"b/a/t", "b/a/x$log_normalizer"}
+
+    @pytest.mark.slow
+    def test_calibrate_takes_the_same_loss_under_scopes(self):
+        scoped = handlers.scope(bayesian(handlers.scope(precision, prefix="a")), prefix="b")
+        loss = make_loss("calibrate", KEY, estimated_in(scoped), None, (X[:20],), {})
+        latents = {"b/a/t": 3.0, "b/a/x$log_normalizer": 0.4}
+        z = loss.unconstrain({name: jnp.array([each]) for name, each in latents.items()})[0]
+        prior = stats.gamma.logpdf(3.0, 2.0) + stats.norm.logpdf(0.4, 0, 10)
+        np.testing.assert_allclose(prior - loss.total(z), value(scoped, latents, X[:20]), rtol=1e-5)
 
     def test_a_fixed_normaliser_that_is_a_latent_of_the_model_is_the_same(self):
         def model(x):
@@ -345,6 +356,18 @@ class TestOtherInference:
         model = bayesian(name=name, **options)
         start_nuts(model, X[:20])
         update_once(model)
+
+    @pytest.mark.slow
+    def test_width_under_exact_is_that_of_the_likelihood(self):
+        def model(x):
+            t = numpyro.sample("t", dist.Normal(0, 1))
+            with numpyro.plate("rows", len(x)):
+                d = ebm.EnergyDistribution(lambda x: -t * jnp.sum(x), (2,), support=dist.constraints.boolean)
+                numpyro.sample("x", d, obs=x > 0)
+
+        wrapped = ebm.estimate(model, "exact")
+        svi = SVI(wrapped, AutoNormal(wrapped), optax.adam(0.1), Trace_ELBO())
+        svi.update(svi.init(KEY, X.reshape(100, 2)), X.reshape(100, 2))
 
     def test_width_of_another_divergence_is_arbitrary(self):
         for options in ({"name": "bregman_nce", "divergence": "exponential"}, {"noise_seed": None}):

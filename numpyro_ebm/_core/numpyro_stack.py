@@ -217,6 +217,11 @@ def name_at(handler: Messenger, message: Mapping[str, Any]) -> str:
     return message["name"].removeprefix(scope_prefix(around, message["type"]))
 
 
+def name_in_model(name: str) -> str:
+    """Return the name that a site has in the whole model, with the prefixes of all scopes that are active."""
+    return scope_prefix(_PYRO_STACK) + name
+
+
 @contextmanager
 def outside_scopes(handler: Messenger) -> Iterator[None]:
     """Suspend the scopes inside a handler: the names that it takes from messages already have their prefixes."""

@@ -81,7 +81,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     Warns:
         UncalibratedPosteriorWarning: when the model runs, if an objective is the target of NUTS, HMC or a Laplace guide, or
             is trained with a guide that gives latents a width: that width is arbitrary. With a ``weight`` there is no
-            warning: it says what the scale of the loss is to be.
+            warning, as it says what the scale of the loss is to be, and none where the loss is minus a log likelihood
+            ("exact"; "nce" and "ranking_nce" with a fixed noise set).
 
     Example:
         >>> svi = SVI(estimate(model, "dsm", sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO())  # doctest: +SKIP

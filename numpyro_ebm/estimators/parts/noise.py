@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Bool, Float, Shaped
 
+from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
@@ -125,7 +126,8 @@ class NoiseEstimator(AbstractEstimator):
         """Return the key of the noise: a fixed noise set has its own at each site, and needs no other."""
         if self.noise_seed is None:
             return rng_key  # pyright: ignore[reportReturnType]
-        return jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(site.name.encode()))
+        name = numpyro_stack.name_in_model(site.name)
+        return jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(name.encode()))
 
     def _ratios(
         self, noise: Noise, events: Shaped[Array, "num {site.num_rows} *event"], site: Site
