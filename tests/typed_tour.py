@@ -342,6 +342,10 @@ def generalised_posteriors():
         found = ebm.calibrate(KEY, ebm.estimate(model, "sm"), ROWS, method=method)
         found.adjust(latents)
     ebm.calibrate(KEY, ebm.estimate(model, "ksd"), ROWS)
+    fixed = {"noise": "gaussian", "noise_seed": 0}
+    labels = ebm.estimate(model, "nce", log_normalizer=dist.Normal(0, 10), **fixed)
+    ebm.calibrate(KEY, labels, ROWS, method="open_faced").adjust(latents | {"x$log_normalizer": np.zeros((2, 3))})
+    ebm.calibrate(KEY, ebm.estimate(model, "ranking_nce", **fixed), ROWS)
     posterior = ebm.gaussian_posterior(ebm.estimate(model, "sm", weight=np.float32(0.5)), ROWS)
     posterior.sample(KEY, (2, 3))
     _ = posterior.standard_deviation

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from numpyro.distributions import Delta, Distribution
-from numpyro.handlers import condition, replay, scope, substitute, trace
+from numpyro.handlers import condition, mask, replay, scale, scope, substitute, trace
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import (
     AutoDAIS,
@@ -226,12 +226,31 @@ def name_at(handler: Messenger, message: Mapping[str, Any]) -> str:
     return message["name"].removeprefix(scope_prefix(around, message["type"]))
 
 
+def name_in_model(name: str) -> str:
+    """Return the name that a site has in the whole model, with the prefixes of all scopes that are active."""
+    return scope_prefix(_PYRO_STACK) + name
+
+
 @contextmanager
 def outside_scopes(handler: Messenger) -> Iterator[None]:
     """Suspend the scopes inside a handler: the names that it takes from messages already have their prefixes."""
+    with _suspended(handler, inside=(scope,)):
+        yield
+
+
+@contextmanager
+def outside_rows(handler: Messenger) -> Iterator[None]:
+    """Suspend all plates, and masks and scales inside a handler: what is sampled has no rows and counts once."""
+    with _suspended(handler, inside=(mask, scale), anywhere=(plate,)):
+        yield
+
+
+@contextmanager
+def _suspended(handler: Messenger, inside: tuple[type, ...], anywhere: tuple[type, ...] = ()) -> Iterator[None]:
     stack = list(_PYRO_STACK)
     level = stack.index(handler) if handler in stack else len(stack)
-    _PYRO_STACK[:] = [each for i, each in enumerate(stack) if i <= level or not isinstance(each, scope)]
+    suspended = lambda i, each: isinstance(each, anywhere) or (i > level and isinstance(each, inside))  # noqa: E731
+    _PYRO_STACK[:] = [each for i, each in enumerate(stack) if not suspended(i, each)]
     try:
         yield
     finally:

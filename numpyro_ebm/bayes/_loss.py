@@ -18,6 +18,7 @@ from numpyro_ebm.bayes._posterior import Energies, Latents, Posterior, check_ene
 from numpyro_ebm.bayes._settling import Surface
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import AbstractEstimator
+from numpyro_ebm.estimators.parts.normalizer import WRITE_PRIOR
 from numpyro_ebm.handlers import estimate
 from numpyro_ebm.sampling.target import check_model
 
@@ -41,6 +42,8 @@ class Loss:
         kwargs: the model's keyword arguments.
         masks: which rows take part, in the order of `of_rows`.
         couples_rows: whether a row's loss depends on other rows.
+        holds_noise: whether the loss compares rows with noise that stays the same, also where the rows are replaced.
+        own: names of the latents that belong to estimators and not to the model.
     """
 
     posterior: Posterior
@@ -49,6 +52,8 @@ class Loss:
     kwargs: dict[str, Any]
     masks: tuple[Bool[Array, " _"], ...] = ()
     couples_rows: bool = False
+    holds_noise: bool = False
+    own: tuple[str, ...] = ()
 
     @property
     def start(self) -> Flat:
@@ -61,8 +66,11 @@ class Loss:
 
     def estimators(self, z: Flat) -> dict[str, tuple[AbstractEstimator, Site]]:
         """Return the estimator and the rows of each energy site."""
-        _, found = self.posterior.sites(self.args, self.kwargs)(self.unflatten(z))
-        return self.estimated.lay_out(found)
+        return self._at(z)[1]
+
+    def _at(self, z: Flat) -> tuple[Latents, dict[str, tuple[AbstractEstimator, Site]]]:
+        values, found = self.posterior.sites(self.args, self.kwargs)(self.unflatten(z))
+        return values, self.estimated.lay_out(found)
 
     def energies(self, z: Flat) -> Energies:
         """Return the energies."""
@@ -81,9 +89,11 @@ class Loss:
     def of_rows(self, z: Flat, rows: Rows = same_rows) -> list[Float[Array, " _"]]:
         """Return the loss of each row; sites with equally many rows are in one plate, or independent."""
         groups: dict[int, Any] = {}
-        for name, (estimator, site) in self.estimators(z).items():
+        latents, found = self._at(z)
+        for name, (estimator, site) in found.items():
             site = rows(name, site)
-            values = -estimator.surrogate(None, site, None)[0]  # pyright: ignore[reportArgumentType]
+            with handlers.substitute(data=latents):  # those of the estimator's own
+                values = -estimator.surrogate(None, site, None)[0]  # pyright: ignore[reportArgumentType]
             values = values if site.mask is None else jnp.where(site.mask, values, 0.0)
             groups[site.num_rows] = groups.get(site.num_rows, 0.0) + values
         return list(groups.values())
@@ -122,16 +132,36 @@ def make_loss(
     """
     check_model(estimated.fn, params, args, kwargs)
     check_energies(owner, estimated.fn, params, args, kwargs)
-    posterior = make_posterior(rng_key, estimated.fn, params, init_to_median, args, kwargs)
-    loss = Loss(posterior, estimated, args, kwargs)
+
+    def of(model):
+        return Loss(make_posterior(rng_key, model, params, init_to_median, args, kwargs), estimated, args, kwargs)
+
+    loss = of(estimated.fn)
     found, masks = loss.estimators(loss.start), {}
     for name, (estimator, site) in found.items():
         with at_site(name):
             _check(owner, estimator, site)
         own = jnp.ones(site.num_rows, bool) if site.mask is None else site.mask
         masks[site.num_rows] = masks.get(site.num_rows, False) | own
-    coupled = any(estimator.couples_rows for estimator, _ in found.values())
-    return dataclasses.replace(loss, masks=tuple(masks.values()), couples_rows=coupled)
+    priors = {name: prior for estimator, site in found.values() for name, prior in estimator.latents(site).items()}
+    return dataclasses.replace(
+        of(_with_latents(estimated.fn, priors)) if priors else loss,
+        masks=tuple(masks.values()),
+        couples_rows=any(estimator.couples_rows for estimator, _ in found.values()),
+        holds_noise=any(estimator.holds_noise for estimator, _ in found.values()),
+        own=tuple(priors),
+    )
+
+
+def _with_latents(model: Callable, priors: Mapping[str, Any]) -> Callable:
+    """Return a model with the latents of estimators besides its own."""
+
+    def extended(*args, **kwargs):
+        for name, prior in priors.items():
+            numpyro.sample(name, prior)
+        return model(*args, **kwargs)
+
+    return extended
 
 
 def _check(owner: str, estimator: AbstractEstimator, site: Site) -> None:
@@ -139,7 +169,7 @@ def _check(owner: str, estimator: AbstractEstimator, site: Site) -> None:
         why = "only its gradient is meaningful" if estimator.role == "gradient" else "its value draws noise"
         raise EnergyError(
             f"{owner} needs a fixed objective, as NUTS does, and '{estimator.name}' is none: {why}. Write an estimator such "
-            "as 'pseudolikelihood', 'sm' or 'ksd'."
+            "as 'pseudolikelihood', 'sm' or 'ksd', or 'nce' with noise_seed=0."
         )
     if site.missing is not None:
         raise EnergyError(
@@ -147,11 +177,11 @@ def _check(owner: str, estimator: AbstractEstimator, site: Site) -> None:
         )
     estimator.check_mixed(site)
     estimator.check(site)
-    with handlers.trace() as trace, numpyro.handlers.seed(rng_seed=0):
+    with handlers.trace() as trace, handlers.seed(rng_seed=0):
         jax.eval_shape(lambda: estimator.surrogate(None, site, None)[0])  # pyright: ignore[reportArgumentType]
     own = [name for name, message in trace.items() if message["type"] == "param"]
     if own:
         raise EnergyError(
             f"The estimator '{estimator.name}' trains the parameters {own} beside the latents, which have no posterior. "
-            "Write log_normalizer='fixed', and the normaliser as a latent term of the energy."
+            f"{WRITE_PRIOR}."
         )

@@ -56,6 +56,7 @@ class Bootstrap(AbstractCalibration):
 
     def adjustment(self, rng_key: PRNGKey, problem: CalibrationProblem) -> Adjustment:
         """Return the weight."""
+        problem.check_noise_varies("The bootstrap")
         if not is_definite(problem.hessian):
             raise EnergyError(
                 "The loss has no minimum without the prior, so that bootstrap data sets have no estimates. Write "

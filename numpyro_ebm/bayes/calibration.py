@@ -72,11 +72,25 @@ class CalibrationProblem:
             EnergyError: for one row, which does not say how it varies.
         """
         if isinstance(source, Simulated):
+            self.check_noise_varies("score_covariance=Simulated(...)")
             key_at, key_sets = jax.random.split(rng_key)
             draw = source.at(key_at, self.loss, self.mode)
             score = lambda key: of_units(self.loss, self.mode, draw(key))  # noqa: E731
             return compiled(lambda key: covariance_over_sets(score, key, source.num_sets)[1], key_sets)
         return self._between_rows()
+
+    def check_noise_varies(self, owner: str) -> None:
+        """Check that the loss of replaced rows varies as that of new data would.
+
+        Raises:
+            EnergyError: for a fixed noise set, which would stay where new data come with new noise.
+        """
+        if self.loss.holds_noise:
+            raise EnergyError(
+                f"{owner} replaces the rows, and the noise set that noise_seed fixes would stay: the variance of the loss "
+                "would lack that of the noise. Write method='open_faced', 'rescaling' or 'sandwich', whose variance between "
+                "rows, each with its own noise, contains both."
+            )
 
     def _between_rows(self) -> Matrix:
         masks = self.loss.masks

@@ -35,7 +35,7 @@ class Curvature(AbstractCalibration):
         num_newton_steps: Newton steps, with two data sets each.
 
     Raises:
-        EnergyError: for no step, and a posterior without curvature.
+        EnergyError: for no step, a posterior without curvature, and latents of the estimator's own (the log normaliser).
         TypeError: for data sets that are no `Simulated`.
 
     Example:
@@ -58,6 +58,11 @@ class Curvature(AbstractCalibration):
 
     def adjustment(self, rng_key: PRNGKey, problem: CalibrationProblem) -> Adjustment:
         """Return the map."""
+        if problem.loss.own:
+            raise EnergyError(
+                f"The latents {list(problem.loss.own)} belong to the estimator, and the posterior of the likelihood, whose "
+                "curvature is to be matched, does not have them. Write method='open_faced'."
+            )
         keys, loss, surface = jax.random.split(rng_key, 3), problem.loss, problem.loss.surface()
         drawers = self.data_sets.auxiliaries("calibrate", loss)
 

@@ -3,6 +3,8 @@
 import abc
 from typing import ClassVar, Literal
 
+import numpyro.distributions as dist
+
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
@@ -26,7 +28,9 @@ class AbstractEstimator(abc.ABC):
         is_deterministic: whether the surrogate uses no randomness, so that NUTS may target it (a generalised posterior);
             where that depends on the event, `draws_noise` decides.
         is_persistent: whether state is carried from one update to the next.
-        is_likelihood: whether the value is the log likelihood, so that a posterior under it needs no calibration.
+        is_likelihood: whether the value is a log likelihood, of the data or of what is data among a fixed noise set, so
+            that a posterior under it needs no calibration.
+        holds_noise: whether rows are compared with draws that stay the same, so that other data need other draws.
         couples_rows: whether a row's value depends on the events of other rows, beyond scales fitted to the batch.
         needs_energy: whether the estimator evaluates the energy; if not, a `ScoreDistribution` is enough.
         persists_chains: whether chains continue from one update to the next and none restarts, so that their ends are
@@ -42,6 +46,7 @@ class AbstractEstimator(abc.ABC):
     is_deterministic: ClassVar[bool] = False
     is_persistent: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = False
+    holds_noise: ClassVar[bool] = False
     couples_rows: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
     persists_chains: ClassVar[bool] = False
@@ -108,6 +113,10 @@ class AbstractEstimator(abc.ABC):
     def bind(self, distribution: EventDistribution) -> "AbstractEstimator":
         """Return the estimator with the defaults that depend on the distribution; most have none."""
         return self
+
+    def latents(self, site: Site) -> dict[str, dist.Distribution]:
+        """Return the priors of the estimator's own latent sites, by name; `estimate` samples each once for all rows."""
+        return {}
 
     def draws_noise(self, distribution: EventDistribution) -> bool:
         """Return whether the surrogate uses randomness for events of this distribution."""

@@ -1,7 +1,7 @@
 """Adversarial contrastive estimation."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ class AdversarialContrastiveEstimation(NoiseContrastiveEstimation):
     name = "adversarial_nce"
     takes_discrete = False
     role = "gradient"
+    noise_seed: ClassVar[None] = None  # no option: the noise is trained  # pyright: ignore
     proposal: Any = None
     noise_share: float = 0.5
 

@@ -58,7 +58,8 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
     (benchmarks/flat_landscape.py).
 
     Args:
-        nu: as for "nce", like ``noise`` and ``log_normalizer``.
+        nu: as for "nce", like ``noise``, ``noise_seed`` and ``log_normalizer``. Only under "logistic" is the loss a log
+            likelihood; the posterior under another divergence has an arbitrary width.
         divergence: "logistic", "squared", "exponential" or "importance".
 
     Raises:
@@ -87,6 +88,11 @@ class BregmanNoiseContrastiveEstimation(NoiseContrastiveEstimation):
             raise EnergyError(
                 f"Unknown divergence '{self.divergence}'. {nearest(str(self.divergence), get_args(Divergence))}"
             )
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the value is a log likelihood, as that of "nce" is."""
+        return self.divergence == "logistic" and super().is_likelihood
 
     def data_loss(self, log_odds: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Return the loss of a data row at log odds ``log r``."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ class FlowContrastiveEstimation(NoiseContrastiveEstimation):
     name = "flow_nce"
     takes_discrete = False
     role = "gradient"
+    noise_seed: ClassVar[None] = None  # no option: the noise is trained  # pyright: ignore
 
     def __post_init__(self):
         super().__post_init__()

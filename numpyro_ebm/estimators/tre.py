@@ -67,7 +67,7 @@ class TelescopingRatioEstimation(AbstractEstimator):
                 f"{type(self).__name__} needs levels. Write estimate(model, 'tre', sigmas=geometric_sigmas(10.0, 0.01, 12))."
             )
         check_sigmas(type(self).__name__, self.sigmas)
-        check_normalizer(type(self).__name__, self.log_normalizer)
+        check_normalizer(type(self).__name__, self.log_normalizer, takes_prior=False)
 
     def check(self, site: Site) -> None:
         """Refuse a model without a noise level."""

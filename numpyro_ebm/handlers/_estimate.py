@@ -25,7 +25,7 @@ from numpyro_ebm.estimators.names import ESTIMATORS
 from numpyro_ebm.handlers._emit import emit, kept
 from numpyro_ebm.handlers._hidden import Roles, placeholder_of, roles_of
 from numpyro_ebm.handlers._joint import FactoredSites, JointSite, Message
-from numpyro_ebm.handlers._run import gradient_in_value, nan_where_lacking, run, unchanged
+from numpyro_ebm.handlers._run import gradient_in_value, nan_where_lacking, only_here, run, unchanged
 from numpyro_ebm.handlers._uses import check_not_latent, check_not_subsampled, check_value_means_something
 from numpyro_ebm.handlers._weights import Weight, checked, weight_of, weighted
 from numpyro_ebm.handlers.energy_sites import TWICE, EnergySite, energy_sites
@@ -81,7 +81,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     Warns:
         UncalibratedPosteriorWarning: when the model runs, if an objective is the target of NUTS, HMC or a Laplace guide, or
             is trained with a guide that gives latents a width: that width is arbitrary. With a ``weight`` there is no
-            warning: it says what the scale of the loss is to be.
+            warning, as it says what the scale of the loss is to be, and none where the loss is minus a log likelihood
+            ("exact"; "nce" and "ranking_nce" with a fixed noise set).
 
     Example:
         >>> svi = SVI(estimate(model, "dsm", sigma=0.1), empty_guide, optax.adam(1e-3), Trace_ELBO())  # doctest: +SKIP
@@ -297,7 +298,9 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def _run(self, estimator: AbstractEstimator, given: Site, site: Site) -> RowValues:
         estimator.check_mixed(given)  # whatever an estimator's own check does
         estimator.check(given)
-        with unchanged(list(self._holders)):
+        with numpyro_stack.outside_rows(self):
+            latents = {name: numpyro.sample(name, prior) for name, prior in estimator.latents(given).items()}
+        with unchanged(list(self._holders)), only_here(latents):
             values = run(estimator, given)
             return values if given is site else values + gradient_in_value(site)
 
@@ -331,7 +334,8 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     ) -> None:
         if estimator.is_persistent:
             numpyro_stack.check_carries_state(estimator.name)
-        if estimator.role == "objective" and msg["is_observed"] and not is_weighted:
+        is_scaled = is_weighted or estimator.is_likelihood
+        if estimator.role == "objective" and msg["is_observed"] and not is_scaled:
             self._objectives.append(estimator.name)
         user = numpyro_stack.user_of_value()
         if user is None:

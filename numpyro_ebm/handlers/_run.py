@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+from numpyro import handlers
 from numpyro.primitives import mutable
 
 from numpyro_ebm._core.autodiff import freeze
@@ -40,6 +41,13 @@ def unchanged(holders: list[dict[str, Any]]) -> Iterator[None]:
         check(error)
         raise
     check(None)
+
+
+@contextmanager
+def only_here(values: dict[str, Any]) -> Iterator[None]:
+    """Give latent sites these values, and show the sites to no handler outside."""
+    with handlers.block(hide=list(values)), handlers.substitute(data=values):
+        yield
 
 
 def run(estimator: AbstractEstimator, site: Site) -> RowValues:

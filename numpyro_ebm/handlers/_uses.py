@@ -8,6 +8,7 @@ from numpyro_ebm._core.errors import EnergyError, warn_uncalibrated
 from numpyro_ebm.distributions.rows import Plate, Unwrapped
 from numpyro_ebm.estimators import AbstractEstimator
 from numpyro_ebm.estimators.names import ESTIMATORS
+from numpyro_ebm.estimators.parts.noise import NoiseEstimator
 
 
 def check_not_latent(name: str, user: str) -> None:
@@ -22,6 +23,12 @@ def check_not_latent(name: str, user: str) -> None:
             "is not its log density. Sample it from the model without estimate, with fixed parameters: "
             "BlackJAXKernel(model, params=params)."
         )
+
+
+OTHER_KERNELS = (
+    " For the posterior itself write MCMC(ExchangeKernel(model), ...) with the model without estimate, or "
+    "numpyro_ebm.bayes.NoisyLangevinKernel(model), which takes Langevin steps along gradients of 'cd' or 'pcd'."
+)
 
 
 def check_value_means_something(estimator: AbstractEstimator, unwrapped: Unwrapped, user: str, *, is_weighted: bool) -> None:
@@ -48,20 +55,21 @@ def check_value_means_something(estimator: AbstractEstimator, unwrapped: Unwrapp
     if why is not None:
         # If the options decide, the class attribute is a property, which is true: some options have no noise.
         usable = [n for n, c in ESTIMATORS.classes.items() if c.is_deterministic and c.role == "objective"]
-        posterior = ""
-        if user == numpyro_stack.SAMPLER:
-            posterior = (
-                " For the posterior itself write MCMC(ExchangeKernel(model), ...) with the model without estimate, or "
-                "numpyro_ebm.bayes.NoisyLangevinKernel(model), which takes Langevin steps along gradients of 'cd' or 'pcd'."
-            )
         raise EnergyError(
             f"The estimator '{estimator.name}' cannot be the target of {user}: {why}. Use SVI with AutoDelta or "
-            f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior.{posterior}"
+            f"AutoNormal and Trace_ELBO, or one of {usable} for a generalised posterior.{_own_way(estimator)}"
+            f"{OTHER_KERNELS if user == numpyro_stack.SAMPLER else ''}"
         )
     if is_weighted or estimator.is_likelihood:
         return
     if user == numpyro_stack.SAMPLER or user in numpyro_stack.POSTERIOR_GUIDES:
         warn_uncalibrated(estimator.name, user)
+
+
+def _own_way(estimator: AbstractEstimator) -> str:
+    """Return how the estimator itself can be the target, if its options decide."""
+    can_be_fixed = isinstance(estimator, NoiseEstimator) and estimator.role == "objective"
+    return f" '{estimator.name}' is one of them with noise_seed=0." if can_be_fixed else ""
 
 
 def check_not_subsampled(frames: Iterable[Any], plates: Mapping[str, Plate]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,9 +12,11 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Bool, Float, Shaped
 
+from numpyro_ebm._core import numpyro_stack
 from numpyro_ebm._core.autodiff import freeze
 from numpyro_ebm._core.concrete import eager, is_concrete
 from numpyro_ebm._core.errors import EnergyError, nearest
+from numpyro_ebm._core.known import freeze_tree
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, PRNGKey, RowValues
 from numpyro_ebm.distributions.empirical import Empirical
@@ -60,11 +63,22 @@ class Noise(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NoiseEstimator(AbstractEstimator):
-    """An estimator that compares each row with ``nu`` draws of noise."""
+    """An estimator that compares each row with ``nu`` draws of noise, new ones each time or those of ``noise_seed``."""
 
     role = "objective"
     nu: int = 1
     noise: Any = None
+    noise_seed: int | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def is_deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the noise set is fixed."""
+        return self.noise_seed is not None
+
+    @property
+    def holds_noise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the noise set is fixed."""
+        return self.noise_seed is not None
 
     def __post_init__(self):
         check_count(type(self).__name__, "nu", self.nu)
@@ -77,10 +91,14 @@ class NoiseEstimator(AbstractEstimator):
                 f"{type(self).__name__} needs noise as a numpyro distribution, e.g. Normal(0, 1), 'gaussian', 'mixture', "
                 f"'marginals' or a NumPyro model of one event; got {came}."
             )
+        if self.noise_seed is not None:
+            self._check_can_be_fixed()
 
     def check(self, site: Site) -> None:
         """Check that the noise fits the site, and warn of noise from which nothing can be learned."""
         super().check(site)
+        if self.noise_seed is not None:
+            self._check_stays(site)
         noise = self.noise if self.noise is not None else site.distribution.reference
         if not isinstance(noise, dist.Distribution):
             return
@@ -92,16 +110,24 @@ class NoiseEstimator(AbstractEstimator):
             with eager():
                 _check_overlap(_of_distribution(noise, site), site)
 
-    def log_ratios(self, rng_key: PRNGKey, site: Site) -> LogRatios:
-        """Return the log ratios of model to noise at the rows and at fresh noise draws."""
-        noise, learning = self.resolve(rng_key, site)
-        draws = noise.sample(rng_key, self.nu).astype(site.value.dtype)
+    def log_ratios(self, rng_key: PRNGKey | None, site: Site) -> LogRatios:
+        """Return the log ratios of model to noise at the rows and at the noise draws, fresh or fixed by ``noise_seed``."""
+        key = self._key(rng_key, site)
+        noise, learning = self.resolve(key, site)
+        draws = noise.sample(key, self.nu).astype(site.value.dtype)
         inside = jax.vmap(jax.vmap(site.distribution.is_inside))(draws)
         takes_part = inside if site.mask is None else inside & site.mask
         wide = (...,) + (None,) * (site.value.ndim - 1)
         events = jnp.concatenate([site.value[None], jnp.where(takes_part[wide], draws, site.value)])
         ratios = self._ratios(noise, events, site)
         return LogRatios(ratios[0], ratios[1:], inside, learning)
+
+    def _key(self, rng_key: PRNGKey | None, site: Site) -> PRNGKey:
+        """Return the key of the noise: a fixed noise set has its own at each site, and needs no other."""
+        if self.noise_seed is None:
+            return rng_key  # pyright: ignore[reportReturnType]
+        name = numpyro_stack.name_in_model(site.name)
+        return jax.random.fold_in(jax.random.key(self.noise_seed), zlib.crc32(name.encode()))
 
     def _ratios(
         self, noise: Noise, events: Shaped[Array, "num {site.num_rows} *event"], site: Site
@@ -112,6 +138,30 @@ class NoiseEstimator(AbstractEstimator):
         at_noise = at_noise if site.mask is None else jnp.where(site.mask, at_noise, 0.0)
         _check_positive_density(at_noise[0], site)
         return site.over_draws(site.distribution.log_density, events) - at_noise
+
+    def _check_can_be_fixed(self) -> None:
+        check_count(type(self).__name__, "noise_seed", self.noise_seed, minimum=0)
+        if not (self.noise is None or isinstance(self.noise, str | dist.Distribution)):
+            raise EnergyError(
+                f"{type(self).__name__} got a noise_seed with noise that is a NumPyro model, whose parameters are trained: "
+                "the noise would not stay the same. Write estimate(model, 'nce', noise=..., noise_seed=0) with a "
+                "distribution, 'gaussian', 'mixture' or 'marginals'."
+            )
+
+    def _check_stays(self, site: Site) -> None:
+        """Refuse a base that may depend on the latents as fixed noise, and rows that are a subsample."""
+        base = site.distribution.base if self.noise is None else None
+        if base is not None and freeze_tree((base, site.local and site.local[1])) is None:
+            raise EnergyError(
+                "The noise is the base of the energy, and the base is computed from latents, parameters or arguments of the "
+                "model: noise_seed needs noise that stays the same. Write it as a distribution, or noise='gaussian'."
+            )
+        if site.num_total not in (0, site.num_rows):
+            raise EnergyError(
+                f"noise_seed fixes {self.nu} noise draws for each row, and the plate has {site.num_rows} of "
+                f"{site.num_total} rows: all subsamples would be compared with the same few draws. Write the plate without "
+                "subsample_size, or leave noise_seed out for new draws at each update."
+            )
 
     def _is_relative(self, site: Site) -> bool:
         """Return whether the noise is a base whose density is not known but cancels."""
