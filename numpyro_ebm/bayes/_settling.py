@@ -143,11 +143,11 @@ def settle(
         gradient = surface.gradient(z, sets)
         information += (surface.information(z, sets) - information) / (num_pairs + num_near / 2)
         covariance = jnp.linalg.inv(information + precision)
-        move, is_far = _newton(gradient, covariance, FARTHEST)[0], False
+        (move, length), is_far = _newton(gradient, covariance, FARTHEST), False
         if num_rows >= ENOUGH_ROWS * z.size:
             far_covariance = jnp.linalg.inv(surface.observed_information(z) + precision)
-            far_move, length = _newton(gradient, far_covariance, max(FARTHEST, num_rows**0.5))
-            is_far = length > FARTHEST * z.size**0.5
+            far_move, far_length = _newton(gradient, far_covariance, max(FARTHEST, num_rows**0.5))
+            is_far = jnp.minimum(length, far_length) > FARTHEST * z.size**0.5
             move = jnp.where(is_far, far_move, move)
         num_turns += gradient @ last < 0
         move /= 1 + num_turns / 5
