@@ -21,7 +21,7 @@ STATES = np.array(list(itertools.product([0, 1], repeat=3)))
 PAIRS = list(itertools.combinations(range(3), 2))
 PRODUCTS = np.stack([STATES[:, i] * STATES[:, j] for i, j in PAIRS], axis=1)
 BIASES = np.array([-0.3, 0.2, -0.1])
-ROWS = STATES[np.random.default_rng(0).choice(8, 60, p=np.array([10, 6, 5, 4, 3, 3, 12, 17]) / 60)]
+ROWS = STATES[np.random.default_rng(0).choice(8, 60, p=np.array([9, 7, 6, 5, 5, 5, 9, 14]) / 60)]
 SPIKE, SLAB, WEIGHT = dist.Normal(0, 0.2), dist.Cauchy(0, 2.5), 0.4
 
 
@@ -42,8 +42,8 @@ def network(x):
 
 def with_zeros(x):
     """Indicators that make couplings exactly zero."""
-    is_in = numpyro.sample("is_in", dist.Bernoulli(WEIGHT).expand([3]).to_event(1))
-    sizes = numpyro.sample("sizes", dist.Normal(0, 2).expand([3]).to_event(1))
+    with numpyro.plate("pairs", 3):
+        is_in, sizes = numpyro.sample("is_in", dist.Bernoulli(WEIGHT)), numpyro.sample("sizes", dist.Normal(0, 2))
     observe(is_in * sizes, x)
 
 
@@ -57,14 +57,14 @@ def log_likelihood(couplings):
 @functools.cache
 def quadrature():
     """Points, their posterior probabilities, and the exact inclusion probabilities of `network`."""
-    line = np.linspace(-6, 8, 141)
+    line = np.linspace(-4.5, 6.5, 111)
     spike, slab = (1 - WEIGHT) * stats.norm.pdf(line, 0, 0.2), WEIGHT * stats.cauchy.pdf(line, 0, 2.5)
     log_prior = np.log(spike + slab)
     points = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3)
     log_p = log_likelihood(points) + np.stack(np.meshgrid(*[log_prior] * 3, indexing="ij"), axis=-1).reshape(-1, 3).sum(1)
     p = np.exp(log_p - log_p.max())
     p /= p.sum()
-    marginals = [p.reshape(141, 141, 141).sum(tuple(k for k in range(3) if k != i)) for i in range(3)]
+    marginals = [p.reshape(111, 111, 111).sum(tuple(k for k in range(3) if k != i)) for i in range(3)]
     return points, p, np.array([each @ (slab / (spike + slab)) for each in marginals])
 
 
@@ -86,9 +86,9 @@ def graphs():
     return sum(np.array(graph) * np.exp(value - total) for graph, value in evidence.items())
 
 
-def run(kernel, *args, num_warmup=500, num_samples=1000, num_chains=4):
+def run(kernel, *args, num_warmup=500, num_samples=1000, num_chains=4, chain_method="vectorized"):
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
-    mcmc = MCMC(kernel, **counts, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(kernel, **counts, chain_method=chain_method, progress_bar=False)
     mcmc.run(KEY, *args)
     return mcmc.get_samples(group_by_chain=True)
 
@@ -106,7 +106,7 @@ def test_independent_draws_give_the_probabilities_of_quadrature():
     draws = points[np.random.default_rng(1).choice(len(points), 20_000, p=p)].reshape(4, -1, 3)
     found = bayes.inclusion_probabilities(network, {"couplings": draws}, ROWS, names=["a - b", "a - c", "b - c"])
     check(found, "couplings", exact, 0.003)
-    assert np.ptp(exact) > 0.4
+    assert np.ptp(exact) > 0.3  # the elements differ
     np.testing.assert_allclose(found.prior_probabilities["couplings"], WEIGHT, rtol=1e-6)
     odds = found.probabilities["couplings"] / (1 - found.probabilities["couplings"])
     np.testing.assert_allclose(found.bayes_factors["couplings"], odds * (1 - WEIGHT) / WEIGHT, rtol=1e-4)
@@ -156,7 +156,6 @@ def test_indicators_are_the_terms_of_the_mean():
 SAMPLERS = {
     "nuts": NUTS(ebm.estimate(network, "exact"), target_accept_prob=0.9),
     "exchange": ebm.ExchangeKernel(network, exact_sampler="enumeration", proposal="differences"),
-    "exchange by chains": ebm.ExchangeKernel(network, "gibbs", num_steps=20, proposal="differences"),
 }
 
 
@@ -178,7 +177,8 @@ GIBBS = {
 @pytest.mark.parametrize("name", GIBBS)
 def test_exact_zeros_have_the_probabilities_of_all_graphs(name):
     """Bernoulli indicators in a plain model, by NumPyro's own kernels."""
-    found = bayes.inclusion_probabilities(with_zeros, run(GIBBS[name], ROWS, num_samples=4000), ROWS)
+    draws = run(GIBBS[name], ROWS, num_samples=4000, chain_method="sequential")
+    found = bayes.inclusion_probabilities(with_zeros, draws, ROWS)
     check(found, "is_in", graphs(), 0.02)
 
 
