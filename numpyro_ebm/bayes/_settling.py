@@ -112,7 +112,6 @@ def settle(
     it in few directions, and a step along another one would be as long as the prior is wide: the information before the
     first step comes from as many data sets as tell it in all.
     """
-    precision = _prior_precision(surface, z)
     num_rows = sum(site.num_rows for site in surface.energies(z).sites.values())
     num_pairs = math.ceil(DIFFERENCES * z.size / num_rows)
     key_start, key_steps = jax.random.split(rng_key)
@@ -126,7 +125,7 @@ def settle(
         key, t = inputs
         pair, sets = draw(key, z, averaging, 2)
         information += (surface.information(z, sets) - information) / (num_pairs + t / 2)
-        covariance = jnp.linalg.inv(information + jnp.diag(precision))
+        covariance = jnp.linalg.inv(information + jnp.diag(_prior_precision(surface, z)))
         z = _moved(z, surface.gradient(z, sets), covariance, 1 / (1 + t / 10))
         return (z, next_averagings(auxiliaries, averaging, _first(pair)), information), covariance
 
@@ -141,9 +140,10 @@ def _first(drawn: dict[str, Drawn]) -> dict[str, Drawn]:
 
 
 def _prior_precision(surface: Surface, z: Flat) -> Flat:
-    """Return how narrow the prior is at the first latents; 1 where it does not say.
+    """Return how narrow the prior is at some latents; 1 where it does not say.
 
-    The data may tell nothing of a latent, and a step along it is then as long as the prior is wide.
+    The data may tell nothing of a latent, and a step along it is then as long as the prior is wide. A prior with a spike is
+    narrow at zero and wide elsewhere.
     """
     curvature = -jnp.diagonal(jax.hessian(surface.log_rest)(z))
     return jnp.where(curvature > 1e-8, curvature, 1.0)

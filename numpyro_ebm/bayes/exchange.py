@@ -43,7 +43,7 @@ class ExchangeState(NamedTuple):
         inner_move: root mean square distance of the auxiliary data from the data where they started, in standard deviations
             of the data (in units of the values where these do not vary, as in a single row), the least of the energy sites.
         is_nonfinite: whether the last acceptance ratio was not a number.
-        rng_key: random key.
+        rng_key: random key; of a population, one for all chains.
     """
 
     i: Int[Array, "*chains"]
@@ -201,7 +201,8 @@ class ExchangeKernel(MCMCKernel):
         self._num_warmup, self._used = num_warmup, self._proposal_for(position)
         self._stages = adaptation.schedule(self._used, num_warmup)  # pyright: ignore[reportArgumentType]
         start = partial(self._start, model_args, kwargs)
-        return jax.jit(jax.vmap(start) if self._is_batch else start)(keys[1], position)
+        state = jax.jit(jax.vmap(start) if self._is_batch else start)(keys[1], position)
+        return state._replace(rng_key=state.rng_key[0]) if self._used.uses_population else state
 
     @in_own_modes
     def sample(self, state: ExchangeState, model_args: tuple, model_kwargs: dict) -> ExchangeState:

@@ -106,9 +106,9 @@ def inclusion_probabilities(
     themselves (``w ~ Beta(1, 1)``). The inclusion Bayes factor divides the posterior odds by the prior odds. A spike of
     positive width stands for values that are zero for practical purposes: a wider one includes fewer elements.
 
-    Zeros that are exact come from indicators that multiply the couplings, ``numpyro.sample("is_in", dist.Bernoulli(0.5))`` in
-    a plate of pairs, and NumPyro's ``DiscreteHMCGibbs`` or ``MixedHMC`` on the model under ``estimate(model, "exact")``. A
-    site of indicators is reported as well: its draws are the terms of the mean.
+    Zeros that are exact come from indicators that multiply the couplings, ``numpyro.sample("is_in", dist.Bernoulli(0.5))``
+    in a plate of pairs, with NumPyro's ``DiscreteHMCGibbs`` or ``MixedHMC`` on ``estimate(model, "exact")``. Such a site is
+    reported as well: its draws are the terms of the mean.
 
     Args:
         model: the model, or the model as `estimate` returned it.
