@@ -37,6 +37,7 @@ import xarray
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_ebm as ebm
+from numpyro_ebm.bayes import inclusion_probabilities
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -118,7 +119,7 @@ def methods(num_items: int, num_steps: int) -> dict[str, Method]:
 def fit(method: Method, x: np.ndarray, has_spikes: bool, num_samples: int) -> Fit:
     """Draw from a posterior. Under its progress bar, NumPyro compiles one transition in the warm-up and uses it later."""
     kernel, num_chains, thinning = method
-    counts = {"num_warmup": thinning * min(500, num_samples), "num_samples": thinning * num_samples}
+    counts: Any = {"num_warmup": thinning * min(500, num_samples), "num_samples": thinning * num_samples}
     mcmc = MCMC(kernel, **counts, thinning=thinning, num_chains=num_chains, chain_method="vectorized")
     seconds = []
     for run in (mcmc.warmup, mcmc.run):
@@ -127,13 +128,13 @@ def fit(method: Method, x: np.ndarray, has_spikes: bool, num_samples: int) -> Fi
         jax.block_until_ready(mcmc.last_state.z)
         seconds.append(time.perf_counter() - start)
     draws: Any = mcmc.get_samples(group_by_chain=True)
-    inclusion = ebm.bayes.inclusion_probabilities(model, draws, x, has_spikes) if has_spikes else None
+    inclusion = inclusion_probabilities(model, draws, x, has_spikes) if has_spikes else None
     return Fit(mcmc, np.asarray(draws["couplings"]), inclusion, *seconds)
 
 
 def statistics(couplings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ArviZ's effective sample size (bulk) and R-hat of each coupling."""
-    data = xarray.Dataset({"couplings": (("chain", "draw", "pair"), couplings)})
+    data: Any = xarray.Dataset({"couplings": (("chain", "draw", "pair"), couplings)})
     return np.asarray(arviz.ess(data)["couplings"]), np.asarray(arviz.rhat(data)["couplings"])
 
 

@@ -87,7 +87,7 @@ def graphs():
 
 
 def run(kernel, *args, num_warmup=500, num_samples=1000, num_chains=4, chain_method="vectorized"):
-    counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    counts: dict = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
     mcmc = MCMC(kernel, **counts, chain_method=chain_method, progress_bar=False)
     mcmc.run(KEY, *args)
     return mcmc.get_samples(group_by_chain=True)
@@ -162,7 +162,7 @@ SAMPLERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_spikes_and_slabs_have_the_probabilities_of_quadrature(name):
-    counts = {"num_chains": 4, "num_samples": 4000} if name == "nuts" else {"num_chains": 32, "num_samples": 3000}
+    counts: dict = {"num_chains": 4, "num_samples": 4000} if name == "nuts" else {"num_chains": 32, "num_samples": 3000}
     found = bayes.inclusion_probabilities(network, run(SAMPLERS[name], ROWS, **counts), ROWS)
     check(found, "couplings", quadrature()[2], 0.01)
 
