@@ -112,7 +112,7 @@ def methods(num_items: int, num_steps: int) -> dict[str, Method]:
         kernel = ebm.ExchangeKernel(model, "gibbs", num_steps=num_steps, num_bridges=num_steps, num_newton_steps=300)
         return {"exchange": Method(kernel, 4), "pseudolikelihood": nuts["pseudolikelihood"]}
     num_latents = num_items * (num_items + 1) // 2 + 1  # twice as many chains move along differences between them
-    population = Method(ebm.ExchangeKernel(model, exact_sampler="enumeration"), 2 * num_latents, thinning=5)
+    population = Method(ebm.ExchangeKernel(model, exact_sampler="enumeration"), 2 * num_latents, thinning=10)
     return {"exact": nuts["exact"], "exchange": population, "pseudolikelihood": nuts["pseudolikelihood"]}
 
 
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> dict[str, Fit]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=6, choices=range(3, 19), metavar="{3..18}", help="number of items")
     parser.add_argument("--prior", choices=("spikes", "slab"), help="'slab' is usual above 10 items, and 'spikes' below")
-    parser.add_argument("--samples", type=int, default=2000, help="draws of each chain")
+    parser.add_argument("--samples", type=int, default=1000, help="draws of each chain")
     parser.add_argument("--steps", type=int, default=20, help="sweeps of the auxiliary chains, above 10 items")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
     args = parser.parse_args(argv)

@@ -153,7 +153,7 @@ def inclusion_probabilities(
 
     given = compiled(jax.vmap(jax.vmap(partial(at, jax.random.key(0)))), values)
     given = jax.tree.map(lambda leaf: np.asarray(leaf, float), given)
-    weights: Any = {name: each.weight[0, 0] for name, each in given.items()}
+    weights: Any = {name: np.asarray(each.weight[0, 0]) for name, each in given.items()}
     if any(np.any(each.weight != weights[name]) for name, each in given.items()):
         weights = _prior_weights(at, {n: value[0, 0] for n, value in values.items() if not _can_draw(latents[n]["fn"])})
     return _result(given, weights, _labels(names, {name: np.shape(weights[name]) for name in sites}))
@@ -242,17 +242,18 @@ def _prior_weights(at: Callable[..., dict[str, Inclusion]], values: Mapping[str,
     """Return the mean weight of the slab over the prior, with values for the latents that cannot be drawn from it."""
     keys = jax.random.split(jax.random.key(1), NUM_PRIOR_DRAWS)
     found = compiled(lambda keys, values: jax.vmap(lambda key: at(key, values))(keys), keys, dict(values))
-    return {name: np.asarray(each.weight, float).mean(0) for name, each in found.items()}
+    return {name: np.asarray(np.mean(each.weight, axis=0, dtype=float)) for name, each in found.items()}
 
 
 def _result(given: Mapping[str, Any], weights: ByName, labels: dict[str, tuple[str, ...]]) -> InclusionProbabilities:
     """Return the means over draws, and their errors."""
-    included = {name: each.included.mean((0, 1)) for name, each in given.items()}
+    included, excluded = (
+        {name: np.asarray(getattr(each, field).mean((0, 1))) for name, each in given.items()}
+        for field in ("included", "excluded")
+    )
     with np.errstate(divide="ignore"):  # an element that every draw includes has an infinite Bayes factor
-        factors = {
-            name: included[name] / each.excluded.mean((0, 1)) / (weights[name] / (1 - weights[name]))
-            for name, each in given.items()
-        }
+        factors = {name: included[name] / excluded[name] * (1 - each) / each for name, each in weights.items()}
+    factors = {name: np.asarray(each) for name, each in factors.items()}
     errors = {name: _standard_errors(each.included) for name, each in given.items()}
     return InclusionProbabilities(included, errors, weights, factors, labels)
 
