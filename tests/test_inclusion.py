@@ -167,6 +167,23 @@ def test_spikes_and_slabs_have_the_probabilities_of_quadrature(name):
     check(found, "couplings", quadrature()[2], 0.01)
 
 
+def test_newton_steps_leave_the_spike():
+    """The metric of exchange is the curvature at the mode, which is in the slab, and not that of the spike at the start."""
+    x = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [25, 25, 25, 185], axis=0)
+
+    def pair(x):
+        coupling = numpyro.sample("coupling", mixture(jnp.array(0.5), dist.Normal(0, 0.05)))
+        machine = ebm.energies.BoltzmannMachine.from_pairs(coupling[None], jnp.zeros(2))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(machine), obs=x)
+
+    kernel = ebm.ExchangeKernel(pair, exact_sampler="enumeration")
+    state = kernel.init(KEY, 0, None, (x,), {})
+    p = 185 / 260  # exp(s) / (3 + exp(s)) at the maximum likelihood s = 2
+    np.testing.assert_allclose(state.z["coupling"], np.log(3 * p / (1 - p)), atol=0.8)
+    np.testing.assert_allclose(state.warmup.kernel.inverse_mass_matrix, [[1 / (260 * p * (1 - p))]], rtol=0.2)
+
+
 GIBBS = {
     "discrete_gibbs": DiscreteHMCGibbs(NUTS(ebm.estimate(with_zeros, "exact")), modified=True),
     "mixed": MixedHMC(HMC(ebm.estimate(with_zeros, "exact"), trajectory_length=2.0), num_discrete_updates=10),
