@@ -296,6 +296,7 @@ def test_chains_run_one_by_one_and_go_on_where_they_stopped():
     assert set(posterior.data_vars) == {"coupling", "field"}
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_after_a_warm_up_of_its_own():
     kernel = ExchangeKernel(lattice, exact_sampler="enumeration", num_newton_steps=2)
     mcmc = MCMC(kernel, num_warmup=3, num_samples=4, num_chains=4, chain_method="vectorized", progress_bar=False)
