@@ -1,9 +1,9 @@
 """Which symptoms go together: the posterior of a network with edges that are in or out, exact and by pseudolikelihood.
 
 A Boltzmann machine of binary symptoms of attention deficit in 355 children. The prior of each coupling is a mixture of a
-spike, Normal(0, 0.1), and a slab, Cauchy(0, 2.5), with a latent weight of the slab that all pairs share, so that the
-posterior says of each pair of symptoms how probable an edge is (``numpyro_ebm.bayes.inclusion_probabilities``). The odds
-exp(bias) have beta-prime(1/2, 1/2) priors.
+spike, Normal(0, 0.1), and a slab, Cauchy(0, 2.5), each with weight one half, so that the posterior says of each pair of
+symptoms how probable an edge is (``numpyro_ebm.bayes.inclusion_probabilities``). The odds exp(bias) have
+beta-prime(1/2, 1/2) priors.
 
 Three ways to draw from the posterior:
 
@@ -78,8 +78,8 @@ def model(x, has_spikes):
     num_rows, num_items = x.shape
     prior = dist.Cauchy(0, 2.5)
     if has_spikes:
-        weight = numpyro.sample("weight", dist.Beta(1, 1))
-        prior = dist.MixtureGeneral(dist.Categorical(probs=jnp.stack([1 - weight, weight])), [dist.Normal(0, 0.1), prior])
+        half = dist.Categorical(probs=jnp.array([0.5, 0.5]))
+        prior = dist.MixtureGeneral(half, [dist.Normal(0, 0.1), prior])
     couplings = numpyro.sample("couplings", prior.expand([num_items * (num_items - 1) // 2]).to_event(1))
     share = numpyro.sample("share", dist.Beta(0.5, 0.5).expand([num_items]).to_event(1))
     machine = ebm.energies.BoltzmannMachine.from_pairs(couplings, jnp.log(share) - jnp.log1p(-share))
@@ -111,7 +111,7 @@ def methods(num_items: int, num_steps: int) -> dict[str, Method]:
     if num_items > MOST_EXACT:
         kernel = ebm.ExchangeKernel(model, "gibbs", num_steps=num_steps, num_bridges=num_steps, num_newton_steps=300)
         return {"exchange": Method(kernel, 4), "pseudolikelihood": nuts["pseudolikelihood"]}
-    num_latents = num_items * (num_items + 1) // 2 + 1  # twice as many chains move along differences between them
+    num_latents = num_items * (num_items + 1) // 2  # twice as many chains move along differences between them
     population = Method(ebm.ExchangeKernel(model, exact_sampler="enumeration"), 2 * num_latents, thinning=10)
     return {"exact": nuts["exact"], "exchange": population, "pseudolikelihood": nuts["pseudolikelihood"]}
 
