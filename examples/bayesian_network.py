@@ -12,11 +12,12 @@ Three ways to draw from the posterior:
 * pseudolikelihood: NUTS on the pseudolikelihood, fast, and too narrow: it counts each coupling twice.
 
 The first table has the posterior of each edge, the second the effective draws of the couplings per second (ESS of ArviZ),
-with and without compilation and warm-up. The picture shows the edges whose inclusion probability is above one half. Above
-10 items the usual prior is the slab alone, as exchange moves slowly between many spikes and slabs; an edge is then a coupling
-more than two standard deviations from 0. For all 18 items (171 latents) exchange gave 49 to 217 effective draws of a coupling
-(of 20 000), with R-hat up to 1.09, in 13 minutes of processor time. Means and standard deviations agree with those of NUTS on
-the exact likelihood within the Monte Carlo errors.
+with and without compilation and warm-up. The picture shows the edges whose inclusion probability is above one half.
+
+Above 10 items the usual prior is the slab alone, as exchange moves slowly between many spikes and slabs. An edge is then a
+coupling more than two standard deviations from 0. For all 18 items (171 latents) exchange gave 49 to 217 effective draws of
+a coupling (of 20 000), with R-hat up to 1.09, in 13 minutes of processor time. Means and standard deviations agree with
+those of NUTS on the exact likelihood within the Monte Carlo errors.
 
     python examples/bayesian_network.py                            the first six items, some minutes
     python examples/bayesian_network.py --items 18 --samples 5000  all items, without spikes: half an hour
