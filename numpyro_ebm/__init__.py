@@ -30,7 +30,7 @@ Public names by topic (``help`` describes each):
 * Posteriors over parameters: ExchangeKernel, random_module, calibrate, Calibration, gaussian_posterior,
     GaussianPosterior; in ``numpyro_ebm.bayes`` AuxiliaryVariableKernel, NoisyLangevinKernel, PosteriorKernel, the proposals
     CrankNicolson, Differences, NoisyMALA, RandomWalk, the calibrations Bootstrap, Curvature, OpenFaced, Rescaling, Sandwich,
-    with Simulated, and log_partition_grid, LogPartitionGrid, log_evidence.
+    with Simulated, and log_partition_grid, LogPartitionGrid, log_evidence, inclusion_probabilities, InclusionProbabilities.
 * Noise levels: VE, VP, AbstractNoiseProcess, geometric_sigmas.
 * log Z: log_partition, log_partition_bounds, available_partition_methods, AbstractPartition, AnnealedImportanceSampling,
     BridgeSampling, Enumeration, Grid, ImportanceSampling, LogPartition, LogPartitionBounds, NestedSampling,

@@ -268,6 +268,27 @@ def test_marriages_by_exchange_and_pseudolikelihood(tmp_path, capsys):
     assert (tmp_path / "ergm.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
+def test_bayesian_network(tmp_path, capsys):
+    script = load("bayesian_network")
+    fits = script.main(["--items", "4", "--samples", "500", "--out", str(tmp_path)])
+    exact, exchange, pseudo = (fits[name] for name in ("exact", "exchange", "pseudolikelihood"))
+    means, errors = [], []
+    for each in (exact, exchange):
+        ess = script.statistics(each.couplings)[0]
+        assert np.all(ess > 200)
+        means.append(each.couplings.mean((0, 1)))
+        errors.append(each.couplings.std((0, 1)) / np.sqrt(ess))
+    assert np.all(abs(means[0] - means[1]) < 5 * np.hypot(*errors))
+    assert np.all(pseudo.couplings.std((0, 1)) < 0.85 * exact.couplings.std((0, 1)))
+    found = [each.inclusion for each in (exact, exchange)]
+    gap = found[0].probabilities["couplings"] - found[1].probabilities["couplings"]
+    assert np.all(abs(gap) < 5 * np.hypot(*(each.standard_errors["couplings"] for each in found)) + 1e-3)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("avoid - closeatt", "ESS/s in all", "Diagnosis of exchange"))
+    assert (tmp_path / "bayesian_network.png").stat().st_size > 20_000
+
+
 @pytest.fixture(scope="module")
 def protein():
     return load("protein_contacts")

@@ -351,6 +351,19 @@ def generalised_posteriors():
     _ = posterior.standard_deviation
 
 
+def edges_of_networks():
+    def model(x):
+        half = dist.Categorical(probs=np.array([0.5, 0.5]))
+        prior = dist.MixtureGeneral(half, [dist.Normal(0, 0.1), dist.Cauchy(0, 2.5)])
+        is_in = numpyro.sample("is_in", dist.Bernoulli(0.5))
+        numpyro.sample("x", dist.Normal(is_in * numpyro.sample("s", prior.expand([2]).to_event(1)).sum(), 1), obs=x)
+
+    draws = {"s": np.ones((2, 5, 2), np.float32), "is_in": np.zeros((2, 5), int)}
+    found = bayes.inclusion_probabilities(model, draws, 0.5, names={"s": ["a - b", "a - c"]})
+    str(found)
+    bayes.inclusion_probabilities(model, draws, x=0.5)
+
+
 STOPS = (
     posteriors,
     estimators,
@@ -364,6 +377,7 @@ STOPS = (
     tests_of_draws,
     figures,
     generalised_posteriors,
+    edges_of_networks,
 )
 TOUR = {each.__name__: each for each in STOPS}
 

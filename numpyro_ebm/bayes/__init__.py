@@ -14,6 +14,8 @@ from numpyro_ebm.bayes.evidence import log_evidence as log_evidence
 from numpyro_ebm.bayes.exact_samplers import coupling_from_the_past as coupling_from_the_past
 from numpyro_ebm.bayes.exact_samplers import enumeration as enumeration
 from numpyro_ebm.bayes.exchange import ExchangeKernel as ExchangeKernel
+from numpyro_ebm.bayes.inclusion import InclusionProbabilities as InclusionProbabilities
+from numpyro_ebm.bayes.inclusion import inclusion_probabilities as inclusion_probabilities
 from numpyro_ebm.bayes.log_partition_grid import LogPartitionGrid as LogPartitionGrid
 from numpyro_ebm.bayes.log_partition_grid import log_partition_grid as log_partition_grid
 from numpyro_ebm.bayes.noisy_langevin import NoisyLangevinKernel as NoisyLangevinKernel

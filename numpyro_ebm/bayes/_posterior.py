@@ -149,10 +149,14 @@ def _check_site(owner: str, name: str, site: EnergySite, trace: Mapping[str, Any
         )
     if not site.unwrapped.distribution.has_energy:
         raise EnergyError(f"At site '{name}': {owner} needs an energy; a score has no values to compare.")
-    scales = [trace[member]["scale"] for member in site.members]
-    for scale in scales:
-        if scale is not None and not (is_concrete(scale) and np.all(np.asarray(scale) == 1)):
-            raise EnergyError(
-                f"At site '{name}': the likelihood has the scale {scale}, and a power of it is no likelihood that data "
-                f"can be drawn from. Write the site without numpyro.handlers.scale and without subsample_size for {owner}."
-            )
+    for member in filter(is_scaled, map(trace.__getitem__, site.members)):
+        raise EnergyError(
+            f"At site '{name}': the likelihood has the scale {member['scale']}, and a power of it is no likelihood that "
+            f"data can be drawn from. Write the site without numpyro.handlers.scale and without subsample_size for {owner}."
+        )
+
+
+def is_scaled(site: Mapping[str, Any]) -> bool:
+    """Return whether the log density of a traced site counts with a factor other than 1."""
+    scale = site["scale"]
+    return scale is not None and not (is_concrete(scale) and bool(np.all(np.asarray(scale) == 1)))

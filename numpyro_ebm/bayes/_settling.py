@@ -128,7 +128,6 @@ def settle(
     Steps shorten when one is against the gradient that it leads to, after Kesten, Accelerated stochastic approximation
     (1958): a long way is made with whole steps, and noise or steps that are too long turn them around.
     """
-    precision = jnp.diag(_prior_precision(surface, z))
     num_rows = sum(site.num_rows for site in surface.energies(z).sites.values())
     num_pairs = math.ceil(DIFFERENCES * z.size / num_rows)
     key_start, key_steps = jax.random.split(rng_key)
@@ -142,6 +141,7 @@ def settle(
         pair, sets = draw(key, z, averaging, 2)
         gradient = surface.gradient(z, sets)
         information += (surface.information(z, sets) - information) / (num_pairs + num_near / 2)
+        precision = jnp.diag(_prior_precision(surface, z))
         covariance = jnp.linalg.inv(information + precision)
         (move, length), is_far = _newton(gradient, covariance, FARTHEST), False
         if num_rows >= ENOUGH_ROWS * z.size:
@@ -173,9 +173,10 @@ def _first(drawn: dict[str, Drawn]) -> dict[str, Drawn]:
 
 
 def _prior_precision(surface: Surface, z: Flat) -> Flat:
-    """Return how narrow the prior is at the first latents; 1 where it does not say.
+    """Return how narrow the prior is at some latents; 1 where it does not say.
 
-    The data may tell nothing of a latent, and a step along it is then as long as the prior is wide.
+    The data may tell nothing of a latent, and a step along it is then as long as the prior is wide. A prior with a spike is
+    narrow at zero and wide elsewhere.
     """
     curvature = -jnp.diagonal(jax.hessian(surface.log_rest)(z))
     return jnp.where(curvature > 1e-8, curvature, 1.0)

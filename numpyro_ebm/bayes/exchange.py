@@ -43,7 +43,7 @@ class ExchangeState(NamedTuple):
         inner_move: root mean square distance of the auxiliary data from the data where they started, in standard deviations
             of the data (in units of the values where these do not vary, as in a single row), the least of the energy sites.
         is_nonfinite: whether the last acceptance ratio was not a number.
-        rng_key: random key.
+        rng_key: random key; of a population, one for all chains.
     """
 
     i: Int[Array, "*chains"]

@@ -120,7 +120,9 @@ class PosteriorKernel(MCMCKernel):
         self._num_warmup = num_warmup
         self._prepare(position)
         start = partial(self._first, model_args, kwargs)
-        return jax.jit(jax.vmap(start) if self._is_batch else start)(keys[1], position)
+        state = jax.jit(jax.vmap(start) if self._is_batch else start)(keys[1], position)
+        # NumPyro puts one random key back into the state of chains that depend on each other.
+        return state._replace(rng_key=state.rng_key[0]) if self.is_ensemble_kernel else state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict) -> Callable:
         """Return the map from unconstrained latents to constrained latents and deterministic sites."""
