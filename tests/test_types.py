@@ -20,6 +20,7 @@ STOPS = (
     "tests_of_draws",
     "figures",
     "generalised_posteriors",
+    "posterior_kernels",
     "edges_of_networks",
 )
 

@@ -19,6 +19,7 @@ import numpyro.distributions as dist
 import optax
 from energy_cases import AUTOLOGISTIC, COVARIATES, ENERGIES, states_of
 from estimator_cases import CASES, OTHERS, continuous_options
+from flax import nnx
 from helpers import vector_model
 from numpyro.infer import MCMC, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
@@ -351,6 +352,36 @@ def generalised_posteriors():
     _ = posterior.standard_deviation
 
 
+def posterior_kernels():
+    class Tilt(nnx.Module):
+        def __init__(self):
+            self.mean = nnx.Param(jnp.zeros(2))
+
+        def __call__(self, x):
+            return 0.5 * x @ x - self.mean[...] @ x
+
+    def model(x):
+        energy = ebm.random_module("net", Tilt(), {"mean": dist.Normal(0, 3)})
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(energy, (2,)), obs=x)
+
+    def run(kernel, num_chains=1):
+        counts = {"num_warmup": 3, "num_samples": 8, "num_chains": num_chains}
+        mcmc = MCMC(kernel, **counts, chain_method="vectorized", progress_bar=False)
+        mcmc.run(KEY, ROWS)
+        return mcmc
+
+    exact = {"exact_sampler": lambda key, z: z["net/mean"] + jax.random.normal(key, ROWS.shape), "num_newton_steps": 2}
+    chains = {"num_steps": 2, "num_newton_steps": 2}
+    for proposal in ("random_walk", bayes.NoisyMALA(num_gradient_draws=2), bayes.CrankNicolson(0.3)):
+        run(ebm.ExchangeKernel(model, "mala", proposal=proposal, num_bridges=1, **chains))
+    ebm.diagnose(run(ebm.ExchangeKernel(model, {"x": "mala"}, **chains), num_chains=4))
+    run(ebm.ExchangeKernel(model, proposal="differences", **exact), num_chains=4)
+    run(bayes.AuxiliaryVariableKernel(model, **exact), num_chains=2)
+    ebm.diagnose(run(bayes.NoisyLangevinKernel(model, persistent=True, num_gradient_draws=2, **chains), num_chains=2))
+    run(bayes.NoisyLangevinKernel(model, step_size=0.1, temperature=0.9, **exact))
+
+
 def edges_of_networks():
     def model(x):
         half = dist.Categorical(probs=np.array([0.5, 0.5]))
@@ -377,6 +408,7 @@ STOPS = (
     tests_of_draws,
     figures,
     generalised_posteriors,
+    posterior_kernels,
     edges_of_networks,
 )
 TOUR = {each.__name__: each for each in STOPS}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from numpyro_ebm._core.discrete import num_elements
 from numpyro_ebm._core.errors import EnergyError, UnhealthyChainsWarning, at_site, nearest
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.typing import Array, PRNGKey, Scalar
+from numpyro_ebm._core.typing import Array, Chains, PRNGKey, Scalar
 from numpyro_ebm.bayes._posterior import Energies
 from numpyro_ebm.bayes.exact_samplers import EXACT_SAMPLERS
 from numpyro_ebm.distributions.site import Site
@@ -191,10 +191,10 @@ def draw_sets(
     return jax.vmap(draw)(jax.random.split(rng_key, num), dict(starts))
 
 
-def step_sizes(averaging: Mapping[str, Any], *, is_adapting: Any = True) -> dict[str, Scalar | None]:
+def step_sizes(averaging: Mapping[str, Any], *, is_adapting: Any = True) -> dict[str, Chains | None]:
     """Return the step sizes of the inner kernels: the current ones while they adapt, the averaged ones later."""
 
-    def of(each: Any) -> Scalar:
+    def of(each: Any) -> Chains:
         return jnp.exp(jnp.where(is_adapting, each.log_step_size, each.log_step_size_avg))
 
     return {name: None if each is None else of(each) for name, each in averaging.items()}

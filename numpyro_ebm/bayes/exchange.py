@@ -186,8 +186,8 @@ class ExchangeKernel(PosteriorKernel):
         return f"acceptance {jnp.mean(state.mean_accept_prob):.2f}, inner move {jnp.mean(state.inner_move):.2f}"
 
     def _prepare(self, position: Latents) -> None:
-        self._used = self._proposal_for(position)
-        self._stages = adaptation.schedule(self._used, self._num_warmup)  # pyright: ignore[reportArgumentType]
+        self._used = used = self._proposal_for(position)
+        self._stages = adaptation.schedule(used, self._num_warmup)
 
     def _proposal_for(self, position: Latents) -> AbstractProposal:
         """Return the proposal, by the number of chains where none was given."""
@@ -307,7 +307,7 @@ class ExchangeKernel(PosteriorKernel):
     def _adapted(self, state: ExchangeState, z: Latents, accept_prob: Scalar) -> adaptation.WarmupState:
         if not self._num_warmup:
             return state.warmup
-        return adaptation.update_at(self._stages, state.i, state.warmup, z, _Accepted(accept_prob))  # pyright: ignore
+        return adaptation.update_at(self._stages, state.i, state.warmup, z, _Accepted(accept_prob))
 
     def _no_partners(self, state: ExchangeState) -> Array:
         flat = ravel_pytree(state.z)[0]

@@ -35,7 +35,6 @@ class AbstractProposal(abc.ABC):
     name: ClassVar[str]
     uses_population: ClassVar[bool] = False
     adapts_mass_matrix: ClassVar[bool] = False
-    parts: ClassVar[tuple[Any, ...]] = ()
     target_acceptance: ClassVar[float | None] = None
     num_gradient_draws: int = 0
     step_size: Any
@@ -45,6 +44,11 @@ class AbstractProposal(abc.ABC):
         if is_concrete(self.step_size) and not (np.isfinite(self.step_size) and self.step_size > 0):
             owner = type(self).__name__
             raise EnergyError(f"{owner} needs step_size > 0; got {self.step_size!r}. Write {owner}(step_size=1.0).")
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Nothing: a proposal does not consist of several."""
+        return ()
 
     @abc.abstractmethod
     def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:

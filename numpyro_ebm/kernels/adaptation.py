@@ -4,7 +4,7 @@
 dual averaging and mass matrix adaptation are combined here. A test checks that the results are equal.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,45 @@ from blackjax.util import pytree_size
 from jaxtyping import Float, Int
 
 from numpyro_ebm._core.typing import Array, Position
-from numpyro_ebm.kernels._base import AbstractKernel, TransitionInfo
 
 FAST = 0
 """BlackJAX's number for a stage that adapts the step size only."""
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """What a warm-up adapts: a kernel, or the proposal of a kernel over parameters.
+
+    Attributes:
+        target_acceptance: acceptance rate to which the step size adapts; None for a step size that does not.
+        adapts_mass_matrix: whether the mass matrix adapts.
+    """
+
+    target_acceptance: ClassVar[float | None]
+    adapts_mass_matrix: ClassVar[bool]
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Kernels of which it consists, if there are several."""
+        ...
+
+    def adapted(self, **settings: Any) -> Any:
+        """Return the same with adapted settings."""
+        ...
+
+    def lower(self, position: Any) -> Any:
+        """Return the position whose covariance gives the mass matrix."""
+        ...
+
+
+@runtime_checkable
+class Accepted(Protocol):
+    """What a warm-up learns from a transition."""
+
+    @property
+    def acceptance_rate(self) -> Any:
+        """Acceptance probability of the transition."""
+        ...
 
 
 class WarmupState(NamedTuple):
@@ -32,7 +67,7 @@ class WarmupState(NamedTuple):
     kernel: Any
 
 
-def schedule(kernel: AbstractKernel, num_warmup: int) -> Int[Array, "{num_warmup} 2"]:
+def schedule(kernel: Adaptable, num_warmup: int) -> Int[Array, "{num_warmup} 2"]:
     """Return Stan's windows as ``(num_warmup, 2)`` integers: the stage (fast, slow) and whether a slow window ends."""
     if num_warmup == 0 or not kernel.adapts_mass_matrix:
         return jnp.zeros((num_warmup, 2), jnp.int32)
@@ -58,10 +93,11 @@ def start(kernel: Any, position: Position) -> WarmupState:
     return WarmupState(averaging, metric, kernel.adapted(inverse_mass_matrix=matrix))
 
 
-def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info: TransitionInfo) -> WarmupState:
+def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info: Accepted) -> WarmupState:
     """Update the warm-up with one transition; ``stage`` is a row of `schedule`."""
     if warmup.kernel.parts:
-        each = zip(warmup.averaging, warmup.kernel.split(position), info.parts, strict=True)
+        whole: Any = info  # of several transitions
+        each = zip(warmup.averaging, warmup.kernel.split(position), whole.parts, strict=True)
         return _joined(warmup.kernel, [update(own, stage, part, record) for own, part, record in each])
     if warmup.averaging is None:
         return warmup
@@ -87,7 +123,7 @@ def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info
 
 
 def update_at(
-    stages: Int[Array, "num_warmup 2"], i: Int[Array, ""], warmup: WarmupState, position: Position, info: TransitionInfo
+    stages: Int[Array, "num_warmup 2"], i: Int[Array, ""], warmup: WarmupState, position: Position, info: Accepted
 ) -> WarmupState:
     """Apply `update` at transition ``i`` of the warm-up and finish at the last one; later transitions change nothing."""
     num_warmup = len(stages)
@@ -100,7 +136,7 @@ def update_at(
     return jax.lax.cond(i < num_warmup, adapt, lambda warmup: warmup, warmup)
 
 
-def finish(warmup: WarmupState) -> AbstractKernel:
+def finish(warmup: WarmupState) -> Any:
     """Return the adapted kernel, with the averaged step size and the last mass matrix."""
     if warmup.kernel.parts:
         return warmup.kernel.joined(tuple(finish(own) for own in warmup.averaging))
