@@ -114,8 +114,9 @@ def methods(num_items: int, num_steps: int) -> dict[str, Method]:
     if num_items > MOST_EXACT:
         kernel = ebm.ExchangeKernel(model, "gibbs", num_steps=num_steps, num_bridges=num_steps, num_newton_steps=300)
         return {"exchange": Method(kernel, 4), "pseudolikelihood": nuts["pseudolikelihood"]}
-    num_latents = num_items * (num_items + 1) // 2  # twice as many chains move along differences between them
-    population = Method(ebm.ExchangeKernel(model, exact_sampler="enumeration"), 2 * num_latents, thinning=20)
+    # Differences between twice as many chains as latents lead from spikes to slabs, where steps around one mode do not.
+    kernel = ebm.ExchangeKernel(model, exact_sampler="enumeration", proposal="differences")
+    population = Method(kernel, num_items * (num_items + 1), thinning=20)
     return {"exact": nuts["exact"], "exchange": population, "pseudolikelihood": nuts["pseudolikelihood"]}
 
 

@@ -76,7 +76,10 @@ def test_a_weight_is_an_unbiased_estimate_of_a_ratio_of_normalizers():
             numpyro.sample("x", ebm.EnergyDistribution(lambda event: 0.5 * t * event**2), obs=x)
 
     kernel = AuxiliaryVariableKernel(
-        precision, exact_sampler=lambda key, z: jax.random.normal(key, (3,)) / jnp.sqrt(z["t"]), num_newton_steps=0
+        precision,
+        exact_sampler=lambda key, z: jax.random.normal(key, (3,)) / jnp.sqrt(z["t"]),
+        num_newton_steps=0,
+        proposal="random_walk",
     )
     start = {"t": jnp.full(4000, jnp.log(2.0))}
     state = kernel.init(jax.random.split(KEY, 4000), 0, start, (np.ones(3),), {})

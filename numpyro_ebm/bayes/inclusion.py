@@ -106,6 +106,9 @@ def inclusion_probabilities(
     themselves (``w ~ Beta(1, 1)``). The inclusion Bayes factor divides the posterior odds by the prior odds. A spike of
     positive width stands for values that are zero for practical purposes: a wider one includes fewer elements.
 
+    The posterior has a mode for each set of included elements. Under `ExchangeKernel` write ``proposal="differences"`` with
+    twice as many chains as latents, which leads from spikes to slabs, and look at R-hat.
+
     Zeros that are exact come from indicators that multiply the couplings, ``numpyro.sample("is_in", dist.Bernoulli(0.5))``
     in a plate of pairs, with NumPyro's ``DiscreteHMCGibbs`` or ``MixedHMC`` on ``estimate(model, "exact")``. Such a site is
     reported as well: its draws are the terms of the mean.
