@@ -1,8 +1,5 @@
 """Calibration of generalised posteriors: closed forms, exact posteriors, and what is refused."""
 
-import functools
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +7,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from helpers import some_slow
+from known_posteriors import EDGES, ising, moments_of_ising, posterior_of_ising, six_symptoms, spins, symptoms
 from numpyro.diagnostics import effective_sample_size
 
 import numpyro_ebm as ebm
 from numpyro_ebm.bayes import Adjustment, Bootstrap, Curvature, OpenFaced, Rescaling, Sandwich, Simulated
-from numpyro_ebm.energies import Graph
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(0.3, 0.5, 300)
@@ -220,29 +217,6 @@ def test_is_refused(case):
         call()
 
 
-DATA = Path(__file__).parents[1] / "examples" / "data" / "adhd_cap.csv"
-# Means and standard deviations of the exact posterior of the six-item network, by enumeration and MCMC.
-EDGES = {
-    ("avoid", "closeatt"): (1.1338, 0.4033),
-    ("avoid", "distract"): (1.8637, 0.4333),
-    ("avoid", "listen"): (1.0004, 0.3968),
-    ("closeatt", "distract"): (0.4088, 0.4661),
-    ("closeatt", "forget"): (0.3358, 0.3437),
-    ("distract", "forget"): (0.8071, 0.3993),
-    ("forget", "listen"): (0.9463, 0.3663),
-    ("instruct", "listen"): (1.1791, 0.3989),
-}
-
-
-def symptoms(x):
-    """A Boltzmann machine of six symptoms, with the priors of the reference."""
-    s = numpyro.sample("s", dist.Cauchy(0, 2.5).expand([15]).to_event(1))
-    share = numpyro.sample("share", dist.Beta(0.5, 0.5).expand([6]).to_event(1))  # the odds are beta-prime
-    with numpyro.plate("rows", len(x)):
-        machine = ebm.energies.BoltzmannMachine.from_pairs(s, jnp.log(share) - jnp.log1p(-share))
-        numpyro.sample("x", ebm.EnergyDistribution(machine), obs=x)
-
-
 def drawn(model, *args, num_samples=3000):
     kernel = numpyro.infer.NUTS(model)
     run = {"num_warmup": 500, "num_samples": num_samples, "num_chains": 2, "chain_method": "vectorized"}
@@ -254,10 +228,7 @@ def drawn(model, *args, num_samples=3000):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::numpyro_ebm.UncalibratedPosteriorWarning")
 def test_a_network_of_symptoms_gets_the_width_of_its_exact_posterior():
-    names = DATA.read_text().splitlines()[0].split(",")[1:7]
-    x = np.genfromtxt(DATA, delimiter=",", skip_header=1, dtype=int)[:, 1:7]
-    pairs = [(names[i], names[j]) for i, j in zip(*np.triu_indices(6, 1), strict=True)]
-    which = [pairs.index(edge) for edge in EDGES]
+    x, which = six_symptoms()
     mean, sd = np.array(list(EDGES.values())).T
     estimated = ebm.estimate(symptoms, "pseudolikelihood")
     draws = drawn(estimated, x)
@@ -285,53 +256,14 @@ def test_a_network_of_symptoms_gets_the_width_of_its_exact_posterior():
     assert np.all((ratio > 0.8) & (ratio < 1))  # one weight widens too little: the biases need less than the edges
 
 
-LATTICE = """
-+++-+--+++
--+-+++++++
-----+--+++
-+---+----+
--+++++++-+
-+---+-+---
-++-+--++--
-++++-++++-
-++++-+-++-
-+++-+++-++
-"""
-
-
-def ising(s):
-    coupling, field = numpyro.sample("coupling", dist.Uniform(-0.2, 1)), numpyro.sample("field", dist.Uniform(-0.6, 0.6))
-    with numpyro.plate("rows", len(s)):
-        numpyro.sample("s", ebm.EnergyDistribution(ebm.energies.Ising(Graph.lattice(10, 10), coupling, field)), obs=s)
-
-
-def log_z(coupling, field):
-    """Of a 10 x 10 lattice with free boundary, by the transfer matrix, one spin after another."""
-    states = (np.arange(2**10)[:, None] >> np.arange(10)) % 2 * 2 - 1
-    own = np.exp(coupling * (states[:, 1:] * states[:, :-1]).sum(1) + field * states.sum(1))
-    between, sums = np.exp(coupling * np.array([[1, -1], [-1, 1]])), own
-    for _ in range(9):
-        sums = functools.reduce(lambda w, _: np.tensordot(w, between, axes=(0, 0)), range(10), sums.reshape((2,) * 10))
-        sums = sums.ravel() * own
-    return np.log(sums.sum())
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::numpyro_ebm.UncalibratedPosteriorWarning")
 def test_one_lattice_gets_the_width_of_its_exact_posterior():
-    s = np.array([[1 if sign == "+" else -1 for sign in line] for line in LATTICE.split()])
-    sums = (s[1:] * s[:-1]).sum() + (s[:, 1:] * s[:, :-1]).sum(), s.sum()
-    assert sums == (24, 22)
-    couplings, fields = np.linspace(-0.2, 1, 62)[1:-1], np.linspace(-0.6, 0.6, 62)[1:-1]
-    log_p = np.array([[sums[0] * j + sums[1] * h - log_z(j, h) for h in fields] for j in couplings])
-    p = np.exp(log_p - log_p.max())
-    p /= p.sum()
-    sd = {}
-    for name, grid, of in (("coupling", couplings, p.sum(1)), ("field", fields, p.sum(0))):
-        sd[name] = np.sqrt(of @ grid**2 - (of @ grid) ** 2)
+    couplings, fields, log_p = posterior_of_ising()
+    _, sd = moments_of_ising()
     np.testing.assert_allclose(list(sd.values()), [0.0746, 0.1038], atol=2e-4)
 
-    estimated, x = ebm.estimate(ising, "pseudolikelihood"), s[None]
+    estimated, x = ebm.estimate(ising, "pseudolikelihood"), spins()[None]
     draws = drawn(estimated, x)
     ratios = lambda draws: np.array([np.std(draws[name]) / sd[name] for name in sd])  # noqa: E731
     np.testing.assert_allclose(ratios(draws), [0.76, 1.06], atol=0.04)  # uncalibrated: too narrow, and slightly too wide

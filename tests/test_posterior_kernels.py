@@ -63,7 +63,7 @@ AUXILIARY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", AUXILIARY)
 def test_the_auxiliary_variable_method_finds_a_known_posterior(case):
-    mcmc = run(AuxiliaryVariableKernel(shifted, **AUXILIARY[case]), ROWS, num_samples=2000)
+    mcmc = run(AuxiliaryVariableKernel(shifted, **AUXILIARY[case]), ROWS, num_samples=6000)
     check_moments(mcmc.get_samples(group_by_chain=True)["m"], ROWS.mean(), 1 / len(ROWS))
 
 

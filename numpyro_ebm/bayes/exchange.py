@@ -173,6 +173,7 @@ class ExchangeKernel(PosteriorKernel):
     def sample(self, state: ExchangeState, model_args: tuple, model_kwargs: dict) -> ExchangeState:
         """Return the state after one transition."""
         proposal = self._moves()
+        self._take_note(model_args, model_kwargs or {})
         transition = partial(self._transition, model_args, model_kwargs or {})
         if not self._is_batch:
             return transition(state, self._no_partners(state))

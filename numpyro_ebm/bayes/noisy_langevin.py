@@ -151,6 +151,7 @@ class NoisyLangevinKernel(PosteriorKernel):
     def sample(self, state: NoisyLangevinState, model_args: tuple, model_kwargs: dict) -> NoisyLangevinState:
         """Return the state after one transition."""
         self._ready()
+        self._take_note(model_args, model_kwargs or {})
 
         def transition(state):
             return self._transition(model_args, model_kwargs or {}, state)

@@ -82,6 +82,8 @@ class PosteriorKernel(MCMCKernel):
         self._auxiliaries: dict[str, Auxiliary] = {}
         self._given: tuple[tuple, dict] | None = None
         self._num_warmup = 0
+        # NumPyro calls `init` again for a run that goes on from a state as long as this is None.
+        self._sample_fn: Callable | None = None
 
     @property
     def model(self) -> Callable:
@@ -111,8 +113,8 @@ class PosteriorKernel(MCMCKernel):
         owner, kwargs = type(self).__name__, model_kwargs or {}
         keys, self._is_batch = keys_of(rng_key)
         check_model(self._model, self._params, model_args, kwargs)
-        is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model_args, kwargs)))
-        self._given = None if is_traced else (model_args, kwargs)
+        self._given = None
+        self._take_note(model_args, kwargs)
         sites = check_energies(owner, self._model, self._params, model_args, kwargs)
         self._auxiliaries = auxiliaries(owner, sites, self._inner, self._num_steps, self._num_bridges, self._exact_sampler)
         self._posterior = make_posterior(keys[0], self._model, self._params, self._init_strategy, model_args, kwargs)
@@ -121,6 +123,7 @@ class PosteriorKernel(MCMCKernel):
         self._prepare(position)
         start = partial(self._first, model_args, kwargs)
         state = jax.jit(jax.vmap(start) if self._is_batch else start)(keys[1], position)
+        self._sample_fn = self.sample
         # NumPyro puts one random key back into the state of chains that depend on each other.
         return state._replace(rng_key=state.rng_key[0]) if self.is_ensemble_kernel else state
 
@@ -159,11 +162,16 @@ class PosteriorKernel(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings only; a run rebuilds the rest."""
-        return {**self.__dict__, "_posterior": None, "_auxiliaries": {}, "_given": None}
+        return {**self.__dict__, "_posterior": None, "_auxiliaries": {}, "_given": None, "_sample_fn": None}
 
     @abc.abstractmethod
     def _first(self, args: tuple, kwargs: dict, rng_key: PRNGKey, position: Latents) -> Any:
         """Return the first state of one chain."""
+
+    def _take_note(self, args: tuple, kwargs: dict) -> None:
+        """Keep the arguments of the model for `terms_of_draws`, unless they are those of a compiled run."""
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+            self._given = args, kwargs
 
     def _prepare(self, position: Latents) -> None:
         """Take note of the initial latents, whose batch shape is that of the keys."""
