@@ -175,7 +175,7 @@ class ExchangeKernel(PosteriorKernel):
         proposal = self._moves()
         self._take_note(model_args, model_kwargs or {})
         transition = partial(self._transition, model_args, model_kwargs or {})
-        if not self._is_batch:
+        if not jnp.ndim(state.i):
             return transition(state, self._no_partners(state))
         if not proposal.uses_population:
             partners = jax.vmap(self._no_partners)(state)

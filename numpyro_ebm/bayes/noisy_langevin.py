@@ -156,7 +156,7 @@ class NoisyLangevinKernel(PosteriorKernel):
         def transition(state):
             return self._transition(model_args, model_kwargs or {}, state)
 
-        return jax.vmap(transition)(state) if self._is_batch else transition(state)
+        return jax.vmap(transition)(state) if jnp.ndim(state.i) else transition(state)
 
     def get_diagnostics_str(self, state: NoisyLangevinState) -> str:
         """Return the text for the progress bar."""
