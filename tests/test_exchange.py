@@ -298,14 +298,14 @@ def test_chains_run_one_by_one_and_go_on_where_they_stopped():
 
 @pytest.mark.slow
 def test_a_population_goes_on_after_a_warm_up_of_its_own():
-    kernel = ExchangeKernel(lattice, exact_sampler="enumeration", num_newton_steps=2, proposal="differences")
-    mcmc = MCMC(kernel, num_warmup=3, num_samples=20, num_chains=4, chain_method="vectorized", progress_bar=False)
+    kernel = ExchangeKernel(lattice, exact_sampler="enumeration", num_newton_steps=2)
+    mcmc = MCMC(kernel, num_warmup=3, num_samples=20, num_chains=16, chain_method="vectorized", progress_bar=False)
     mcmc.warmup(KEY, ROWS)
     mcmc.run(KEY, ROWS)
     assert kernel.is_ensemble_kernel
-    assert mcmc.last_state.i.tolist() == [23] * 4
+    assert mcmc.last_state.i.tolist() == [23] * 16
     draws = np.asarray(mcmc.get_samples(group_by_chain=True)["coupling"])
-    assert len(np.unique(draws)) > 8
+    assert len(np.unique(draws)) > 32
 
 
 def diagnosis(model, *args, **options):
