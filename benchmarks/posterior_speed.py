@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     network = example()
     _, x = network.load(args.items)
-    chains = ebm.ExchangeKernel(network.model, "gibbs", num_steps=args.steps, num_bridges=args.steps)
-    table = ebm.ExchangeKernel(network.model, exact_sampler="enumeration")
+    steps = {"num_steps": args.steps, "num_bridges": args.steps}
+    chains = ebm.ExchangeKernel(network.model, "gibbs", proposal="crank_nicolson", **steps)
+    table = ebm.ExchangeKernel(network.model, exact_sampler="enumeration", proposal="crank_nicolson")
     usual = network.methods(args.items, args.steps)
     methods = {
         "exchange, table": network.Method(table, 4, thinning=5),
