@@ -125,8 +125,8 @@ def settle(
     rows, the steps there take the information from the scores of the data, and are as long as one standard deviation of a
     row. The average of the differences begins anew after the last one of them.
 
-    Steps shorten when one is against the gradient that it leads to, after Kesten, Accelerated stochastic approximation
-    (1958): a long way is made with whole steps, and noise or steps that are too long turn them around.
+    Steps shorten whenever the gradient points against the last step, as in Kesten, Accelerated stochastic approximation
+    (1958). Whole steps cover a long distance, and shorter ones follow where noise, or steps that are too long, turn around.
     """
     num_rows = sum(site.num_rows for site in surface.energies(z).sites.values())
     num_pairs = math.ceil(DIFFERENCES * z.size / num_rows)

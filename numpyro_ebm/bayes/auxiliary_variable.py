@@ -24,7 +24,7 @@ class Reference(NamedTuple):
 
 
 class AuxiliaryVariableKernel(ExchangeKernel):
-    r"""The auxiliary variable method in ``numpyro.infer.MCMC``: posteriors of energies, with a reference in place of a swap.
+    r"""The auxiliary variable method in ``numpyro.infer.MCMC``: draws from the posterior of a model that observes energies.
 
     Each chain keeps an auxiliary data set ``w``, drawn from the energy at its own parameters, and the weight
 
@@ -38,9 +38,9 @@ class AuxiliaryVariableKernel(ExchangeKernel):
         \frac{q(\theta \mid \theta')}{q(\theta' \mid \theta)}\Big), \qquad w' \sim f(\cdot; \theta') / Z(\theta')
 
     This is pseudo-marginal Metropolis-Hastings, and exact under the same conditions as `ExchangeKernel`. A chain keeps its
-    weight until it moves. It stays long where that is large by chance, as happens far from the reference, so that
+    weight until it moves, and stays for long where the weight is large by chance, as happens far from the reference.
     `ExchangeKernel` mixes better in most models. ``num_bridges`` anneals the data set to the reference, which lowers the
-    noise of the weights. Data that inform the parameters strongly keep the posterior near the reference, and need fewer.
+    noise of the weights.
 
     Args, warnings and errors are those of `ExchangeKernel`. Without Newton steps the reference is the initial parameters.
 

@@ -120,9 +120,10 @@ class ExchangeKernel(PosteriorKernel):
         UnhealthyChainsWarning: for auxiliary chains that cannot change every element of an event.
 
     Raises:
-        EnergyError: (a ValueError) for an unknown name; at the first run, for a model without an observed energy, or with a
-            latent one, discrete latents, a scale or a subsampled plate at an energy, parameters without values, a kernel
-            that does not fit or, for bridges, has no detailed balance, and "differences" without a population of chains.
+        EnergyError: (a ValueError) for an unknown name, and a model under `estimate`; at the first run, for a model without
+            an observed energy, or with a latent one, discrete latents, a scale or a subsampled plate at an energy,
+            parameters without values, a kernel that does not fit or, for bridges, has no detailed balance, and
+            "differences" without a population of chains.
         TypeError: for a model that is not callable.
 
     Example:

@@ -68,11 +68,10 @@ class NoisyLangevinKernel(PosteriorKernel):
       times the right one: 1.11 for ``step_size=0.1``, 1.01 for 0.01. ``temperature = 1 - step_size * (1 + 1 / m) / 2`` makes
       it 1 there.
     * Chains that are too short move the mean: those of CD stay near the data.
-    * The noise of persistent chains is correlated in time, and widens the posterior further: by the first formula, with a
-      smaller ``m``.
+    * The noise of persistent chains is correlated in time and widens the posterior further, as a smaller ``m`` would.
 
-    `diagnose` measures all of them, by the Bartlett identity and by longer chains. `ExchangeKernel` has none but the second,
-    at the price of rejections.
+    `diagnose` measures all of them, by the Bartlett identity and by longer chains. `ExchangeKernel` has the second only, and
+    rejects proposals for that.
 
     Args:
         model: a NumPyro model that observes one or more energies.
@@ -80,7 +79,7 @@ class NoisyLangevinKernel(PosteriorKernel):
         num_steps: transitions of the auxiliary chains between two steps of the parameters.
         exact_sampler: exact draws in place of chains, as in `ExchangeKernel`.
         persistent: whether the auxiliary chains go on where they were (PCD), or start at the data each time (CD).
-        step_size: ``epsilon``, in units of the posterior's standard deviations along all latents at once.
+        step_size: ``epsilon``, in BlackJAX's convention, in coordinates in which the covariance at the mode is 1.
         temperature: ``T``, factor of the variance of the noise that is added.
         num_gradient_draws: the data sets ``m`` for each gradient.
         num_newton_steps: Newton steps before the first transition, as in `ExchangeKernel`. For persistent chains they draw

@@ -107,8 +107,10 @@ def diagnose(
     if isinstance(subject, MCMC) and isinstance(subject.sampler, PosteriorKernel):
         if data is not None:
             raise TypeError("These are draws of parameters, and data is for draws of events. Write diagnose(mcmc).")
-        # Exchange has no divergences and no energies, so advice to record them would not help.
-        found = [each for each in _of_chains(recorded, min_ess) if each.status != "not checked"]
+        # These kernels have no divergences and no energies, so advice to record them would not help; and chains that leave
+        # their start are a sign of energies without a density, where the draws are events.
+        found = _of_chains(recorded, min_ess)
+        found = [each for each in found if each.status != "not checked" and each.name != "growth"]
         return Diagnosis((*found, *check_posterior(subject)))
     return Diagnosis(tuple(_draws(recorded, data, min_ess)))
 
