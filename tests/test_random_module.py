@@ -111,7 +111,7 @@ def test_exchange_finds_the_posterior_of_a_network():
         return latents["net/mean"] + jax.random.normal(key, ROWS.shape)
 
     kernel = ebm.ExchangeKernel(model, exact_sampler=exact_rows)
-    mcmc = MCMC(kernel, num_warmup=200, num_samples=1000, num_chains=4, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=2000, num_chains=8, chain_method="vectorized", progress_bar=False)
     mcmc.run(KEY, ROWS)
     draws = np.asarray(mcmc.get_samples(group_by_chain=True)["net/mean"])
     variance = 1 / (len(ROWS) + 1 / 9)
