@@ -124,8 +124,8 @@ class CrankNicolson(AbstractProposal):
     draws of the Gaussian. Raise `ExchangeKernel`'s ``num_bridges`` for longer steps: they lower the noise.
 
     With tens of parameters it moves farther than a random walk. Tails of the posterior beyond those of the Gaussian are
-    seldom proposed: for two parameters of one lattice the standard deviations of 48 000 draws were 4 to 6 % too small, where
-    a random walk gave the right ones. Compare the two, or give a wider ``inverse_mass_matrix``.
+    seldom proposed, so that standard deviations come out too small by some percent in runs of usual length, which the
+    effective sample size does not show. Compare with "random_walk", or give a wider ``inverse_mass_matrix``.
 
     Args:
         step_size: the ratio ``epsilon``, at most 1000; it adapts to an acceptance rate of 0.4, or to independent draws where
