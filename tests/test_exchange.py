@@ -59,6 +59,7 @@ def exact_posterior():
     return grid, p / p.sum()
 
 
+GAUSSIAN = jnp.array([0.1, 0.2]), jnp.array([[0.05, 0.01], [0.01, 0.07]])
 CASES = {
     "random walk, enumeration": {"exact_sampler": "enumeration", "proposal": RandomWalk(0.1)},
     "random walk, from the past": {"exact_sampler": "coupling_from_the_past", "proposal": RandomWalk(0.1)},
@@ -66,10 +67,8 @@ CASES = {
     "random walk, blocks": {"inner": "block_gibbs", "num_steps": 30, "proposal": RandomWalk(0.1)},
     "differences": {"exact_sampler": "enumeration", "proposal": Differences()},
     "noisy gradients": {"exact_sampler": "enumeration", "proposal": NoisyMALA(0.01, num_gradient_draws=2)},
-    "towards a Gaussian": {
-        "exact_sampler": "enumeration",
-        "proposal": CrankNicolson(0.8, jnp.array([0.1, 0.2]), jnp.array([[0.05, 0.01], [0.01, 0.07]])),
-    },
+    "towards a Gaussian": {"exact_sampler": "enumeration", "proposal": CrankNicolson(0.8, *GAUSSIAN, jnp.inf)},
+    "towards a Student t": {"exact_sampler": "enumeration", "proposal": CrankNicolson(0.8, *GAUSSIAN, 3.0)},
     "bridges": {"exact_sampler": "enumeration", "inner": "gibbs", "num_bridges": 3, "proposal": RandomWalk(0.1)},
 }
 QUICK = ["noisy gradients"]

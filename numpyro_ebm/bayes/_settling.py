@@ -121,9 +121,10 @@ def settle(
     it in few directions, and a step along another one would be as long as the prior is wide: the information before the
     first step comes from as many data sets as tell it in all.
 
-    Far from the mode chains that start at the data do not arrive, and their difference says nothing: where there are enough
-    rows, the steps there take the information from the scores of the data, and are as long as one standard deviation of a
-    row. The average of the differences begins anew after the last one of them.
+    Far from the mode chains that start at the data do not arrive, or the model's elements hardly vary, and the difference
+    says nothing. Where there are enough rows, the steps there add the information of the data's own scores, and are damped as
+    for self-concordant functions: they are shorter than one standard deviation of a row. The average of the differences
+    begins anew after the last one of them.
 
     Steps shorten whenever the gradient points against the last step, as in Kesten, Accelerated stochastic approximation
     (1958). Whole steps cover a long distance, and shorter ones follow where noise, or steps that are too long, turn around.
@@ -141,14 +142,14 @@ def settle(
         pair, sets = draw(key, z, averaging, 2)
         gradient = surface.gradient(z, sets)
         information += (surface.information(z, sets) - information) / (num_pairs + num_near / 2)
-        precision = jnp.diag(_prior_precision(surface, z))
-        covariance = jnp.linalg.inv(information + precision)
-        (move, length), is_far = _newton(gradient, covariance, FARTHEST), False
+        precision = information + jnp.diag(_prior_precision(surface, z))
+        covariance = jnp.linalg.inv(precision)
+        move, length = _newton(gradient, covariance)
+        is_far = length > FARTHEST * z.size**0.5
+        move *= jnp.minimum(1.0, FARTHEST * z.size**0.5 / jnp.maximum(length, 1e-6))
         if num_rows >= ENOUGH_ROWS * z.size:
-            far_covariance = jnp.linalg.inv(surface.observed_information(z) + precision)
-            far_move, far_length = _newton(gradient, far_covariance, max(FARTHEST, num_rows**0.5))
-            is_far = jnp.minimum(length, far_length) > FARTHEST * z.size**0.5
-            move = jnp.where(is_far, far_move, move)
+            far_move, length = _newton(gradient, jnp.linalg.inv(precision + surface.observed_information(z)))
+            move = jnp.where(is_far, far_move / (1 + length / num_rows**0.5), move)
         num_turns += gradient @ last < 0
         move /= 1 + num_turns / 5
         z = jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)
@@ -161,11 +162,10 @@ def settle(
     return Settled(z, averaging, covariances[-1])
 
 
-def _newton(gradient: Flat, covariance: Matrix, farthest: float) -> tuple[Flat, Scalar]:
-    """Return a Newton step of bounded length, and its length before, in standard deviations."""
+def _newton(gradient: Flat, covariance: Matrix) -> tuple[Flat, Scalar]:
+    """Return a Newton step, and its length in standard deviations."""
     move = covariance @ gradient
-    length = jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
-    return move * jnp.minimum(1.0, farthest * gradient.size**0.5 / jnp.maximum(length, 1e-6)), length
+    return move, jnp.sqrt(jnp.maximum(gradient @ move, 0.0))
 
 
 def _first(drawn: dict[str, Drawn]) -> dict[str, Drawn]:
@@ -176,7 +176,11 @@ def _prior_precision(surface: Surface, z: Flat) -> Flat:
     """Return how narrow the prior is at some latents; 1 where it does not say.
 
     The data may tell nothing of a latent, and a step along it is then as long as the prior is wide. A prior with a spike is
-    narrow at zero and wide elsewhere.
+    narrow at zero and wide elsewhere. In exponential and heavier tails the curvature is nearly zero or negative, and a step
+    of slope over curvature would end far on the other side: there half the squared slope stands for it. In the tail of a
+    Student t distribution such a step ends at the centre or before.
     """
-    curvature = -jnp.diagonal(jax.hessian(surface.log_rest)(z))
-    return jnp.where(curvature > 1e-8, curvature, 1.0)
+    slope, hessian = jax.grad(surface.log_rest)(z), jax.hessian(surface.log_rest)(z)
+    curvature, squared = -jnp.diagonal(hessian), slope**2
+    precision = jnp.where(curvature > squared / FARTHEST**2, curvature, squared / 2)
+    return jnp.where(precision > 1e-8, precision, 1.0)

@@ -109,8 +109,8 @@ class ParallelTempering(AbstractKernel):
         return self.kernel.relaxes
 
     @property
-    def is_discrete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the inner kernel moves on discrete supports."""
+    def is_discrete(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the inner kernel moves on discrete supports; None if it fits either kind of support."""
         return self.kernel.is_discrete
 
     @property
