@@ -112,7 +112,7 @@ class ExchangeKernel(PosteriorKernel):
             initial values, with a unit metric.
         proposal: "random_walk", "crank_nicolson", "differences", "noisy_mala", or an object; None for "differences" if
             there are, in ``chain_method="vectorized"``, an even number of chains, 16 or more, and at least four times as
-            many as parameters, and "random_walk" elsewhere. With many parameters "crank_nicolson" makes longer moves.
+            many as parameters, and "crank_nicolson" elsewhere.
         params: values of the model's ``numpyro.param`` sites, which stay fixed.
         init_strategy: as in NumPyro's kernels.
 
@@ -198,12 +198,12 @@ class ExchangeKernel(PosteriorKernel):
         size = sum(leaf.size for leaf in leaves) // num_chains
         if self._proposal is None:
             is_population = self._is_batch and num_chains % 2 == 0 and num_chains >= max(FEWEST_PER_LATENT * size, FEWEST)
-            return PROPOSALS.resolve("differences" if is_population else "random_walk")
+            return PROPOSALS.resolve("differences" if is_population else "crank_nicolson")
         if self._proposal.uses_population and (not self._is_batch or num_chains % 2 or num_chains < 4):
             raise EnergyError(
                 f"The proposal '{self._proposal.name}' moves along differences between chains of the other half, so it "
                 f"needs an even number of chains, four or more, run together; got {num_chains}. Write "
-                "MCMC(kernel, num_chains=16, chain_method='vectorized', ...), or proposal='random_walk'."
+                "MCMC(kernel, num_chains=16, chain_method='vectorized', ...), or proposal='crank_nicolson'."
             )
         return self._proposal
 

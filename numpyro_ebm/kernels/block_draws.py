@@ -11,7 +11,6 @@ from jaxtyping import Bool, Int, Shaped
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.discrete import numbers_of
-from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.typing import Array, ArrayLike, PRNGKey, PRNGKeys
 from numpyro_ebm._core.uniforms import uniforms
 from numpyro_ebm.kernels._base import not_finite
@@ -71,8 +70,7 @@ def _draw_one(
     rng_key: PRNGKey, known: Known, values: Shaped[Array, "values ..."], event: Shaped[Array, "*event"]
 ) -> tuple[Shaped[Array, "*event"], Bool[Array, ""]]:
     energy: Any = known.energy
-    # As floating-point numbers, which each conditional would make of them again; indices of categories stay integers.
-    held = as_floats(event) if energy.is_differentiable else event
+    held = known.held(event)
     values = values.astype(held.dtype)
     rows, was_bad, is_stuck = held.reshape(-1, *values.shape[1:]), jnp.zeros((), bool), jnp.zeros((), bool)
     for block, key in zip(energy.blocks, jax.random.split(rng_key, len(energy.blocks)), strict=True):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from numpyro_ebm._core.energies import AbstractEnergy, of_row
+from numpyro_ebm._core.energies import AbstractEnergy, as_floats, of_row
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, LogDensityFn, Position, PRNGKey, PyTree, Scalar
 
 
@@ -50,6 +50,10 @@ class Known:
     def frozen(self) -> "Known":
         """Return the same with the parameters of the energy cut off from differentiation."""
         return dataclasses.replace(self, energy=jax.lax.stop_gradient(self.energy))
+
+    def held(self, event: Shaped[Array, "*event"]) -> Shaped[Array, "*event"]:
+        """Return an event as floating-point numbers, which each conditional would make of it again; indices stay integers."""
+        return as_floats(event) if self.energy.is_differentiable else event
 
     def conditional_logits(
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."]

@@ -83,7 +83,9 @@ def _by_conditionals(
     elements: Elements, position: Position, known: Known, inputs: Proposals
 ) -> tuple[Position, Float[Array, " flips"], Bool[Array, " flips"]]:
     """Make proposals by conditionals that the energy knows; return position, acceptance, and which were not finite."""
-    (event,), values = jax.tree.leaves(position), elements.values[0].astype(jax.tree.leaves(position)[0].dtype)
+    (event,) = jax.tree.leaves(position)
+    held = known.held(event)
+    values = elements.values[0].astype(held.dtype)
 
     def propose(carry, inputs):
         rows, codes = carry
@@ -95,9 +97,9 @@ def _by_conditionals(
         carry = rows.at[i].set(take_values(values, code)), codes.at[i].set(code)
         return carry, (jnp.exp(jnp.minimum(ratio, 0.0)), is_bad(logits[new]))
 
-    start = event.reshape(-1, *values.shape[1:]), elements.codes(position)
+    start = held.reshape(-1, *values.shape[1:]), elements.codes(position)
     (rows, _), (rates, were_bad) = jax.lax.scan(propose, start, inputs)
-    return elements.structure.unflatten([rows.reshape(event.shape)]), rates, were_bad
+    return elements.structure.unflatten([rows.reshape(event.shape).astype(event.dtype)]), rates, were_bad
 
 
 def _by_densities(

@@ -109,7 +109,9 @@ def _by_conditionals(
     elements: Elements, position: Position, known: Known, inputs: tuple[Int[Array, " updates"], Float[Array, " updates"]]
 ) -> tuple[Position, Bool[Array, ""]]:
     """Draw elements in turn by conditionals that the energy knows; return the position, and whether any was not finite."""
-    (event,), values = jax.tree.leaves(position), elements.values[0].astype(jax.tree.leaves(position)[0].dtype)
+    (event,) = jax.tree.leaves(position)
+    held = known.held(event)
+    values = elements.values[0].astype(held.dtype)
 
     def update(carry, inputs):
         rows, was_bad = carry
@@ -118,9 +120,9 @@ def _by_conditionals(
         chosen = take_values(values, choose(number, logits))
         return (rows.at[i].set(jnp.where(jnp.all(logits == -jnp.inf), rows[i], chosen)), was_bad | bad), None
 
-    start = (event.reshape(-1, *values.shape[1:]), jnp.zeros((), bool))
+    start = (held.reshape(-1, *values.shape[1:]), jnp.zeros((), bool))
     (rows, was_bad), _ = jax.lax.scan(update, start, inputs)
-    return elements.structure.unflatten([rows.reshape(event.shape)]), was_bad
+    return elements.structure.unflatten([rows.reshape(event.shape).astype(event.dtype)]), was_bad
 
 
 def _by_densities(
