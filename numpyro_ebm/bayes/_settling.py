@@ -121,8 +121,8 @@ def settle(
     it in few directions, and a step along another one would be as long as the prior is wide: the information before the
     first step comes from as many data sets as tell it in all.
 
-    Far from the mode chains that start at the data do not arrive, or the model's elements hardly vary, and the difference
-    says nothing. Where there are enough rows, the steps there add the information of the data's own scores, and are damped as
+    Far from the mode the difference says little: chains that start at the data do not arrive, or elements hardly vary under
+    the model. Where there are enough rows, the steps there add the information of the data's own scores, and are damped as
     for self-concordant functions: they are shorter than one standard deviation of a row. The average of the differences
     begins anew after the last one of them.
 

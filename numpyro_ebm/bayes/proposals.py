@@ -120,9 +120,9 @@ class CrankNicolson(AbstractProposal):
         \beta = \frac{\varepsilon}{\sqrt{1 + \varepsilon^2}}, \quad L L^\top = \widehat{\mathrm{cov}}(\theta), \quad
         w \sim \frac{\nu + |L^{-1} (\theta - m)|^2}{\chi^2_{\nu + d}}
 
-    with a mode ``m`` and the covariance there. The proposal leaves the Student-t distribution with ``nu`` degrees of freedom,
-    location ``m`` and scale ``L L^T`` as it is, so that only the posterior's difference from it, and the noise of the
-    auxiliary data, are rejected. A large ``epsilon`` gives nearly independent draws. Raise `ExchangeKernel`'s
+    with a mode ``m`` and the covariance there. The proposal leaves the Student t distribution with ``nu`` degrees of
+    freedom, location ``m`` and scale ``L L^T`` as it is, so that only the posterior's difference from it, and the noise of
+    the auxiliary data, are rejected. A large ``epsilon`` gives nearly independent draws. Raise `ExchangeKernel`'s
     ``num_bridges`` for longer steps: they lower the noise.
 
     With tens of parameters it moves farther than a random walk. The factor ``w`` lets steps grow with the distance from the

@@ -52,7 +52,7 @@ class Known:
         return dataclasses.replace(self, energy=jax.lax.stop_gradient(self.energy))
 
     def held(self, event: Shaped[Array, "*event"]) -> Shaped[Array, "*event"]:
-        """Return an event as floating-point numbers, which each conditional would make of it again; indices stay integers."""
+        """Return an event as the floating-point numbers that each conditional makes of it; indices stay integers."""
         return as_floats(event) if self.energy.is_differentiable else event
 
     def conditional_logits(
