@@ -2,9 +2,9 @@
 
 Couplings of an Ising model on small lattices come from their prior, and each has a data set drawn exactly. The posterior
 under the pseudolikelihood is drawn on a grid, and its draws go through the maps of `calibrate`. If intervals are right, the
-ranks of the true couplings among the draws are uniform (Talts et al. 2018): the table has the p-value of a chi-squared test of
-ten bins, the largest distance of their distribution from the uniform one beside the limit of its 95 % band (Kolmogorov), and
-the share of truths in central intervals of 50 and 90 %. "exact" is the posterior under the likelihood.
+ranks of the true couplings among the draws are uniform (Talts et al. 2018): the table has the p-value of a chi-squared test
+of ten bins, the largest distance of their distribution from the uniform one beside the limit of its 95 % band (Kolmogorov),
+and the share of truths in central intervals of 50 and 90 %. "exact" is the posterior under the likelihood.
 
     python benchmarks/calibrated_posteriors.py                  200 data sets, a quarter of an hour
     python benchmarks/calibrated_posteriors.py --replicates 10  a look
