@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 import simuk
 from helpers import some_slow
+from jax.extend.core import jaxprs_in_params
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 from scipy import stats
@@ -91,6 +92,28 @@ def test_transitions_leave_the_posterior_as_it_is(case):
     # Half of the proposals are accepted, so that the ends are not the starts.
     assert np.mean(np.all(ends == start, axis=1)) < 0.7
     assert np.all(abs(powers(ends).mean(0) - mean) < 5 * error)
+
+
+def equations(jaxpr):
+    """Yield the equations of a program and of the programs within."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("proposal", ["random_walk", "crank_nicolson", "noisy_mala"])
+def test_chains_take_their_matrices_one_after_another(proposal):
+    """As many batches of LAPACK calls at once as there are threads hang on CPU, as of large matrices of two chains."""
+    kernel = ExchangeKernel(lattice, exact_sampler="enumeration", num_newton_steps=2, proposal=proposal)
+
+    def first_transition(keys):
+        return kernel.sample(kernel.init(keys, 2, None, (ROWS,), {}), (ROWS,), {})
+
+    found = [each for each in equations(jax.make_jaxpr(first_transition)(jax.random.split(KEY, 3)).jaxpr)]
+    lapack = [each for each in found if each.primitive.name in ("lu", "cholesky", "triangular_solve")]
+    assert {each.primitive.name for each in lapack} == {"lu", "cholesky", "triangular_solve"}
+    assert all(each.invars[0].aval.ndim == 2 for each in lapack)
 
 
 @pytest.mark.slow

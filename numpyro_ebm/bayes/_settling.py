@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from numpyro_ebm._core.linalg import inverse
 from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey, Scalar
 from numpyro_ebm.bayes._auxiliary import (
     Auxiliary,
@@ -143,12 +144,12 @@ def settle(
         gradient = surface.gradient(z, sets)
         information += (surface.information(z, sets) - information) / (num_pairs + num_near / 2)
         precision = information + jnp.diag(_prior_precision(surface, z))
-        covariance = jnp.linalg.inv(precision)
+        covariance = inverse(precision)
         move, length = _newton(gradient, covariance)
         is_far = length > FARTHEST * z.size**0.5
         move *= jnp.minimum(1.0, FARTHEST * z.size**0.5 / jnp.maximum(length, 1e-6))
         if num_rows >= ENOUGH_ROWS * z.size:
-            far_move, length = _newton(gradient, jnp.linalg.inv(precision + surface.observed_information(z)))
+            far_move, length = _newton(gradient, inverse(precision + surface.observed_information(z)))
             move = jnp.where(is_far, far_move / (1 + length / num_rows**0.5), move)
         num_turns += gradient @ last < 0
         move /= 1 + num_turns / 5

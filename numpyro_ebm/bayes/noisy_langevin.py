@@ -13,6 +13,7 @@ from numpyro.infer import init_to_median
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
+from numpyro_ebm._core.linalg import cholesky
 from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.typing import Array, Chains, Flat, Matrix, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.bayes._auxiliary import Drawn, Positions, draw_sets, step_sizes
@@ -177,7 +178,7 @@ class NoisyLangevinKernel(PosteriorKernel):
         return NoisyLangevinState(
             i=jnp.zeros((), jnp.int32),
             z=unravel(start.z),
-            scale=jnp.linalg.cholesky(start.covariance),
+            scale=cholesky(start.covariance),
             data=data,
             averaging=start.averaging,
             inner_accept_prob=zero,

@@ -13,6 +13,7 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.jax_modes import in_own_modes
+from numpyro_ebm._core.linalg import cholesky
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.bayes._auxiliary import Auxiliary, Drawn, auxiliaries, next_averagings, step_sizes
@@ -183,7 +184,7 @@ class PosteriorKernel(MCMCKernel):
             return Start(z, jnp.eye(z.size), z, averaging)
         key_settle, key_spread = jax.random.split(rng_key)
         mode, averaging, covariance = settle(key_settle, surface, auxiliaries, averaging, z, self._num_newton_steps)
-        noise = jnp.linalg.cholesky(covariance) @ jax.random.normal(key_spread, z.shape)
+        noise = cholesky(covariance) @ jax.random.normal(key_spread, z.shape)
         return Start(mode, covariance, mode + noise, averaging)
 
     def _averaged(self, state: Any, drawn: dict[str, Drawn]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from numpyro_ebm._core.concrete import is_concrete
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.linalg import cholesky, solve_lower
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import rebuilt, record
 from numpyro_ebm._core.typing import Array, Flat, PRNGKey, Scalar
@@ -109,7 +110,7 @@ class RandomWalk(AbstractProposal):
     def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
         """Add a Gaussian step."""
         length = self.step_size * 2.38 / np.sqrt(z.size)
-        return z + length * (jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype))
+        return z + length * (cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype))
 
 
 @record()
@@ -170,7 +171,7 @@ class CrankNicolson(AbstractProposal):
     def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
         """Shrink the distance from the mode, and add a Gaussian step of random scale."""
         key_noise, key_scale = jax.random.split(rng_key)
-        noise = jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(key_noise, z.shape, z.dtype)
+        noise = cholesky(self.inverse_mass_matrix) @ jax.random.normal(key_noise, z.shape, z.dtype)
         # Independent draws of a good approximation are accepted more often than the target: the step size grows on and on.
         ratio = jnp.minimum(self.step_size, LARGEST_RATIO)
         step = ratio * jnp.sqrt(self._scale(key_scale, z)) * noise
@@ -273,7 +274,7 @@ class NoisyMALA(AbstractProposal):
 
     def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
         """Step along the gradient, and add a Gaussian step."""
-        noise = jnp.linalg.cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype)
+        noise = cholesky(self.inverse_mass_matrix) @ jax.random.normal(rng_key, z.shape, z.dtype)
         return self._mean(z, gradient) + jnp.sqrt(2 * self.step_size) * noise
 
     def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
@@ -288,5 +289,5 @@ class NoisyMALA(AbstractProposal):
 
 def _squared_norms(moves: Float[Array, "num d"], covariance: Float[Array, "d d"]) -> Float[Array, " num"]:
     """Return the squared length of each move in standard deviations."""
-    whitened = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(covariance), moves.T, lower=True)
+    whitened = solve_lower(cholesky(covariance), moves.T)
     return jnp.sum(whitened**2, axis=0)
