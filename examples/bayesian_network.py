@@ -112,8 +112,8 @@ def methods(num_items: int, num_steps: int) -> dict[str, Method]:
     }
     nuts = {name: Method(NUTS(each, target_accept_prob=0.9), 4) for name, each in estimated.items()}
     if num_items > MOST_EXACT:
-        options = {"num_steps": num_steps, "num_bridges": num_steps, "num_newton_steps": 300}
-        kernel = ebm.ExchangeKernel(model, "gibbs", proposal="crank_nicolson", **options)
+        options = {"num_steps": num_steps, "num_bridges": num_steps, "proposal": "crank_nicolson"}
+        kernel = ebm.ExchangeKernel(model, "gibbs", **options)
         return {"exchange": Method(kernel, 4), "pseudolikelihood": nuts["pseudolikelihood"]}
     # Differences between twice as many chains as latents lead from spikes to slabs, where steps around one mode do not.
     kernel = ebm.ExchangeKernel(model, exact_sampler="enumeration", proposal="differences")
