@@ -115,7 +115,7 @@ class RandomWalk(AbstractProposal):
 
 @record()
 class CrankNicolson(AbstractProposal):
-    r"""A step between the current parameters and draws of a Student-t approximation of the posterior.
+    r"""A step between the current parameters and draws of a Student t approximation of the posterior.
 
     .. math:: \theta' = m + \sqrt{1 - \beta^2}\, (\theta - m) + \beta \sqrt{w}\, L \xi, \qquad
         \beta = \frac{\varepsilon}{\sqrt{1 + \varepsilon^2}}, \quad L L^\top = \widehat{\mathrm{cov}}(\theta), \quad
