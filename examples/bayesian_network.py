@@ -17,7 +17,7 @@ with and without compilation and warm-up. The picture shows the edges whose incl
 Above 10 items the usual prior is the slab alone, as exchange moves slowly between many spikes and slabs. An edge is then a
 coupling more than two standard deviations from 0. For all 18 items (171 latents) four chains of 5000 draws took 14 minutes
 on two cores that also did other work. They gave 41 effective draws of the slowest coupling, 108 of the median one, and R-hat
-up to 1.10, so the diagnosis asks for more. Of 153 pairs 38 had an edge, and 58 under the pseudolikelihood, whose posterior is
+up to 1.10, so the diagnosis asks for more. Of 153 pairs 38 had an edge, and 58 under the pseudolikelihood: its posterior is
 too narrow.
 
     python examples/bayesian_network.py                            the first six items, some minutes
