@@ -6,7 +6,7 @@ ranks of the true couplings among the draws are uniform (Talts et al. 2018): the
 of ten bins, the largest distance of their distribution from the uniform one beside the limit of its 95 % band (Kolmogorov),
 and the share of truths in central intervals of 50 and 90 %. "exact" is the posterior under the likelihood.
 
-    python benchmarks/calibrated_posteriors.py                  200 data sets, a quarter of an hour
+    python benchmarks/calibrated_posteriors.py                  200 data sets, half an hour to an hour
     python benchmarks/calibrated_posteriors.py --replicates 10  a look
 """
 

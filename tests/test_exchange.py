@@ -104,14 +104,14 @@ def equations(jaxpr):
 
 @pytest.mark.parametrize("proposal", ["random_walk", "crank_nicolson", "noisy_mala"])
 def test_chains_take_their_matrices_one_after_another(proposal):
-    """As many batches of LAPACK calls at once as there are threads hang on CPU, as of large matrices of two chains."""
+    """Batches of LAPACK calls can wait for each other's threads forever: see ``numpyro_ebm/_core/linalg.py``."""
     kernel = ExchangeKernel(lattice, exact_sampler="enumeration", num_newton_steps=2, proposal=proposal)
 
     def first_transition(keys):
         return kernel.sample(kernel.init(keys, 2, None, (ROWS,), {}), (ROWS,), {})
 
-    found = [each for each in equations(jax.make_jaxpr(first_transition)(jax.random.split(KEY, 3)).jaxpr)]
-    lapack = [each for each in found if each.primitive.name in ("lu", "cholesky", "triangular_solve")]
+    program = jax.make_jaxpr(first_transition)(jax.random.split(KEY, 3)).jaxpr
+    lapack = [each for each in equations(program) if each.primitive.name in ("lu", "cholesky", "triangular_solve")]
     assert {each.primitive.name for each in lapack} == {"lu", "cholesky", "triangular_solve"}
     assert all(each.invars[0].aval.ndim == 2 for each in lapack)
 

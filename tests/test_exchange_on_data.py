@@ -39,12 +39,12 @@ def test_one_lattice_has_its_exact_posterior():
 def test_a_network_of_symptoms_has_its_exact_posterior():
     x, edges = six_symptoms()
     kernel = ExchangeKernel(symptoms, "gibbs", exact_sampler="enumeration", num_bridges=10, proposal="crank_nicolson")
-    draws = run(kernel, x, num_samples=3000, num_chains=8)["s"][..., edges]
+    draws = run(kernel, x, num_samples=4000, num_chains=8)["s"][..., edges]
     mean, sd = np.array(list(EDGES.values())).T
     ess = effective_sample_size(draws)
-    assert ess.min() > 800
-    assert np.all(abs(draws.mean((0, 1)) - mean) < 5 * sd / np.sqrt(ess))
-    np.testing.assert_allclose(draws.std((0, 1)), sd, rtol=0.05 + 5 / np.sqrt(2 * ess.min()))
+    assert ess.min() > 1200
+    assert np.all(abs(draws.mean((0, 1)) - mean) < 3 * sd / np.sqrt(ess))
+    np.testing.assert_allclose(draws.std((0, 1)), sd, rtol=0.05)
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def settle(
         return drawn, {name: each.positions for name, each in drawn.items()}
 
     def step(carry, key):
-        z, averaging, information, num_near, num_turns, last = carry
+        z, averaging, information, num_near, num_turns, last, _ = carry
         pair, sets = draw(key, z, averaging, 2)
         gradient = surface.gradient(z, sets)
         information += (surface.information(z, sets) - information) / (num_pairs + num_near / 2)
@@ -155,12 +155,12 @@ def settle(
         move /= 1 + num_turns / 5
         z = jnp.where(jnp.all(jnp.isfinite(move)), z + move, z)
         averaging = next_averagings(auxiliaries, averaging, _first(pair))
-        return (z, averaging, information, jnp.where(is_far, 0, num_near + 1), num_turns, move), covariance
+        return (z, averaging, information, jnp.where(is_far, 0, num_near + 1), num_turns, move, covariance), None
 
     information, zero = surface.information(z, draw(key_start, z, averaging, 2 * num_pairs)[1]), jnp.zeros((), jnp.int32)
-    start = z, averaging, information, zero, zero, jnp.zeros_like(z)
-    (z, averaging, *_), covariances = jax.lax.scan(step, start, jax.random.split(key_steps, num_steps))
-    return Settled(z, averaging, covariances[-1])
+    start = z, averaging, information, zero, zero, jnp.zeros_like(z), jnp.eye(z.size, dtype=information.dtype)
+    (z, averaging, *_, covariance), _ = jax.lax.scan(step, start, jax.random.split(key_steps, num_steps))
+    return Settled(z, averaging, covariance)
 
 
 def _newton(gradient: Flat, covariance: Matrix) -> tuple[Flat, Scalar]:

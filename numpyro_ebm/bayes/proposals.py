@@ -14,10 +14,10 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.linalg import cholesky, solve_lower
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.records import rebuilt, record
-from numpyro_ebm._core.typing import Array, Flat, PRNGKey, Scalar
+from numpyro_ebm._core.typing import Array, Flat, Matrix, PRNGKey, Scalar
 
 LARGEST_RATIO = 1e3
-"""Largest step size that `CrankNicolson` uses; its proposals are independent draws of the Gaussian to this accuracy."""
+"""Largest step size that `CrankNicolson` uses. The share of the current parameters in a proposal is then 0.001."""
 
 
 class AbstractProposal(abc.ABC):
@@ -171,15 +171,17 @@ class CrankNicolson(AbstractProposal):
     def propose(self, rng_key: PRNGKey, z: Flat, gradient: Flat, partners: Float[Array, "2 d"]) -> Flat:
         """Shrink the distance from the mode, and add a Gaussian step of random scale."""
         key_noise, key_scale = jax.random.split(rng_key)
-        noise = cholesky(self.inverse_mass_matrix) @ jax.random.normal(key_noise, z.shape, z.dtype)
+        factor = cholesky(self.inverse_mass_matrix)
+        noise = factor @ jax.random.normal(key_noise, z.shape, z.dtype)
         # Independent draws of a good approximation are accepted more often than the target: the step size grows on and on.
         ratio = jnp.minimum(self.step_size, LARGEST_RATIO)
-        step = ratio * jnp.sqrt(self._scale(key_scale, z)) * noise
+        step = ratio * jnp.sqrt(self._scale(key_scale, z, factor)) * noise
         return self.center + (z - self.center + step) / jnp.sqrt(1 + ratio**2)
 
     def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
         """Return the log ratio of the densities of the approximation."""
-        squares, df = _squared_norms(jnp.stack([new, z]) - self.center, self.inverse_mass_matrix), self._finite_df
+        factor, df = cholesky(self.inverse_mass_matrix), self._finite_df
+        squares = _squared_norms(jnp.stack([new, z]) - self.center, factor)
         gaussian = 0.5 * (squares[0] - squares[1])
         student = 0.5 * (df + z.size) * (jnp.log1p(squares[0] / df) - jnp.log1p(squares[1] / df))
         return jnp.where(jnp.isinf(self.degrees_of_freedom), gaussian, student)
@@ -188,9 +190,9 @@ class CrankNicolson(AbstractProposal):
     def _finite_df(self) -> Any:
         return jnp.where(jnp.isinf(self.degrees_of_freedom), 1.0, self.degrees_of_freedom)
 
-    def _scale(self, rng_key: PRNGKey, z: Flat) -> Scalar:
-        """Draw the factor ``w`` given the parameters."""
-        squares, df = _squared_norms((z - self.center)[None], self.inverse_mass_matrix)[0], self._finite_df
+    def _scale(self, rng_key: PRNGKey, z: Flat, factor: Matrix) -> Scalar:
+        """Draw ``w`` given the parameters and the factor ``L``."""
+        squares, df = _squared_norms((z - self.center)[None], factor)[0], self._finite_df
         chi_squared = 2 * jax.random.gamma(rng_key, (df + z.size) / 2, dtype=z.dtype)
         return jnp.where(jnp.isinf(self.degrees_of_freedom), 1.0, (df + squares) / chi_squared)
 
@@ -280,14 +282,13 @@ class NoisyMALA(AbstractProposal):
     def log_ratio(self, z: Flat, gradient: Flat, new: Flat, new_gradient: Flat) -> Scalar:
         """Return the log ratio of the two Gaussian densities."""
         back, forth = z - self._mean(new, new_gradient), new - self._mean(z, gradient)
-        squares = _squared_norms(jnp.stack([back, forth]), self.inverse_mass_matrix)
+        squares = _squared_norms(jnp.stack([back, forth]), cholesky(self.inverse_mass_matrix))
         return (squares[1] - squares[0]) / (4 * self.step_size)
 
     def _mean(self, z: Flat, gradient: Flat) -> Flat:
         return z + self.step_size * self.inverse_mass_matrix @ gradient
 
 
-def _squared_norms(moves: Float[Array, "num d"], covariance: Float[Array, "d d"]) -> Float[Array, " num"]:
-    """Return the squared length of each move in standard deviations."""
-    whitened = solve_lower(cholesky(covariance), moves.T)
-    return jnp.sum(whitened**2, axis=0)
+def _squared_norms(moves: Float[Array, "num d"], factor: Matrix) -> Float[Array, " num"]:
+    """Return the squared length of each move in standard deviations, given the lower factor of the covariance."""
+    return jnp.sum(solve_lower(factor, moves.T) ** 2, axis=0)
