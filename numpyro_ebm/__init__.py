@@ -12,7 +12,8 @@ Public names by topic (``help`` describes each):
     ExponentialGraphicalModel, GaussianGraphicalModel, GaussianRBM, GraphPotts, Ising, MixtureOfEnergies,
     PoissonGraphicalModel, Potts, ProductOfExperts, RBM, Tempered; ERGM for networks, with Dyads and its statistics Edges,
     EdgeCovariate, GWDegree, GWESP, KStars, Mutual, NodeCovariate, NodeMatch, Triangles.
-* Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth.
+* Train: estimate, empty_guide, available_estimators, alternate, fit, FitResult, RecordedChains, RecordedHealth,
+    Rollback.
 * Estimators, each with its options: AbstractEstimator, AdversarialContrastiveEstimation, AdversarialMaximumLikelihood,
     BregmanNoiseContrastiveEstimation, ConditionalNoiseContrastiveEstimation, ContrastiveDivergence, CooperativeLearning,
     DenoisingScoreMatching, DiffusionRecoveryLikelihood, DiscreteFisherDivergence, EnergyDiscrepancy, Exact, FDivergence,
@@ -39,8 +40,9 @@ Public names by topic (``help`` describes each):
     StandardErrors, split_rhat, FunctionRhat, nested_rhat, to_arviz.
 * Evaluate on held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
     classifier_two_sample_test, evaluate, ksd_test, mmd, mode_weights, sm_loss.
-* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, UncalibratedPosteriorWarning,
-    UnhealthyChainsWarning, UnhealthyChainsError, UnreliableLogPartitionWarning, UntrainedParametersWarning.
+* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, TrainingStoppedWarning,
+    UncalibratedPosteriorWarning, UnhealthyChainsWarning, UnhealthyChainsError, UnreliableLogPartitionWarning,
+    UntrainedParametersWarning.
 
 Example:
     >>> import jax, numpyro, optax
@@ -61,6 +63,7 @@ from numpyro_ebm import energies as energies
 from numpyro_ebm._core.errors import EnergyError as EnergyError
 from numpyro_ebm._core.errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._core.errors import OverfittingWarning as OverfittingWarning
+from numpyro_ebm._core.errors import TrainingStoppedWarning as TrainingStoppedWarning
 from numpyro_ebm._core.errors import UncalibratedPosteriorWarning as UncalibratedPosteriorWarning
 from numpyro_ebm._core.errors import UnhealthyChainsError as UnhealthyChainsError
 from numpyro_ebm._core.errors import UnhealthyChainsWarning as UnhealthyChainsWarning
@@ -199,6 +202,7 @@ from numpyro_ebm.sampling import sample as sample
 from numpyro_ebm.training import FitResult as FitResult
 from numpyro_ebm.training import RecordedChains as RecordedChains
 from numpyro_ebm.training import RecordedHealth as RecordedHealth
+from numpyro_ebm.training import Rollback as Rollback
 from numpyro_ebm.training import alternate as alternate
 from numpyro_ebm.training import fit as fit
 
@@ -335,11 +339,13 @@ __all__ = [
     "log_partition",
     "log_partition_bounds",
     "TrainingReport",
+    "TrainingStoppedWarning",
     "training_report",
     "AnnealedLangevin",
     "ChainSampler",
     "ProbabilityFlow",
     "ReverseSDE",
+    "Rollback",
     "Draws",
     "random_module",
     "sample",

@@ -7,12 +7,14 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from energy_cases import ENERGIES
 from estimator_cases import OTHERS, continuous_options
 from helpers import vector_model
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
+from numpyro_ebm.kernels.names import KERNELS
 
 MODES = {
     "checking leaks": lambda: jax.checking_leaks(),
@@ -113,12 +115,21 @@ def test_estimators(mode, name):
     assert np.isfinite(loss)
 
 
+def target_of(kernel):
+    """A density that the kernel can sample."""
+    if kernel in ("block_gibbs", "swendsen_wang"):
+        ising = ebm.energies.Ising(np.array([[0, 1]]), 0.3)
+        return ebm.EnergyDistribution(ising, (2,), support=ebm.spins)
+    if kernel == "elliptical_slice":
+        return ebm.EnergyDistribution(lambda x: 0.1 * jnp.sum(x), (2,), base=dist.Normal(0, 1).expand([2]).to_event(1))
+    discrete = constraints.nonnegative_integer if kernel == "lattice_walk" else constraints.boolean
+    support = discrete if KERNELS.classes[kernel].is_discrete is True else constraints.real
+    return ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x.astype(float) ** 2), (2,), support=support)
+
+
 @pytest.mark.parametrize(("mode", "name"), under_modes(ebm.available_kernels()))
 def test_kernels(mode, name):
-    support = constraints.boolean if name == "gibbs" else constraints.real
-    d = ebm.EnergyDistribution(lambda x: 0.5 * jnp.sum(x.astype(float) ** 2), (2,), support=support)
-    if name == "elliptical_slice":
-        d = ebm.EnergyDistribution(lambda x: 0.1 * jnp.sum(x), (2,), base=dist.Normal(0, 1).expand([2]).to_event(1))
+    d = target_of(name)
     with MODES[mode]():
         draws = ebm.sample(jax.random.key(0), d, name, num_warmup=2, num_samples=2, num_chains=2)
     assert all(np.isfinite(value).all() for value in (*draws.samples.values(), *draws.stats.values()))
@@ -163,3 +174,15 @@ def test_in_mcmc(mode, kernel):
     stats = ebm.to_arviz(mcmc).sample_stats
     assert not {"energy", "swap_rate"} & set(stats.data_vars)
     assert ("step_size" in stats) == (kernel != "elliptical slice")
+
+
+@pytest.mark.parametrize("mode", ["no rank promotion", "strict dtype promotion"])
+@pytest.mark.parametrize("name", ENERGIES)
+def test_ready_made_energies(mode, name):
+    energy = ENERGIES[name]
+    d = ebm.EnergyDistribution(energy, energy.event_shape, support=energy.support)
+    events = d.reference_sample(jax.random.key(0), (3,))
+    with MODES[mode]():
+        assert np.isfinite(jax.jit(d.log_prob)(events)).all()
+        if getattr(energy, "has_bonds", False):
+            jax.block_until_ready(energy.bonds)

@@ -18,7 +18,9 @@ from numpyro.primitives import mutable
 
 import numpyro_ebm as ebm
 from numpyro_ebm._core import programs
-from numpyro_ebm.training import _fit
+from numpyro_ebm.training import _run, _warnings
+from numpyro_ebm.training._held_out import take_apart
+from numpyro_ebm.training._task import Task
 from numpyro_ebm.training.overfitting import held_out_rise, is_significant, runaway
 from numpyro_ebm.training.unseen import occurrences, unseen
 
@@ -284,15 +286,15 @@ class TestOverfitting:
     @pytest.mark.slow
     def test_rows_are_compared_under_the_noise_of_the_checks(self, monkeypatch):
         seen = []
-        monkeypatch.setattr(_fit, "held_out_rise", lambda *_: "it rose")
-        monkeypatch.setattr(_fit, "is_significant", lambda differences: seen.append(differences))
+        monkeypatch.setattr(_warnings, "held_out_rise", lambda *_: "it rose")
+        monkeypatch.setattr(_warnings, "is_significant", lambda differences: seen.append(differences))
         svi = svi_of("dsm", sigma=0.1, optimiser=optax.sgd(2e-3))
         result = fit(KEY, svi, 10, rows(50), held_out=(rows(30, 1),), check_every=10)
         fall = result.held_out_losses[0] - result.held_out_losses[1]
         best = result._replace(params={"t": jnp.ones(())})
-        task = _fit._make_task(KEY, svi, (rows(50),), {}, (rows(30, 1),), None)
+        task = Task(svi, take_apart((rows(50),), {}), take_apart((rows(30, 1),), {}), jax.random.fold_in(KEY, 1))
         assert [each.shape for each in seen[0]] == [(30,)]
-        (differences,) = _fit._row_differences(best, task)
+        (differences,) = _warnings._row_differences(best, task)
         np.testing.assert_allclose(differences.sum(), -fall, rtol=1e-4)
 
     def test_the_rise_of_a_curve(self):
@@ -379,7 +381,7 @@ class TestEnds:
     def test_an_interruption_leaves_what_there_is(self, monkeypatch):
         svi, x = svi_of(), rows(30)
         whole = fit(KEY, svi, 20, x, held_out=(x,), check_every=10)
-        updates, calls = _fit._updates, []
+        updates, calls = _run._scan, []
 
         def interrupted(*args, **kwargs):
             calls.append(args)
@@ -387,7 +389,7 @@ class TestEnds:
                 raise KeyboardInterrupt
             return updates(*args, **kwargs)
 
-        monkeypatch.setattr(_fit, "_updates", interrupted)
+        monkeypatch.setattr(_run, "_scan", interrupted)
         result = fit(KEY, svi, 50, x, held_out=(x,), check_every=10)
         assert result.stopped == "interrupted"
         np.testing.assert_array_equal(result.losses, whole.losses)

@@ -45,6 +45,10 @@ class NonFiniteLossWarning(UserWarning):
     """A loss or parameters became infinite or NaN in training; the message says what is returned and what to try."""
 
 
+class TrainingStoppedWarning(UserWarning):
+    """Training stopped early because its source of batches ended or failed, or its callback failed."""
+
+
 class UnreliableLogPartitionWarning(UserWarning):
     """An estimate of log Z has an unreliable standard error, or an error that is too large for the rows that multiply it."""
 

@@ -123,8 +123,8 @@ class Ising(UnitEnergy):
     def log_partition(self) -> Scalar:
         """Return log Z by summing out one node after another."""
         values = jnp.asarray(values_of_units(self.units), float)
-        nodes = self.fields.reshape(-1, 1) * values
-        edges = self.couplings[:, None, None] * values[:, None] * values
+        nodes = self.fields.reshape(-1, 1) * values[None]
+        edges = self.couplings[:, None, None] * jnp.outer(values, values)[None]
         return elimination.log_partition(self.graph, nodes, edges)
 
     @property
@@ -135,7 +135,7 @@ class Ising(UnitEnergy):
         if self.units == "boolean":  # x_a x_b = ([x_a = x_b] + x_a + x_b - 1) / 2
             ends = jnp.repeat(self.couplings, 2)
             fields, factor = fields.at[self.graph.edges.reshape(-1)].add(0.5 * ends), 0.5
-        return Bonds(self.graph, factor * self.couplings, fields[:, None] * values)
+        return Bonds(self.graph, factor * self.couplings, fields[:, None] * values[None])
 
 
 def as_graph(graph: Graph | ArrayLike) -> Graph:

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Int
 
 from numpyro_ebm._core.concrete import is_concrete
@@ -169,4 +168,4 @@ def _other_ties(network: Network, i: Int[Array, ""], j: Int[Array, ""]) -> Float
 
 def _choose(n: Float[Array, "..."], k: int) -> Float[Array, "..."]:
     """Return the number of choices of ``k`` among ``n``."""
-    return jnp.prod(n[..., None] - np.arange(k), axis=-1) / math.factorial(k)
+    return jnp.prod(jnp.stack([n - i for i in range(k)]).astype(float), axis=0) / math.factorial(k)

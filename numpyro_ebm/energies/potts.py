@@ -226,7 +226,7 @@ class GraphPotts(AbstractEnergy):
         x = jnp.asarray(event).reshape(-1)
         left, right = self.graph.edges.T
         fields = jnp.take_along_axis(self._fields, x[:, None], axis=1)
-        return -jnp.sum(self.couplings * (x[left] == x[right])) - jnp.sum(fields)
+        return -jnp.sum(jnp.where(x[left] == x[right], self.couplings, 0.0)) - jnp.sum(fields)
 
     def conditional_logits(
         self, event: Shaped[Array, "*event"], index: Int[Array | np.ndarray, "..."] | None = None

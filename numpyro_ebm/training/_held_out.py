@@ -1,6 +1,7 @@
 """The loss of held-out rows under one fixed key, in total and row by row."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,11 +37,11 @@ def check_taken(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) ->
     Raises:
         EnergyError: if the model or the guide does not run on these rows.
     """
-    args, kwargs = assemble(*rows)
+    given = lambda state: svi.get_params(state) | (state.mutable_state or {})  # noqa: E731
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # svi.init gave the same warnings for the training rows
-            jax.eval_shape(lambda state: _loss(svi, args, kwargs, rng_key, state), state)
+            jax.eval_shape(lambda state: loss_at(svi, rows, rng_key, given(state)), state)
     except (AssertionError, TypeError, ValueError) as error:
         raise EnergyError(
             f"The model or the guide does not take the held-out rows: {error} The number of rows has to come from the "
@@ -49,15 +50,10 @@ def check_taken(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) ->
         ) from error
 
 
-def loss_and_params(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) -> tuple[Scalar, dict[str, Any]]:
-    """Return the loss of the rows, and the constrained parameters at which it is evaluated."""
+def loss_at(svi: SVI, rows: Arguments, rng_key: PRNGKey, given: dict[str, Any]) -> Scalar:
+    """Return the loss of the rows, given constrained parameters and mutable state by name."""
     args, kwargs = assemble(*rows)
-    return _loss(svi, args, kwargs, rng_key, state), svi.get_params(state)
-
-
-def _loss(svi: SVI, args: tuple, kwargs: dict[str, Any], rng_key: PRNGKey, state: SVIState) -> Scalar:
-    params = svi.get_params(state) | (state.mutable_state or {})  # svi.evaluate would restart the mutable state
-    return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
+    return svi.loss.loss(rng_key, given, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
 
 
 def row_differences(
@@ -73,10 +69,10 @@ def _compiled_losses(svi: SVI, rows: Arguments, rng_key: PRNGKey, params: dict[s
     return compiled(losses, params, rows.arrays)
 
 
-def why_nonfinite(arguments: Arguments) -> str:
+def why_nonfinite(arrays: Iterable[Any]) -> str:
     """Return advice on a non-finite loss: the first row that is not finite, or else what to try."""
-    for array in arguments.arrays:
-        is_float = array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating)
+    for array in arrays:
+        is_float = np.ndim(array) > 0 and jnp.issubdtype(array.dtype, jnp.floating)
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)) if is_float and array.size else []
         if len(bad):
             return (

@@ -1,5 +1,6 @@
 """Records of persistent chains during training: which estimators have them, and snapshots of some of them."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,6 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
-from numpyro_ebm._core.pytrees import assemble
 from numpyro_ebm._core.typing import PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators import AbstractEstimator, NegativePhaseHealth
@@ -21,7 +21,7 @@ from numpyro_ebm.estimators.parts.pool import PoolEstimator
 from numpyro_ebm.estimators.state import Pool, chain_states, holds_state
 from numpyro_ebm.handlers import estimate, estimated_in
 from numpyro_ebm.handlers.energy_sites import energy_sites
-from numpyro_ebm.training._held_out import Arguments
+from numpyro_ebm.handlers.minibatch import minibatch
 
 
 class RecordedChains(NamedTuple):
@@ -135,11 +135,12 @@ def chains_of(looks: tuple[Look, ...]) -> RecordedChains | None:
     return RecordedChains(samples, energies, np.array([each.step for each in looks], int))
 
 
-def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVIState) -> tuple[dict[str, Any], dict[str, Any]]:
+def look_at_pools(
+    svi: SVI, args: tuple, kwargs: dict[str, Any], num_chains: int, state: SVIState
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the events of the first ``num_chains`` chains of each pool, and their energies."""
-    args, kwargs = assemble(*arguments)
     samples, energies, pools = {}, {}, _pools(state)
-    for estimator, site in _sites(svi, args, kwargs | svi.static_kwargs, state):
+    for estimator, site in sites_of(svi, args, kwargs | svi.static_kwargs, state):
         pool = pools.get(site.name)
         if pool is None:
             continue
@@ -154,14 +155,17 @@ def look_at_pools(svi: SVI, arguments: Arguments, num_chains: int, state: SVISta
     return samples, energies
 
 
-def _sites(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> list[tuple[AbstractEstimator, Site]]:
+def sites_of(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> list[tuple[AbstractEstimator, Site]]:
     """Return the energy sites under the parameters of a state, with latents drawn once from the guide."""
     model: Any = find_estimate(svi)
+    if model is None:
+        return []
     mutable = {name: value for name, value in (state.mutable_state or {}).items() if not holds_state(name, value)}
     given = svi.get_params(state) | mutable
     with handlers.seed(rng_seed=0), handlers.substitute(data=given):
         guide = handlers.trace(svi.guide).get_trace(*args, **kwargs)
-    with handlers.replay(trace=guide):
+    rows: Any = svi.model if isinstance(svi.model, minibatch) else nullcontext()
+    with rows, handlers.replay(trace=guide):
         found, _ = energy_sites(model.fn, given, args, kwargs)
     return list(model.lay_out(found).values())
 

@@ -1,0 +1,141 @@
+"""`minibatch`: a handler under which the rows that a model is called with are a batch of a larger data set."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Int
+from numpyro.primitives import Messenger
+
+from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.typing import Array
+from numpyro_ebm.distributions.site import Site
+from numpyro_ebm.estimators import AbstractEstimator
+
+Message = dict[str, Any]
+
+
+class minibatch(Messenger):  # noqa: N801 (a handler, named as NumPyro names its own)
+    r"""Scale the rows of a plate by :math:`N / B`, where the model sees a batch of B of the N rows of a data set.
+
+    The plate may be written for the batch, ``numpyro.plate("rows", len(x))``, or for the whole data set,
+    ``numpyro.plate("rows", num_rows, subsample_size=len(x))``. Both give the same densities: each row of the batch counts
+    :math:`N / B` times and everything outside the plate once. The plate's indices are those of the rows in the data set, so
+    that chains and latents that belong to rows are found again.
+
+    Args:
+        fn: a model or a guide.
+        batch_size: number of rows of the batch, B.
+        num_rows: number of rows of the data set, N; None takes it from a plate that is written for the whole data set.
+        index: ``(batch_size,)``, place of each row in the data set; None where it is not known.
+        plate: name of the plate of the rows; None for the plate that fits.
+
+    Attributes:
+        seen: sizes of the plates that the model has run in, by name.
+        found: number of rows of the data set by name of plate, for the plates that fit; None where it is not known.
+
+    Raises:
+        EnergyError: when the model runs, for sites in the named plate if its size fits neither the batch nor the data set,
+            and for parameters of rows in a plate that is written for the batch or whose indices are not known.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        batch_size: int,
+        num_rows: int | None,
+        index: Int[Array, " rows"] | None = None,
+        plate: str | None = None,
+    ):
+        self.batch_size, self.num_rows, self.index, self.plate = batch_size, num_rows, index, plate
+        self.seen: dict[str, int] = {}
+        self.found: dict[str, int | None] = {}
+        self._of_batch: set[str] = set()
+        super().__init__(fn)
+
+    def process_message(self, msg: Message) -> None:
+        """Give the plate of the rows its size and indices, and scale the sites inside it."""
+        if msg["type"] == "plate":
+            self._enlarge(msg)
+        elif msg["type"] in ("sample", "param"):
+            names = [frame.name for frame in msg["cond_indep_stack"]]
+            if self.plate in names and self.plate not in self.found:
+                self._refuse(msg["name"])
+            if not self.found.keys().isdisjoint(names):
+                self._take_part(msg, is_of_batch=not self._of_batch.isdisjoint(names))
+
+    def _enlarge(self, msg: Message) -> None:
+        name, (size, subsample_size) = msg["name"], msg["args"]
+        self.seen[name] = size
+        if self.plate not in (None, name):
+            return
+        is_of_batch = size == self.batch_size and subsample_size in (None, size)
+        is_whole = size == self.num_rows or (self.num_rows is None and subsample_size == self.batch_size != size)
+        if not (is_whole or is_of_batch):
+            return
+        self.found[name] = size if is_whole else self.num_rows
+        if not is_whole:
+            self._of_batch.add(name)
+        msg["args"] = (self.found[name] or size, self.batch_size)
+        msg["value"] = jnp.arange(self.batch_size) if self.index is None else self.index
+
+    def _take_part(self, msg: Message, *, is_of_batch: bool) -> None:
+        if msg["type"] == "sample" and is_of_batch:  # otherwise the plate itself scales
+            scale = 1.0 if msg["scale"] is None else msg["scale"]
+            msg["scale"] = scale * (self.num_rows or self.batch_size) / self.batch_size
+        has_rows = msg["type"] == "param" and msg["kwargs"].get("event_dim") is not None
+        if has_rows and (is_of_batch or self.index is None):
+            why = "the plate around it is written for one batch" if is_of_batch else "an iterator does not number its rows"
+            raise EnergyError(
+                f"The parameter '{msg['name']}' has an entry for each row, and {why}, so that rows of different batches "
+                f"would share the entries. Write numpyro.plate('rows', {self.num_rows or 'num_rows'}, "
+                "subsample_size=len(x)), and pass arrays: fit(..., batches=x, batch_size=256)."
+            )
+
+    def _refuse(self, site: str) -> None:
+        raise EnergyError(
+            f"The site '{site}' is in the plate '{self.plate}' of size {self.seen.get(str(self.plate))}, which fits neither "
+            f"the batch of {self.batch_size} rows nor the data set of {self.num_rows}. Write numpyro.plate('{self.plate}', "
+            f"len(x)) for the rows x that the model is called with, or numpyro.plate('{self.plate}', {self.num_rows}, "
+            "subsample_size=len(x))."
+        )
+
+
+def the_plate(handler: minibatch) -> tuple[str, int]:
+    """Return the name of the plate of the rows, and the number of rows of the data set, after a run of the model.
+
+    Raises:
+        EnergyError: if no plate fits, or several do, or the number of rows is not known.
+    """
+    size, found = handler.batch_size, handler.found
+    if not found:
+        raise EnergyError(
+            f"The model has the plates {handler.seen}, and none fits the batch of {size} rows, so it is not known which "
+            "sites count for each row. Write with numpyro.plate('rows', len(x)): around the sites of the rows x that the "
+            "model is called with."
+        )
+    if len(found) > 1:
+        raise EnergyError(f"The plates {sorted(found)} all fit the batch of {size} rows. Write row_plate='{min(found)}'.")
+    ((name, num_rows),) = found.items()
+    if num_rows is None:
+        raise EnergyError(
+            "An iterator of batches does not say how many rows there are in all, by which the rows of a batch are scaled "
+            "against priors. Write fit(..., batches=loader, data_size=60_000), or in the model "
+            f"numpyro.plate('{name}', num_rows, subsample_size=len(x))."
+        )
+    return name, num_rows
+
+
+def check_rows_are_not_told_apart(sites: Iterable[tuple[AbstractEstimator, Site]]) -> None:
+    """Refuse chains that belong to rows.
+
+    Raises:
+        EnergyError: with what to write.
+    """
+    for estimator, site in sites:
+        if estimator.persists_chains and site.local is not None:
+            raise EnergyError(
+                f"At site '{site.name}': the estimator '{estimator.name}' keeps a chain for each row, since rows have a "
+                "context or a base of their own, and an iterator of batches does not say which rows come. Pass arrays, "
+                "fit(..., batches=(x, context), batch_size=256), or write 'replay', whose chains keep their context."
+            )
