@@ -133,32 +133,21 @@ def validate(params, splits: Splits) -> float:
 
 
 def train(name: str, options: dict, splits: Splits, args: argparse.Namespace) -> Fit:
-    """Train by SVI in chunks of steps, and keep the parameters with the best validation log-likelihood."""
+    """Train by SVI, and keep the moving averages of the parameters with the best validation log-likelihood."""
     svi = SVI(ebm.estimate(model, name, **options), ebm.empty_guide, optax.adamw(1e-3), Trace_ELBO())
-    x = jnp.asarray(splits.train)
-
-    @jax.jit
-    def chunk(state):
-        def step(state, _):
-            return svi.update(state, x)
-
-        return jax.lax.scan(step, state, None, length=args.chunk)[0]
-
     start = time.time()
-    state = svi.init(jax.random.key(args.seed), x)
-    best, curve = (-np.inf, 0, {}), []
-    bar = tqdm(range(args.chunk, args.steps + 1, args.chunk), desc=f"{name:>4}", unit="chunk", leave=False)
-    for done in bar:
-        state = chunk(state)
-        params = {"net$params": svi.get_params(state)["net$params"]}
-        value = validate(params, splits)
-        curve.append((done, value))
-        bar.set_postfix_str(f"validation log-likelihood {value:.2f}")
-        if value > best[0]:
-            best = (value, done, params)
-        if done - best[1] >= args.patience:
-            break
-    return Fit(best[2], curve, time.time() - start)
+    result = ebm.fit(
+        jax.random.key(args.seed),
+        svi,
+        args.steps,
+        splits.train,
+        held_out=lambda params: -validate(params, splits),
+        check_every=args.chunk,
+        patience=args.patience // args.chunk,
+        ema=args.ema,
+    )
+    curve = list(zip(result.check_steps, -result.held_out_losses, strict=True))
+    return Fit({"net$params": result.params["net$params"]}, curve, time.time() - start)
 
 
 def log_partition(params, draws: jax.Array, seed: int, num: int) -> ebm.LogPartition:
@@ -303,6 +292,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--steps", type=int, default=1600, help="maximum number of training steps")
     parser.add_argument("--chunk", type=int, default=50, help="steps between two checks of the validation rows")
     parser.add_argument("--patience", type=int, default=400, help="steps without improvement before stopping")
+    parser.add_argument("--ema", type=float, default=0.99, help="decay of the moving average of the parameters")
     parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up steps per chain")
     parser.add_argument("--samples", type=int, default=1000, help="NUTS draws per chain")
     parser.add_argument("--proposals", type=int, default=50_000, help="importance samples for log Z")

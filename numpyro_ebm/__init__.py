@@ -40,7 +40,7 @@ Public names by topic (``help`` describes each):
     StandardErrors, split_rhat, FunctionRhat, nested_rhat, to_arviz.
 * Evaluate on held-out rows: log_likelihood, LogLikelihood, C2ST, Evaluation, KSDTest, MMDTest, ModeWeights, SMLoss,
     classifier_two_sample_test, evaluate, ksd_test, mmd, mode_weights, sm_loss.
-* Errors and warnings: EnergyError, NonFiniteLossWarning, OverfittingWarning, TrainingStoppedWarning,
+* Errors and warnings: CheckpointError, EnergyError, NonFiniteLossWarning, OverfittingWarning, TrainingStoppedWarning,
     UncalibratedPosteriorWarning, UnhealthyChainsWarning, UnhealthyChainsError, UnreliableLogPartitionWarning,
     UntrainedParametersWarning.
 
@@ -60,6 +60,7 @@ Example:
 from importlib.metadata import version as _version
 
 from numpyro_ebm import energies as energies
+from numpyro_ebm._core.errors import CheckpointError as CheckpointError
 from numpyro_ebm._core.errors import EnergyError as EnergyError
 from numpyro_ebm._core.errors import NonFiniteLossWarning as NonFiniteLossWarning
 from numpyro_ebm._core.errors import OverfittingWarning as OverfittingWarning
@@ -246,6 +247,7 @@ __all__ = [
     "EnergyDiscrepancy",
     "Exact",
     "Calibration",
+    "CheckpointError",
     "ExchangeKernel",
     "GaussianPosterior",
     "calibrate",

@@ -37,6 +37,16 @@ class UnhealthyChainsWarning(UserWarning):
     """The chains that train an energy, or draw auxiliary data from it, are unhealthy; the message says what to try."""
 
 
+class CheckpointError(OSError):
+    """A checkpoint could not be written or read.
+
+    Attributes:
+        result: when `fit` raises, the `FitResult` so far, so that nothing trained is lost; None before the first update.
+    """
+
+    result: Any = None
+
+
 class OverfittingWarning(UserWarning):
     """Training continued past the best held-out loss, or the loss diverges; the message gives the numbers."""
 

@@ -1,6 +1,8 @@
 """`fit`: SVI with held-out rows and early stopping, which returns what was trained however the run ends."""
 
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import jax
@@ -10,19 +12,20 @@ import optax
 from jax.typing import ArrayLike
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
-from tqdm import tqdm
 
-from numpyro_ebm._core.errors import EnergyError, UnhealthyChainsError
+from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.estimators.parts.health import as_it_was_raised
 from numpyro_ebm.training._held_out import check_taken, take_apart
-from numpyro_ebm.training._run import Run, check, chunks, out_of_patience, to_next_check
+from numpyro_ebm.training._loop import Plan, result_of, to_the_end
+from numpyro_ebm.training._run import Run, check
 from numpyro_ebm.training._task import Carry, Task, check_scales_steps
 from numpyro_ebm.training._warnings import warn_of
 from numpyro_ebm.training.batches import Batch, Feed, Layout, feed_of
-from numpyro_ebm.training.recording import chains_of, check_recordable, estimators_of, health_of
+from numpyro_ebm.training.checkpoints import restored, storage_of
+from numpyro_ebm.training.recording import check_recordable, estimators_of
 from numpyro_ebm.training.results import FitResult
 
 
@@ -31,7 +34,7 @@ def fit(
     svi: SVI,
     num_steps: int,
     *args: Any,
-    held_out: tuple | None = None,
+    held_out: tuple | Callable[[dict[str, Any]], Any] | None = None,
     held_out_kwargs: dict[str, Any] | None = None,
     check_every: int = 100,
     patience: int | None = None,
@@ -46,6 +49,8 @@ def fit(
     ema: float | None = None,
     on_unhealthy: Literal["rollback"] | None = None,
     callback: Callable[[dict[str, float]], object] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int | None = None,
     **kwargs: Any,
 ) -> FitResult:
     r"""Run SVI as ``svi.run`` does, evaluate held-out rows on the way, and return what was trained however the run ends.
@@ -67,6 +72,11 @@ def fit(
     the rows of a batch are scaled by their share, so that losses are those of the whole data set and priors count once.
     Weights and masks of rows are arguments of the model like the rows themselves: ``batches=(x, weight)``.
 
+    **Checkpoints.** A folder ``checkpoint`` holds the last state of the run: parameters and their averages, moments of the
+    optimiser, chains, random key, place in the data, and the record so far. The same call goes on from it, after a crash or
+    with more ``num_steps``. An iterator of batches is set back where it can be (grain), or passed over to its place, for
+    which it has to yield the same batches again.
+
     **Averages.** With ``ema`` a moving average of the unconstrained parameters, :math:`\\bar\\theta \\leftarrow
     \\text{ema}\\,\\bar\\theta + (1 - \\text{ema})\\,\\theta` without the weight of its start, stands for them in
     the held-out loss and in the result. It removes the noise of the last updates, which that of the chains causes above all.
@@ -76,8 +86,9 @@ def fit(
         svi: the SVI object, usually with a model from `estimate`.
         num_steps: number of updates.
         *args: positional arguments of the model and the guide.
-        held_out: the positional arguments with held-out rows in their place, a tuple as long as ``args``; None for no
-            held-out rows.
+        held_out: the positional arguments with held-out rows in their place, a tuple as long as those of training; or a
+            function of the parameters that returns a loss, such as minus an estimated log likelihood, which also serves
+            estimators whose surrogate has no meaningful value. None for neither.
         held_out_kwargs: keyword arguments that differ for the held-out rows; the others are those of training.
         check_every: number of updates between checks.
         patience: stop when the held-out loss has not improved for this many checks in a row; None for never.
@@ -101,6 +112,9 @@ def fit(
             finite.
         callback: function of the figures of each check, a dict of numbers as in ``FitResult.history``:
             ``lambda figures: wandb.log(figures)``.
+        checkpoint: a folder for checkpoints (extra ``checkpoint``). If it holds one, the run goes on from it: its updates
+            count among ``num_steps``, and the result is that of a run without interruption, bit for bit.
+        checkpoint_every: number of updates between checkpoints, which are written at checks; None for one at each check.
         **kwargs: keyword arguments of the model and the guide.
 
     Returns:
@@ -116,7 +130,10 @@ def fit(
             estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept or whose loss is
             not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number of
             persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in all;
-            for ``ema`` outside of (0, 1), and for "rollback" with an optimiser that is not from optax.
+            for ``ema`` outside of (0, 1), for "rollback" with an optimiser that is not from optax, and for a checkpoint of
+            another model, estimator, data set or version, naming the difference.
+        CheckpointError: (an OSError) if a checkpoint cannot be written or read; ``result`` is the `FitResult` so far.
+        ImportError: for ``checkpoint`` without orbax.
         TypeError: for an ``svi`` that is not an SVI, for ``held_out`` that is not such a tuple, and for ``batches`` that are
             neither arrays nor iterable.
 
@@ -136,11 +153,12 @@ def fit(
         Prechelt, Early stopping, but when? (1998).
     """
     check_key("fit", rng_key)
+    watched, held_out = (held_out, None) if callable(held_out) else (None, held_out)
     args, kwargs, held_out, held_out_kwargs = as_arrays("fit", (args, kwargs, held_out, held_out_kwargs))
     check_outside_jit("fit", rng_key, args, kwargs, held_out, held_out_kwargs, init_state, init_params)
     has_held_out = held_out is not None or held_out_kwargs is not None
-    _check_settings(svi, num_steps, check_every, patience, is_held_out=has_held_out)
-    _check_options(ema, on_unhealthy, callback)
+    _check_settings(svi, num_steps, check_every, patience, has_rows=has_held_out, is_watched=watched is not None)
+    _check_options(ema, on_unhealthy, callback, checkpoint, checkpoint_every)
     goes_back = on_unhealthy == "rollback"
     if batches is None:
         _check_no_batches(data_size=data_size, row_plate=row_plate)
@@ -159,31 +177,26 @@ def fit(
         num_rows=None if feed is None else feed.num_rows,
         decay=ema,
         num_recorded=record_chains,
+        watched=watched,
     )
     with as_it_was_raised():
         run, task = _start(rng_key, task, init_state, init_params, goes_back=goes_back)
-    try:
-        with tqdm(total=num_steps, disable=not progress_bar) as bar:
-            for length in chunks(0, num_steps, check_every):
-                run = to_next_check(run, task, length, goes_back=goes_back)
-                run = _told(run, callback) if callback is not None and not run.stopped else run
-                bar.set_postfix_str(_progress(run), refresh=False)
-                bar.update(run.num_updates - bar.n)
-                if not run.stopped and out_of_patience(run, patience):
-                    run = run._replace(stopped="patience")
-                if run.stopped:
-                    break
-    except KeyboardInterrupt:
-        run = run._replace(stopped="interrupted")
-    except UnhealthyChainsError as error:
-        error.result = _result(run._replace(stopped="unhealthy"), task)
-        raise
-    result = _result(run, task)
+    plan = Plan(num_steps, check_every, patience, goes_back, callback, progress_bar, checkpoint_every)
+    options = {"check_every": check_every, "ema": ema, "on_unhealthy": on_unhealthy, "batch_size": batch_size}
+    options |= {"record_chains": record_chains}
+    opened = nullcontext() if checkpoint is None else storage_of(checkpoint, task, run, rng_key, options)
+    with opened as storage:
+        if storage is not None and storage.step is not None:
+            run = restored(storage, task, run)
+        run = to_the_end(run, task, plan, storage)
+    result = result_of(run, task)
     warn_of(result, task, run)
     return result
 
 
-def _check_settings(svi: object, num_steps: object, check_every: object, patience: object, *, is_held_out: bool) -> None:
+def _check_settings(
+    svi: object, num_steps: object, check_every: object, patience: object, *, has_rows: bool, is_watched: bool
+) -> None:
     if not isinstance(svi, SVI):
         raise TypeError(
             f"fit needs a numpyro.infer.SVI; got {type(svi).__name__}. Write fit(rng_key, SVI(estimate(model, 'dsm', "
@@ -193,17 +206,19 @@ def _check_settings(svi: object, num_steps: object, check_every: object, patienc
     check_count("fit", "check_every", check_every)
     if patience is not None:
         check_count("fit", "patience", patience)
-        if not is_held_out:
+        if not (has_rows or is_watched):
             raise EnergyError(
                 f"patience={patience} needs the loss of held-out rows, and there are none. Write fit(rng_key, svi, "
                 f"num_steps, x_train, held_out=(x_test,), patience={patience})."
             )
     gradient = [estimator.name for estimator in estimators_of(svi) if estimator.role == "gradient"]
-    if is_held_out and gradient:
+    if has_rows and is_watched:
+        raise EnergyError("held_out is a function, so held_out_kwargs has no rows to go with it. Pass one of the two.")
+    if has_rows and gradient:
         raise EnergyError(
             f"Held-out rows cannot be compared under the estimator '{gradient[0]}': only the gradient of its surrogate "
-            "is meaningful, and its value is no measure of fit. Train without held_out and look at training_report, "
-            "at draws or at estimates of log Z; or use an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
+            "is meaningful, and its value is no measure of fit. Pass a function of the parameters, held_out=lambda params: "
+            "-log_likelihood(...).mean; or use an objective: estimate(model, 'dsm', sigma=0.1), 'ssm_vr' or 'nce'."
         )
 
 
@@ -214,13 +229,19 @@ def _first(feed: Feed) -> Batch:
         raise EnergyError("batches= yields no batches. Check the filter or the file that they come from.") from None
 
 
-def _check_options(ema: object, on_unhealthy: object, callback: object) -> None:
+def _check_options(
+    ema: object, on_unhealthy: object, callback: object, checkpoint: object, checkpoint_every: object
+) -> None:
     if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
         raise EnergyError(f"fit needs ema between 0 and 1; got ema={ema!r}. Write ema=0.999.")
     if on_unhealthy not in (None, "rollback"):
         raise EnergyError(f"fit needs on_unhealthy=None or 'rollback'; got {on_unhealthy!r}. Write on_unhealthy='rollback'.")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback needs a function of a dict; got {type(callback).__name__}. Write callback=print.")
+    if checkpoint_every is not None:
+        check_count("fit", "checkpoint_every", checkpoint_every)
+        if checkpoint is None:
+            raise EnergyError("checkpoint_every belongs to checkpoint=, and there is none. Write checkpoint='folder'.")
 
 
 def _check_no_batches(**options: object) -> None:
@@ -275,7 +296,7 @@ def _start(
 def _checked_first(run: Run, task: Task) -> Run:
     """Evaluate the held-out loss before any update, and refuse rows that the model does not take."""
     if task.held_out is None:
-        return run
+        return check(run, task)
     check_taken(task.svi, task.held_out, task.key_held_out, run.carry.svi)
     run = check(run, task)
     if not np.isfinite(run.held_out_losses[0]):
@@ -290,40 +311,3 @@ def _strong(leaf: ArrayLike) -> Array:
     """Remove weak types. The first update would make them strong, and so need a second program."""
     leaf = jnp.asarray(leaf)
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, leaf.dtype)
-
-
-def _told(run: Run, callback: Callable[[dict[str, float]], object]) -> Run:
-    try:
-        callback(dict(run.history[-1]))
-    except Exception as error:
-        return run._replace(stopped="callback", error=f"The callback raised {type(error).__name__}: {error}")
-    return run
-
-
-def _progress(run: Run) -> str:
-    words = [f"loss {run.losses[-1].mean(dtype=float):.4g}"] if run.losses else []
-    words += [f"held-out {run.held_out_losses[-1]:.4g}"] if run.held_out_losses else []
-    words += [f"rollbacks {len(run.rollbacks)}"] if run.rollbacks else []
-    return ", ".join(words)
-
-
-def _result(run: Run, task: Task) -> FitResult:
-    last = task.params(run.carry)
-    names = dict.fromkeys(name for figures in run.history for name in figures)
-    return FitResult(
-        last if run.params is None else run.params,
-        run.carry.svi,
-        np.concatenate(run.losses) if run.losses else np.zeros(0),
-        np.asarray(run.held_out_losses),
-        np.asarray(run.check_steps, int),
-        run.reached if run.params is None else run.best_step,
-        run.stopped or "end",
-        chains_of(run.looks),
-        health_of(run.looks),
-        None if task.decay is None else last,
-        {name: np.array([figures.get(name, np.nan) for figures in run.history]) for name in names},
-        run.rollbacks,
-        task.svi.model,
-        run.carry.average,
-        run.num_batches,
-    )

@@ -133,12 +133,17 @@ def to_next_check(run: Run, task: Task, length: int, *, goes_back: bool) -> Run:
 
 
 def check(run: Run, task: Task) -> Run:
-    """Evaluate the loss of the held-out rows, and keep the parameters if it is the best so far."""
-    if task.held_out is None:
+    """Evaluate the held-out loss, and keep the parameters if it is the best so far."""
+    if not task.has_held_out:
         return run
-    loss, params = task.loss(run.carry)
+    try:
+        loss, params = task.loss(run.carry)
+    except Exception as error:
+        if task.watched is None or not run.losses:
+            raise
+        return run._replace(stopped="callback", error=f"The function held_out raised {type(error).__name__}: {error}")
     step = run.num_updates
-    is_better = run.params is None or loss < np.nanmin(run.held_out_losses)
+    is_better = run.params is None or loss < np.nanmin([np.inf, *run.held_out_losses])
     run = run._replace(held_out_losses=(*run.held_out_losses, loss), check_steps=(*run.check_steps, step))
     return run._replace(params=params, best_step=step) if is_better else run
 

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,6 +77,7 @@ class Task:
         num_rows: number of rows of the data set, where there are batches.
         decay: decay of the moving average of the parameters; None without one.
         num_recorded: how many persistent chains of each site to record.
+        watched: a function of the parameters that stands for the loss of held-out rows, or None.
     """
 
     svi: SVI
@@ -89,6 +90,7 @@ class Task:
     num_rows: int | None = None
     decay: float | None = None
     num_recorded: int = 0
+    watched: Callable[[dict[str, Any]], Any] | None = None
     _updates: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -132,7 +134,10 @@ class Task:
         return self._updates[key]
 
     def loss(self, carry: Carry) -> tuple[float, dict[str, Any]]:
-        """Return the loss of the held-out rows, and the constrained parameters at which it is evaluated."""
+        """Return the held-out loss, and the constrained parameters at which it is evaluated."""
+        if self.watched is not None:
+            params = self.params(carry)
+            return float(self.watched(params)), params
         rows: Any = self.held_out
         if "loss" not in self._others:
             self._others["loss"] = programs.trace(self._loss, carry, rows.arrays)
@@ -147,6 +152,11 @@ class Task:
         if key not in self._others:
             self._others[key] = programs.trace(self._look, carry, data)  # pyright: ignore[reportArgumentType]
         return programs.call(self._others[key], carry, data)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there is a held-out loss."""
+        return self.held_out is not None or self.watched is not None
 
     def params(self, carry: Carry) -> dict[str, Any]:
         """Return the constrained parameters: the average where there is one, else the last."""

@@ -52,7 +52,7 @@ def _nonfinite(result: FitResult, task: Task, suspect: str | None) -> str:
 
 def _overfitting(result: FitResult, task: Task) -> str | None:
     remedies = "more rows, a smaller network, or an estimator whose loss has a lower bound, 'dsm' or 'regularized_sm'"
-    if result.check_steps.size > 1:
+    if task.held_out is not None and result.check_steps.size > 1:
         curves = result.held_out_losses, result.check_steps, result.losses[: result.check_steps[-1]]
         rise = held_out_rise(*curves)
         if rise and is_significant(_row_differences(result, task)):

@@ -125,19 +125,20 @@ class ArrayFeed(Feed):
 
     def __init__(self, rng_key: PRNGKey, arrays: list[Any], layout: Layout, batch_size: int):
         super().__init__(len(arrays[0]))
-        self._key, self._arrays, self._layout = rng_key, arrays, layout
+        self._key, self._layout = rng_key, layout
         self._size = min(batch_size, len(arrays[0]))
+        self.columns = arrays
         self._number, self._epoch, self._order = 0, -1, np.zeros(0, np.int32)
 
     def _next(self) -> Batch:
         """Return the rows of a batch in ascending order, in which files are read fastest."""
-        epoch, place = divmod(self._number, -(-len(self._arrays[0]) // self._size))
+        epoch, place = divmod(self._number, -(-len(self.columns[0]) // self._size))
         if epoch != self._epoch:
-            order = jax.random.permutation(jax.random.fold_in(self._key, epoch), len(self._arrays[0]))
+            order = jax.random.permutation(jax.random.fold_in(self._key, epoch), len(self.columns[0]))
             self._epoch, self._order = epoch, np.asarray(order, np.int32)
         index = np.sort(self._order[place * self._size : (place + 1) * self._size])
         self._number += 1
-        return Batch([np.asarray(each[index]) for each in self._arrays], self._layout, index)
+        return Batch([np.asarray(each[index]) for each in self.columns], self._layout, index)
 
     def skip(self, num_batches: int, state: Any = None) -> None:
         """Go on after this many batches."""

@@ -54,8 +54,8 @@ class FitResult(NamedTuple):
         check_steps: number of updates before each of these checks.
         best_step: number of updates that produced ``params``.
         stopped: why the run stopped: "end" (all updates were made), "patience", "nonfinite", "interrupted" (from the
-            keyboard), "data" (the iterator of batches came to its end, or raised), "callback" (it raised), or "unhealthy"
-            (after too many rollbacks, or in the ``result`` of an `UnhealthyChainsError`).
+            keyboard), "data" (the iterator of batches came to its end, or raised), "callback" (it raised, or a function
+            ``held_out``), or "unhealthy" (after too many rollbacks, or in the ``result`` of an `UnhealthyChainsError`).
         chains: `RecordedChains`; None without ``record_chains``.
         health: `RecordedHealth` (energy gap, acceptance and more at each check); None unless an estimator runs chains.
         ema_params: the moving averages at the end of the run; None without ``ema``.

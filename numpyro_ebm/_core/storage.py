@@ -1,0 +1,192 @@
+"""Checkpoints of a run in a folder, by Orbax: arrays with plain values, of which the last complete one is found again."""
+
+import os
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._core.errors import CheckpointError, EnergyError
+from numpyro_ebm._core.typing import PyTree
+
+FORMAT = 1
+"""Number of the format of a checkpoint; others are refused."""
+MOST_READ = 2**26
+"""Bytes of an array of which a checksum reads all: a tenth of a second."""
+KEPT = 2
+"""Checkpoints kept in a folder: the last one, and one before it."""
+
+
+class Storage:
+    """The checkpoints of one run.
+
+    A checkpoint is written beside the others and gets its name when it is complete, so that a process that dies while it
+    writes leaves the one before as the last.
+
+    Args:
+        folder: the folder, which is made if it is missing.
+        identity: what the run is, in words by name: a checkpoint of a run with another identity is refused.
+
+    Raises:
+        CheckpointError: if the folder cannot be made or read.
+        ImportError: without orbax, naming the extra that installs it.
+    """
+
+    def __init__(self, folder: str | os.PathLike, identity: Mapping[str, str]):
+        self.folder = Path(folder).absolute()
+        self._identity = {"format": str(FORMAT), **identity}
+        self._orbax = _orbax()
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False, create=True)
+        try:
+            self._manager = self._orbax.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise CheckpointError(f"The folder {self.folder} for checkpoints cannot be made or read: {error}.") from error
+
+    def __enter__(self) -> "Storage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def step(self) -> int | None:
+        """The step of the last complete checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, arrays: PyTree, values: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and wait until it is complete.
+
+        Args:
+            step: its number, above those before.
+            arrays: a pytree of arrays, random keys included.
+            values: plain values, as JSON takes them.
+
+        Raises:
+            CheckpointError: if it cannot be written; those before stay as they are.
+        """
+        named = {name: _numbers(leaf) for name, leaf in _named(arrays).items()}
+        held = {f"{i:05d}": leaf for i, leaf in enumerate(named.values()) if leaf.size}
+        about = {"identity": self._identity, "arrays": _described(named), "values": dict(values)}
+        args = self._orbax.args
+        try:
+            self._manager.save(
+                step, args=args.Composite(arrays=args.StandardSave(held), about=args.JsonSave(about)), force=True
+            )
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint of step {step} could not be written to {self.folder}: {error}. Look at the space and the "
+                f"rights there. Checkpoints of the steps {self._manager.all_steps()} are as they were."
+            ) from error
+
+    def about(self) -> dict[str, Any]:
+        """Return the plain values of the last checkpoint.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+            EnergyError: if it is one of another run, naming the difference.
+        """
+        args = self._orbax.args
+        about = self._read(args.Composite(about=args.JsonRestore())).about
+        was, now = about["identity"], self._identity
+        changed = [name for name in now if was.get(name) != now[name]]
+        if changed:
+            differences = "; ".join(f"{name}: {was.get(name)} in the checkpoint, {now[name]} here" for name in changed)
+            raise EnergyError(
+                f"The checkpoint of step {self.step} in {self.folder} is of another run. {differences}. Run it as it was, "
+                "or choose another folder."
+            )
+        return about["values"]
+
+    def arrays(self, like: PyTree) -> PyTree:
+        """Return the arrays of the last checkpoint, in the structure and on the devices of others.
+
+        Args:
+            like: arrays of the same shapes and types.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+            EnergyError: if shapes or types differ, naming them.
+        """
+        args = self._orbax.args
+        named = {name: _numbers(leaf) for name, leaf in _named(like).items()}
+        was = self._read(args.Composite(about=args.JsonRestore())).about["arrays"]
+        now = _described(named)
+        changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+        if changed:
+            first = changed[0]
+            raise EnergyError(
+                f"The checkpoint of step {self.step} in {self.folder} does not fit: {first} is {was.get(first, 'missing')} "
+                f"there and {now.get(first, 'missing')} here ({len(changed)} such arrays). Run it with the model, the "
+                "estimator and the optimiser that it had, or choose another folder."
+            )
+        targets = {f"{i:05d}": _target(leaf) for i, leaf in enumerate(named.values()) if leaf.size}
+        found = self._read(args.Composite(arrays=args.StandardRestore(targets))).arrays
+        leaves = [
+            _as_it_was(found[f"{i:05d}"] if numbers.size else numbers, leaf)
+            for i, (leaf, numbers) in enumerate(zip(jax.tree.leaves(like), named.values(), strict=True))
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _read(self, what: Any) -> Any:
+        try:
+            return self._manager.restore(self.step, args=what)
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint of step {self.step} in {self.folder} cannot be read: {error}. Remove the folder "
+                f"{self.step} in it to go on from another of the steps {self._manager.all_steps()}."
+            ) from error
+
+
+def without_addresses(text: str) -> str:
+    """Return a text without the addresses of objects, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+|<weakref[^>]*>|id=\d+", "", text)
+
+
+def checksum(arrays: Iterable[Any]) -> str:
+    """Return a number that tells arrays apart; of large ones it reads the first and the last rows."""
+    total = 0
+    for each in arrays:
+        numbers = _numbers(each) if isinstance(each, jax.Array) else each
+        is_large = len(np.shape(numbers)) > 0 and numbers.nbytes > MOST_READ
+        read = np.concatenate([numbers[:1000], numbers[-1000:]]) if is_large else np.asarray(numbers)
+        total = zlib.crc32(np.ascontiguousarray(read).tobytes(), total)
+    return f"{total:08x}"
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _described(named: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named.items()}
+
+
+def _numbers(leaf: Any) -> Any:
+    """Return an array that can be stored: a random key as its numbers."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _as_it_was(numbers: Any, like: Any) -> Any:
+    if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(like))
+    return numbers
+
+
+def _target(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if isinstance(leaf, jax.Array) else leaf
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise ImportError("Checkpoints need orbax: pip install 'numpyro-ebm[checkpoint]'.") from error
+    return orbax.checkpoint

@@ -1,0 +1,139 @@
+"""Checkpoints of `fit`: what identifies a run, what is stored of it, and how it goes on."""
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebm._core.storage import Storage, checksum, without_addresses
+from numpyro_ebm.estimators import NegativePhaseHealth
+from numpyro_ebm.training._run import Run
+from numpyro_ebm.training._task import Task
+from numpyro_ebm.training.batches import ArrayFeed
+from numpyro_ebm.training.recording import Look, estimators_of
+from numpyro_ebm.training.results import Rollback
+
+PLAIN = ("held_out_losses", "check_steps", "best_step", "history", "num_batches", "feed_state", "reached")
+"""Fields of a run that JSON takes as they are."""
+
+
+def storage_of(folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, options: Mapping[str, Any]) -> Storage:
+    """Open the folder of a run.
+
+    Args:
+        folder: the folder.
+        task: the training.
+        run: the run before its first update.
+        rng_key: random key of `fit`.
+        options: options of `fit` on which the updates or the checks depend, by name.
+    """
+    feed = task.feed
+    data = [*task.train.arrays, *(feed.columns if isinstance(feed, ArrayFeed) else ())]
+    one = task.data([] if feed is None else [feed.peek()])
+    program = task.update(run.carry, one if feed is None else one.like_one)
+    estimators = [without_addresses(repr(each)) for each in estimators_of(task.svi)]
+    identity = {
+        "version of numpyro-ebm": version("numpyro-ebm"),
+        "estimator": "; ".join(estimators) or "none",
+        "data": f"{[f'{each.dtype}{list(each.shape)}' for each in data]}, checksum {checksum(data)}",
+        **{name: str(value) for name, value in options.items()},
+        "random key": checksum([rng_key]),
+        "update (model, guide, energy, loss and optimiser)": _of_program(program),
+    }
+    return Storage(folder, identity)
+
+
+def save(storage: Storage, run: Run) -> None:
+    """Store a run as of its last check."""
+    arrays = {
+        "carry": run.carry,
+        "healthy": None if run.healthy is None else run.healthy[0],
+        "params": run.params,
+        "losses": np.concatenate(run.losses),
+        "looks": _stacked(run.looks),
+    }
+    values = {name: getattr(run, name) for name in PLAIN} | {
+        "lengths": [len(each) for each in run.losses],
+        "healthy_step": None if run.healthy is None else run.healthy[1],
+        "rollbacks": [each._asdict() for each in run.rollbacks],
+        "looks": _outline(arrays["looks"]),
+        "loss_type": str(arrays["losses"].dtype),
+    }
+    storage.save(run.num_updates, arrays, values)
+
+
+def restored(storage: Storage, task: Task, run: Run) -> Run:
+    """Return the run of the last checkpoint, and set the source of batches to its place.
+
+    Args:
+        storage: the folder, which holds a checkpoint.
+        task: the training.
+        run: the run before its first update, whose structure is that of the stored one.
+    """
+    values = storage.about()
+    is_outline = lambda leaf: isinstance(leaf, list)  # noqa: E731
+    looks = jax.tree.map(lambda leaf: np.zeros(leaf[0], leaf[1]), values["looks"], is_leaf=is_outline)
+    like = {
+        "carry": run.carry,
+        "healthy": None if values["healthy_step"] is None else run.carry,
+        "params": None if run.params is None else task.params(run.carry),
+        "losses": np.zeros(sum(values["lengths"]), values["loss_type"]),
+        "looks": looks,
+    }
+    arrays = storage.arrays(like)
+    ends = np.cumsum(values["lengths"])[:-1]
+    if task.feed is not None:
+        task.feed.skip(values["num_batches"], values["feed_state"])
+    return run._replace(
+        **{name: _as_tuple(values[name]) for name in PLAIN},
+        carry=arrays["carry"],
+        healthy=None if arrays["healthy"] is None else (arrays["healthy"], values["healthy_step"]),
+        params=arrays["params"],
+        losses=tuple(np.split(np.asarray(arrays["losses"]), ends)),
+        looks=_taken_apart(jax.tree.map(np.asarray, arrays["looks"])),
+        rollbacks=tuple(Rollback(**each) for each in values["rollbacks"]),
+    )
+
+
+def _of_program(program: Any) -> str:
+    """Return a number that tells computations apart: the equations and the arrays that they close over."""
+    text = without_addresses(str(program.code.jaxpr))
+    return checksum([np.frombuffer(text.encode(), np.uint8), *map(jnp.asarray, program.constants)])
+
+
+def _stacked(looks: tuple[Look, ...]) -> dict[str, Any]:
+    """Return all snapshots as nested dicts of arrays, with the checks as the first axis."""
+    if not looks:
+        return {}
+    as_dicts = [
+        each._asdict() | {"health": {site: _without_none(health) for site, health in each.health.items()}} for each in looks
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *as_dicts)
+
+
+def _without_none(health: NegativePhaseHealth) -> dict[str, Any]:
+    return {name: value for name, value in health._asdict().items() if value is not None}
+
+
+def _outline(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape and the type of each array of nested dicts."""
+    return jax.tree.map(lambda leaf: [list(leaf.shape), str(leaf.dtype)], tree)
+
+
+def _taken_apart(looks: dict[str, Any]) -> tuple[Look, ...]:
+    """Return the snapshots that `_stacked` put together."""
+    found = []
+    for i in range(len(looks.get("step", ()))):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], looks)
+        nothing = dict.fromkeys(NegativePhaseHealth._fields)
+        health = {site: NegativePhaseHealth(**{**nothing, **figures}) for site, figures in one.get("health", {}).items()}
+        found.append(Look(int(one["step"]), health, one.get("samples", {}), one.get("energies", {})))
+    return tuple(found)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
