@@ -24,7 +24,8 @@ Public names by topic (``help`` describes each):
     RankingNoiseContrastiveEstimation, RatioMatching, RegularizedScoreMatching, Replay, ScoreMatching,
     ShiftedNoiseContrastiveEstimation, SlicedScoreMatching, TelescopingRatioEstimation, UnbiasedMaximumLikelihood,
     VarianceReducedSlicedScoreMatching; PositivePhase for hidden members and missing entries.
-* Sample: sample, Draws, BlackJAXKernel, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE, ProbabilityFlow.
+* Sample: sample, Draws, BlackJAXKernel, run_mcmc, available_kernels, ChainSampler, AnnealedLangevin, ReverseSDE,
+    ProbabilityFlow.
 * Kernels: GHMC, HMC, MALA, MCLMC, NUTS, AbstractKernel, AdjustedMCLMC, Barker, DynamicHMC, EllipticalSlice, Langevin,
     ParallelTempering, TransitionInfo; on discrete supports BlockGibbs, DMALA, DULA, Flips,
     Gibbs, GibbsWithGradients, LatticeWalk, SwendsenWang; BySite for both kinds of latents or members.
@@ -199,6 +200,7 @@ from numpyro_ebm.sampling import Draws as Draws
 from numpyro_ebm.sampling import ProbabilityFlow as ProbabilityFlow
 from numpyro_ebm.sampling import ReverseSDE as ReverseSDE
 from numpyro_ebm.sampling import geometric_sigmas as geometric_sigmas
+from numpyro_ebm.sampling import run_mcmc as run_mcmc
 from numpyro_ebm.sampling import sample as sample
 from numpyro_ebm.training import FitResult as FitResult
 from numpyro_ebm.training import RecordedChains as RecordedChains
@@ -350,6 +352,7 @@ __all__ = [
     "Rollback",
     "Draws",
     "random_module",
+    "run_mcmc",
     "sample",
     "ScoreDistribution",
     "StandardErrors",

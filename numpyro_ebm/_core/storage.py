@@ -1,9 +1,7 @@
 """Checkpoints of a run in a folder, by Orbax: arrays with plain values, of which the last complete one is found again."""
 
 import os
-import re
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ from numpyro_ebm._core.typing import PyTree
 
 FORMAT = 1
 """Number of the format of a checkpoint; others are refused."""
-MOST_READ = 2**26
-"""Bytes of an array of which a checksum reads all: a tenth of a second."""
 KEPT = 2
 """Checkpoints kept in a folder: the last one, and one before it."""
 
@@ -31,17 +27,19 @@ class Storage:
     Args:
         folder: the folder, which is made if it is missing.
         identity: what the run is, in words by name: a checkpoint of a run with another identity is refused.
+        keeps_all: whether to keep every checkpoint, and not only the last ones.
 
     Raises:
         CheckpointError: if the folder cannot be made or read.
         ImportError: without orbax, naming the extra that installs it.
     """
 
-    def __init__(self, folder: str | os.PathLike, identity: Mapping[str, str]):
+    def __init__(self, folder: str | os.PathLike, identity: Mapping[str, str], *, keeps_all: bool = False):
         self.folder = Path(folder).absolute()
         self._identity = {"format": str(FORMAT), **identity}
         self._orbax = _orbax()
-        options = self._orbax.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False, create=True)
+        kept = None if keeps_all else KEPT
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False, create=True)
         try:
             self._manager = self._orbax.CheckpointManager(self.folder, options=options)
         except OSError as error:
@@ -57,6 +55,11 @@ class Storage:
     def step(self) -> int | None:
         """The step of the last complete checkpoint; None if there is none."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, arrays: PyTree, values: Mapping[str, Any]) -> None:
         """Write a checkpoint, and wait until it is complete.
@@ -81,18 +84,18 @@ class Storage:
         except Exception as error:
             raise CheckpointError(
                 f"The checkpoint of step {step} could not be written to {self.folder}: {error}. Look at the space and the "
-                f"rights there. Checkpoints of the steps {self._manager.all_steps()} are as they were."
+                f"rights there. Checkpoints of the steps {self.steps} are as they were."
             ) from error
 
-    def about(self) -> dict[str, Any]:
-        """Return the plain values of the last checkpoint.
+    def about(self, step: int | None = None) -> dict[str, Any]:
+        """Return the plain values of a checkpoint; of the last one for None.
 
         Raises:
             CheckpointError: if it cannot be read.
             EnergyError: if it is one of another run, naming the difference.
         """
         args = self._orbax.args
-        about = self._read(args.Composite(about=args.JsonRestore())).about
+        about = self._read(step, args.Composite(about=args.JsonRestore())).about
         was, now = about["identity"], self._identity
         changed = [name for name in now if was.get(name) != now[name]]
         if changed:
@@ -103,11 +106,12 @@ class Storage:
             )
         return about["values"]
 
-    def arrays(self, like: PyTree) -> PyTree:
-        """Return the arrays of the last checkpoint, in the structure and on the devices of others.
+    def arrays(self, like: PyTree, step: int | None = None) -> PyTree:
+        """Return the arrays of a checkpoint, in the structure and on the devices of others.
 
         Args:
             like: arrays of the same shapes and types.
+            step: which checkpoint; None for the last one.
 
         Raises:
             CheckpointError: if it cannot be read.
@@ -115,7 +119,7 @@ class Storage:
         """
         args = self._orbax.args
         named = {name: _numbers(leaf) for name, leaf in _named(like).items()}
-        was = self._read(args.Composite(about=args.JsonRestore())).about["arrays"]
+        was = self._read(step, args.Composite(about=args.JsonRestore())).about["arrays"]
         now = _described(named)
         changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
         if changed:
@@ -126,37 +130,34 @@ class Storage:
                 "estimator and the optimiser that it had, or choose another folder."
             )
         targets = {f"{i:05d}": _target(leaf) for i, leaf in enumerate(named.values()) if leaf.size}
-        found = self._read(args.Composite(arrays=args.StandardRestore(targets))).arrays
+        found = self._read(step, args.Composite(arrays=args.StandardRestore(targets))).arrays
         leaves = [
             _as_it_was(found[f"{i:05d}"] if numbers.size else numbers, leaf)
             for i, (leaf, numbers) in enumerate(zip(jax.tree.leaves(like), named.values(), strict=True))
         ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _read(self, what: Any) -> Any:
+    def _read(self, step: int | None, what: Any) -> Any:
+        step = self.step if step is None else step
         try:
-            return self._manager.restore(self.step, args=what)
+            return self._manager.restore(step, args=what)
         except Exception as error:
             raise CheckpointError(
-                f"The checkpoint of step {self.step} in {self.folder} cannot be read: {error}. Remove the folder "
-                f"{self.step} in it to go on from another of the steps {self._manager.all_steps()}."
+                f"The checkpoint of step {step} in {self.folder} cannot be read: {error}. Remove the folder {step} in it to "
+                f"go on from another of the steps {self.steps}."
             ) from error
 
 
-def without_addresses(text: str) -> str:
-    """Return a text without the addresses of objects, which differ from process to process."""
-    return re.sub(r" at 0x[0-9a-f]+|<weakref[^>]*>|id=\d+", "", text)
+def outline(tree: PyTree) -> Any:
+    """Return the shape and the type of each array of nested dicts, as JSON takes them."""
+    return jax.tree.map(lambda leaf: [list(leaf.shape), str(leaf.dtype)], tree)
 
 
-def checksum(arrays: Iterable[Any]) -> str:
-    """Return a number that tells arrays apart; of large ones it reads the first and the last rows."""
-    total = 0
-    for each in arrays:
-        numbers = _numbers(each) if isinstance(each, jax.Array) else each
-        is_large = len(np.shape(numbers)) > 0 and numbers.nbytes > MOST_READ
-        read = np.concatenate([numbers[:1000], numbers[-1000:]]) if is_large else np.asarray(numbers)
-        total = zlib.crc32(np.ascontiguousarray(read).tobytes(), total)
-    return f"{total:08x}"
+def from_outline(outlined: Any) -> PyTree:
+    """Return arrays of the shapes and types that `outline` found."""
+    return jax.tree.map(
+        lambda leaf: np.zeros(leaf[0], leaf[1]), outlined, is_leaf=lambda leaf: isinstance(leaf, list)
+    )
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

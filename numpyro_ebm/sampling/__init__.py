@@ -10,3 +10,4 @@ from numpyro_ebm.sampling.noise import AbstractNoiseProcess as AbstractNoiseProc
 from numpyro_ebm.sampling.noise import geometric_sigmas as geometric_sigmas
 from numpyro_ebm.sampling.probability_flow import ProbabilityFlow as ProbabilityFlow
 from numpyro_ebm.sampling.reverse_sde import ReverseSDE as ReverseSDE
+from numpyro_ebm.sampling.saved_mcmc import run_mcmc as run_mcmc

@@ -1,5 +1,6 @@
 """The loss of held-out rows under one fixed key, in total and row by row."""
 
+import copy
 import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -53,7 +54,22 @@ def check_taken(svi: SVI, rows: Arguments, rng_key: PRNGKey, state: SVIState) ->
 def loss_at(svi: SVI, rows: Arguments, rng_key: PRNGKey, given: dict[str, Any]) -> Scalar:
     """Return the loss of the rows, given constrained parameters and mutable state by name."""
     args, kwargs = assemble(*rows)
-    return svi.loss.loss(rng_key, given, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
+    loss = by_site(svi.loss).loss(rng_key, given, svi.model, svi.guide, *args, **kwargs, **svi.static_kwargs)
+    return in_order(loss)
+
+
+def by_site(loss: Any) -> Any:
+    """Return an ELBO that does not sum over the sites, where NumPyro would do so in an order that differs by process."""
+    if not getattr(loss, "sum_sites", False):
+        return loss
+    loss = copy.copy(loss)
+    loss.sum_sites = False
+    return loss
+
+
+def in_order(loss: Any) -> Scalar:
+    """Return the sum of a loss by site in the order of the names; any other loss as it is."""
+    return sum((loss[name] for name in sorted(loss)), jnp.zeros(())) if isinstance(loss, dict) else loss
 
 
 def row_differences(

@@ -19,7 +19,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.pytrees import assemble
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, minibatch, the_plate
-from numpyro_ebm.training._held_out import Arguments, loss_at
+from numpyro_ebm.training._held_out import Arguments, by_site, in_order, loss_at
 from numpyro_ebm.training.batches import Batch, Feed, Layout
 from numpyro_ebm.training.recording import look_at_pools, sites_of
 
@@ -180,7 +180,7 @@ class Task:
     def _update(self, carry: Carry, data: Data) -> tuple[Carry, tuple[Scalar, Scalar]]:
         args, kwargs = self.arguments(data)
         svi = self.bound(data)
-        svi = _copied(svi, optim=_MeasuredOptimizer(svi.optim, carry.rate))
+        svi = _copied(svi, optim=_MeasuredOptimizer(svi.optim, carry.rate), loss=by_site(svi.loss))
         state, measured = svi.update(carry.svi, *args, **kwargs)
         average = carry.average
         if self.decay is not None:
@@ -241,12 +241,17 @@ class _MeasuredOptimizer:
 
     def eval_and_update(self, fn: Any, state: Any, *, forward_mode_differentiation: bool = False) -> Any:
         """Make an update; the first value returned is ``((loss, norm), mutable_state)``."""
+
+        def of_all_sites(params):
+            loss, mutable = fn(params)
+            return in_order(loss), mutable
+
         if type(self._optimizer).eval_and_update is not SGD.eval_and_update:  # as `Minimize`, which has no one gradient
             mode = {"forward_mode_differentiation": forward_mode_differentiation}
-            (loss, mutable), new = self._optimizer.eval_and_update(fn, state, **mode)
+            (loss, mutable), new = self._optimizer.eval_and_update(of_all_sites, state, **mode)
             return ((loss, jnp.full((), np.nan, loss.dtype)), mutable), new
         params = self.get_params(state)
-        (loss, mutable), gradient = jax.value_and_grad(fn, has_aux=True)(params)
+        (loss, mutable), gradient = jax.value_and_grad(of_all_sites, has_aux=True)(params)
         new = self._optimizer.update(gradient, state, value=loss)
         return ((loss, _norm(gradient)), mutable), self._shortened(params, new)
 

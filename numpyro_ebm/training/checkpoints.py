@@ -6,10 +6,10 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebm._core.storage import Storage, checksum, without_addresses
+from numpyro_ebm._core.digests import checksum, digest, without_addresses
+from numpyro_ebm._core.storage import Storage, from_outline, outline
 from numpyro_ebm.estimators import NegativePhaseHealth
 from numpyro_ebm.training._run import Run
 from numpyro_ebm.training._task import Task
@@ -42,7 +42,7 @@ def storage_of(folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, op
         "data": f"{[f'{each.dtype}{list(each.shape)}' for each in data]}, checksum {checksum(data)}",
         **{name: str(value) for name, value in options.items()},
         "random key": checksum([rng_key]),
-        "update (model, guide, energy, loss and optimiser)": _of_program(program),
+        "update (model, guide, energy, loss and optimiser)": digest(program.code.jaxpr, program.constants),
     }
     return Storage(folder, identity)
 
@@ -60,7 +60,7 @@ def save(storage: Storage, run: Run) -> None:
         "lengths": [len(each) for each in run.losses],
         "healthy_step": None if run.healthy is None else run.healthy[1],
         "rollbacks": [each._asdict() for each in run.rollbacks],
-        "looks": _outline(arrays["looks"]),
+        "looks": outline(arrays["looks"]),
         "loss_type": str(arrays["losses"].dtype),
     }
     storage.save(run.num_updates, arrays, values)
@@ -75,14 +75,12 @@ def restored(storage: Storage, task: Task, run: Run) -> Run:
         run: the run before its first update, whose structure is that of the stored one.
     """
     values = storage.about()
-    is_outline = lambda leaf: isinstance(leaf, list)  # noqa: E731
-    looks = jax.tree.map(lambda leaf: np.zeros(leaf[0], leaf[1]), values["looks"], is_leaf=is_outline)
     like = {
         "carry": run.carry,
         "healthy": None if values["healthy_step"] is None else run.carry,
         "params": None if run.params is None else task.params(run.carry),
         "losses": np.zeros(sum(values["lengths"]), values["loss_type"]),
-        "looks": looks,
+        "looks": from_outline(values["looks"]),
     }
     arrays = storage.arrays(like)
     ends = np.cumsum(values["lengths"])[:-1]
@@ -99,12 +97,6 @@ def restored(storage: Storage, task: Task, run: Run) -> Run:
     )
 
 
-def _of_program(program: Any) -> str:
-    """Return a number that tells computations apart: the equations and the arrays that they close over."""
-    text = without_addresses(str(program.code.jaxpr))
-    return checksum([np.frombuffer(text.encode(), np.uint8), *map(jnp.asarray, program.constants)])
-
-
 def _stacked(looks: tuple[Look, ...]) -> dict[str, Any]:
     """Return all snapshots as nested dicts of arrays, with the checks as the first axis."""
     if not looks:
@@ -117,11 +109,6 @@ def _stacked(looks: tuple[Look, ...]) -> dict[str, Any]:
 
 def _without_none(health: NegativePhaseHealth) -> dict[str, Any]:
     return {name: value for name, value in health._asdict().items() if value is not None}
-
-
-def _outline(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shape and the type of each array of nested dicts."""
-    return jax.tree.map(lambda leaf: [list(leaf.shape), str(leaf.dtype)], tree)
 
 
 def _taken_apart(looks: dict[str, Any]) -> tuple[Look, ...]:

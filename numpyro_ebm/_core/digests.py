@@ -1,0 +1,86 @@
+"""A number for a traced program that is the same in every process, to recognise a computation that was stored."""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+MOST_READ = 2**26
+"""Bytes of an array of which a checksum reads all: a tenth of a second."""
+
+
+def digest(jaxpr: Jaxpr, constants: Sequence[Any] = ()) -> str:
+    """Return a hash of what a program computes.
+
+    Each value has the hash of the operation that makes it and of its operands, and each constant that of its numbers, so
+    that the order of operations that do not depend on each other, which may differ from process to process, does not count.
+
+    Args:
+        jaxpr: the program.
+        constants: arrays for its ``constvars``; those without one count by their place.
+    """
+    names: dict[Any, str] = {variable: f"{i} {variable.aval}" for i, variable in enumerate(jaxpr.invars)}
+    names |= {variable: f"constant {i} {variable.aval}" for i, variable in enumerate(jaxpr.constvars)}
+    for variable, value in zip(jaxpr.constvars, constants, strict=False):
+        names[variable] = f"{checksum([value])} {variable.aval}"
+    effects = []
+    for equation in jaxpr.eqns:
+        own = _of_equation(equation, [_of_operand(each, names) for each in equation.invars])
+        names.update({variable: f"{own} {i}" for i, variable in enumerate(equation.outvars)})
+        effects += [own] if equation.effects else []
+    results = [_of_operand(each, names) for each in jaxpr.outvars]
+    return _hash([*results, *sorted(effects)])
+
+
+def checksum(arrays: Iterable[Any]) -> str:
+    """Return a number that tells arrays apart; of large ones it reads the first and the last rows."""
+    total = 0
+    for each in arrays:
+        is_key = isinstance(each, jax.Array) and jnp.issubdtype(each.dtype, jax.dtypes.prng_key)
+        numbers = jax.random.key_data(each) if is_key else each
+        is_large = len(np.shape(numbers)) > 0 and numbers.nbytes > MOST_READ
+        read = np.concatenate([numbers[:1000], numbers[-1000:]]) if is_large else np.asarray(numbers)
+        total = zlib.crc32(np.ascontiguousarray(read).tobytes(), total)
+    return f"{total:08x}"
+
+
+def without_addresses(text: str) -> str:
+    """Return a text without the addresses of objects, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+|\bid=\d+", "", text)
+
+
+def _of_equation(equation: JaxprEqn, operands: list[str]) -> str:
+    params = [f"{name} {_of_value(value)}" for name, value in sorted(equation.params.items())]
+    return _hash([equation.primitive.name, *params, *operands, *(str(each.aval) for each in equation.outvars)])
+
+
+def _of_operand(operand: Any, names: Mapping[Any, str]) -> str:
+    return f"{operand.val!r} {operand.aval}" if isinstance(operand, Literal) else names.get(operand, "dropped")
+
+
+def _of_value(value: Any) -> str:
+    """Return what an equation's parameter says, without what differs from process to process."""
+    if isinstance(value, ClosedJaxpr):
+        return digest(value.jaxpr, value.consts)
+    if isinstance(value, Jaxpr):
+        return digest(value)
+    if isinstance(value, tuple | list):
+        return _hash([_of_value(each) for each in value])
+    if isinstance(value, Mapping):
+        return _hash([f"{name} {_of_value(each)}" for name, each in sorted(value.items(), key=str)])
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{value.shape} {checksum([value])}"
+    if isinstance(value, set | frozenset):
+        return _hash(sorted(map(_of_value, value)))
+    is_named = callable(value) and hasattr(value, "__qualname__")
+    return f"{value.__module__}.{value.__qualname__}" if is_named else without_addresses(repr(value))
+
+
+def _hash(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -1,0 +1,137 @@
+"""`run_mcmc`: the draws of one run, in blocks that are saved, from which another process goes on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_ebm as ebm
+from numpyro_ebm._core.storage import Storage
+
+KEY = jax.random.key(0)
+ROWS = np.random.default_rng(0).normal(1.0, 1.0, 20)
+EDGES = np.array([[0, 1], [1, 2]])
+SPINS = np.random.default_rng(0).choice([-1, 1], (30, 3))
+
+
+def normal(x):
+    m = numpyro.sample("m", dist.Normal(0, 3))
+    s = numpyro.sample("s", dist.HalfNormal(2))
+    numpyro.deterministic("ratio", m / s)
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", dist.Normal(m, s), obs=x)
+
+
+def energy(x):
+    numpyro.sample("v", ebm.EnergyDistribution(lambda v: 0.5 * jnp.sum((v - x[:2]) ** 2), (2,)))
+
+
+def network(x):
+    j = numpyro.sample("j", dist.Normal(0, 1).expand([2]).to_event(1))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", ebm.EnergyDistribution(ebm.energies.Ising(EDGES, j), (3,), support=ebm.spins), obs=x)
+
+
+def exchange():
+    return ebm.ExchangeKernel(network, exact_sampler="enumeration", num_newton_steps=3)
+
+
+CASES = {
+    "nuts": (lambda: NUTS(normal), ROWS, {}),
+    "vectorized": (lambda: NUTS(normal), ROWS, {"num_chains": 3, "chain_method": "vectorized"}),
+    "sequential": (lambda: NUTS(normal), ROWS, {"num_chains": 2, "chain_method": "sequential"}),
+    "blackjax": (lambda: ebm.BlackJAXKernel(energy, "nuts"), ROWS, {"thinning": 2}),
+    "exchange": (exchange, SPINS, {"num_chains": 2, "chain_method": "vectorized"}),
+}
+
+
+def mcmc_of(name, num_samples=60):
+    kernel, x, options = CASES[name]
+    return MCMC(kernel(), num_warmup=20, num_samples=num_samples, progress_bar=False, **options), x
+
+
+def same(first, second):
+    for one, other in (
+        (first.get_samples(group_by_chain=True), second.get_samples(group_by_chain=True)),
+        (first.get_extra_fields(group_by_chain=True), second.get_extra_fields(group_by_chain=True)),
+    ):
+        assert one.keys() == other.keys()
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("name", ["nuts", *(pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "nuts")])
+def test_the_draws_are_those_of_one_run(tmp_path, name):
+    """In blocks, and with another process in the place of the first: both are the run in one piece."""
+    whole, x = mcmc_of(name)
+    whole.run(KEY, x)
+    blocks, _ = mcmc_of(name)
+    ebm.run_mcmc(KEY, blocks, x, checkpoint=tmp_path / "blocks", save_every=20)
+    same(blocks, whole)
+    first, _ = mcmc_of(name, 40)
+    ebm.run_mcmc(KEY, first, x, checkpoint=tmp_path / "parts", save_every=40)
+    again, _ = mcmc_of(name)
+    ebm.run_mcmc(KEY, again, x, checkpoint=tmp_path / "parts", save_every=40)
+    same(again, whole)
+    assert (again.num_samples, again.progress_bar) == (60, False)
+    stored, _ = mcmc_of(name)
+    ebm.run_mcmc(KEY, stored, x, checkpoint=tmp_path / "parts")
+    same(stored, whole)
+    assert len(ebm.to_arviz(stored).posterior.draw) == len(ebm.to_arviz(whole).posterior.draw)
+
+
+def test_an_interruption_and_an_error_keep_whole_blocks(tmp_path, monkeypatch):
+    mcmc, x = mcmc_of("nuts")
+    run, calls = MCMC.run, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(self.num_samples)
+        if len(calls) == 4:  # the warm-up, and two blocks
+            raise KeyboardInterrupt
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(MCMC, "run", interrupted)
+    with pytest.warns(UserWarning, match="holds the first 40 draws"):
+        ebm.run_mcmc(KEY, mcmc, x, checkpoint=tmp_path, save_every=20)
+    assert mcmc.get_samples()["m"].shape == (40,)
+    monkeypatch.undo()
+
+    def full(self, step, *args):
+        raise ebm.CheckpointError("no space left")
+
+    save = Storage.save
+    monkeypatch.setattr(Storage, "save", full)
+    again, _ = mcmc_of("nuts")
+    with pytest.raises(ebm.CheckpointError, match="no space left"):
+        ebm.run_mcmc(KEY, again, x, checkpoint=tmp_path, save_every=20)
+    assert again.get_samples()["m"].shape == (60,)
+    monkeypatch.setattr(Storage, "save", save)
+    whole, _ = mcmc_of("nuts")
+    whole.run(KEY, x)
+    same(again, whole)
+
+
+def test_another_run_is_refused(tmp_path):
+    mcmc, x = mcmc_of("nuts", 20)
+    ebm.run_mcmc(KEY, mcmc, x, checkpoint=tmp_path, save_every=20)
+    other = MCMC(ebm.BlackJAXKernel(normal, "hmc"), num_warmup=20, num_samples=40, progress_bar=False)
+    with pytest.raises(ebm.EnergyError, match=r"kernel: NUTS in the checkpoint, BlackJAXKernel\(HMC\("):
+        ebm.run_mcmc(KEY, other, x, checkpoint=tmp_path)
+    for changed, words in (((KEY, x + 1), "data"), ((jax.random.key(1), x), "random key")):
+        with pytest.raises(ebm.EnergyError, match=f"another run. {words}: "):
+            ebm.run_mcmc(changed[0], mcmc_of("nuts")[0], changed[1], checkpoint=tmp_path)
+    wider = MCMC(NUTS(energy), num_warmup=20, num_samples=40, progress_bar=False)
+    with pytest.raises(ebm.EnergyError, match=r"sites: \['m sample \[\]', 's sample \[\]'.*\['v sample \[2\]'\] here"):
+        ebm.run_mcmc(KEY, wider, x, checkpoint=tmp_path)
+
+
+def test_refusals(tmp_path):
+    mcmc, x = mcmc_of("blackjax")
+    with pytest.raises(ebm.EnergyError, match="save_every=5 has to be a multiple of thinning=2"):
+        ebm.run_mcmc(KEY, mcmc, x, checkpoint=tmp_path, save_every=5)
+    with pytest.raises(ebm.EnergyError, match="save_every >= 1"):
+        ebm.run_mcmc(KEY, mcmc, x, checkpoint=tmp_path, save_every=0)
+    with pytest.raises(TypeError, match="needs a numpyro.infer.MCMC; got NUTS"):
+        ebm.run_mcmc(KEY, NUTS(normal), x, checkpoint=tmp_path)
