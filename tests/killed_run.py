@@ -35,10 +35,10 @@ def bits(tree):
     return [np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf) for leaf in leaves]
 
 
-def run(folder, num_steps=4000, callback=None, **options):
+def run(folder, num_steps=2000, callback=None, **options):
     """Train with everything that a checkpoint holds: batches, averages, chains that are recorded, moments of Adam."""
     estimated = ebm.estimate(model, "replay", num_steps=2, buffer_size=500)
-    optimizer = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(optax.cosine_decay_schedule(0.01, 4000)))
+    optimizer = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(optax.cosine_decay_schedule(0.01, 2000)))
     svi = SVI(estimated, AutoNormal(estimated), optimizer, Trace_ELBO())
     settings = {"batch_size": 64, "check_every": 25, "ema": 0.99, "record_chains": 2, "on_unhealthy": "rollback"} | options
     data = settings.pop("batches", X)
