@@ -13,6 +13,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 MOST_READ = 2**26
 """Bytes of an array of which a checksum reads all: a tenth of a second."""
+MOVES = ("reshard", "sharding_constraint")
+"""Operations that move values and do not change them."""
+PLACES = ("sharding", "mesh")
+"""Parameters of operations that say where values lie, which is no part of what they are."""
 
 
 def digest(jaxpr: Jaxpr, constants: Sequence[Any] = ()) -> str:
@@ -31,6 +35,9 @@ def digest(jaxpr: Jaxpr, constants: Sequence[Any] = ()) -> str:
         names[variable] = f"{checksum([value])} {variable.aval}"
     effects = []
     for equation in jaxpr.eqns:
+        if equation.primitive.name in MOVES:
+            names[equation.outvars[0]] = _of_operand(equation.invars[0], names)
+            continue
         own = _of_equation(equation, [_of_operand(each, names) for each in equation.invars])
         names.update({variable: f"{own} {i}" for i, variable in enumerate(equation.outvars)})
         effects += [own] if equation.effects else []
@@ -56,12 +63,16 @@ def without_addresses(text: str) -> str:
 
 
 def _of_equation(equation: JaxprEqn, operands: list[str]) -> str:
-    params = [f"{name} {_of_value(value)}" for name, value in sorted(equation.params.items())]
+    kept = {name: value for name, value in equation.params.items() if not any(word in name for word in PLACES)}
+    params = [f"{name} {_of_value(value)}" for name, value in sorted(kept.items())]
     return _hash([equation.primitive.name, *params, *operands, *(str(each.aval) for each in equation.outvars)])
 
 
 def _of_operand(operand: Any, names: Mapping[Any, str]) -> str:
-    return f"{operand.val!r} {operand.aval}" if isinstance(operand, Literal) else names.get(operand, "dropped")
+    if not isinstance(operand, Literal):
+        return names.get(operand, "dropped")
+    aval: Any = operand.aval
+    return f"{checksum([np.asarray(operand.val, aval.dtype)])} {aval}"
 
 
 def _of_value(value: Any) -> str:

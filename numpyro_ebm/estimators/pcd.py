@@ -11,6 +11,7 @@ from numpyro_ebm._core.typing import PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.pool import PoolEstimator, pool_of
 from numpyro_ebm.estimators.parts.positive_phase import PositivePhase
+from numpyro_ebm.estimators.parts.slots import Listed
 from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
 
 
@@ -18,10 +19,10 @@ from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
 class PersistentContrastiveDivergence(PoolEstimator):
     r"""Persistent contrastive divergence (Tieleman): chains that continue from one update to the next.
 
-    Each update takes a run of slots from a random position on, as many as there are rows (or all, where there are fewer
-    chains). It evaluates those chains under the current energy, moves them by ``num_steps`` transitions and writes them back
-    to their slots. The surrogate of a row is its log density minus the mean over the chains moved. No chain is ever lost or
-    restarted.
+    Each update takes as many chains as there are rows (or all, if there are fewer chains) from random slots: evenly spaced
+    where the number of rows divides that of chains, otherwise in a row. It evaluates those chains under the current energy,
+    moves them by ``num_steps`` transitions and writes them back to their slots. The surrogate of a row is its log density
+    minus the mean over the chains moved. No chain is ever lost or restarted.
 
     Rows with a context or a base of their own have one chain each, which belongs to its row of the whole data set and is
     moved when the row is in the batch. Where the step size adapts, each of these chains has its own, since their densities
@@ -93,8 +94,8 @@ class PersistentContrastiveDivergence(PoolEstimator):
         """Start from chains drawn from the pool, or from those of the rows."""
         if site.local is None:
             return super().begin(rng_key, site, state, kernel)
-        slots = jnp.arange(site.num_rows) if site.index is None else site.index
-        kept = jax.tree.map(lambda leaf: leaf[slots], pool_of(state))
+        slots = Listed(jnp.arange(site.num_rows) if site.index is None else site.index)
+        kept = jax.tree.map(slots.take, pool_of(state))
         fresh = kernel.lift_all(draw_rows(self.start, rng_key, site)[0])
         position = jax.tree.map(lambda new, old: jnp.where(over(kept.age < 0, old), new, old), fresh, kept.position)
         return Start(position, site.local, slots=slots, age=jnp.maximum(kept.age, 0), log_factor=kept.log_factor)

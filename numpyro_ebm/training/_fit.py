@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
@@ -27,6 +28,7 @@ from numpyro_ebm.training.batches import Batch, Feed, Layout, feed_of
 from numpyro_ebm.training.checkpoints import restored, storage_of
 from numpyro_ebm.training.recording import check_recordable, estimators_of
 from numpyro_ebm.training.results import FitResult
+from numpyro_ebm.training.sharding import placement_of
 
 
 def fit(
@@ -51,6 +53,7 @@ def fit(
     callback: Callable[[dict[str, float]], object] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
+    sharding: Mesh | int | None = None,
     **kwargs: Any,
 ) -> FitResult:
     r"""Run SVI as ``svi.run`` does, evaluate held-out rows on the way, and return what was trained however the run ends.
@@ -76,6 +79,10 @@ def fit(
     optimiser, chains, random key, place in the data, and the record so far. The same call goes on from it, after a crash or
     with more ``num_steps``. An iterator of batches is set back where it can be (grain), or passed over to its place, for
     which it has to yield the same batches again.
+
+    **Devices.** With ``sharding`` rows and persistent chains are split over the devices. Parameters are on all of them, or
+    split over a second axis of the mesh. The results are those of one device up to rounding. Use ``batches`` of a size that
+    the number of devices divides: rows that a plate subsamples from all devices have to be sent.
 
     **Averages.** With ``ema`` a moving average of the unconstrained parameters, :math:`\\bar\\theta \\leftarrow
     \\text{ema}\\,\\bar\\theta + (1 - \\text{ema})\\,\\theta` without the weight of its start, stands for them in
@@ -115,6 +122,8 @@ def fit(
         checkpoint: a folder for checkpoints (extra ``checkpoint``). If it holds one, the run goes on from it: its updates
             count among ``num_steps``, and the result is that of a run without interruption, bit for bit.
         checkpoint_every: number of updates between checkpoints, which are written at checks; None for one at each check.
+        sharding: a `jax.sharding.Mesh`, whose first axis splits rows and chains and whose second axis, if any, splits the
+            longest dimension of each parameter that it divides; or a number of devices for the first; None for one device.
         **kwargs: keyword arguments of the model and the guide.
 
     Returns:
@@ -166,6 +175,9 @@ def fit(
     else:
         feed = feed_of(jax.random.fold_in(rng_key, 2), batches, batch_size, data_size)
     layout = Layout(0, ()) if feed is None else _first(feed).layout
+    placement = placement_of(sharding)
+    if placement is not None and feed is not None:
+        placement.check_divides(len(feed.peek().arrays[0]))
     task = Task(
         svi,
         take_apart(args, kwargs),
@@ -178,6 +190,7 @@ def fit(
         decay=ema,
         num_recorded=record_chains,
         watched=watched,
+        placement=placement,
     )
     with as_it_was_raised():
         run, task = _start(rng_key, task, init_state, init_params, goes_back=goes_back)
@@ -286,6 +299,8 @@ def _start(
     if goes_back:
         check_scales_steps(task.svi, state)
     carry = jax.tree.map(_strong, Carry(state, average, jnp.ones((), float) if goes_back else None))
+    task = task.spread()
+    carry = task.placed(carry)
     run = Run(carry, healthy=(carry, 0) if goes_back else None)
     if before is not None and task.feed is not None:
         task.feed.skip(before.num_batches)

@@ -167,7 +167,7 @@ def _advance(carry: Carry, task: Task, length: int) -> Advanced:
         return _by_batch(carry, task, length)
     data = task.data([])
     carry, (losses, norms) = _scan(task.update(carry, data), carry, data, length=length)
-    return Advanced(carry, np.asarray(losses), np.asarray(norms), data)
+    return Advanced(task.placed(carry), np.asarray(losses), np.asarray(norms), data)
 
 
 @programs.jit(static_argnames=("length",))
@@ -185,6 +185,7 @@ def _by_batch(carry: Carry, task: Task, length: int) -> Advanced:
             suspect = suspect or next(filter(None, map(suspicious, batches)), None)
             data, num, left = task.data(batches, size), len(batches), left - len(batches)
             carry, figures = _loop(task.update(carry, data.like_one), carry, data, np.int32(num), size=size)
+            carry = task.placed(carry)
             measured.append((num, figures))
             jax.block_until_ready(measured[-IN_FLIGHT:][0])
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, miniba
 from numpyro_ebm.training._held_out import Arguments, by_site, in_order, loss_at
 from numpyro_ebm.training.batches import Batch, Feed, Layout
 from numpyro_ebm.training.recording import look_at_pools, sites_of
+from numpyro_ebm.training.sharding import Placement
 
 
 class Carry(NamedTuple):
@@ -78,6 +79,7 @@ class Task:
         decay: decay of the moving average of the parameters; None without one.
         num_recorded: how many persistent chains of each site to record.
         watched: a function of the parameters that stands for the loss of held-out rows, or None.
+        placement: how arrays are split over devices; None for one device.
     """
 
     svi: SVI
@@ -91,6 +93,7 @@ class Task:
     decay: float | None = None
     num_recorded: int = 0
     watched: Callable[[dict[str, Any]], Any] | None = None
+    placement: Placement | None = None
     _updates: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -101,7 +104,8 @@ class Task:
             EnergyError: if no plate, or several, have as many rows as the batch; if their number in all is not known; and
                 for chains that belong to rows, if it is not known which rows come.
         """
-        data = self.data([] if self.feed is None else [self.feed.peek()]).at(0)
+        here = dataclasses.replace(self, placement=None)  # whose values can be read, also by one process of several
+        data = here.data([] if self.feed is None else [self.feed.peek()]).at(0)
         (args, kwargs), svi = self.arguments(data), self.bound(data)
         state = svi.init(rng_key, *args, init_params=init_params, **kwargs)
         self.svi.constrain_fn = svi.constrain_fn
@@ -118,8 +122,19 @@ class Task:
             return Data(self.train.arrays, [])
         rows = [_stacked(each, size) for each in zip(*(batch.arrays for batch in batches), strict=True)]
         has_index = batches[0].index is not None
-        index = jax.device_put(_stacked([batch.index for batch in batches], size)) if has_index else None
-        return Data(self.train.arrays, jax.device_put(rows), index)
+        put = jax.device_put if self.placement is None else self.placement.put_rows
+        index = put(_stacked([batch.index for batch in batches], size)) if has_index else None
+        return Data(self.train.arrays, [put(each) for each in rows], index)
+
+    def spread(self) -> "Task":
+        """Return the task with the arguments of `fit` on the devices."""
+        if self.placement is None:
+            return self
+        return dataclasses.replace(self, train=self.train._replace(arrays=self.placement.put_constants(self.train.arrays)))
+
+    def placed(self, carry: Carry) -> Carry:
+        """Return the carry where it lay before an update, so that the next one is the same program."""
+        return carry if self.placement is None else self.placement.put(carry)
 
     def update(self, carry: Carry, data: Data) -> programs.Program:
         """Return the program of an update: ``update(carry, data) -> carry, (loss, norm of the gradient)``.
@@ -185,7 +200,8 @@ class Task:
         average = carry.average
         if self.decay is not None:
             _, average = optax.ema(self.decay).update(svi.optim.get_params(state.optim_state), average)
-        return carry._replace(svi=state, average=average), measured
+        carry = carry._replace(svi=state, average=average)
+        return carry if self.placement is None else self.placement.keep(carry), measured
 
     def _loss(self, carry: Carry, arrays: list[Any]) -> tuple[Scalar, dict[str, Any]]:
         rows: Any = self.held_out
@@ -194,7 +210,8 @@ class Task:
         return loss_at(self.svi, rows._replace(arrays=arrays), self.key_held_out, given), params
 
     def _look(self, carry: Carry, data: Data) -> tuple[dict[str, Any], dict[str, Any]]:
-        return look_at_pools(self.bound(data), *self.arguments(data), self.num_recorded, carry.svi)
+        found = look_at_pools(self.bound(data), *self.arguments(data), self.num_recorded, carry.svi)
+        return found if self.placement is None else self.placement.gathered(found)
 
 
 def _stacked(arrays: Sequence[Any], size: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from numpyro_ebm.training._task import Task
 from numpyro_ebm.training.batches import ArrayFeed
 from numpyro_ebm.training.recording import Look, estimators_of
 from numpyro_ebm.training.results import Rollback
+from numpyro_ebm.training.sharding import readable
 
 PLAIN = ("held_out_losses", "check_steps", "best_step", "history", "num_batches", "feed_state", "reached")
 """Fields of a run that JSON takes as they are."""
@@ -32,7 +33,7 @@ def storage_of(folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, op
         options: options of `fit` on which the updates or the checks depend, by name.
     """
     feed = task.feed
-    data = [*task.train.arrays, *(feed.columns if isinstance(feed, ArrayFeed) else ())]
+    data = [*map(readable, task.train.arrays), *(feed.columns if isinstance(feed, ArrayFeed) else ())]
     one = task.data([] if feed is None else [feed.peek()])
     program = task.update(run.carry, one if feed is None else one.like_one)
     estimators = [without_addresses(repr(each)) for each in estimators_of(task.svi)]
@@ -42,7 +43,7 @@ def storage_of(folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, op
         "data": f"{[f'{each.dtype}{list(each.shape)}' for each in data]}, checksum {checksum(data)}",
         **{name: str(value) for name, value in options.items()},
         "random key": checksum([rng_key]),
-        "update (model, guide, energy, loss and optimiser)": digest(program.code.jaxpr, program.constants),
+        "update (model, guide, energy, loss and optimiser)": digest(program.code.jaxpr, [*map(readable, program.constants)]),
     }
     return Storage(folder, identity)
 

@@ -12,6 +12,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.estimators.parts.negative_phase import ChainEstimator
+from numpyro_ebm.estimators.parts.slots import draw_slots
 from numpyro_ebm.estimators.parts.starts import Start, check_start, draw_start, over
 from numpyro_ebm.estimators.state import ChainState, Pool
 
@@ -56,16 +57,15 @@ class PoolEstimator(ChainEstimator):
         return super().init(rng_key, site)._replace(pool=pool)
 
     def begin(self, rng_key, site: Site, state, kernel) -> Start:
-        """Take the chains of consecutive slots from a random slot on, and restart some of them."""
+        """Take the chains of some slots, and restart some of them."""
         key_slots, key_which, key_fresh = jax.random.split(rng_key, 3)
         pool = pool_of(state)
-        size = len(pool.age)
-        # All slots are equally likely, and none comes twice; a permutation of the pool would cost more than the chains.
-        slots = (jax.random.randint(key_slots, (), 0, size) + jnp.arange(min(size, site.num_rows))) % size
-        kept = jax.tree.map(lambda leaf: leaf[slots], pool)
-        anew = self.choose_restarts(key_which, len(slots))
+        num = min(len(pool.age), site.num_rows)
+        slots = draw_slots(key_slots, len(pool.age), num)
+        kept = jax.tree.map(slots.take, pool)
+        anew = self.choose_restarts(key_which, num)
         if anew is not None:
-            fresh_position, fresh_local = self.fresh(key_fresh, site, len(slots))
+            fresh_position, fresh_local = self.fresh(key_fresh, site, num)
             zeros = jax.tree.map(jnp.zeros_like, kept)
             lifted = kernel.lift_all(fresh_position)
             fresh = zeros._replace(position=lifted, local=fresh_local)
@@ -79,8 +79,8 @@ class PoolEstimator(ChainEstimator):
         log_factor = None if log_factor is None else jnp.where(lost, 0.0, log_factor)
         local = None if pool.local is None else start.local  # without it each chain belongs to its row
         moved = Pool(ended, age, local, log_factor)  # pyright: ignore[reportArgumentType]
-        written = jax.tree.map(lambda old, new: old.at[start.slots].set(new, unique_indices=True), pool, moved)
-        return state._replace(pool=written)
+        slots: Any = start.slots
+        return state._replace(pool=jax.tree.map(slots.put, pool, moved))
 
 
 def pool_of(state: ChainState) -> Pool:

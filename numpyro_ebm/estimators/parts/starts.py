@@ -11,6 +11,7 @@ from numpyro_ebm._core.errors import EnergyError, nearest
 from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree
 from numpyro_ebm.distributions.site import Site
 from numpyro_ebm.distributions.supports import check_same_support
+from numpyro_ebm.estimators.parts.slots import Slots
 
 
 class Start(NamedTuple):
@@ -28,7 +29,7 @@ class Start(NamedTuple):
     position: Position
     local: PyTree
     paired: bool = True
-    slots: Int[Array, " chains"] | None = None
+    slots: Slots | None = None
     age: Int[Array, " chains"] | None = None
     log_factor: Float[Array, " chains"] | None = None
 

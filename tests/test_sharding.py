@@ -1,0 +1,108 @@
+"""Training on many devices is training on one, up to rounding: on eight simulated devices, and on two processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from helpers import precision_model
+from jax.sharding import Mesh
+from numpyro.infer import SVI, Trace_ELBO
+
+import numpyro_ebm as ebm
+from numpyro_ebm.training.sharding import Placement, placement_of
+
+SCRIPT = Path(__file__).with_name("sharded_run.py")
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sharded") / "found"
+    done = subprocess.run([sys.executable, str(SCRIPT), str(out)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rematerialization" not in done.stderr
+    return np.load(f"{out}.npz")
+
+
+def same(found, first, second):
+    for name in ("losses", "t", "w"):
+        np.testing.assert_allclose(found[f"{first}, {name}"], found[f"{second}, {name}"], rtol=2e-4, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pcd", "replay", "cd", "sm", "nce", "all rows"])
+def test_eight_devices_are_one(found, name):
+    same(found, f"{name}, one", f"{name}, eight")
+
+
+@pytest.mark.slow
+def test_parameters_are_split_over_a_second_axis(found):
+    same(found, "pcd, one", "pcd, two axes")
+    assert {tuple(shape) for shape in found["lies, w"]} == {(4, 8)}
+
+
+@pytest.mark.slow
+def test_chains_differ_from_device_to_device(found):
+    chains = found["lies, chains"]
+    assert chains.shape == (8, 32, 4)
+    assert len(np.unique(chains.reshape(-1, 4), axis=0)) == 256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["one", "two"])
+def test_a_checkpoint_of_eight_devices_goes_on(found, where):
+    same(found, "pcd, one", f"goes on, {where}")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(found, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    commands = [[sys.executable, str(SCRIPT), str(tmp_path / str(i)), str(i), port] for i in range(2)]
+    running = [subprocess.Popen(each, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) for each in commands]
+    for each in running:
+        _, errors = each.communicate(timeout=600)
+        each.stderr.close()
+        assert each.returncode == 0, errors[-3000:]
+    for i in range(2):
+        results = np.load(tmp_path / f"{i}.npz")
+        for name in ("losses", "t", "w"):
+            np.testing.assert_allclose(results[name], found[f"pcd, one, {name}"], rtol=2e-4, atol=2e-3)
+
+
+def test_refusals():
+    svi = SVI(ebm.estimate(precision_model, "sm"), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
+    for sharding, words in ((0, "sharding=0 devices, and there are 1"), (9, "xla_force_host_platform_device_count=9")):
+        with pytest.raises(ebm.EnergyError, match=words):
+            ebm.fit(jax.random.key(0), svi, 3, np.ones(4), sharding=sharding)
+    for sharding in (True, "all", 2.0):
+        with pytest.raises(TypeError, match="a jax.sharding.Mesh or a number of devices"):
+            placement_of(sharding)
+    with pytest.raises(ebm.EnergyError, match="one axis .* or two"):
+        placement_of(Mesh(np.array(jax.devices()).reshape(1, 1, 1), ("a", "b", "c")))
+
+
+def test_batches_that_cannot_be_split(monkeypatch):
+    monkeypatch.setattr(Placement, "num_parts", 8)
+    with pytest.raises(ebm.EnergyError, match=r"Batches of 60 rows.*over 8 devices.*batch_size=64, or pad.*mask=is_row"):
+        placement_of(1).check_divides(60)
+    svi = SVI(ebm.estimate(precision_model, "pcd", num_chains=12), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
+    with pytest.raises(ebm.EnergyError, match="12 persistent chains cannot be split.*num_chains= or buffer_size=16"):
+        ebm.fit(jax.random.key(0), svi, 3, batches=np.ones(64), batch_size=8, sharding=1, progress_bar=False)
+
+
+def test_one_device_of_a_mesh_is_no_mesh():
+    svi = SVI(ebm.estimate(precision_model, "pcd"), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
+    x = np.random.default_rng(0).normal(0, 0.5, 32)
+    first, second = (
+        ebm.fit(jax.random.key(0), svi, 10, batches=x, batch_size=8, sharding=sharding, progress_bar=False)
+        for sharding in (None, 1)
+    )
+    np.testing.assert_allclose(first.losses, second.losses, rtol=1e-6)
