@@ -55,6 +55,18 @@ def evaluated(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_train_resume(tmp_path, capsys):
+    results = load("train_resume").main(["--steps=300", "--check-every=50", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "equal, bit for bit: True" in printed
+    assert "uninterrupted" in printed
+    for result in results.values():
+        assert len(result.losses) == 300
+        assert -40 < -result.held_out_losses.min() < -20
+    assert (tmp_path / "train_resume.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
 def test_evaluate(evaluated):
     out, results = evaluated
     evaluation, found = results["evaluation"], results["diagnoses"]

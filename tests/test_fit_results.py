@@ -1,5 +1,6 @@
 """What `fit` returns: moving averages, rollbacks, figures of the run, and results that are kept, drawn from and plotted."""
 
+import gc
 import pickle
 from functools import partial
 
@@ -12,6 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from conftest import memory
 from estimator_cases import continuous_options
 from helpers import precision_model, some_slow, vector_model
 from numpyro.infer import SVI, Trace_ELBO
@@ -172,6 +174,32 @@ class TestRollback:
             fit(KEY, svi_of(optimiser=numpyro.optim.Adam(0.1)), 3, X, on_unhealthy="rollback")
         with pytest.raises(ebm.EnergyError, match="None or 'rollback'; got 'stop'"):
             fit(KEY, svi_of(), 3, X, on_unhealthy="stop")
+
+
+@pytest.mark.filterwarnings("ignore::numpyro_ebm.UnhealthyChainsWarning")
+def test_an_infinite_energy_of_one_row_stops_before_it_does_harm():
+    def model(x):
+        t = numpyro.param("t", 1.0)
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda v: jnp.where(v > 10, jnp.inf, 0.5 * t * v**2)), obs=x)
+
+    svi = svi_of("cd", model)
+    with pytest.warns(ebm.NonFiniteLossWarning, match="those after 0. Use a smaller learning rate.*energy overflows"):
+        result = fit(KEY, svi, 10, np.r_[X, 50.0].astype(np.float32))
+    assert (result.stopped, result.best_step, result.params["t"]) == ("nonfinite", 0, 1.0)
+
+
+@pytest.mark.slow
+def test_many_fits_of_new_data_hold_no_memory():
+    """500 fits of arrays of one shape: programs are kept once, and nothing of the data."""
+    rng, svi = np.random.default_rng(0), svi_of("pcd", vector_model)
+    for i in range(520):
+        if i == 20:
+            gc.collect()
+            before = memory()
+        fit(jax.random.key(i), svi, 3, rng.normal(size=(100, 2)).astype(np.float32), check_every=3)
+    gc.collect()
+    assert memory() - before < 50 * 2**20
 
 
 class TestHistory:
