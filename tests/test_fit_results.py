@@ -128,8 +128,9 @@ class TestRollback:
     def test_steps_that_are_too_large_are_halved_until_they_work(self):
         """Descent above 2 / sum(x^2) diverges; the optimum is that of score matching."""
         x = np.random.default_rng(0).normal(0, 0.5, 400)
-        svi = svi_of(optimiser=optax.sgd(0.05))
-        result = fit(KEY, svi, 600, x, check_every=30, on_unhealthy="rollback")
+        svi, seen = svi_of(optimiser=optax.sgd(0.05)), []
+        result = fit(KEY, svi, 600, x, check_every=30, on_unhealthy="rollback", callback=seen.append)
+        np.testing.assert_array_equal([each["step"] for each in seen], result.history["step"])
         assert result.stopped == "end"
         np.testing.assert_allclose(result.params["t"], 1 / np.mean(x**2), rtol=1e-3)
         assert {each.reason for each in result.rollbacks} == {"nonfinite"}
@@ -148,7 +149,7 @@ class TestRollback:
 
         svi = svi_of("dsm", model, optax.sgd(1e-3), sigma=0.3)
         with pytest.warns(ebm.NonFiniteLossWarning, match="after"):
-            result = fit(KEY, svi, 1000, X, check_every=10, on_unhealthy="rollback")
+            result = fit(KEY, svi, 1000, X, check_every=10, on_unhealthy="rollback", callback=pytest.fail)
         assert result.stopped == "nonfinite"
         assert [each.to_step for each in result.rollbacks] == [0] * 10
         assert (len(result.losses), result.best_step, result.params["t"]) == (110, 0, 1.0)

@@ -35,8 +35,10 @@ def to_the_end(run: Run, task: Task, plan: Plan, storage: Storage | None) -> Run
     try:
         with bar:
             while run.stopped is None and (length := next(lengths, None)):
+                num_checks = len(run.history)
                 run = to_next_check(run, task, length, goes_back=plan.goes_back)
-                run = _patient(_told(run, plan), plan)
+                run = _told(run, plan) if len(run.history) > num_checks else run  # none after a rollback
+                run = _patient(run, plan)
                 bar.set_postfix_str(_progress(run), refresh=False)
                 bar.update(run.num_updates - bar.n)
                 if storage is not None:

@@ -181,7 +181,8 @@ class IteratorFeed(Feed):
             except StopIteration:
                 raise EnergyError(
                     f"The run goes on after {num_batches} batches, and the iterator has fewer. Pass an iterable that yields "
-                    "the same batches again, such as a list or a data loader, or an array with batch_size=."
+                    "the same batches again, such as a list or a data loader, or an array with batch_size=; or, to begin "
+                    "with its first batch, init_state=result.state."
                 ) from None
 
     def state(self) -> Any:
