@@ -211,7 +211,7 @@ class TestHistory:
             *("step", "loss", "gradient_norm", "steps_per_second", "energy_gap/x", "acceptance_rate/x")
         }
         np.testing.assert_array_equal(result.history["step"], [10, 20, 25])
-        means = [np.mean(result.losses[i:j]) for i, j in ((0, 10), (10, 20), (20, 25))]
+        means = [np.mean(result.losses[i:j], dtype=float) for i, j in ((0, 10), (10, 20), (20, 25))]
         np.testing.assert_allclose(result.history["loss"], means)
         np.testing.assert_array_equal(result.history["energy_gap/x"], result.health.sites["x"].energy_gap)
         for name, values in result.history.items():
