@@ -54,12 +54,14 @@ class TestGoingOn:
         assert not seen
         assert steps_in(tmp_path / "run") == [75, 100]
 
+    @pytest.mark.slow
     def test_a_run_that_stops_between_checks(self, tmp_path):
         assert len(run(tmp_path / "run", 40).losses) == 40
         rest = run(tmp_path / "run", 100)
         np.testing.assert_array_equal(rest.losses, run(None, 100).losses)
         np.testing.assert_array_equal(rest.history["step"], [25, 40, 50, 75, 100])
 
+    @pytest.mark.slow
     def test_an_interval_of_one_s_own(self, tmp_path):
         run(tmp_path / "run", 125, checkpoint_every=50)
         assert steps_in(tmp_path / "run") == [100, 125]
@@ -79,6 +81,7 @@ class TestGoingOn:
         longer = fit(tmp_path, 200, patience=6)
         same(kept(longer), kept(fit(None, 200, patience=6)))
 
+    @pytest.mark.slow
     def test_batches_of_an_iterator(self, tmp_path):
         batches = [X[i : i + 64] for i in range(0, 256, 64)]
         options = {"batches": batches, "batch_size": None, "data_size": 256}
@@ -87,6 +90,7 @@ class TestGoingOn:
         with pytest.raises(ebm.EnergyError, match="goes on after 100 batches, and the iterator has fewer"):
             run(tmp_path / "run", 150, **options | {"batches": iter(batches)})
 
+    @pytest.mark.slow
     def test_an_interrupted_run(self, tmp_path):
         def interrupt(figures):
             if figures["step"] == 75:
@@ -153,16 +157,17 @@ class TestRefusals:
         ("options", "words"),
         [
             ({"ema": 0.9}, "ema: 0.99 in the checkpoint, 0.9 here"),
-            ({"batch_size": 32}, "batch_size: 64 in the checkpoint, 32 here"),
-            ({"check_every": 20}, "check_every: 25"),
+            pytest.param({"batch_size": 32}, "batch_size: 64 in the checkpoint, 32 here", marks=pytest.mark.slow),
+            pytest.param({"check_every": 20}, "check_every: 25", marks=pytest.mark.slow),
             ({"batches": X[:200]}, r"data: \['float32\[300, 2\]'\].*\['float32\[200, 2\]'\]"),
-            ({"batches": X + 1e-3}, "data: .*checksum"),
+            pytest.param({"batches": X + 1e-3}, "data: .*checksum", marks=pytest.mark.slow),
         ],
     )
     def test_other_options(self, folder, options, words):
         with pytest.raises(ebm.EnergyError, match=f"is of another run.*{words}.*choose another folder"):
             run(folder, 50, **options)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("estimator", "optimizer", "energy", "words"),
         [
@@ -187,6 +192,7 @@ class TestRefusals:
             fit(estimator, optimizer, energy, 10)
         assert len(fit("pcd", optax.adam(0.01), lambda v, t: 0.5 * t * v**2, 10).losses) == 10
 
+    @pytest.mark.slow
     def test_another_key(self, folder, monkeypatch):
         monkeypatch.setattr(jax.random, "key", lambda seed: jax.random.PRNGKey(seed + 1))
         with pytest.raises(ebm.EnergyError, match="random key: "):
@@ -211,6 +217,7 @@ class TestRefusals:
 
 
 class TestFailures:
+    @pytest.mark.slow
     def test_a_full_disk_keeps_what_is_trained(self, tmp_path, monkeypatch):
         import orbax.checkpoint as ocp
 
@@ -258,6 +265,7 @@ class TestFailures:
         with pytest.raises(ebm.CheckpointError, match="for checkpoints cannot be made or read"):
             run(tmp_path / "file" / "run", 25)
 
+    @pytest.mark.slow
     def test_a_checkpoint_that_cannot_be_read(self, tmp_path):
         run(tmp_path / "run", 50)
         for each in (tmp_path / "run" / "50" / "arrays").rglob("*"):

@@ -193,12 +193,12 @@ def test_an_infinite_energy_of_one_row_stops_before_it_does_harm():
 @pytest.mark.slow
 def test_many_fits_of_new_data_hold_no_memory():
     """500 fits of arrays of one shape: programs are kept once, and nothing of the data."""
-    rng, svi = np.random.default_rng(0), svi_of("pcd", vector_model)
+    rng, svi = np.random.default_rng(0), svi_of("pcd")
     for i in range(520):
         if i == 20:
             gc.collect()
             before = memory()
-        fit(jax.random.key(i), svi, 3, rng.normal(size=(100, 2)).astype(np.float32), check_every=3)
+        fit(jax.random.key(i), svi, 3, rng.normal(size=100).astype(np.float32), check_every=3)
     gc.collect()
     assert memory() - before < 50 * 2**20
 
