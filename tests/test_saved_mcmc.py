@@ -117,11 +117,14 @@ def test_another_run_is_refused(tmp_path):
     mcmc, x = mcmc_of("nuts", 20)
     ebm.run_mcmc(KEY, mcmc, x, checkpoint=tmp_path, save_every=20)
     other = MCMC(ebm.BlackJAXKernel(normal, "hmc"), num_warmup=20, num_samples=40, progress_bar=False)
-    with pytest.raises(ebm.EnergyError, match=r"kernel: NUTS in the checkpoint, BlackJAXKernel\(HMC\("):
+    with pytest.raises(ebm.EnergyError, match=r"kernel: NUTS\(.* in the checkpoint, BlackJAXKernel\(kernel=HMC\("):
         ebm.run_mcmc(KEY, other, x, checkpoint=tmp_path)
     for changed, words in (((KEY, x + 1), "data"), ((jax.random.key(1), x), "random key")):
         with pytest.raises(ebm.EnergyError, match=f"another run. {words}: "):
             ebm.run_mcmc(changed[0], mcmc_of("nuts")[0], changed[1], checkpoint=tmp_path)
+    slower = MCMC(NUTS(normal, target_accept_prob=0.95), num_warmup=20, num_samples=40, progress_bar=False)
+    with pytest.raises(ebm.EnergyError, match=r"kernel: NUTS\(.*target_accept_prob=0.8.*target_accept_prob=0.95"):
+        ebm.run_mcmc(KEY, slower, x, checkpoint=tmp_path)
     wider = MCMC(NUTS(energy), num_warmup=20, num_samples=40, progress_bar=False)
     with pytest.raises(ebm.EnergyError, match=r"sites: \['m sample \[\]', 's sample \[\]'.*\['v sample \[2\]'\] here"):
         ebm.run_mcmc(KEY, wider, x, checkpoint=tmp_path)
@@ -135,3 +138,37 @@ def test_refusals(tmp_path):
         ebm.run_mcmc(KEY, mcmc, x, checkpoint=tmp_path, save_every=0)
     with pytest.raises(TypeError, match="needs a numpyro.infer.MCMC; got NUTS"):
         ebm.run_mcmc(KEY, NUTS(normal), x, checkpoint=tmp_path)
+
+
+def test_other_parameters_are_refused(tmp_path):
+    """Draws of an energy as it was trained before are no draws of it as it is now, though all sites are the same."""
+
+    def trained(x=None):
+        t = numpyro.param("t", 1.0)
+        numpyro.sample("v", ebm.EnergyDistribution(lambda v: 0.5 * t * v**2))
+
+    def run(t, kernel="nuts"):
+        sampler = ebm.BlackJAXKernel(trained, kernel, params={"t": jnp.asarray(t)})
+        mcmc = MCMC(sampler, num_warmup=20, num_samples=20, progress_bar=False)
+        ebm.run_mcmc(KEY, mcmc, checkpoint=tmp_path)
+        return mcmc.get_samples()["v"]
+
+    first = run(1.0)
+    np.testing.assert_array_equal(run(1.0), first)
+    with pytest.raises(ebm.EnergyError, match="another run. densities: "):
+        run(2.0)
+    with pytest.raises(ebm.EnergyError, match="another run. kernel: "):
+        run(1.0, ebm.NUTS(step_size=0.5))
+
+
+@pytest.mark.slow
+def test_other_settings_of_exchange_are_refused(tmp_path):
+    def run(num_steps):
+        kernel = ebm.ExchangeKernel(network, num_steps=num_steps, num_newton_steps=3)
+        mcmc = MCMC(kernel, num_warmup=5, num_samples=10, progress_bar=False)
+        ebm.run_mcmc(KEY, mcmc, SPINS, checkpoint=tmp_path)
+        return mcmc.get_samples()["j"]
+
+    np.testing.assert_array_equal(run(3), run(3))
+    with pytest.raises(ebm.EnergyError, match="kernel: ExchangeKernel.*num_steps=3.*num_steps=4"):
+        run(4)

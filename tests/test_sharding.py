@@ -92,7 +92,9 @@ def test_refusals():
 def test_batches_that_cannot_be_split(monkeypatch):
     monkeypatch.setattr(Placement, "num_parts", 8)
     with pytest.raises(ebm.EnergyError, match=r"Batches of 60 rows.*over 8 devices.*batch_size=64, or pad.*mask=is_row"):
-        placement_of(1).check_divides(60)
+        placement_of(1).check_divides([np.ones((60, 2))], are_batches=True)
+    with pytest.raises(ebm.EnergyError, match=r"Arguments of the lengths \[60, 3\].*over 8 devices. Write batches=x"):
+        placement_of(1).check_divides([np.ones(60), np.ones(3), np.float32(1.0)], are_batches=False)
     svi = SVI(ebm.estimate(precision_model, "pcd", num_chains=12), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
     with pytest.raises(ebm.EnergyError, match="12 persistent chains cannot be split.*num_chains= or buffer_size=16"):
         ebm.fit(jax.random.key(0), svi, 3, batches=np.ones(64), batch_size=8, sharding=1, progress_bar=False)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from numpyro_ebm._core.keys import as_numbers
 
 MOST_READ = 2**26
 """Bytes of an array of which a checksum reads all: a tenth of a second."""
@@ -49,8 +50,7 @@ def checksum(arrays: Iterable[Any]) -> str:
     """Return a number that tells arrays apart; of large ones it reads the first and the last rows."""
     total = 0
     for each in arrays:
-        is_key = isinstance(each, jax.Array) and jnp.issubdtype(each.dtype, jax.dtypes.prng_key)
-        numbers = jax.random.key_data(each) if is_key else each
+        numbers = as_numbers(each)
         is_large = len(np.shape(numbers)) > 0 and numbers.nbytes > MOST_READ
         read = np.concatenate([numbers[:1000], numbers[-1000:]]) if is_large else np.asarray(numbers)
         total = zlib.crc32(np.ascontiguousarray(read).tobytes(), total)

@@ -59,10 +59,9 @@ def as_arrays(owner: str, arguments: PyTree) -> PyTree:
 def _as_array(owner: str, leaf: object) -> Any:
     if isinstance(leaf, Iterator):
         raise TypeError(
-            f"{owner} got a {_described(leaf)}, which yields its rows only once and has no length. If all rows fit into "
-            "memory, write np.concatenate(list(batches)), with numpyro.plate('rows', len(x), subsample_size=256) in the "
-            "model for minibatches. Otherwise write update = jax.jit(svi.update), and for each batch "
-            "state, loss = update(state, batch), with numpyro.plate('rows', num_rows, subsample_size=len(batch))."
+            f"{owner} got a {_described(leaf)}, which yields its rows only once and has no length. Write "
+            "np.concatenate(list(batches)) if all rows fit into memory, or train with fit(rng_key, svi, num_steps, "
+            "batches=loader, data_size=num_rows)."
         )
     if isinstance(leaf, np.ma.MaskedArray):
         raise EnergyError(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebm._core.errors import CheckpointError, EnergyError
+from numpyro_ebm._core.keys import as_numbers, from_numbers
 from numpyro_ebm._core.typing import PyTree
 
 FORMAT = 1
@@ -94,14 +94,14 @@ class Storage:
             CheckpointError: if it cannot be read.
             EnergyError: if it is one of another run, naming the difference.
         """
-        args = self._orbax.args
+        args, step = self._orbax.args, self.step if step is None else step
         about = self._read(step, args.Composite(about=args.JsonRestore())).about
         was, now = about["identity"], self._identity
         changed = [name for name in now if was.get(name) != now[name]]
         if changed:
             differences = "; ".join(f"{name}: {was.get(name)} in the checkpoint, {now[name]} here" for name in changed)
             raise EnergyError(
-                f"The checkpoint of step {self.step} in {self.folder} is of another run. {differences}. Run it as it was, "
+                f"The checkpoint of step {step} in {self.folder} is of another run. {differences}. Run it as it was, "
                 "or choose another folder."
             )
         return about["values"]
@@ -117,7 +117,7 @@ class Storage:
             CheckpointError: if it cannot be read.
             EnergyError: if shapes or types differ, naming them.
         """
-        args = self._orbax.args
+        args, step = self._orbax.args, self.step if step is None else step
         named = {name: _numbers(leaf) for name, leaf in _named(like).items()}
         was = self._read(step, args.Composite(about=args.JsonRestore())).about["arrays"]
         now = _described(named)
@@ -125,20 +125,19 @@ class Storage:
         if changed:
             first = changed[0]
             raise EnergyError(
-                f"The checkpoint of step {self.step} in {self.folder} does not fit: {first} is {was.get(first, 'missing')} "
+                f"The checkpoint of step {step} in {self.folder} does not fit: {first} is {was.get(first, 'missing')} "
                 f"there and {now.get(first, 'missing')} here ({len(changed)} such arrays). Run it with the model, the "
                 "estimator and the optimiser that it had, or choose another folder."
             )
         targets = {f"{i:05d}": _target(leaf) for i, leaf in enumerate(named.values()) if leaf.size}
         found = self._read(step, args.Composite(arrays=args.StandardRestore(targets))).arrays
         leaves = [
-            _as_it_was(found[f"{i:05d}"] if numbers.size else numbers, leaf)
+            from_numbers(found[f"{i:05d}"] if numbers.size else numbers, leaf)
             for i, (leaf, numbers) in enumerate(zip(jax.tree.leaves(like), named.values(), strict=True))
         ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _read(self, step: int | None, what: Any) -> Any:
-        step = self.step if step is None else step
         try:
             return self._manager.restore(step, args=what)
         except Exception as error:
@@ -171,14 +170,7 @@ def _described(named: Mapping[str, Any]) -> dict[str, str]:
 
 def _numbers(leaf: Any) -> Any:
     """Return an array that can be stored: a random key as its numbers."""
-    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
-def _as_it_was(numbers: Any, like: Any) -> Any:
-    if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(like))
-    return numbers
+    return as_numbers(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _target(leaf: Any) -> Any:

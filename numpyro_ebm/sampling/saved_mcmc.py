@@ -1,9 +1,10 @@
 """`run_mcmc`: NumPyro's MCMC in blocks that are saved while it runs."""
 
+import inspect
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.infer import MCMC
+from numpyro.infer.mcmc import MCMCKernel
 from tqdm import tqdm
 
-from numpyro_ebm._core.digests import checksum, without_addresses
+from numpyro_ebm._core import programs
+from numpyro_ebm._core.digests import checksum, digest, without_addresses
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.options import check_count
@@ -51,8 +54,8 @@ def run_mcmc(
 
     Raises:
         EnergyError: (a ValueError) for a ``save_every`` that does not fit, and for a folder of another run, naming the
-            difference: the kernel, the sites of the model, the data, the numbers of chains and of warm-up transitions, or
-            the version.
+            difference: the kernel and its settings, the model with its parameters, the data, the numbers of chains and of
+            warm-up transitions, or the version.
         CheckpointError: (an OSError) if a block cannot be written or read; ``mcmc`` holds the draws so far.
         ImportError: without orbax.
         TypeError: for anything but NumPyro's MCMC.
@@ -109,34 +112,44 @@ def _in_blocks(mcmc: MCMC) -> Iterator[tuple[int, bool]]:
 
 
 def _identity(mcmc: MCMC, rng_key: PRNGKey, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Return what identifies a run. A change of numbers inside the model is not seen."""
+    """Return what identifies a run: the kernel with its settings, the model with all its numbers, the data and the key."""
     sampler: Any = mcmc.sampler
-    own = getattr(sampler, "kernel", None)
+    model, params = getattr(sampler, "model", None), getattr(sampler, "_params", None)
     data = [each for each in jax.tree.leaves((args, kwargs)) if hasattr(each, "shape")]
     return {
         "version of numpyro-ebm": version("numpyro-ebm"),
-        "kernel": type(sampler).__name__ + ("" if own is None else f"({without_addresses(repr(own))})"),
-        "sites": str(_sites(getattr(sampler, "model", None), args, kwargs)),
+        "kernel": f"{type(sampler).__name__}({_settings(sampler)})",
         "data": f"{[f'{each.dtype}{list(each.shape)}' for each in data]}, checksum {checksum(data)}",
+        **({} if model is None else _of_model(model, params or {}, args, kwargs)),
         "chains": f"{mcmc.num_chains}, {mcmc.chain_method}",
         "warm-up and thinning": f"{mcmc.num_warmup}, {mcmc.thinning}",
         "random key": checksum([rng_key]),
     }
 
 
-def _sites(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
-    """Return the kind and the shape of each site of a model; an empty list for a kernel without one."""
+def _settings(sampler: MCMCKernel) -> str:
+    """Return the settings of a kernel: what its constructor took, and the kernel holds under the same name."""
+    found = {}
+    for name in inspect.signature(type(sampler).__init__).parameters:
+        value = getattr(sampler, f"_{name}", None)
+        if name not in ("self", "model", "params") and value is not None:
+            found[name] = getattr(value, "__qualname__", None) or without_addresses(repr(value))
+    return ", ".join(f"{name}={value}" for name, value in found.items())
+
+
+def _of_model(model: Callable, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sites of a model with their shapes, and a digest of its draws and densities."""
     found: list[str] = []
 
-    def run() -> None:
-        trace = handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs)
+    def run() -> list[Any]:
+        trace = handlers.trace(handlers.substitute(handlers.seed(model, 0), data=dict(params))).get_trace(*args, **kwargs)
         sites = {name: site for name, site in trace.items() if site["type"] in ("sample", "param", "plate")}
         found.extend(f"{name} {site['type']} {list(jnp.shape(site['value']))}" for name, site in sites.items())
+        return [site["fn"].log_prob(site["value"]) for site in sites.values() if site["type"] == "sample"]
 
-    if model is not None:
-        with handlers.block():
-            jax.eval_shape(run)
-    return found
+    with handlers.block():
+        program = programs.trace(run)
+    return {"sites": str(found), "densities": digest(program.code.jaxpr, program.constants)}
 
 
 def _save(storage: Storage, step: int, block: Mapping[str, Any], state: Any) -> None:

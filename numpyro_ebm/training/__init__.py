@@ -1,4 +1,4 @@
-"""Training by SVI, with held-out checks, recorded chains and alternating optimisers."""
+"""Training by SVI: batches, held-out checks, checkpoints, many devices, recorded chains and alternating optimisers."""
 
 from numpyro_ebm.training._fit import fit as fit
 from numpyro_ebm.training.optimizers import alternate as alternate

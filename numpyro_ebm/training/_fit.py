@@ -1,5 +1,6 @@
-"""`fit`: SVI with held-out rows and early stopping, which returns what was trained however the run ends."""
+"""`fit`: SVI with batches, held-out rows and checkpoints, which returns what was trained however the run ends."""
 
+import numbers
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
+from numpyro_ebm._core.keys import is_key
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, PRNGKey
 from numpyro_ebm.estimators.parts.health import as_it_was_raised
@@ -84,9 +86,9 @@ def fit(
     split over a second axis of the mesh. The results are those of one device up to rounding. Use ``batches`` of a size that
     the number of devices divides: rows that a plate subsamples from all devices have to be sent.
 
-    **Averages.** With ``ema`` a moving average of the unconstrained parameters, :math:`\\bar\\theta \\leftarrow
-    \\text{ema}\\,\\bar\\theta + (1 - \\text{ema})\\,\\theta` without the weight of its start, stands for them in
-    the held-out loss and in the result. It removes the noise of the last updates, which that of the chains causes above all.
+    **Averages.** With ``ema`` a moving average of the unconstrained parameters, :math:`\bar\theta \leftarrow \beta\bar\theta
+    + (1 - \beta)\theta` with :math:`\beta` = ``ema``, without the weight of its start, stands for them in the held-out loss
+    and in the result. It averages out the noise of single updates, most of which comes from the chains.
 
     Args:
         rng_key: random key; the updates are those of ``svi.run`` under it.
@@ -176,11 +178,13 @@ def fit(
         feed = feed_of(jax.random.fold_in(rng_key, 2), batches, batch_size, data_size)
     layout = Layout(0, ()) if feed is None else _first(feed).layout
     placement = placement_of(sharding)
-    if placement is not None and feed is not None:
-        placement.check_divides(len(feed.peek().arrays[0]))
+    train = take_apart(args, kwargs)
+    if placement is not None:
+        rows = train.arrays if feed is None else feed.peek().arrays
+        placement.check_divides(rows, are_batches=feed is not None)
     task = Task(
         svi,
-        take_apart(args, kwargs),
+        train,
         _held_out_rows(args, kwargs, held_out, held_out_kwargs, len(args) + layout.num_args),
         jax.random.fold_in(rng_key, 1),
         feed,
@@ -199,7 +203,9 @@ def fit(
     options |= {"record_chains": record_chains}
     opened = nullcontext() if checkpoint is None else storage_of(checkpoint, task, run, rng_key, options)
     with opened as storage:
-        if storage is not None and storage.step is not None:
+        if storage is None or storage.step is None:
+            run = _checked_first(run, task)
+        else:
             run = restored(storage, task, run)
         run = to_the_end(run, task, plan, storage)
     result = result_of(run, task)
@@ -243,9 +249,9 @@ def _first(feed: Feed) -> Batch:
 
 
 def _check_options(
-    ema: object, on_unhealthy: object, callback: object, checkpoint: object, checkpoint_every: object
+    ema: Any, on_unhealthy: object, callback: object, checkpoint: object, checkpoint_every: object
 ) -> None:
-    if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
+    if ema is not None and not (isinstance(ema, numbers.Real) and 0 < float(ema) < 1):
         raise EnergyError(f"fit needs ema between 0 and 1; got ema={ema!r}. Write ema=0.999.")
     if on_unhealthy not in (None, "rollback"):
         raise EnergyError(f"fit needs on_unhealthy=None or 'rollback'; got {on_unhealthy!r}. Write on_unhealthy='rollback'.")
@@ -305,7 +311,7 @@ def _start(
     if before is not None and task.feed is not None:
         task.feed.skip(before.num_batches)
         run = run._replace(num_batches=before.num_batches)
-    return _checked_first(run, task), task
+    return run, task
 
 
 def _checked_first(run: Run, task: Task) -> Run:
@@ -325,4 +331,4 @@ def _checked_first(run: Run, task: Task) -> Run:
 def _strong(leaf: ArrayLike) -> Array:
     """Remove weak types. The first update would make them strong, and so need a second program."""
     leaf = jnp.asarray(leaf)
-    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, leaf.dtype)
+    return leaf if is_key(leaf) else jax.lax.convert_element_type(leaf, leaf.dtype)

@@ -79,7 +79,7 @@ def restored(storage: Storage, task: Task, run: Run) -> Run:
     like = {
         "carry": run.carry,
         "healthy": None if values["healthy_step"] is None else run.carry,
-        "params": None if run.params is None else task.params(run.carry),
+        "params": task.params(run.carry) if task.has_held_out else None,
         "losses": np.zeros(sum(values["lengths"]), values["loss_type"]),
         "looks": from_outline(values["looks"]),
     }

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.keys import is_key
 from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.estimators.state import Pool
 
@@ -88,7 +89,7 @@ class Placement:
 
     def keep(self, carry: PyTree) -> PyTree:
         """Return the carry with its arrays where they were: a constraint on a compiled program."""
-        constrain = lambda leaf, where: leaf if _is_key(leaf) else jax.lax.with_sharding_constraint(leaf, where)  # noqa: E731
+        constrain = lambda leaf, where: leaf if is_key(leaf) else jax.lax.with_sharding_constraint(leaf, where)  # noqa: E731
         return jax.tree.map(constrain, carry, self.of_carry(carry))
 
     def gathered(self, tree: PyTree) -> PyTree:
@@ -106,18 +107,29 @@ class Placement:
         """Return the rows of several updates on the devices, each update's rows split over them."""
         return jax.device_put(stacked, self.of_rows(stacked.shape, axis=1))
 
-    def check_divides(self, batch_size: int) -> None:
-        """Refuse batches that cannot be split evenly.
+    def check_divides(self, arrays: Iterable[Array | np.ndarray], *, are_batches: bool) -> None:
+        """Refuse rows that cannot be split evenly: every device would compute all of them.
+
+        Args:
+            arrays: those of a batch, or the arguments of `fit`, of which some need not hold rows.
+            are_batches: which of the two.
 
         Raises:
-            EnergyError: with the nearest number of rows.
+            EnergyError: with what to write.
         """
-        if batch_size % self.num_parts:
+        lengths = [each.shape[0] for each in arrays if each.shape]
+        if any(length % self.num_parts == 0 for length in lengths):
+            return
+        if not are_batches:
             raise EnergyError(
-                f"Batches of {batch_size} rows cannot be split evenly over {self.num_parts} devices. Write "
-                f"batch_size={self._next(batch_size)}, or pad the batches and mask the rows that were added: "
-                "numpyro.handlers.mask(mask=is_row)."
+                f"Arguments of the lengths {lengths} cannot be split evenly over {self.num_parts} devices. Write batches=x "
+                "with a batch_size that is a multiple of their number, or leave out some rows."
             )
+        raise EnergyError(
+            f"Batches of {lengths[0]} rows cannot be split evenly over {self.num_parts} devices. Write "
+            f"batch_size={self._next(lengths[0])}, or pad the batches and mask the rows that were added: "
+            "numpyro.handlers.mask(mask=is_row)."
+        )
 
     def _next(self, number: int) -> int:
         return -(-number // self.num_parts) * self.num_parts
@@ -153,7 +165,3 @@ def placement_of(sharding: Any) -> Placement | None:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={sharding}, to try it out."
         )
     return Placement(Mesh(np.array(devices[:sharding]), ("rows",)))
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

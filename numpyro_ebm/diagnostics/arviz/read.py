@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 from numpyro.infer import MCMC
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.keys import is_key
 from numpyro_ebm._core.typing import ArrayLike
 from numpyro_ebm.sampling import Draws
 from numpyro_ebm.training import FitResult
@@ -74,7 +74,7 @@ def check_shapes(posterior: dict[str, Any]) -> tuple[int, int]:
 
 def as_numpy(name: str, value: ArrayLike) -> np.ndarray:
     """Convert to an array that netCDF can store: half precision is widened, and random keys raise an EnergyError."""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_key(value):
         raise EnergyError(f"'{name}' holds random keys, which are not data. Leave it out.")
     value = np.asarray(value)  # NumPy, because JAX would narrow float64
     return value.astype(np.float32) if value.dtype in (jnp.bfloat16, jnp.float16) else value
