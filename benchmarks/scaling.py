@@ -101,7 +101,7 @@ def measured(num_devices: int, args: argparse.Namespace) -> dict[str, float]:
         flags = f"--xla_force_host_platform_device_count={num_devices} --xla_dump_to={folder} --xla_dump_hlo_as_text"
         command = [sys.executable, __file__, "--child", str(num_devices), "--dim", str(args.dim)]
         command += ["--units", str(args.units), "--batch", str(args.batch), "--steps", str(args.steps)]
-        environment = os.environ | {"XLA_FLAGS": flags}
+        environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "32"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         figures = dict(line.split(": ") for line in done.stdout.splitlines())
         return {name: float(value) for name, value in figures.items()} | sent(Path(folder))

@@ -22,7 +22,7 @@ import numpy as np
 import numpyro
 import optax
 from jax.sharding import Mesh
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import MCMC, SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
 
@@ -54,6 +54,72 @@ def kept(result):
     return {"losses": result.losses, **{name: np.asarray(value) for name, value in result.params.items()}}
 
 
+def of_rows(rows):
+    """The energies of a few rows, each with a context of its own."""
+    context = jnp.arange(rows) / rows
+    return ebm.EnergyDistribution(
+        lambda v, c: jnp.sum((v - c) ** 2) + jnp.cos(v[0]), (3,), context=context, batch_shape=(rows,)
+    )
+
+
+KERNELS = {"mala": ebm.MALA, "nuts": ebm.NUTS, "dynamic_hmc": ebm.DynamicHMC}
+
+
+def drawn(kernel, sharding, rows=2):
+    """Draws without warm-up, whose step sizes would amplify rounding errors."""
+    kernel = KERNELS[kernel](step_size=0.3)
+    options = {"num_warmup": 0, "num_samples": 30, "num_chains": 16 // rows}
+    found = ebm.sample(jax.random.key(0), of_rows(rows), kernel, sharding=sharding, **options)
+    return {"draws": found.samples["x"], "rates": found.stats["acceptance_rate"]}
+
+
+def drawn_from_a_model(sharding):
+    def priors():
+        numpyro.sample("a", numpyro.distributions.HalfNormal().expand([2]).to_event(1))
+
+    found = ebm.sample(jax.random.key(1), priors, "mala", num_warmup=50, num_samples=30, num_chains=8, sharding=sharding)
+    return {"draws": found.samples["a"], "rates": found.stats["step_size"]}
+
+
+def by_mcmc(chain_method):
+    """Chains of NumPyro's MCMC, of which "parallel" runs one on each device."""
+    kernel = ebm.BlackJAXKernel(lambda: numpyro.sample("a", numpyro.distributions.Normal().expand([2])), "mala")
+    mcmc = MCMC(kernel, num_warmup=50, num_samples=30, num_chains=8, chain_method=chain_method, progress_bar=False)
+    mcmc.run(jax.random.key(2))
+    draws = mcmc.get_samples(group_by_chain=True)["a"]
+    return {"draws": draws, "devices": len(draws.sharding.device_set)}
+
+
+LOG_Z = {
+    "ais": {"num_chains": 80, "num_levels": 100, "kernel": "mala"},
+    "smc": {"num_particles": 160, "kernel": "mala"},
+    "importance": {"num_samples": 800, "data": np.random.default_rng(1).normal(0.3, 0.7, (200, 2, 3))},
+}
+
+
+def log_z(method, sharding):
+    found = ebm.log_partition(jax.random.key(3), of_rows(2), method=method, sharding=sharding, **LOG_Z[method])
+    return {"value": found.value, "error": found.standard_error}
+
+
+def bounds(sharding):
+    options = LOG_Z["ais"] | {"num_levels": 50}
+    found = ebm.log_partition_bounds(jax.random.key(4), of_rows(2), sharding=sharding, **options)
+    return {"value": found.upper.value, "error": found.lower.standard_error}
+
+
+def drawn_cases():
+    for where, sharding in (("one", None), ("eight", 8)):
+        for kernel in ("mala", "nuts", "dynamic_hmc"):
+            yield f"{kernel}, {where}", drawn(kernel, sharding)
+        yield f"a model, {where}", drawn_from_a_model(sharding)
+        for method in LOG_Z:
+            yield f"{method}, {where}", log_z(method, sharding)
+        yield f"bounds, {where}", bounds(sharding)
+    for chain_method in ("sequential", "parallel"):
+        yield chain_method, by_mcmc(chain_method)
+
+
 def cases(folder):
     """Yield the name of each case and what it found."""
     two = Mesh(np.array(jax.devices()).reshape(4, 2), ("rows", "columns"))
@@ -73,6 +139,7 @@ def cases(folder):
     for where, sharding in (("one", None), ("two", 2)):
         shutil.copytree(folder, f"{folder} {where}")
         yield f"goes on, {where}", kept(run("pcd", sharding, checkpoint=f"{folder} {where}"))
+    yield from drawn_cases()
 
 
 def main(out, process=None, port=None):
@@ -82,7 +149,7 @@ def main(out, process=None, port=None):
         folder = f"{os.path.dirname(out)}/shared"  # one folder for both processes
         run("pcd", 8, 20, checkpoint=folder, record_chains=2)
         result = run("pcd", 8, checkpoint=folder, record_chains=2)
-        found = kept(result) | {"chains": result.chains.samples["x"]}
+        found = kept(result) | {"chains": result.chains.samples["x"]} | drawn("mala", 8) | log_z("ais", 8)
     np.savez(out, **found)
 
 

@@ -15,10 +15,13 @@ from jax.sharding import Mesh
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm.training.sharding import Placement, placement_of
+from numpyro_ebm._core.sharding import Placement
+from numpyro_ebm.training.sharding import TrainingPlacement
 
+KEY = jax.random.key(0)
 SCRIPT = Path(__file__).with_name("sharded_run.py")
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])}
+# Each simulated device keeps a thread while it waits for the others: with as many as cores they would wait for ever.
+ENVIRONMENT = os.environ | {"NPROC": "32", "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,52 @@ def test_two_processes_are_one(found, tmp_path):
         results = np.load(tmp_path / f"{i}.npz")
         for name in ("losses", "t", "w"):
             np.testing.assert_allclose(results[name], found[f"pcd, one, {name}"], rtol=2e-4, atol=2e-3)
+        for case, name in (("mala", "draws"), ("mala", "rates"), ("ais", "value"), ("ais", "error")):
+            np.testing.assert_allclose(results[name], found[f"{case}, one, {name}"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mala", "nuts", "dynamic_hmc", "a model"])
+def test_draws_of_eight_devices_are_those_of_one(found, name):
+    for what in ("draws", "rates"):
+        one, eight = (found[f"{name}, {where}, {what}"] for where in ("one", "eight"))
+        np.testing.assert_allclose(eight, one, rtol=1e-3, atol=1e-3)
+    chains = found[f"{name}, eight, draws"]
+    assert len(np.unique(chains[:, -1].reshape(-1, chains.shape[-1]), axis=0)) == np.prod(chains.shape[:-1]) / 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ais", "smc", "importance", "bounds"])
+def test_log_z_of_eight_devices_is_that_of_one(found, method):
+    for what in ("value", "error"):
+        one, eight = (found[f"{method}, {where}, {what}"] for where in ("one", "eight"))
+        np.testing.assert_allclose(eight, one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_parallel_chains_of_mcmc(found):
+    np.testing.assert_allclose(found["parallel, draws"], found["sequential, draws"], rtol=1e-3, atol=1e-3)
+    assert (found["parallel, devices"], found["sequential, devices"]) == (8, 1)
+
+
+def test_a_part_that_is_the_whole():
+    """One device takes the path of many, and finds what no device finds."""
+    normal = ebm.EnergyDistribution(lambda x: 0.5 * x**2)
+    draws = [ebm.sample(KEY, normal, "mala", num_warmup=20, num_samples=20, sharding=each) for each in (None, 1)]
+    np.testing.assert_allclose(draws[0].samples["x"], draws[1].samples["x"], rtol=1e-4, atol=1e-4)
+    one, none = (ebm.log_partition(KEY, normal, kernel="mala", num_levels=20, sharding=each) for each in (None, 1))
+    np.testing.assert_allclose(one.value, none.value, rtol=1e-4)
+
+
+def test_chains_that_cannot_be_shared(monkeypatch):
+    monkeypatch.setattr(Placement, "num_parts", 8)
+    normal = ebm.EnergyDistribution(lambda x: 0.5 * x**2)
+    with pytest.raises(ebm.EnergyError, match=r"num_chains=4 evenly over 8 devices. Write num_chains=8"):
+        ebm.sample(KEY, normal, sharding=1)
+    with pytest.raises(ebm.EnergyError, match=r"num_particles=1001 evenly over 8 devices. Write num_particles=1008"):
+        ebm.log_partition(KEY, normal, method="smc", num_particles=1001, sharding=1)
+    with pytest.raises(TypeError, match="sharding"):
+        ebm.log_partition(KEY, normal, method="nested", sharding=1)
 
 
 def test_refusals():
@@ -84,17 +133,17 @@ def test_refusals():
             ebm.fit(jax.random.key(0), svi, 3, np.ones(4), sharding=sharding)
     for sharding in (True, "all", 2.0):
         with pytest.raises(TypeError, match="a jax.sharding.Mesh or a number of devices"):
-            placement_of(sharding)
+            TrainingPlacement.of(sharding)
     with pytest.raises(ebm.EnergyError, match="one axis .* or two"):
-        placement_of(Mesh(np.array(jax.devices()).reshape(1, 1, 1), ("a", "b", "c")))
+        TrainingPlacement.of(Mesh(np.array(jax.devices()).reshape(1, 1, 1), ("a", "b", "c")))
 
 
 def test_batches_that_cannot_be_split(monkeypatch):
     monkeypatch.setattr(Placement, "num_parts", 8)
     with pytest.raises(ebm.EnergyError, match=r"Batches of 60 rows.*over 8 devices.*batch_size=64, or pad.*mask=is_row"):
-        placement_of(1).check_divides([np.ones((60, 2))], are_batches=True)
+        TrainingPlacement.of(1).check_divides([np.ones((60, 2))], are_batches=True)
     with pytest.raises(ebm.EnergyError, match=r"Arguments of the lengths \[60, 3\].*over 8 devices. Write batches=x"):
-        placement_of(1).check_divides([np.ones(60), np.ones(3), np.float32(1.0)], are_batches=False)
+        TrainingPlacement.of(1).check_divides([np.ones(60), np.ones(3), np.float32(1.0)], are_batches=False)
     svi = SVI(ebm.estimate(precision_model, "pcd", num_chains=12), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
     with pytest.raises(ebm.EnergyError, match="12 persistent chains cannot be split.*num_chains= or buffer_size=16"):
         ebm.fit(jax.random.key(0), svi, 3, batches=np.ones(64), batch_size=8, sharding=1, progress_bar=False)

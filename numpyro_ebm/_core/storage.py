@@ -154,9 +154,7 @@ def outline(tree: PyTree) -> Any:
 
 def from_outline(outlined: Any) -> PyTree:
     """Return arrays of the shapes and types that `outline` found."""
-    return jax.tree.map(
-        lambda leaf: np.zeros(leaf[0], leaf[1]), outlined, is_leaf=lambda leaf: isinstance(leaf, list)
-    )
+    return jax.tree.map(lambda leaf: np.zeros(leaf[0], leaf[1]), outlined, is_leaf=lambda leaf: isinstance(leaf, list))
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from numpyro_ebm._core.sharding import key_of_each
 from numpyro_ebm._core.typing import (
     Array,
     Chains,
@@ -121,6 +122,7 @@ def advance(
     temperatures: Float[Array, " {num_steps}"] | None = None,
     pace: Pace | None = None,
     counted: Bool[Array, " chains"] | None = None,
+    axis_name: str | None = None,
 ) -> Advanced:
     """Move every chain by ``num_steps`` transitions and return the last positions only.
 
@@ -138,6 +140,8 @@ def advance(
             are evaluated again before it. None for 1 throughout.
         pace: a separate step size for each chain, which adapts; None for the kernel's own.
         counted: ``(num_chains,)``, chains whose figures enter the means, which are 0 if there are none; None for all.
+        axis_name: name of the axis of `Placement.on_each_part` that splits the chains, in which case the means are over the
+            chains of one device; None if they are not split.
     """
     positions = kernel.as_positions(positions)
     num_chains = num_chains_of(positions)
@@ -164,7 +168,7 @@ def advance(
     def step_all(carry, inputs):
         states, pace, totals = carry
         key, temperature = inputs
-        keys = jax.random.split(key, num_chains)
+        keys = key_of_each(key, num_chains, axis_name)
         move = jax.vmap(step_one, in_axes=(0, 0, 0, pace_axes, None), out_axes=(0, 0, pace_axes))
         states, info, pace = move(keys, states, local, pace, temperature)
         swap_rate = info.swap_rate if has_swaps else None
@@ -174,7 +178,7 @@ def advance(
 
     key_init, key_steps = jax.random.split(rng_key)
     first = None if temperatures is None else temperatures[0]
-    keys = jax.random.split(key_init, num_chains)
+    keys = key_of_each(key_init, num_chains, axis_name)
     states = jax.vmap(start, in_axes=(0, 0, 0, None))(keys, positions, local, first)
     zero = jnp.zeros((), float)
     zeros = ChainHealth(zero, zero, zero, zero if has_swaps else None, zero)
@@ -211,6 +215,10 @@ class Progress(NamedTuple):
     def num_warmup(self) -> int:
         """Number of transitions per chain before the first draw."""
         return len(self.keys) - self.num_samples
+
+    def of_chains(self) -> tuple[Any, adaptation.WarmupState, tuple[Position, TransitionInfo]]:
+        """Return the states, warm-up states and draws, which lead with the chains."""
+        return self.states, self.warmups, self.draws
 
     def so_far(self) -> Run:
         """Return the draws and the kernels so far."""
@@ -276,7 +284,12 @@ def begin(
 
 
 def go_on(
-    progress: Progress, kernel: AbstractKernel, log_density: LogDensityFn, local: PyTree, stop: int | Int[Array, ""]
+    progress: Progress,
+    kernel: AbstractKernel,
+    log_density: LogDensityFn,
+    local: PyTree,
+    stop: int | Int[Array, ""],
+    axis_name: str | None = None,
 ) -> Progress:
     """Continue a run. The draws do not depend on the number of calls that a run is divided into.
 
@@ -287,6 +300,7 @@ def go_on(
         local: as in `begin`.
         stop: number of transitions, from the start of the run, after which to stop. It may be traced, so that one
             compiled program serves all values.
+        axis_name: name of the axis of `Placement.on_each_part` that splits the chains; None if they are not split.
 
     Returns:
         The run after ``stop`` transitions.
@@ -297,7 +311,7 @@ def go_on(
     def step_all(i, carry):
         # One loop for warm-up and draws, so that the kernel, which is costly for NUTS, is compiled once.
         states, warmups, draws = carry
-        states, info = _transition(progress.keys[i], states, warmups, log_density, local)
+        states, info = _transition(progress.keys[i], states, warmups, log_density, local, axis_name)
         if num_warmup:
             warmups = jax.vmap(partial(adaptation.update_at, stages, i))(warmups, states.position, info)
         kept = jnp.maximum(i - num_warmup, 0)
@@ -312,12 +326,17 @@ def go_on(
 
 
 def _transition(
-    rng_key: PRNGKey, states: PyTree, warmups: adaptation.WarmupState, log_density: LogDensityFn, local: PyTree
+    rng_key: PRNGKey,
+    states: PyTree,
+    warmups: adaptation.WarmupState,
+    log_density: LogDensityFn,
+    local: PyTree,
+    axis_name: str | None = None,
 ) -> tuple[Any, TransitionInfo]:
     """Make one transition of every chain, with its own adapted kernel."""
 
     def step_one(key, state, warmup, row):
         return warmup.kernel.step(key, state, densities.at(log_density, state.position, row))
 
-    keys = jax.random.split(rng_key, num_chains_of(states.position))
+    keys = key_of_each(rng_key, num_chains_of(states.position), axis_name)
     return jax.vmap(step_one)(keys, states, warmups, local)

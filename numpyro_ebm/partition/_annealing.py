@@ -52,13 +52,13 @@ class Annealed(NamedTuple):
     Attributes:
         log_weights: ``(num_chains,)``; the mean of their exponentials estimates the ratio of the normalisers, last over
             first.
-        path: ``(num_levels + 1,)``, the log of that mean at each level.
+        path: ``(1, num_levels + 1)``, the log of that mean at each level; a row for each device that shares the chains.
         positions: ``(num_chains, ...)``, where the chains ended.
         settled: where they are after further transitions at the last level.
     """
 
     log_weights: Float[Array, " chains"]
-    path: Float[Array, " levels"]
+    path: Float[Array, "devices levels"]
     positions: Positions
     settled: Positions
 
@@ -101,7 +101,13 @@ def exact_kernel(owner: str, kernel: str | AbstractKernel) -> AbstractKernel:
 
 
 def anneal(
-    rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, starts: Positions, levels: Levels, num_steps: int
+    rng_key: PRNGKey,
+    kernel: AbstractKernel,
+    densities: Densities,
+    starts: Positions,
+    levels: Levels,
+    num_steps: int,
+    axis_name: str | None = None,
 ) -> Annealed:
     """Weight and move chains through the levels: forward, or backward if the levels are reversed.
 
@@ -112,6 +118,7 @@ def anneal(
         starts: ``(num_chains, ...)``, draws of the density at the first level.
         levels: from 0 to 1 or from 1 to 0.
         num_steps: transitions at each level.
+        axis_name: as in `chains.advance`.
     """
     ratios = jax.vmap(densities.log_ratio)
     # Repeat the last level without weights, to see whether chains stay where they ended.
@@ -123,9 +130,9 @@ def anneal(
         key, i, before, tuning = inputs
         gains = (tuning.betas - before) * ratios(jax.vmap(kernel.lower)(positions))
         log_weights += jnp.where(i < num_levels, gains, 0.0)
-        positions = move(key, tuned(kernel, tuning), densities, positions, tuning.betas, num_steps).positions
+        positions = move(key, tuned(kernel, tuning), densities, positions, tuning.betas, num_steps, axis_name).positions
         ends = jnp.where(i < num_levels, jax.vmap(kernel.lower)(positions), ends)
-        return (positions, log_weights, ends), _log_mean(log_weights)
+        return (positions, log_weights, ends), log_mean(log_weights)
 
     num = len(levels.betas) - 1
     inputs = jax.random.split(rng_key, num), jnp.arange(num), levels.betas[:-1], jax.tree.map(lambda x: x[1:], levels)
@@ -133,7 +140,7 @@ def anneal(
     first = lifted, jnp.zeros(len(starts), float), jax.vmap(kernel.lower)(lifted)
     (positions, log_weights, ends), path = jax.lax.scan(level, first, inputs)
     path = jnp.concatenate([jnp.zeros(1), path[:num_levels]])
-    return Annealed(log_weights, path, ends, jax.vmap(kernel.lower)(positions))
+    return Annealed(log_weights, path[None], ends, jax.vmap(kernel.lower)(positions))
 
 
 def reverse(levels: Levels) -> Levels:
@@ -223,11 +230,17 @@ def tuned(kernel: AbstractKernel, settings: Levels) -> AbstractKernel:
 
 
 def move(
-    rng_key: PRNGKey, kernel: AbstractKernel, densities: Densities, positions: Position, beta: Scalar | float, num_steps: int
+    rng_key: PRNGKey,
+    kernel: AbstractKernel,
+    densities: Densities,
+    positions: Position,
+    beta: Scalar | float,
+    num_steps: int,
+    axis_name: str | None = None,
 ) -> chains.Advanced:
     """Run transitions at one level."""
     log_density = keep(lambda position, _: densities.log_between(position, beta), densities.known_between(beta))
-    return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps)
+    return chains.advance(rng_key, kernel, log_density, positions, num_steps=num_steps, axis_name=axis_name)
 
 
 def _log_variances(positions: Positions) -> Float[Array, " d"]:
@@ -253,5 +266,6 @@ def _spread(values: Float[Array, " chains"]) -> Scalar:
     return jnp.where(spread < 1e15, spread, 0.0)
 
 
-def _log_mean(log_weights: Float[Array, " chains"]) -> Scalar:
-    return jax.nn.logsumexp(log_weights) - jnp.log(len(log_weights))
+def log_mean(logs: Float[Array, "num ..."]) -> Float[Array, "..."]:
+    """Return the log of the mean of exponentials, over the first axis."""
+    return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(logs))

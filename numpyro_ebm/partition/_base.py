@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from blackjax.diagnostics import psis_weights
 from jaxtyping import Float, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
+from numpyro_ebm._core.sharding import Placement
 from numpyro_ebm._core.typing import Array, Position, PRNGKey, PyTree, Scalar
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.distributions.supports import check_same_support
@@ -192,6 +194,22 @@ class AbstractPartition(abc.ABC):
     def num_draws(self) -> int:
         """Number of draws of the target that the method takes if no data are given."""
         return 0
+
+    @property
+    def placement(self) -> Placement | None:
+        """Devices that share the chains or draws; None for one device."""
+        return Placement.of(getattr(self, "sharding", None))
+
+    def on_each_part(self, function: Callable, *chains: PyTree) -> PyTree:
+        """Return ``function(*chains)``, whose arguments and result lead with the chains.
+
+        With several devices each one computes the result for its own chains, and then gets those of all. All else is
+        computed by every device.
+        """
+        if self.placement is None:
+            return function(*chains)
+        # Without this constraint XLA would also split what the chains come from, at a message for each operation.
+        return self.placement.on_each_part(function, *self.placement.gathered(chains), gathers=True)
 
     @property
     def data(self) -> Any:

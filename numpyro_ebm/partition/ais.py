@@ -13,7 +13,7 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.kernels import AbstractKernel
-from numpyro_ebm.partition._annealing import Levels, anneal, default_kernel, exact_kernel, pilot
+from numpyro_ebm.partition._annealing import Annealed, Levels, anneal, default_kernel, exact_kernel, log_mean, pilot
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, Weighted, from_log_weights
 from numpyro_ebm.partition._start import are_still
 
@@ -55,6 +55,8 @@ class AnnealedImportanceSampling(AbstractPartition):
             chains do not stay where they ended, but cannot warn of modes that no chain saw.
         data: events to which the start is fitted, ``(num, *batch_shape, *event_shape)``: training rows, or draws of the
             target.
+        sharding: devices that share the chains: a ``jax.sharding.Mesh``, whose first axis splits them evenly, or a number of
+            devices; None for one.
 
     Raises:
         EnergyError: for counts below 1, betas that do not increase from 0 to 1 or come with ``num_levels``, an unknown or an
@@ -80,11 +82,14 @@ class AnnealedImportanceSampling(AbstractPartition):
     num_steps: int = 1
     start: Any = None
     data: Any = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    sharding: Any = None
 
     def __post_init__(self):
         owner = type(self).__name__
         for count in ("num_chains", "num_steps"):
             check_count(owner, count, getattr(self, count))
+        if self.placement is not None:
+            self.placement.check_count(owner, "num_chains", self.num_chains)
         self._check_levels(owner)
         if isinstance(self.kernel, str | AbstractKernel):
             object.__setattr__(self, "kernel", exact_kernel(owner, self.kernel))
@@ -121,12 +126,22 @@ class AnnealedImportanceSampling(AbstractPartition):
         levels = self.num_levels or NUM_LEVELS if self.betas is None else self.betas
         return pilot(rng_key, kernel, densities, starts[self.num_chains :], levels)
 
+    def anneal(
+        self, rng_key: PRNGKey, densities: Densities, starts: Shaped[Array, " chains *position"], levels: Levels
+    ) -> Annealed:
+        """Return the chains at the end of the levels, whose path is that of all."""
+        kernel = default_kernel(self.kernel, densities.distribution)
+        axis_name = None if self.placement is None else self.placement.axis_name
+        run = self.on_each_part(
+            lambda own: anneal(rng_key, kernel, densities, own, levels, self.num_steps, axis_name), starts
+        )
+        return run._replace(path=log_mean(run.path))
+
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the mean weight."""
         key_pilot, key_chains = jax.random.split(rng_key)
         levels = self.levels(key_pilot, densities, starts)
-        kernel = default_kernel(self.kernel, densities.distribution)
-        run = anneal(key_chains, kernel, densities, starts[: self.num_chains], levels, self.num_steps)
+        run = self.anneal(key_chains, densities, starts[: self.num_chains], levels)
         found = from_log_weights(run.log_weights)._replace(draws=Weighted(run.settled, run.log_weights))
         if densities.distribution.is_discrete:
             return found
@@ -137,5 +152,5 @@ class AnnealedImportanceSampling(AbstractPartition):
 jax.tree_util.register_dataclass(
     AnnealedImportanceSampling,
     data_fields=["betas", "kernel", "start", "data"],
-    meta_fields=["num_levels", "num_chains", "num_steps"],
+    meta_fields=["num_levels", "num_chains", "num_steps", "sharding"],
 )

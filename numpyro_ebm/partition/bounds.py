@@ -15,7 +15,7 @@ from numpyro_ebm._core.inputs import check_key
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.partition import _problem
-from numpyro_ebm.partition._annealing import anneal, default_kernel, reverse
+from numpyro_ebm.partition._annealing import reverse
 from numpyro_ebm.partition._base import Densities, LogPartition, from_log_weights, in_shape, shaped
 from numpyro_ebm.partition._checks import check_finite
 from numpyro_ebm.partition._start import fits_start, start_around
@@ -161,7 +161,6 @@ def log_partition_bounds(
 @programs.jit
 def _both_ways(key_starts, key_rows, method, distribution, ends, data):
     starts = _problem.start_positions(key_starts, distribution, method.start, method.num_starts)
-    kernel = default_kernel(method.kernel, distribution)
 
     def one(key, local, starts, ends, data):
         densities = Densities(distribution, local, method.start)
@@ -170,8 +169,8 @@ def _both_ways(key_starts, key_rows, method, distribution, ends, data):
             densities, starts, _ = start_around(key_fit, method, densities, starts, data)
         key_pilot, key_forward, key_back = jax.random.split(key, 3)
         levels = method.levels(key_pilot, densities, starts)
-        up = anneal(key_forward, kernel, densities, starts[: method.num_chains], levels, method.num_steps)
-        down = anneal(key_back, kernel, densities, ends, reverse(levels), method.num_steps)
+        up = method.anneal(key_forward, densities, starts[: method.num_chains], levels)
+        down = method.anneal(key_back, densities, ends, reverse(levels))
         upper = from_log_weights(down.log_weights)
         # The backward path is the log of Z_beta over Z_1; its value at beta 0 is minus log Z.
         path = down.path[::-1] - down.path[-1]

@@ -31,6 +31,8 @@ class ImportanceSampling(AbstractPartition):
             target; None for 1000 draws of the distribution's own ``sampler``, by default one chain per draw, which is then
             nearly all of the cost.
         num_components: Gaussians in the mixture.
+        sharding: devices that share the draws: a ``jax.sharding.Mesh``, whose first axis splits them evenly, or a number of
+            devices; None for one.
 
     Raises:
         EnergyError: for counts below 1, a proposal of another shape or support, both a proposal and data, and data that are
@@ -54,10 +56,13 @@ class ImportanceSampling(AbstractPartition):
     proposal: Any = None
     data: Any = None
     num_components: int = 10
+    sharding: Any = None
 
     def __post_init__(self):
         for name in ("num_samples", "num_components"):
             check_count(type(self).__name__, name, getattr(self, name))
+        if self.placement is not None:
+            self.placement.check_count(type(self).__name__, "num_samples", self.num_samples)
         if self.proposal is not None and self.data is not None:
             raise EnergyError("ImportanceSampling fits its proposal to data only if none is given. Pass proposal or data.")
 
@@ -89,15 +94,16 @@ class ImportanceSampling(AbstractPartition):
     def estimate(self, rng_key: PRNGKey, densities: Densities, starts: PyTree, draws: PyTree) -> Estimate:
         """Return the log of the mean weight."""
         if starts is not None:
-            return _weighted(starts, jax.vmap(densities.log_ratio)(starts))
+            return _weighted(starts, self.on_each_part(jax.vmap(densities.log_ratio), starts))
         key_fit, key_draw = jax.random.split(rng_key)
         proposal = fit_proposal(key_fit, draws, densities.distribution, self.num_components)
         x = proposal.sample(key_draw, self.num_samples)
-        return _weighted(x, jax.vmap(densities.log_target)(x) - jax.vmap(proposal.log_prob)(x))
+        log_weight = lambda x: densities.log_target(x) - proposal.log_prob(x)  # noqa: E731
+        return _weighted(x, self.on_each_part(jax.vmap(log_weight), x))
 
 
 jax.tree_util.register_dataclass(
-    ImportanceSampling, data_fields=["proposal", "data"], meta_fields=["num_samples", "num_components"]
+    ImportanceSampling, data_fields=["proposal", "data"], meta_fields=["num_samples", "num_components", "sharding"]
 )
 
 

@@ -1,6 +1,7 @@
 """Sequential Monte Carlo with adaptive tempering."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import blackjax
@@ -8,6 +9,7 @@ import blackjax.smc.adaptive_tempered as adaptive_tempered
 import blackjax.smc.resampling as resampling
 import jax
 import jax.numpy as jnp
+from blackjax.smc.base import update_and_take_last
 from jaxtyping import Float, Int, Shaped
 
 from numpyro_ebm._core.errors import EnergyError
@@ -73,6 +75,8 @@ class SequentialMonteCarlo(AbstractPartition):
         max_stages: largest number of stages.
         start: as in `AnnealedImportanceSampling`.
         data: events to which the start is fitted, as there.
+        sharding: devices that share the particles: a ``jax.sharding.Mesh``, whose first axis splits them evenly, or a number
+            of devices; None for one. Resampling sends particles from device to device.
 
     Raises:
         EnergyError: for counts below 1, fewer than 2 particles, a ``target_ess`` outside (0, 1), an unknown or an unadjusted
@@ -98,11 +102,14 @@ class SequentialMonteCarlo(AbstractPartition):
     max_stages: int = 1000
     start: Any = None
     data: Any = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    sharding: Any = None
 
     def __post_init__(self):
         owner = type(self).__name__
         for name, least in (("num_particles", 2), ("num_steps", 1), ("max_stages", 1)):
             check_count(owner, name, getattr(self, name), least)
+        if self.placement is not None:
+            self.placement.check_count(owner, "num_particles", self.num_particles)
         check_positive(owner, "target_ess", self.target_ess, scalar=True)
         if isinstance(self.target_ess, int | float) and self.target_ess >= 1:
             raise EnergyError(f"{owner} needs target_ess as a share below 1; got {self.target_ess}. Write target_ess=0.7.")
@@ -145,6 +152,11 @@ class SequentialMonteCarlo(AbstractPartition):
         draws = Weighted(jax.vmap(kernel.lower)(end.state.particles), log_weights)
         return Estimate(end.log_z, error, 1 / concentration, is_finished, tail_of(log_weights), draws=draws)
 
+    def _update_strategy(self, *args: Any, **kwargs: Any) -> tuple[Callable, Any]:
+        """Return BlackJAX's default update, with each device moving its own particles."""
+        update, num_resampled = update_and_take_last(*args, **kwargs)
+        return lambda keys, particles, _: self.on_each_part(lambda *own: update(*own, {}), keys, particles), num_resampled
+
     def _stage(self, population: Population, kernel: AbstractKernel, densities: Densities) -> Population:
         key, key_stage, key_init = jax.random.split(population.key, 3)
 
@@ -164,6 +176,7 @@ class SequentialMonteCarlo(AbstractPartition):
             # The variance estimate holds for multinomial resampling.
             resampling.multinomial,
             self.target_ess,
+            update_strategy=self._update_strategy,  # pyright: ignore[reportArgumentType]
         )
         state, info = step(key_stage, population.state, self.num_steps, population.settings)
         num = self.num_particles
@@ -182,7 +195,7 @@ class SequentialMonteCarlo(AbstractPartition):
 jax.tree_util.register_dataclass(
     SequentialMonteCarlo,
     data_fields=["kernel", "target_ess", "start", "data"],
-    meta_fields=["num_particles", "num_steps", "max_stages"],
+    meta_fields=["num_particles", "num_steps", "max_stages", "sharding"],
 )
 
 

@@ -10,13 +10,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax.sharding import Mesh
 from jaxtyping import Bool, Shaped
 
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.inputs import as_arrays, check_key, check_outside_jit
 from numpyro_ebm._core.options import check_count
+from numpyro_ebm._core.sharding import Placement
 from numpyro_ebm._core.typing import Array, LogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.distributions.events import EventDistribution
 from numpyro_ebm.kernels import AbstractKernel, chains
@@ -70,6 +73,7 @@ def sample(
     start: Callable[..., Array] | None = None,
     model_args: tuple = (),
     model_kwargs: dict[str, Any] | None = None,
+    sharding: Mesh | int | None = None,
 ) -> Draws:
     """Draw from an energy or a model by MCMC, with all chains in one compiled program.
 
@@ -97,6 +101,11 @@ def sample(
             redraws them with increasing spread where the density or its gradient is not finite.
         model_args: arguments of the model.
         model_kwargs: keyword arguments of the model.
+        sharding: devices that share the chains, as for `fit`: a ``jax.sharding.Mesh``, whose first axis splits the chains of
+            all rows evenly, or a number of devices; None for one. The devices exchange nothing, and their random keys are
+            those of one device, so that the draws differ by rounding only (which the adaptation may amplify). With several
+            processes (``jax.distributed``) each one makes the same call and gets all draws, and the program runs in one
+            block.
 
     Returns:
         `Draws`.
@@ -107,7 +116,8 @@ def sample(
     Raises:
         EnergyError: (a ValueError) for invalid counts, an unknown kernel, a kernel that cannot move on the support, a model
             whose parameters have no value or whose latents are both discrete and continuous, and if no start with a finite
-            log density and gradient is found.
+            log density and gradient is found; for chains that the devices cannot share evenly, and more devices than there
+            are.
         TypeError: if ``model_or_dist`` is neither a model nor such a distribution, if ``params`` are given with a
             distribution, and if ``start`` is not a sampler or is given with a model.
         KeyboardInterrupt: for an interruption before the first draw.
@@ -117,11 +127,11 @@ def sample(
         >>> draws.samples["x"].shape
         (4, 100)
     """
-    counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
     check_key("sample", rng_key)
     key_start, key_run = jax.random.split(rng_key)
+    placement = Placement.of(sharding)
     model_args, model_kwargs = as_arrays("sample", (tuple(model_args), dict(model_kwargs or {})))
-    for name, count in counts.items():
+    for name, count in {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}.items():
         check_count("sample", name, count, 0 if name == "num_warmup" else 1)
     if isinstance(model_or_dist, EventDistribution):
         if params is not None or model_args or model_kwargs:
@@ -145,17 +155,18 @@ def sample(
             f"sample needs a NumPyro model or an EnergyDistribution; got {type(model_or_dist).__name__}. For "
             "several rows write EnergyDistribution(..., batch_shape=...)."
         )
-    progress, finite = _begin(task, key_start, key_run, starts, num_warmup=num_warmup, num_samples=num_samples)
+    counts = {"num_warmup": num_warmup, "num_samples": num_samples}
+    progress, finite = _begin(task, key_start, key_run, starts, **counts, placement=placement)
     check_outside_jit("sample", finite)
     check_starts(finite)
-    progress = _in_blocks(task, progress)
+    progress = _in_blocks(task, progress, placement)
     if progress.num_samples < num_samples:
         warnings.warn(
             f"Interrupted: sample returns the first {progress.num_samples} of {num_samples} draws of each chain.",
             UserWarning,
             stacklevel=2,
         )
-    samples, run = _finish(task, progress)
+    samples, run = _finish(task, progress, placement=placement)
     return Draws(samples, _stats(run), run.kernel)
 
 
@@ -224,33 +235,54 @@ def _of_model(keys: PRNGKeys, kernel: AbstractKernel, model: Callable, args: tup
     return _OfModel(kernel, positions, log_density, postprocess, energy)
 
 
-@programs.jit(static_argnames=("num_warmup", "num_samples"))
-def _begin(task, key_start, key_run, starts, *, num_warmup, num_samples):
+@programs.jit(static_argnames=("num_warmup", "num_samples", "placement"))
+def _begin(task, key_start, key_run, starts, *, num_warmup, num_samples, placement):
     """Return the chains before their first transition, and whether the density is finite at each start."""
     positions, finite = task.start(key_start, starts)
     counts = {"num_warmup": num_warmup, "num_samples": num_samples}
     log_density, local = task.density()
-    return chains.begin(key_run, task.bound(), log_density, positions, local, **counts), finite
+    progress = chains.begin(key_run, task.bound(), log_density, positions, local, **counts)
+    if placement is None:
+        return progress, finite
+    placement.check_count("sample", "num_chains", chains.num_chains_of(positions))
+    # No device needs to hold the draws of all.
+    return progress._replace(draws=placement.split(progress.draws)), placement.gathered(finite)
 
 
-@programs.jit
-def _go_on(task, progress, stop):
+@programs.jit(static_argnames=("placement",))
+def _go_on(task, progress, stop, *, placement):
     log_density, local = task.density()
-    return chains.go_on(progress, task.bound(), log_density, local, stop)
+    if placement is None:
+        return chains.go_on(progress, task.bound(), log_density, local, stop)
+
+    def part(states, warmups, draws, local, task, step, keys, stop):
+        own, axis = chains.Progress(step, states, warmups, draws, keys), placement.axis_name
+        return chains.go_on(own, task.bound(), task.density()[0], local, stop, axis).of_chains()
+
+    whole = (task, progress.step, progress.keys, stop)
+    states, warmups, draws = placement.on_each_part(part, *progress.of_chains(), local, whole=whole)
+    return progress._replace(step=stop, states=states, warmups=warmups, draws=draws)
 
 
-@programs.jit
-def _finish(task, progress):
-    return task.finish(progress.so_far())
+@programs.jit(static_argnames=("placement",))
+def _finish(task, progress, *, placement):
+    run = progress.so_far()
+    if jax.process_count() > 1:  # each process can read only what lies on its own devices
+        run = placement.on_each_part(lambda own: own, run, gathers=True)
+    return task.finish(run)
 
 
-def _in_blocks(task: _OfDistribution | _OfModel, progress: chains.Progress) -> chains.Progress:
+def _in_blocks(
+    task: _OfDistribution | _OfModel, progress: chains.Progress, placement: Placement | None = None
+) -> chains.Progress:
     """Run the chains to the end. An interruption keeps the draws so far, and is raised if there are none."""
     num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
+    if jax.process_count() > 1:
+        length = num_steps  # all processes have to run the same blocks, and their clocks differ
     try:
         while done < num_steps:
             began, stop = time.perf_counter(), min(done + length, num_steps)
-            progress = jax.block_until_ready(_go_on(task, progress, jnp.asarray(stop, jnp.int32)))
+            progress = jax.block_until_ready(_go_on(task, progress, np.int32(stop), placement=placement))
             is_compiled = done > 0
             done = stop
             if is_compiled:

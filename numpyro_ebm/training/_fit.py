@@ -30,7 +30,7 @@ from numpyro_ebm.training.batches import Batch, Feed, Layout, feed_of
 from numpyro_ebm.training.checkpoints import restored, storage_of
 from numpyro_ebm.training.recording import check_recordable, estimators_of
 from numpyro_ebm.training.results import FitResult
-from numpyro_ebm.training.sharding import placement_of
+from numpyro_ebm.training.sharding import TrainingPlacement
 
 
 def fit(
@@ -177,7 +177,7 @@ def fit(
     else:
         feed = feed_of(jax.random.fold_in(rng_key, 2), batches, batch_size, data_size)
     layout = Layout(0, ()) if feed is None else _first(feed).layout
-    placement = placement_of(sharding)
+    placement = TrainingPlacement.of(sharding)
     train = take_apart(args, kwargs)
     if placement is not None:
         rows = train.arrays if feed is None else feed.peek().arrays
@@ -248,9 +248,7 @@ def _first(feed: Feed) -> Batch:
         raise EnergyError("batches= yields no batches. Check the filter or the file that they come from.") from None
 
 
-def _check_options(
-    ema: Any, on_unhealthy: object, callback: object, checkpoint: object, checkpoint_every: object
-) -> None:
+def _check_options(ema: Any, on_unhealthy: object, callback: object, checkpoint: object, checkpoint_every: object) -> None:
     if ema is not None and not (isinstance(ema, numbers.Real) and 0 < float(ema) < 1):
         raise EnergyError(f"fit needs ema between 0 and 1; got ema={ema!r}. Write ema=0.999.")
     if on_unhealthy not in (None, "rollback"):
@@ -286,9 +284,7 @@ def _held_out_rows(
     return take_apart(args if held_out is None else held_out, kwargs | (held_out_kwargs or {}))
 
 
-def _start(
-    rng_key: PRNGKey, task: Task, init_state: Any, init_params: dict | None, *, goes_back: bool
-) -> tuple[Run, Task]:
+def _start(rng_key: PRNGKey, task: Task, init_state: Any, init_params: dict | None, *, goes_back: bool) -> tuple[Run, Task]:
     if init_state is not None and init_params is not None:
         raise EnergyError("init_state already holds parameters, so init_params would have no effect. Pass one of the two.")
     before = init_state if isinstance(init_state, FitResult) else None

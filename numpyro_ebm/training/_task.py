@@ -22,7 +22,7 @@ from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, miniba
 from numpyro_ebm.training._held_out import Arguments, by_site, in_order, loss_at
 from numpyro_ebm.training.batches import Batch, Feed, Layout
 from numpyro_ebm.training.recording import look_at_pools, sites_of
-from numpyro_ebm.training.sharding import Placement
+from numpyro_ebm.training.sharding import TrainingPlacement
 
 
 class Carry(NamedTuple):
@@ -93,7 +93,7 @@ class Task:
     decay: float | None = None
     num_recorded: int = 0
     watched: Callable[[dict[str, Any]], Any] | None = None
-    placement: Placement | None = None
+    placement: TrainingPlacement | None = None
     _updates: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _others: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from numpyro_ebm._core.digests import checksum, digest, without_addresses
+from numpyro_ebm._core.sharding import readable
 from numpyro_ebm._core.storage import Storage, from_outline, outline
 from numpyro_ebm.estimators import NegativePhaseHealth
 from numpyro_ebm.training._run import Run
@@ -16,7 +17,6 @@ from numpyro_ebm.training._task import Task
 from numpyro_ebm.training.batches import ArrayFeed
 from numpyro_ebm.training.recording import Look, estimators_of
 from numpyro_ebm.training.results import Rollback
-from numpyro_ebm.training.sharding import readable
 
 PLAIN = ("held_out_losses", "check_steps", "best_step", "history", "num_batches", "feed_state", "reached")
 """Fields of a run that JSON takes as they are."""
