@@ -115,7 +115,8 @@ class TestGoingOn:
         together = jax.vmap(lambda key: svi.run(key, 40, X, progress_bar=False).params["t"])(keys)
         alone = [svi.run(key, 40, X, progress_bar=False).params["t"] for key in keys]
         np.testing.assert_allclose(together, alone, rtol=1e-4)
-        assert len(set(map(float, alone))) == (1 if name == "sm" else 3)
+        # In one dimension the random directions of "ssm" are 1 or -1, which give the same loss.
+        assert len(set(map(float, alone))) == (1 if name in ("sm", "ssm") else 3)
 
 
 def _bits(tree):
