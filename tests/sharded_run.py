@@ -23,6 +23,7 @@ import numpyro
 import optax
 from jax.sharding import Mesh
 from numpyro.infer import MCMC, SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_ebm as ebm
 
@@ -48,6 +49,33 @@ def run(name, sharding, num_steps=40, *args, **options):
     options = {"check_every": 20, "ema": 0.9, "progress_bar": False} | options
     data = {} if args else {"batches": X, "batch_size": 64}  # batches of 64, and one of 52
     return ebm.fit(jax.random.key(0), svi, num_steps, *args, sharding=sharding, **data, **options)
+
+
+def of_contexts(x, context):
+    t = numpyro.param("t", 1.0)
+    with numpyro.plate("rows", len(x)):
+        energy = lambda v, c: 0.5 * t * jnp.sum((v - c) ** 2)  # noqa: E731
+        numpyro.sample("x", ebm.EnergyDistribution(energy, (4,), context=context), obs=x)
+
+
+def of_latents(x):
+    t = numpyro.param("t", 1.0)
+    with numpyro.plate("rows", len(X), subsample_size=len(x)):
+        z = numpyro.sample("z", numpyro.distributions.Normal(0, 1))
+        numpyro.sample("x", ebm.EnergyDistribution(lambda v, c: 0.5 * t * jnp.sum((v - c) ** 2), (4,), context=z), obs=x)
+
+
+def other_runs(sharding):
+    """Yield trainings with a context for each row, by chains of rows and from a buffer, and with a latent for each row."""
+    options = {"batch_size": 64, "check_every": 20, "progress_bar": False, "sharding": sharding}
+    for name in ("pcd", "replay"):
+        own = {"num_steps": 2} | ({"buffer_size": 256} if name == "replay" else {})
+        svi = SVI(ebm.estimate(of_contexts, name, **own), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+        context = np.linspace(-1, 1, 496, dtype=np.float32)
+        yield f"contexts {name}", ebm.fit(jax.random.key(0), svi, 40, batches=(X[:496], context), **options)
+    estimated = ebm.estimate(of_latents, "cd", num_steps=2)
+    svi = SVI(estimated, AutoNormal(estimated), optax.adam(0.01), Trace_ELBO())
+    yield "latents", ebm.fit(jax.random.key(0), svi, 40, batches=X, **options)
 
 
 def kept(result):
@@ -130,6 +158,10 @@ def cases(folder):
     whole = X[:496]
     for where, sharding in (("one", None), ("eight", 8)):
         yield f"all rows, {where}", kept(run("sm", sharding, 40, whole))
+        held_out = run("sm", sharding, held_out=(X[:100],))
+        yield f"held out, {where}", {"losses": held_out.losses, "held_out": held_out.held_out_losses}
+        for name, result in other_runs(sharding):
+            yield f"{name}, {where}", kept(result)
     result = run("pcd", 8)
     pool = result.state.mutable_state["x$pcd"]["state"].pool.position
     parts = [np.asarray(each.data) for each in pool.addressable_shards]

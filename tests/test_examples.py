@@ -67,6 +67,19 @@ def test_train_resume(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_mnist(tmp_path, capsys):
+    found = load("mnist").main(["--quick", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "independent pixels" in printed
+    assert "nats per digit" in printed
+    assert found["lower"] < found["upper"]
+    # 40 updates move a small network little from independent pixels.
+    assert abs(found["upper"] - found["pixels"]) < 10
+    assert 0.5 < found["auroc"] <= 1
+    assert (tmp_path / "mnist.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
 def test_evaluate(evaluated):
     out, results = evaluated
     evaluation, found = results["evaluation"], results["diagnoses"]

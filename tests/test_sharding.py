@@ -45,6 +45,15 @@ def test_eight_devices_are_one(found, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["contexts pcd", "contexts replay", "latents", "held out"])
+def test_rows_with_contexts_latents_and_held_out_rows(found, name):
+    names = [each.removeprefix(f"{name}, eight, ") for each in found if each.startswith(f"{name}, eight, ")]
+    assert len(names) > 1
+    for each in names:
+        np.testing.assert_allclose(found[f"{name}, eight, {each}"], found[f"{name}, one, {each}"], rtol=2e-4, atol=2e-3)
+
+
+@pytest.mark.slow
 def test_parameters_are_split_over_a_second_axis(found):
     same(found, "pcd, one", "pcd, two axes")
     assert {tuple(shape) for shape in found["lies, w"]} == {(4, 8)}
