@@ -45,7 +45,7 @@ BASE = dist.Normal(0, 1).expand([DIM]).to_event(1)
 WIDE = dist.Normal(0, 2).expand([DIM]).to_event(1)  # reaches modes of the model away from the data
 MALA = ebm.MALA(step_size=0.05)
 ROUGHLY = ebm.AnnealedImportanceSampling(
-    num_levels=50, num_chains=256, kernel=ebm.HMC(step_size=0.2, num_integration_steps=3), start=WIDE
+    num_levels=100, num_chains=512, kernel=ebm.HMC(step_size=0.2, num_integration_steps=3), start=WIDE
 )
 METHODS = {
     "sm": {},
@@ -60,7 +60,7 @@ METHODS = {
         "start": WIDE,
     },
     "cd": {"num_steps": 10, "kernel": MALA},
-    "pcd": {"num_steps": 10, "kernel": MALA, "num_chains": 1000},
+    "pcd": {"num_steps": 10, "kernel": MALA, "num_chains": 4 * BATCH},
 }
 
 
@@ -134,7 +134,8 @@ def validate(params, splits: Splits) -> float:
 
 def train(name: str, options: dict, splits: Splits, args: argparse.Namespace) -> Fit:
     """Train by SVI, and keep the moving averages of the parameters with the best validation log-likelihood."""
-    svi = SVI(ebm.estimate(model, name, **options), ebm.empty_guide, optax.adamw(1e-3), Trace_ELBO())
+    schedule = optax.cosine_decay_schedule(3e-3, args.steps)
+    svi = SVI(ebm.estimate(model, name, **options), ebm.empty_guide, optax.adamw(schedule), Trace_ELBO())
     start = time.time()
     result = ebm.fit(
         jax.random.key(args.seed),
@@ -289,10 +290,10 @@ def check_netcdf() -> None:
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=1600, help="maximum number of training steps")
-    parser.add_argument("--chunk", type=int, default=50, help="steps between two checks of the validation rows")
-    parser.add_argument("--patience", type=int, default=400, help="steps without improvement before stopping")
-    parser.add_argument("--ema", type=float, default=0.99, help="decay of the moving average of the parameters")
+    parser.add_argument("--steps", type=int, default=2400, help="maximum number of training steps")
+    parser.add_argument("--chunk", type=int, default=100, help="steps between two checks of the validation rows")
+    parser.add_argument("--patience", type=int, default=600, help="steps without improvement before stopping")
+    parser.add_argument("--ema", type=float, default=0.995, help="decay of the moving average of the parameters")
     parser.add_argument("--warmup", type=int, default=300, help="NUTS warm-up steps per chain")
     parser.add_argument("--samples", type=int, default=1000, help="NUTS draws per chain")
     parser.add_argument("--proposals", type=int, default=50_000, help="importance samples for log Z")

@@ -1,5 +1,6 @@
 """The examples, run small."""
 
+import argparse
 import importlib.util
 import itertools
 from pathlib import Path
@@ -122,6 +123,17 @@ def test_latent_prior(tmp_path, capsys):
         assert np.isfinite([row[k] for k in ("bound", "se", "elbo", "log_z", "log_z_se", "share")]).all()
         assert -40 < row["elbo"] < row["bound"] < -15
     assert (tmp_path / "latent_prior.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_persistent_chains_keep_what_they_reached(wine):
+    """Averages of the parameters and a good log Z: the validation curve stays within half a nat of its best."""
+    args = argparse.Namespace(steps=1600, chunk=100, patience=1600, ema=0.995, seed=2019)
+    curve = np.array(wine.train("pcd", wine.METHODS["pcd"], wine.load(2019), args).curve)
+    steps, values = curve.T
+    fall = np.maximum.accumulate(values) - values
+    assert np.max(fall[steps >= 800]) < 0.5
+    assert np.max(values) > -12.5
 
 
 @pytest.mark.slow

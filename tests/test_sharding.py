@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import numpyro
 import optax
 import pytest
 from helpers import precision_model
@@ -129,6 +130,11 @@ def test_chains_that_cannot_be_shared(monkeypatch):
     normal = ebm.EnergyDistribution(lambda x: 0.5 * x**2)
     with pytest.raises(ebm.EnergyError, match=r"num_chains=4 evenly over 8 devices. Write num_chains=8"):
         ebm.sample(KEY, normal, sharding=1)
+    of_rows = ebm.EnergyDistribution(lambda x, c: 0.5 * (x - c) ** 2, context=jax.numpy.zeros(6), batch_shape=(6,))
+    with pytest.raises(ebm.EnergyError, match=r"num_chains=3 for each of 6 rows evenly over 8 devices. Write num_chains=4"):
+        ebm.sample(KEY, of_rows, num_chains=3, sharding=1)
+    with pytest.raises(ebm.EnergyError, match=r"num_chains=4 evenly"):
+        ebm.sample(KEY, lambda: numpyro.sample("a", numpyro.distributions.Normal()), sharding=1)
     with pytest.raises(ebm.EnergyError, match=r"num_particles=1001 evenly over 8 devices. Write num_particles=1008"):
         ebm.log_partition(KEY, normal, method="smc", num_particles=1001, sharding=1)
     with pytest.raises(TypeError, match="sharding"):

@@ -1,6 +1,7 @@
 """Placement of rows and chains on the devices of a mesh."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -98,21 +99,23 @@ class Placement:
         mapped = jax.shard_map(own, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return mapped(*args, *whole)
 
-    def check_count(self, owner: str, name: str, count: int) -> None:
-        """Refuse a number of chains or draws that cannot be split evenly.
+    def check_count(self, owner: str, name: str, count: int, rows: int = 1) -> None:
+        """Refuse a number of chains or draws for each row that cannot be split evenly.
 
         Raises:
             EnergyError: with the next number that can.
         """
-        if count % self.num_parts:
+        if count * rows % self.num_parts:
+            each = "" if rows == 1 else f" for each of {rows} rows"
             raise EnergyError(
-                f"{owner} cannot split {name}={count} evenly over {self.num_parts} devices. Write "
-                f"{name}={self.next_multiple(count)}."
+                f"{owner} cannot split {name}={count}{each} evenly over {self.num_parts} devices. Write "
+                f"{name}={self.next_multiple(count, rows)}."
             )
 
-    def next_multiple(self, number: int) -> int:
-        """Return the smallest number from this on that can be split evenly."""
-        return -(-number // self.num_parts) * self.num_parts
+    def next_multiple(self, number: int, rows: int = 1) -> int:
+        """Return the smallest number from this on that can be split evenly, for each of so many rows."""
+        step = self.num_parts // math.gcd(self.num_parts, rows)
+        return -(-number // step) * step
 
     def _constrained(self, tree: PyTree, where: Callable) -> PyTree:
         # JAX constrains no arrays of random keys; they are small.

@@ -76,7 +76,7 @@ class SequentialMonteCarlo(AbstractPartition):
         start: as in `AnnealedImportanceSampling`.
         data: events to which the start is fitted, as there.
         sharding: devices that share the particles: a ``jax.sharding.Mesh``, whose first axis splits them evenly, or a number
-            of devices; None for one. Resampling sends particles from device to device.
+            of devices; None for one. After each stage every device gets all particles, to draw from them.
 
     Raises:
         EnergyError: for counts below 1, fewer than 2 particles, a ``target_ess`` outside (0, 1), an unknown or an unadjusted

@@ -140,12 +140,16 @@ def sample(
         resolved = kernel_of(kernel, model_or_dist)
         resolved.bind(model_or_dist)  # inside the compiled program its values are not known
         starts = draw_start(start, key_start, model_or_dist, (num_chains,))
+        if placement is not None:
+            placement.check_count("sample", "num_chains", num_chains, math.prod(model_or_dist.batch_shape))
         task: Any = _OfDistribution(resolved, model_or_dist.closed(float if resolved.relaxes else None), num_chains)
     elif callable(model_or_dist) and not isinstance(model_or_dist, dist.Distribution):
         if start is not None:
             raise TypeError(
                 "start belongs to a distribution; chains of a model start at NumPyro's initial values. Write start=None."
             )
+        if placement is not None:
+            placement.check_count("sample", "num_chains", num_chains)
         arguments: Any = (model_args, model_kwargs)
         resolved = _target.kernel_for(_target.check_model(model_or_dist, params, *arguments), kernel)
         fixed, keys, starts = _target.fixed(model_or_dist, params), jax.random.split(key_start, num_chains), None
@@ -244,7 +248,6 @@ def _begin(task, key_start, key_run, starts, *, num_warmup, num_samples, placeme
     progress = chains.begin(key_run, task.bound(), log_density, positions, local, **counts)
     if placement is None:
         return progress, finite
-    placement.check_count("sample", "num_chains", chains.num_chains_of(positions))
     # No device needs to hold the draws of all.
     return progress._replace(draws=placement.split(progress.draws)), placement.gathered(finite)
 
@@ -267,7 +270,7 @@ def _go_on(task, progress, stop, *, placement):
 @programs.jit(static_argnames=("placement",))
 def _finish(task, progress, *, placement):
     run = progress.so_far()
-    if jax.process_count() > 1:  # each process can read only what lies on its own devices
+    if placement is not None and jax.process_count() > 1:  # each process can read only what lies on its own devices
         run = placement.on_each_part(lambda own: own, run, gathers=True)
     return task.finish(run)
 
@@ -277,7 +280,7 @@ def _in_blocks(
 ) -> chains.Progress:
     """Run the chains to the end. An interruption keeps the draws so far, and is raised if there are none."""
     num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
-    if jax.process_count() > 1:
+    if placement is not None and jax.process_count() > 1:
         length = num_steps  # all processes have to run the same blocks, and their clocks differ
     try:
         while done < num_steps:
