@@ -142,7 +142,7 @@ def draw_picture(path: Path, rows: np.ndarray, chains: np.ndarray, scores: dict,
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000, help="number of updates")
+    parser.add_argument("--steps", type=int, default=3000, help="number of updates")
     parser.add_argument("--moves", type=int, default=20, help="transitions of the chains per update")
     parser.add_argument("--buffer", type=int, default=5000, help="chains in the buffer")
     parser.add_argument("--reinit", type=float, default=0.01, help="probability that a chain restarts")
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average of the weights")
     parser.add_argument("--width", type=int, default=32, help="channels of the first convolution")
     parser.add_argument("--levels", type=int, default=300, help="levels of the bounds of log Z, a Gibbs sweep each")
-    parser.add_argument("--chains", type=int, default=50, help="chains of the bounds of log Z")
+    parser.add_argument("--chains", type=int, default=100, help="chains of the bounds of log Z")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="few updates and levels, to check that the script runs")

@@ -277,11 +277,11 @@ class TestBlocks:
         whole, go_on, calls = self.draws(), _sample._go_on, []
         blocks_of(10)
 
-        def block(*args):
+        def block(*args, placement):
             calls.append(args)
             if len(calls) == 3 + kept // 10:
                 raise KeyboardInterrupt
-            return go_on(*args)
+            return go_on(*args, placement=placement)
 
         monkeypatch.setattr(_sample, "_go_on", block)
         if not kept:

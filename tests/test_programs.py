@@ -16,6 +16,7 @@ from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
 from numpyro_ebm._core import programs
+from numpyro_ebm._core.digests import digest
 from numpyro_ebm._core.programs import MOST_KEPT, call, compiled, trace
 
 KEY = jax.random.key(0)
@@ -273,3 +274,14 @@ def test_a_function_without_arrays_or_of_keys_and_trees():
     found = compiled(lambda t: {"key": t["b"][0], "normal": jax.random.normal(KEY, (2,)) * t["a"]}, tree)
     np.testing.assert_allclose(found["normal"], jax.random.normal(KEY, (2,)) * ROWS, rtol=1e-6)
     assert found["key"] == KEY
+
+
+def test_a_digest_tells_what_a_program_computes():
+    def of(function):
+        program = programs.trace(function, ROWS)
+        return digest(program.code.jaxpr, program.constants)
+
+    one, other = jnp.asarray(1.5), jnp.asarray(2.5)
+    first = of(lambda x: x * one - 3.0)
+    assert first == of(lambda y: y * one - 3.0)
+    assert len({first, of(lambda x: x * other - 3.0), of(lambda x: x * one - 4.0), of(lambda x: x + one - 3.0)}) == 4

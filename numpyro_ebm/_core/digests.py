@@ -28,11 +28,12 @@ def digest(jaxpr: Jaxpr, constants: Sequence[Any] = ()) -> str:
 
     Args:
         jaxpr: the program.
-        constants: arrays for its ``constvars``; those without one count by their place.
+        constants: arrays for its first variables; the other variables count by their place.
     """
-    names: dict[Any, str] = {variable: f"{i} {variable.aval}" for i, variable in enumerate(jaxpr.invars)}
-    names |= {variable: f"constant {i} {variable.aval}" for i, variable in enumerate(jaxpr.constvars)}
-    for variable, value in zip(jaxpr.constvars, constants, strict=False):
+    # Recent versions of JAX have the constants among the arguments, in front.
+    variables = [*jaxpr.constvars, *jaxpr.invars]
+    names: dict[Any, str] = {variable: f"{i} {variable.aval}" for i, variable in enumerate(variables)}
+    for variable, value in zip(variables, constants, strict=False):
         names[variable] = f"{checksum([value])} {variable.aval}"
     effects = []
     for equation in jaxpr.eqns:
