@@ -5,7 +5,7 @@ small neural energy over a Gaussian base. Only the estimator's name changes from
 prints how well the trained density does on held-out rows, beside a Gaussian and a Gaussian mixture, and whether its chains
 mix. It writes an ArviZ file and pictures.
 
-    python examples/wine.py                     the whole table, about seven minutes
+    python examples/wine.py                     the whole table, about six minutes
     python examples/wine.py --quick             seconds, to check that it runs
     python examples/wine.py --methods cd dsm    some estimators only
 """
