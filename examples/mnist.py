@@ -126,8 +126,9 @@ def draw_picture(path: Path, rows: np.ndarray, chains: np.ndarray, scores: dict,
         axis.imshow(grid.transpose(0, 2, 1, 3).reshape(5 * (SIDE + 2), -1), cmap="gray")
         axis.axis("off")
     left, middle, right = bottom.subplots(1, 3)
+    bins = np.histogram_bin_edges(np.concatenate(list(scores.values())), 80)
     for name, values in scores.items():
-        left.hist(values, bins=60, alpha=0.6, label=name)
+        left.hist(values, bins=bins, alpha=0.6, label=name)
     left.set(xlabel="log density up to log Z (nats)", ylabel="images")
     left.legend()
     for axis, name, label in (

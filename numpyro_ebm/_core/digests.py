@@ -30,7 +30,7 @@ def digest(jaxpr: Jaxpr, constants: Sequence[Any] = ()) -> str:
         jaxpr: the program.
         constants: arrays for its first variables; the other variables count by their place.
     """
-    # Recent versions of JAX have the constants among the arguments, in front.
+    # Jaxpr.replace of recent versions of JAX puts the constants in front of the arguments.
     variables = [*jaxpr.constvars, *jaxpr.invars]
     names: dict[Any, str] = {variable: f"{i} {variable.aval}" for i, variable in enumerate(variables)}
     for variable, value in zip(variables, constants, strict=False):

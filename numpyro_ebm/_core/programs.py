@@ -47,7 +47,7 @@ class Code:
     """A traced program without its constants, compared by what it computes.
 
     Attributes:
-        jaxpr: the equations; their variables begin with the constants (in recent versions of JAX these are arguments).
+        jaxpr: the equations; their variables begin with the constants (which ``Jaxpr.replace`` of recent versions makes arguments).
         in_avals: shapes and types of the flat arguments.
         in_tree: structure of the arguments.
         out_tree: structure of the result.

@@ -276,7 +276,7 @@ def _finish(task, progress, *, placement):
 
 
 def _in_blocks(
-    task: _OfDistribution | _OfModel, progress: chains.Progress, placement: Placement | None = None
+    task: _OfDistribution | _OfModel, progress: chains.Progress, placement: Placement | None
 ) -> chains.Progress:
     """Run the chains to the end. An interruption keeps the draws so far, and is raised if there are none."""
     num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
