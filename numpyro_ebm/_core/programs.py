@@ -47,7 +47,7 @@ class Code:
     """A traced program without its constants, compared by what it computes.
 
     Attributes:
-        jaxpr: the equations; their variables begin with the constants (which ``Jaxpr.replace`` of recent versions makes arguments).
+        jaxpr: the equations, whose variables begin with the constants; ``replace`` of recent versions makes them arguments.
         in_avals: shapes and types of the flat arguments.
         in_tree: structure of the arguments.
         out_tree: structure of the result.

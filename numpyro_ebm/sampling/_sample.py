@@ -275,9 +275,7 @@ def _finish(task, progress, *, placement):
     return task.finish(run)
 
 
-def _in_blocks(
-    task: _OfDistribution | _OfModel, progress: chains.Progress, placement: Placement | None
-) -> chains.Progress:
+def _in_blocks(task: _OfDistribution | _OfModel, progress: chains.Progress, placement: Placement | None) -> chains.Progress:
     """Run the chains to the end. An interruption keeps the draws so far, and is raised if there are none."""
     num_steps, num_warmup, done, length = len(progress.keys), progress.num_warmup, 0, FIRST_BLOCK
     if placement is not None and jax.process_count() > 1:
