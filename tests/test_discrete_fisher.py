@@ -156,6 +156,31 @@ def test_a_base_without_density_ends_the_lattice():
     np.testing.assert_allclose(value, -expected, rtol=1e-4)
 
 
+def test_rows_without_density_and_energies_that_are_no_numbers_show():
+    """A row of density 0 has an infinite loss, and parameters without a density have none: neither counts as no loss."""
+
+    def cut_off(x):
+        energy = lambda x: jnp.where(jnp.sum(x) > 3, jnp.inf, 0.3 * jnp.sum(x))  # noqa: E731
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(energy, (2,), support=constraints.nonnegative_integer), obs=x)
+
+    value = lambda row: surrogate(ebm.estimate(cut_off, "discrete_fisher"), {}, np.array([row]))  # noqa: E731
+    assert np.isfinite(value([1, 2]))
+    assert value([2, 2]) == -np.inf
+    assert np.isnan(value([9, 9]))
+
+    def counts(x):
+        coupling = numpyro.param("coupling", 0.0)
+        energy = ebm.energies.PoissonGraphicalModel([(0, 1)], coupling, 0.5)
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(energy), obs=x)
+
+    rows = np.array([[0, 1], [2, 3]])
+    of_coupling = jax.jit(lambda c: surrogate(ebm.estimate(counts, "discrete_fisher"), {"coupling": c}, rows))
+    assert np.isfinite(of_coupling(-0.1))
+    assert np.isnan(of_coupling(0.1))
+
+
 def test_a_start_far_from_the_data_stays_finite():
     value = lambda t: surrogate(ebm.estimate(poisson, "discrete_fisher"), {"t": t}, COUNTS)  # noqa: E731
     for start in (-90.0, 60.0):

@@ -199,9 +199,10 @@ def test_dula_draws_each_element_by_its_slope_and_distance(support):
     slope = -jax.grad(quadratic)(1.0 * start)
     moves = jnp.asarray(states) - start
     # The elements are independent, so the log probability of a state is a sum over all numbers of the event.
+    unit = {"units": 1, "spins": 4, "levels": 1, "categories": 2}[support]  # the smallest squared distance of two values
     log_p = 0.5 * jnp.sum(slope * moves, axis=tuple(range(1, moves.ndim))) - jnp.sum(
         moves**2, axis=tuple(range(1, moves.ndim))
-    ) / (2 * 0.7)
+    ) / (2 * 0.7 * unit)
     p = np.asarray(jax.nn.softmax(log_p))
     after = shares(advanced(kernel, d, jnp.broadcast_to(start, (num, *start.shape)), 1), states)
     assert np.all(abs(after - p) < 5 * np.sqrt(p * (1 - p) / num))
@@ -211,6 +212,27 @@ def test_a_warm_up_adapts_the_step_of_dmala():
     d = ebm.EnergyDistribution(lambda x: -2 * jnp.sum(x[1:] * x[:-1]) + 3 * x[0], (30,), support=ebm.spins)
     run = ebm.sample(KEY, d, ebm.DMALA(10.0), num_warmup=500, num_samples=500)
     np.testing.assert_allclose(run.stats["acceptance_rate"].mean(), 0.574, atol=0.1)
+
+
+@pytest.mark.parametrize("kernel", ["dula", "dmala"])
+def test_the_step_size_does_not_depend_on_how_values_are_coded(kernel):
+    """The same energy of units and of spins: the chains are the same, and the default step moves them."""
+    bits = ebm.EnergyDistribution(
+        lambda b: -jnp.sum((2 * b - 1) * jnp.array([0.5, -0.2, 1.0])), (3,), support=constraints.boolean
+    )
+    spins = ebm.EnergyDistribution(lambda s: -jnp.sum(s * jnp.array([0.5, -0.2, 1.0])), (3,), support=ebm.spins)
+    start = {"num_warmup": 0, "num_samples": 2000, "num_chains": 1}
+    ours, theirs = (ebm.sample(KEY, d, kernel, **start).samples["x"] for d in (bits, spins))
+    np.testing.assert_array_equal(2 * ours - 1, theirs)
+    assert np.mean(theirs[:, 1:] != theirs[:, :-1]) > 0.02
+
+
+@pytest.mark.parametrize("kernel", ["gibbs", "block_gibbs", "flips", "gwg", "dula", "dmala", "swendsen_wang"])
+def test_draws_are_integers_whose_products_do_not_overflow(kernel):
+    d = ebm.EnergyDistribution(ebm.energies.Ising(ebm.energies.Graph.lattice(3), 0.3))
+    draws = ebm.sample(KEY, d, kernel, num_warmup=1, num_samples=200).samples["x"].reshape(-1, 3)
+    assert draws.dtype == jnp.zeros(0, int).dtype
+    np.testing.assert_array_equal(jnp.diag(draws.T @ draws), len(draws))
 
 
 def test_the_kernels_are_those_of_the_table():
@@ -254,6 +276,14 @@ REFUSED = {
     ),
     "spins for units": (lambda: draw(sampler=ebm.ChainSampler(ebm.Flips(values=[-1, 1]))), "leave states out"),
     "values out of order": (lambda: ebm.Flips(values=[1, 0]), "increasing"),
+    "replicas of a continuous kernel": (
+        lambda: ebm.sample(KEY, BINARY, "parallel_tempering"),
+        r"by 'mala'.*discrete.*ParallelTempering\('gibbs'\)",
+    ),
+    "a walk over spins": (
+        lambda: ebm.sample(KEY, ebm.EnergyDistribution(ising, (9,), support=ebm.spins), "lattice_walk"),
+        "are not integers.*kernel='gibbs' for spins",
+    ),
     "no values": (lambda: ebm.Gibbs().step(jax.random.key(0), ebm.Gibbs().init(None, jnp.zeros(2), jnp.sum), None), "needs"),
 }
 

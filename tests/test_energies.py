@@ -155,6 +155,8 @@ def test_the_zero_sum_gauge_is_the_same_distribution():
     np.testing.assert_allclose(scores, gauged.contact_scores(), atol=1e-5)
     np.testing.assert_allclose(scores, scores.T, atol=1e-6)
     assert not np.allclose(scores, energy.contact_scores(skipped=(0,)))
+    np.testing.assert_array_equal(energy.contact_scores(skipped=(-1,)), energy.contact_scores(skipped=(3,)))
+    assert not np.allclose(scores, energy.contact_scores(skipped=(-1,)))
 
 
 @pytest.mark.parametrize("estimator", ["exact", "pseudolikelihood", "ratio_matching", "mpf"])
@@ -273,6 +275,12 @@ BAD = {
     "rbm biases": (lambda: RBM(jnp.zeros((4, 3)), jnp.zeros(3)), "needs visible_biases of shape"),
     "scale": (lambda: GaussianRBM(jnp.zeros((2, 2)), scale=-1.0), "scale > 0"),
     "event_shape": (lambda: ebm.EnergyDistribution(MACHINE, (3,)), "Leave event_shape out"),
+    "a category to skip": (lambda: ENERGIES["potts"].contact_scores(skipped=(20,)), r"with 4, .*skipped=\(20,\)"),
+    "potts of no sites": (lambda: Potts(jnp.zeros((0, 3, 0, 3))), "a site and a category or more"),
+    "points without an integral": (
+        lambda: surrogate(ebm.EnergyDistribution(MACHINE), [[0, 1, 1, 0]], ebm.Pseudolikelihood(num_points=65)),
+        "num_points=65 is for integrals",
+    ),
 }
 
 

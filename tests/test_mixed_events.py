@@ -411,6 +411,44 @@ def test_members_with_other_values_have_conditionals_of_their_own():
     np.testing.assert_allclose(value, expected.sum(), rtol=1e-5)
 
 
+TABLE = ebm.Blocks(
+    ("a", "b", "c"), (constraints.boolean, constraints.integer_interval(-1, 1), ebm.one_hot), ((2,), (), (1, 4))
+)
+
+
+def test_members_with_lists_of_values_of_their_own_are_summed_over():
+    energy = lambda v: 0.3 * v[0] * v[2] - 0.5 * v[1] + 0.2 * v[2] ** 2 + (0.5 + v[0]) * jnp.dot(v[3:], jnp.arange(4.0))  # noqa: E731
+    states = [(a, b, c, *np.eye(4)[k]) for a in (0, 1) for b in (0, 1) for c in (-1, 0, 1) for k in range(4)]
+    d = ebm.EnergyDistribution(energy, (7,), support=TABLE)
+    expected = np.logaddexp.reduce([-float(energy(jnp.array(state))) for state in states])
+    np.testing.assert_allclose(ebm.log_partition(None, d, method="enumerate").value, expected, rtol=1e-6)
+
+    def row(x):
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", d, obs=x)
+
+    value = surrogate(ebm.estimate(row, "exact"), {}, np.array(states[5:7]))
+    np.testing.assert_allclose(value, sum(-float(energy(jnp.array(s))) - expected for s in states[5:7]), rtol=1e-5)
+
+
+def table(a, b):
+    w = numpyro.param("w", jnp.zeros((3, 5)))
+    with numpyro.plate("rows", len(a)):
+        a = numpyro.sample("a", dist.Categorical(probs=jnp.ones(3) / 3), obs=a)
+        b = numpyro.sample("b", dist.Categorical(probs=jnp.ones(5) / 5), obs=b)
+        ebm.energy_factor("e", lambda a, b: -w[a, b], a=a, b=b)
+
+
+def test_the_exact_likelihood_of_a_table_is_largest_at_its_shares():
+    """The score of a saturated model is the difference of shares, so it is 0 at the logs of the shares of the rows."""
+    a, b = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 3, 4, 1, 1, 2])
+    shares = np.full((3, 5), 1e-6)
+    np.add.at(shares, (a, b), 1.0)
+    slope = jax.grad(lambda w: surrogate(ebm.estimate(table, "exact"), {"w": w}, a, b))
+    np.testing.assert_allclose(slope(jnp.log(shares)), 0.0, atol=1e-3)
+    np.testing.assert_allclose(slope(jnp.zeros((3, 5)))[0], [0.6, -0.4, -0.4, 0.6, -0.4], rtol=1e-4)
+
+
 OPTIONS = {name: case[0] for name, case in {**CASES, **OTHERS}.items()}
 
 
@@ -470,6 +508,23 @@ REFUSED = {
             "cd", kernel={"x": ebm.EllipticalSlice(mean=0.0, covariance=1.0), "s": "gibbs"}, step_size_schedule=lambda i: 0.1
         ),
         "No kernel of a member has a step size",
+    ),
+    "no sum over numbers": (estimated("exact"), r"members \['s'\].*'exact' where all are discrete"),
+    "no sum over counts": (
+        lambda: ebm.log_partition(
+            None,
+            ebm.EnergyDistribution(
+                lambda e: jnp.sum(e**2),
+                (2,),
+                support=ebm.Blocks(("b", "n"), (constraints.boolean, constraints.nonnegative_integer), ((), ())),
+            ),
+            method="enumerate",
+        ),
+        r"members \['b', 'n'\].*method='ais'",
+    ),
+    "points without an integral": (
+        lambda: surrogate(ebm.estimate(spins_and_bits, "pseudolikelihood", num_points=65), {}, S[:5, 0] * 2 - 1, S[:5, 0]),
+        "num_points=65 is for integrals",
     ),
     "blocks": (estimated("pseudolikelihood", block_size=2), "Blocks hold discrete elements"),
     "an even grid": (estimated("pseudolikelihood", num_points=32), "odd number of points"),

@@ -408,6 +408,8 @@ BAD = {
         lambda: ERGM(3, [NodeMatch(["a", "b"])], [1.0]),
         r"attribute of shape \(3,\) for 3 nodes; got shape \(2,\)",
     ),
+    "no attribute": (lambda: NodeMatch([None, "a", "b"]), "node 0 has None"),
+    "attributes not finite": (lambda: NodeMatch([1.0, np.nan, 2.0]), r"NaN or infinity at attribute\[1\]"),
     "covariates": (lambda: ERGM(3, [NodeCovariate(np.ones(4))], [1.0]), r"values of shape \(3,\) for 3 nodes"),
     "covariates not finite": (lambda: NodeCovariate([1.0, np.nan]), r"finite values; got NaN or infinity at values\[1\]"),
     "covariate of no vector": (lambda: NodeCovariate(np.ones((3, 1))), "one for each node"),
@@ -416,6 +418,13 @@ BAD = {
     "pairs not symmetric": (lambda: ERGM(3, [EdgeCovariate(np.tri(3))], [1.0]), r"0.5 \* \(values \+ values.T\)"),
     "a context": (lambda: ebm.EnergyDistribution(ERGM(3, [Edges()], [0.0]), context=1.0), "takes no context"),
 }
+
+
+def test_large_numbers_are_attributes_of_their_own():
+    """2^24 and its successor are one number as 32-bit floats."""
+    ties = jnp.ones(3, int)
+    identifiers = np.array([2**24, 2**24 + 1, 2**24])
+    assert ERGM(3, [NodeMatch(identifiers)], [1.0]).values(ties) == 1
 
 
 @pytest.mark.parametrize("case", BAD)

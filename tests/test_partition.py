@@ -16,6 +16,7 @@ from test_discrete_kernels import ising
 
 import numpyro_ebm as ebm
 from numpyro_ebm._core import programs
+from numpyro_ebm.energies import Graph, Ising
 from numpyro_ebm.partition import _contrast, _proposal, nested
 from numpyro_ebm.partition.names import METHODS
 
@@ -518,6 +519,7 @@ REFUSED = {
     "an unknown method": (WELL, {"method": "aiz"}, "Did you mean 'ais'"),
     "no key": (WELL, {"rng_key": None}, "'ais' is random"),
     "an unadjusted kernel": (WELL, {"kernel": "langevin"}, "never rejects"),
+    "an unadjusted kernel of spins": (WELL, {"kernel": "dula"}, "never rejects.*'gibbs', 'flips' or 'dmala'"),
     "an unadjusted kernel in smc": (WELL, {"method": "smc", "kernel": "mclmc"}, "never rejects"),
     "a gradient kernel on spins": (ISING, {"kernel": "mala"}, "discrete support"),
     "a discrete kernel on the line": (WELL, {"kernel": "gibbs"}, "continuous support"),
@@ -666,6 +668,35 @@ def test_kernels_of_every_kind_anneal(kernel):
     truth = ebm.log_partition(None, d, method="grid").value
     found = ebm.log_partition(KEY, d, kernel=kernel, num_levels=100)
     assert abs(float(found.value - truth)) < 4 * float(found.standard_error)
+
+
+@pytest.mark.parametrize("units", some_slow(["spins"], ["boolean"]))
+@pytest.mark.parametrize("how", some_slow(["ais by dmala"], ["smc by gwg", "ais by gwg", "smc by dmala"]))
+def test_discrete_kernels_with_gradients_anneal(how, units):
+    method, kernel = how.split(" by ")
+    d = ebm.EnergyDistribution(Ising(Graph.lattice(2, 3), 0.4, 0.1, units))
+    options = {"num_levels": 50, "num_chains": 200} if method == "ais" else {"num_particles": 500}
+    found = ebm.log_partition(KEY, d, method=method, kernel=kernel, **options)
+    truth = ebm.log_partition(None, d, method="enumerate").value
+    assert abs(float(found.value - truth)) < 5 * float(found.standard_error) < 0.5
+
+
+def test_bounds_by_a_discrete_kernel_with_gradients():
+    d = ebm.EnergyDistribution(Ising(Graph.lattice(2, 2), 0.4, 0.1))
+    bounds = ebm.log_partition_bounds(KEY, d, kernel="gwg", num_levels=30, num_chains=50)
+    truth = ebm.log_partition(None, d, method="enumerate").value
+    for one in (bounds.lower, bounds.upper):
+        assert abs(float(one.value - truth)) < 5 * float(one.standard_error) < 0.5
+
+
+@pytest.mark.parametrize("kernel", ["mala", *some_slow([], ["gibbs", "dmala"])])
+def test_particles_may_hold_replicas(kernel):
+    """Sequential Monte Carlo over chains of parallel tempering, whose particles hold a position for each temperature."""
+    is_discrete = kernel != "mala"
+    d = ebm.EnergyDistribution(Ising(Graph.lattice(2, 2), 0.4)) if is_discrete else WELL
+    found = ebm.log_partition(KEY, d, method="smc", kernel=ebm.ParallelTempering(kernel), num_particles=300)
+    truth = ebm.log_partition(None, d, method="enumerate" if is_discrete else "grid").value
+    assert abs(float(found.value - truth)) < 5 * float(found.standard_error) < 0.5
 
 
 @pytest.mark.slow

@@ -114,6 +114,13 @@ def codes_of(kind: Any, event: Shaped[Array, "*event"]) -> Int[Array, " elements
     return values - bounds[0] if bounds is not None else (values + 1) // 2
 
 
+def at_edges(each: Shaped[Array, " edges"], numbers: Int[Array | np.ndarray, "..."]) -> Shaped[Array, "..."]:
+    """Return the entries of the edges with these numbers, and 0 or False for numbers beyond the last edge."""
+    if not len(each):  # nothing to gather from
+        return jnp.zeros(np.shape(numbers), each.dtype)
+    return each.at[numbers].get(mode="fill", fill_value=0)
+
+
 def num_states(values: Shaped[np.ndarray | Array, "values ..."], event_shape: tuple[int, ...]) -> int:
     """Return the number of states of an event whose elements take these values."""
     return len(values) ** num_elements(values, event_shape)
@@ -133,9 +140,7 @@ def log_sum_over_states(
     event_shape: tuple[int, ...],
     log_density: Callable[[Shaped[Array, "*event"]], Scalar],
 ) -> Scalar:
-    """Return the log of the sum of ``exp(log_density(event))`` over all states, in blocks of bounded memory.
-
-    The backward pass computes each block again instead of keeping it.
+    """Return the log of the sum of ``exp(log_density(event))`` over all states, see `log_sum`.
 
     Args:
         values: values of an element.
@@ -153,8 +158,17 @@ def log_sum_over_states(
             "numpyro_ebm.log_partition(rng_key, distribution, method='ais')."
         )
 
+    return log_sum(count, lambda index: log_density(state_at(values, event_shape, index)))
+
+
+def log_sum(count: int, term: Callable[[Int[Array, ""]], Scalar]) -> Scalar:
+    """Return the log of the sum of ``exp(term(index))`` over the first ``count`` numbers, in blocks of bounded memory.
+
+    The backward pass computes each block again instead of keeping it.
+    """
+
     def at_index(index):
-        return jnp.where(index < count, log_density(state_at(values, event_shape, index)), -jnp.inf)
+        return jnp.where(index < count, term(index), -jnp.inf)
 
     def of_block(first):
         return jax.nn.logsumexp(jax.vmap(at_index)(first + jnp.arange(min(AT_ONCE, count))))

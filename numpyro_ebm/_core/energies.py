@@ -44,6 +44,11 @@ class AbstractEnergy(abc.ABC):
         """The constraint of one element."""
         return constraints.real
 
+    @property
+    def described(self) -> str:
+        """What messages call the energy: the name of its class."""
+        return type(self).__name__
+
     @abc.abstractmethod
     def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
         """Return the energy of one event."""

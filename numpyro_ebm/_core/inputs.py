@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.typing import PyTree
+from numpyro_ebm._core.typing import Array, PyTree
 
 
 def check_key(owner: str, rng_key: Any) -> None:
@@ -78,6 +79,26 @@ def _as_array(owner: str, leaf: object) -> Any:
             "columns: x[['a', 'b']].to_numpy(dtype=float)."
         )
     return array
+
+
+def as_numbers(owner: str, events: object) -> Array:
+    """Return events as an array of real numbers or booleans.
+
+    Raises:
+        TypeError: for words, an array of objects, and complex numbers.
+    """
+    events = as_arrays(owner, events)
+    for leaf in jax.tree.leaves(events):
+        if isinstance(leaf, str | bytes) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "USO"):
+            first = leaf if isinstance(leaf, str | bytes) else leaf.ravel()[:1].tolist()
+            raise TypeError(
+                f"{owner} needs numbers; got {first!r}. Number the values: np.unique(x, return_inverse=True)[1] for one "
+                "column of words, or x.astype(float) for numbers kept as objects."
+            )
+    value = jnp.asarray(events)
+    if not (jnp.isrealobj(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)):
+        raise TypeError(f"{owner} needs real numbers; got dtype {value.dtype}.")
+    return value
 
 
 def _is_whole(value: object) -> bool:

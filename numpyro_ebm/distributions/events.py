@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 
 from numpyro_ebm._core.energies import AbstractEnergy, of_row, ready_made
 from numpyro_ebm._core.errors import EnergyError
-from numpyro_ebm._core.inputs import as_arrays, check_key
+from numpyro_ebm._core.inputs import as_numbers, check_key
 from numpyro_ebm._core.jax_modes import in_own_modes, in_users_modes
 from numpyro_ebm._core.members import Members
 from numpyro_ebm._core.programs import trace
@@ -305,9 +305,7 @@ class EventDistribution(RowDistribution):
             EnergyError: if the trailing shape is not ``event_shape`` or the leading shape does not broadcast.
             TypeError: for complex or non-numeric values.
         """
-        value = jnp.asarray(as_arrays(type(self).__name__, value))
-        if not (jnp.isrealobj(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)):
-            raise TypeError(f"{type(self).__name__} needs real numbers; got dtype {value.dtype}.")
+        value = as_numbers(type(self).__name__, value)
         value = widen(value) if self.is_discrete else value.astype(float)
         self._broadcast(value)
         return value

@@ -138,8 +138,9 @@ def integer_bounds(support: constraints.Constraint, event_shape: tuple[int, ...]
     region = region_of(support)
     if region.kind != "integers" or any(bound is None for bound in region.bounds):
         raise EnergyError(
-            f"The values of the support {name_of(support)} cannot be listed, and are not integers between known bounds. "
-            "Write support=numpyro.distributions.constraints.nonnegative_integer, or constraints.integer_interval(0, 99)."
+            f"The elements of the support {name_of(support)} are not integers between known bounds. Write "
+            "kernel='gibbs' for spins and categories; for integers write constraints.nonnegative_integer or "
+            "constraints.integer_interval(0, 99) of numpyro.distributions as the support."
         )
     shape = np.broadcast_shapes(event_shape, *map(np.shape, region.bounds))  # the site of a model may have bounds by row
     return np.stack([np.broadcast_to(np.asarray(bound, float), shape) for bound in region.bounds])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from numpyro_ebm._core.discrete import at_edges
 from numpyro_ebm._core.energies import as_floats
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
@@ -158,7 +159,7 @@ def neighbor_sums(
 ) -> Float[Array, "..."]:
     """Return ``sum_j J_ij x_j`` of nodes, over the neighbours of each."""
     nodes, edges = (take(table, index) for table in graph.neighbors)
-    own = couplings.at[edges].get(mode="fill", fill_value=0.0)  # 0 for the places without a neighbour
+    own = at_edges(couplings, edges)
     # As a product and a sum, XLA of jaxlib 0.10 without fusion emitters (as the tests run it) gets large batches wrong.
     return jnp.vecdot(own, x[nodes], precision="highest")
 
@@ -176,6 +177,6 @@ def sums_over_neighbors(
 ) -> Float[Array, "... chosen events"]:
     """Return ``sum_j J_ij terms_j`` of nodes, over the neighbours of each, where a neighbour has a term in each event."""
     nodes, edges = (table[index] for table in graph.neighbors)
-    own = couplings.at[edges].get(mode="fill", fill_value=0.0)
+    own = at_edges(couplings, edges)
     each = (own[:, k, None] * terms(nodes[:, k]) for k in range(nodes.shape[1]))
     return functools.reduce(operator.add, each)

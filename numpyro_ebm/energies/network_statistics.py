@@ -211,9 +211,18 @@ class Mutual(AbstractNetworkStatistic):
 
 
 def _codes(attribute: Any) -> Any:
-    """Return words as the numbers of their kinds, and numbers as they are."""
-    words = np.asarray(attribute) if is_concrete(attribute) or not hasattr(attribute, "dtype") else attribute
-    return np.unique(words, return_inverse=True)[1] if words.dtype.kind in "USO" else words
+    """Return known words and numbers as the numbers of their kinds: large numbers would not differ as floats."""
+    if hasattr(attribute, "dtype") and not is_concrete(attribute):
+        return attribute
+    values = np.asarray(attribute)
+    if values.dtype.kind == "O":
+        missing = [node for node, value in enumerate(values.ravel()) if value is None]
+        if missing:
+            raise EnergyError(f"NodeMatch needs an attribute of each node; node {missing[0]} has None. Write a word for it.")
+        values = values.astype(str)
+    if values.dtype.kind in "fc" and not np.all(np.isfinite(values)):
+        return values  # refused with the number of the node
+    return np.unique(values, return_inverse=True)[1].reshape(values.shape)
 
 
 def _per_node(owner: str, name: str, value: ArrayLike) -> Float[Array, " nodes"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpyro.distributions import constraints
 
-from numpyro_ebm._core.discrete import log_sum_over_states, num_states, one_hot
+from numpyro_ebm._core.discrete import at_edges, log_sum_over_states, num_states, one_hot
 from numpyro_ebm._core.energies import AbstractEnergy
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
@@ -65,6 +65,8 @@ class Potts(AbstractEnergy):
         couplings = jnp.asarray(couplings, float)
         if couplings.ndim != 4 or couplings.shape[:2] != couplings.shape[2:]:
             raise EnergyError(f"Potts needs couplings of shape (L, q, L, q); got shape {couplings.shape}.")
+        if not couplings.size:
+            raise EnergyError(f"Potts needs a site and a category or more; got couplings of shape {couplings.shape}.")
         check_finite("Potts", "couplings", couplings)
         matrix = couplings.reshape(couplings.shape[0] * couplings.shape[1], -1)
         matrix = symmetric(matrix, couplings.shape[1], ON_DIAGONAL, ON_ASYMMETRY)
@@ -136,15 +138,25 @@ class Potts(AbstractEnergy):
         with means over the other sites (the average product correction, APC).
 
         Args:
-            skipped: categories left out of the norm, such as the gap of an alignment.
+            skipped: categories left out of the norm, such as the gap of an alignment; -1 is the last one.
 
         Returns:
             Symmetric scores ``(L, L)``, 0 on the diagonal.
 
+        Raises:
+            EnergyError: for a category that the model does not have.
+
         References:
             Dunn, Wahl and Gloor, Mutual information without the influence of phylogeny or entropy (2008).
         """
-        kept = np.setdiff1d(np.arange(self.fields.shape[1]), skipped)
+        categories = np.arange(self.fields.shape[1])
+        unknown = [number for number in skipped if not -len(categories) <= number < len(categories)]
+        if unknown:
+            raise EnergyError(
+                f"contact_scores leaves out categories of a Potts model with {len(categories)}, numbered from 0; got "
+                f"skipped={tuple(skipped)}. Write skipped=(-1,) for the last one."
+            )
+        kept = np.delete(categories, list(skipped))
         norms = jnp.sqrt(jnp.sum(self.zero_sum().couplings[:, kept][..., kept] ** 2, axis=(1, 3)))
         sites = len(norms)
         means = jnp.sum(norms, axis=1) / (sites - 1)
@@ -223,7 +235,7 @@ class GraphPotts(AbstractEnergy):
 
     def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
         """Return the energy of one event."""
-        x = jnp.asarray(event).reshape(-1)
+        x = jnp.asarray(event, int).reshape(-1)
         left, right = self.graph.edges.T
         fields = jnp.take_along_axis(self._fields, x[:, None], axis=1)
         return -jnp.sum(jnp.where(x[left] == x[right], self.couplings, 0.0)) - jnp.sum(fields)
@@ -235,7 +247,7 @@ class GraphPotts(AbstractEnergy):
         x = jnp.asarray(event).reshape(-1)
         index = np.arange(self.graph.num_nodes) if index is None else index
         nodes, edges = (take(table, index) for table in self.graph.neighbors)
-        couplings = self.couplings.at[edges].get(mode="fill", fill_value=0.0)
+        couplings = at_edges(self.couplings, edges)
         same = x[nodes][..., None] == jnp.arange(self.num_categories)
         return jnp.sum(couplings[..., None] * same, axis=-2) + self._fields[index]
 

@@ -22,8 +22,8 @@ class Tempered(AbstractEnergy):
 
     Conditionals and blocks are those of the energy, at this temperature. log Z, `sweep` and `bonds` are known if ``E / T``
     is again an energy of the same family, as for `BoltzmannMachine`, `Ising`, `Potts`, `GraphPotts`, `DeepBoltzmannMachine`,
-    `GaussianGraphicalModel` and `ExponentialGraphicalModel` and for products of these, so that curves of log Z over the
-    temperature are exact. The free energy of an `RBM` divided by ``T`` is that of no other `RBM`.
+    `GaussianGraphicalModel` and `ExponentialGraphicalModel`, so that curves of log Z over the temperature are exact.
+    The free energy of an `RBM` divided by ``T`` is that of no other `RBM`.
 
     Args:
         energy: a ready-made energy.

@@ -16,7 +16,10 @@ FOR_DISCRETE = (
     "'generalized_sm', 'mean_field_cd', 'mle', 'mpf', 'nce', 'pcd', 'pseudolikelihood', 'ranking_nce', 'ratio_matching', "
     "'replay', 'unbiased'."
 )
-FOR_MIXED = " Estimators for them: 'cd', 'energy_discrepancy', 'mle', 'pcd', 'pseudolikelihood', 'replay'."
+FOR_MIXED = (
+    " Estimators for them: 'cd', 'energy_discrepancy', 'mle', 'pcd', 'pseudolikelihood', 'replay'; 'exact' where all are "
+    "discrete."
+)
 
 
 class AbstractEstimator(abc.ABC):
@@ -100,7 +103,7 @@ class AbstractEstimator(abc.ABC):
         if site.distribution.is_mixed and not self.takes_mixed:
             raise EnergyError(
                 f"The members {site.distribution.members.discrete} of the event {site.distribution.support} are discrete, "
-                f"and the estimator '{self.name}' does not take events with discrete members beside others.{FOR_MIXED}"
+                f"and the estimator '{self.name}' does not take members with values of different kinds.{FOR_MIXED}"
             )
 
     def _check_discrete(self, site: Site) -> None:

@@ -82,7 +82,8 @@ class DiscreteFisherDivergence(AbstractEstimator):
 
 def loss_of_neighbours(changes: Float[Array, " neighbours"]) -> Scalar:
     """Return the loss of one element, given the changes of the log density to its next and to its previous value."""
-    exists = jnp.isfinite(changes)
-    rises = jnp.where(exists, changes, 0.0)
-    squared = jnp.where(exists[-1], tangent_exp(rises[-1], STEEPEST) ** 2, 0.0)
-    return squared - 2 * jnp.where(exists[0], tangent_exp(-rises[0], STEEPEST), 0.0)
+    is_absent = changes == -jnp.inf
+    rises = jnp.where(is_absent, 0.0, changes)  # NaN stays NaN, and shows that a density is none
+    squared = jnp.where(is_absent[-1], 0.0, tangent_exp(rises[-1], STEEPEST) ** 2)
+    loss = squared - 2 * jnp.where(is_absent[0], 0.0, tangent_exp(-rises[0], STEEPEST))
+    return jnp.where(jnp.any(changes == jnp.inf), jnp.inf, loss)  # the row itself has density 0

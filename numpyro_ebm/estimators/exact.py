@@ -12,7 +12,7 @@ from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.trapezoid import check_edges
 from numpyro_ebm._core.typing import PRNGKey, PyTree, RowValues
 from numpyro_ebm.distributions.site import Site
-from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
+from numpyro_ebm.distributions.states import has_states, in_words, log_sum_over_states, num_states
 from numpyro_ebm.estimators._base import AbstractEstimator
 from numpyro_ebm.estimators.parts.quadrature import Box, where_covered
 from numpyro_ebm.estimators.parts.single_changes import check_finite_values
@@ -30,8 +30,9 @@ class Exact(AbstractEstimator):
     truth that other estimators are compared with.
 
     **Discrete events.** One update costs as many energies as there are states, for each row if rows have a context or a base
-    of their own. Rows may lack elements: hidden members of a joint event, without data and without a value from the guide,
-    and entries that are NaN in floating-point data. The likelihood of such a row is a sum over its completions,
+    of their own. The members of an event may have different values, as the columns of a table do. Rows of an event whose
+    elements have the same values may lack elements: hidden members of a joint event, without data and without a value from
+    the guide, and entries that are NaN in floating-point data. The likelihood of such a row is a sum over its completions,
     :math:`p(x_{obs}) = \sum_{x_{mis}} e^{-E(x)} / Z`, which costs each row an energy for every state of the elements that
     any row may lack.
 
@@ -82,6 +83,11 @@ class Exact(AbstractEstimator):
         check_count(type(self).__name__, "max_states", self.max_states)
         check_edges(type(self).__name__, self.low, self.high, self.num_points)
 
+    def check_mixed(self, site: Site) -> None:
+        """Refuse events with members whose values cannot be listed."""
+        if not has_states(site.distribution):
+            super().check_mixed(site)
+
     def may_lack(self, distribution):
         """Return whether the event is discrete, so that what rows lack can be summed over."""
         return distribution.is_discrete
@@ -90,7 +96,7 @@ class Exact(AbstractEstimator):
         """Refuse events with too many states or dimensions, and options of a grid where there is none."""
         super().check(site)
         known = summable(site.distribution.ready_energy)
-        is_on_grid = known is None and not site.distribution.is_discrete
+        is_on_grid = known is None and site.distribution.is_continuous
         given = [name for name in ("low", "high", "num_points") if getattr(self, name) is not None]
         if given and not is_on_grid:
             raise EnergyError(
@@ -107,7 +113,8 @@ class Exact(AbstractEstimator):
             self._check_missing(site)
 
     def _check_states(self, site: Site) -> None:
-        check_finite_values(site, self.name)
+        if not has_states(site.distribution):
+            check_finite_values(site, self.name)
         count = num_states(site.distribution)
         if count > self.max_states:
             raise EnergyError(
@@ -136,7 +143,7 @@ class Exact(AbstractEstimator):
 
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log likelihood of each row."""
-        if summable(site.distribution.ready_energy) is None and not site.distribution.is_discrete:
+        if summable(site.distribution.ready_energy) is None and site.distribution.is_continuous:
             log_z, is_covered = self._box.log_partition(site)
             values = jax.vmap(site.distribution.log_density)(site.value, site.local)
             return where_covered(site, values - log_z, is_covered), state

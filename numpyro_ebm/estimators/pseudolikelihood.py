@@ -20,6 +20,9 @@ from numpyro_ebm.estimators.parts.conditionals import log_conditionals
 from numpyro_ebm.estimators.parts.lattice import Lattice
 from numpyro_ebm.estimators.parts.single_changes import NUMBERS_AT_ONCE, SingleChangeEstimator, over_single_changes
 
+NUM_POINTS = 129
+"""Points of an integral over a continuous element, unless ``num_points`` says otherwise."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Pseudolikelihood(SingleChangeEstimator):
@@ -51,13 +54,14 @@ class Pseudolikelihood(SingleChangeEstimator):
         blocks: instead, the numbers of the elements of each block in the flat event, such as ``[[0, 1, 2], [2, 3]]``. Blocks
             may overlap; elements in no block are only conditioned on.
         max_states: the largest number of states of a block.
-        num_points: points of the integral over a continuous element of a mixed event, an odd number. The default resolves
-            conditionals that are eight times narrower than the data.
+        num_points: points of the integral over a continuous element of a mixed event, an odd number; None for 129, which
+            resolves conditionals that are eight times narrower than the data.
 
     Raises:
-        EnergyError: for a continuous support, and one whose values cannot be listed; for an even num_points; for blocks of a
-            mixed event; for a block_size below 1; for blocks that are empty, repeat an element or name one that does not
-            exist; for both options at once; and for a block with more states than ``max_states``.
+        EnergyError: for a continuous support, and one whose values cannot be listed; for an even num_points, and
+            one for an event without continuous elements; for blocks of a mixed event; for a block_size below 1; for blocks
+            that are empty, repeat an element or name one that does not exist; for both options at once; and for a block with
+            more states than ``max_states``.
 
     Warns:
         UserWarning: if the integrals over continuous elements are not accurate to 0.01.
@@ -77,14 +81,17 @@ class Pseudolikelihood(SingleChangeEstimator):
     block_size: int | None = None
     blocks: Sequence[Sequence[int]] | None = None
     max_states: int = 2**16
-    num_points: int = 129
+    num_points: int | None = None
 
     def __post_init__(self):
         owner = type(self).__name__
         check_count(owner, "max_states", self.max_states)
-        check_count(owner, "num_points", self.num_points, 3)
-        if self.num_points % 2 == 0:
-            raise EnergyError(f"{owner} needs an odd number of points; got {self.num_points}. Write {self.num_points + 1}.")
+        if self.num_points is not None:
+            check_count(owner, "num_points", self.num_points, 3)
+            if self.num_points % 2 == 0:
+                raise EnergyError(
+                    f"{owner} needs an odd number of points; got {self.num_points}. Write {self.num_points + 1}."
+                )
         if self.block_size is not None:
             check_count(owner, "block_size", self.block_size)
             if self.blocks is not None:
@@ -94,7 +101,13 @@ class Pseudolikelihood(SingleChangeEstimator):
 
     def check(self, site: Site) -> None:
         """Refuse events without discrete elements of finitely many values, and blocks that do not fit them."""
-        if site.distribution.members is not None:
+        members = site.distribution.members
+        if self.num_points is not None and (site.distribution.is_discrete or (members and all(members.are_discrete))):
+            raise EnergyError(
+                f"num_points={self.num_points} is for integrals over continuous elements, and all elements of this event "
+                "are discrete. Leave it out."
+            )
+        if members is not None:
             self._check_members(site)
             return
         super().check(site)
@@ -113,7 +126,7 @@ class Pseudolikelihood(SingleChangeEstimator):
     def surrogate(self, rng_key: PRNGKey | None, site: Site, state: PyTree) -> tuple[RowValues, PyTree]:
         """Return the log pseudolikelihood of each row."""
         if site.distribution.is_mixed:
-            return log_conditionals(site, self.num_points), state
+            return log_conditionals(site, self.num_points or NUM_POINTS), state
         if self.blocks is None and self.block_size in (None, 1):
             return over_single_changes(site, lambda changes: -jax.nn.logsumexp(jnp.append(changes, 0.0))), state
         blocks = self._blocks(Lattice.of(site.distribution).num_elements)

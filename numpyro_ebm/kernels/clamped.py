@@ -35,6 +35,11 @@ class ClampedEnergy(AbstractEnergy):
         return rebuilt(cls, {"energy": energy, "held": None, "free": None})
 
     @property
+    def described(self) -> str:
+        """The energy's name, and that elements are held."""
+        return f"{self.energy.described} with elements that are held"
+
+    @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one event."""
         return self.energy.event_shape

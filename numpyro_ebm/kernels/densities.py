@@ -136,7 +136,7 @@ def known_of(log_density: Any) -> Known | None:
 
 def described(known: Known | None) -> str:
     """Return the name of the energy behind a log density for messages, or what else there may be."""
-    return "an ordinary function, or an energy over a base" if known is None else type(known.energy).__name__
+    return "an ordinary function, or an energy over a base" if known is None else known.energy.described
 
 
 def has_conditionals(log_density: Any) -> bool:

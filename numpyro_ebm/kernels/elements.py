@@ -83,9 +83,12 @@ class Elements:
         return self._padded([jnp.sum((slope[:, None] * move).reshape(*move.shape[:2], -1), axis=-1) for slope, move in each])
 
     def squared_moves(self, position: Position) -> Float[Array, "elements values"]:
-        """Return the squared distance of each value from an element's own; inf where an element has fewer values."""
-        each = [jnp.sum((move * move).reshape(*move.shape[:2], -1), axis=-1) for move in self._moves(position)]
-        return -self._padded([-distance.astype(float) for distance in each])
+        """Return the squared distance of each value from an element's own; inf where an element has fewer values.
+
+        The unit is the smallest squared distance between two values, so that it does not depend on how values are coded.
+        """
+        each = zip(self._moves(position), self.values, strict=True)
+        return -self._padded([-_squares(move) / _smallest_square(values) for move, values in each])
 
     def _rows(self, position: Position) -> list[Array]:
         """Return the elements of each array, ``(num_elements, ...)``."""
@@ -210,6 +213,17 @@ def log_ratio(new: Scalar, old: Scalar) -> Scalar:
     """Return the log ratio of two densities: -inf for a bad new one, 0 between two that are 0."""
     ratio = jnp.where((new == -jnp.inf) & (old == -jnp.inf), 0.0, new - old)
     return jnp.where(is_bad(new), -jnp.inf, jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
+
+
+def _squares(moves: Shaped[Array, "elements values ..."]) -> Float[Array, "elements values"]:
+    """Return the squared lengths of moves that are numbers or vectors."""
+    return jnp.sum(jnp.square(moves.astype(float)).reshape(*moves.shape[:2], -1), axis=-1)
+
+
+def _smallest_square(values: Shaped[Array, "values ..."]) -> Scalar:
+    """Return the smallest squared distance between two values."""
+    squares = _squares(values[:, None] - values)
+    return jnp.min(jnp.where(jnp.eye(len(values), dtype=bool), jnp.inf, squares))
 
 
 def _all(flags: Array) -> Array:

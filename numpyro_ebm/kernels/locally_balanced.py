@@ -158,10 +158,11 @@ class DULA(DiscreteLangevin):
 
     Element ``i`` takes the value ``v`` with probability proportional to
     ``g(exp(grad_i log p(x) (v - x_i))) exp(-(v - x_i)^2 / (2 step_size))``. The draws have a bias that falls with the step
-    size; `DMALA` has none.
+    size; `DMALA` has none. There is no acceptance rate to which a warm-up could adapt the step size.
 
     Args:
-        step_size: a squared length, in units of the values.
+        step_size: a squared length. The unit of all squared lengths is the smallest squared distance between two
+            values: 1 for binary units and integers, 4 for spins, 2 for one-hot vectors.
         values: as in `GibbsWithGradients`.
         balance: as in `GibbsWithGradients`.
 
@@ -197,7 +198,7 @@ class DMALA(DiscreteLangevin):
     The proposal is that of `DULA`. A transition costs one gradient and may change many elements.
 
     Args:
-        step_size: a squared length, in units of the values; a warm-up adapts it to acceptance 0.574.
+        step_size: as in `DULA`; a warm-up adapts it to acceptance 0.574.
         values: as in `GibbsWithGradients`.
         balance: as in `GibbsWithGradients`.
 

@@ -1,7 +1,7 @@
 """Table of the kernels, and look-up of a kernel by name."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.members import Members
@@ -49,6 +49,12 @@ def resolve_kernel(
     if is_discrete is not None and resolved.is_discrete not in (is_discrete, None):
         kind = "discrete" if is_discrete else "continuous"
         fitting = [name for name, cls in KERNELS.classes.items() if cls.is_discrete is not (not is_discrete)]
+        if resolved.name in fitting:  # a kernel over another one, which does not fit
+            inner = cast(Any, resolved).kernel.name
+            raise EnergyError(
+                f"The kernel '{resolved.name}' moves chains by '{inner}', which cannot sample a {kind} support. "
+                f"Write kernel=numpyro_ebm.{type(resolved).__name__}('{usual}')."
+            )
         raise EnergyError(
             f"The kernel '{resolved.name}' cannot sample a {kind} support. Kernels that can: {', '.join(sorted(fitting))}."
             f"{otherwise}"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from numpyro_ebm._core.discrete import at_edges
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.records import record
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PyTree, Scalar
@@ -92,7 +93,7 @@ def label(graph: Any, joined: Bool[Array, " edges"]) -> Int[Array, " nodes"]:
     Labels spread to neighbours, and then from each node to the node that its label names, which shortens long ways.
     """
     nodes, edges = (jnp.asarray(table) for table in graph.neighbors)
-    is_open = joined.at[edges].get(mode="fill", fill_value=False)
+    is_open = at_edges(joined, edges)
 
     def spread(carry):
         labels, _ = carry

@@ -67,7 +67,7 @@ def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistr
     """Return the given kernel, or one that suits the support, with the settings that it takes from the distribution.
 
     Raises:
-        EnergyError: for a kernel that cannot move on the support, and a discrete one that takes gradients.
+        EnergyError: for a kernel that cannot move on the support.
     """
     if kernel is None and distribution.is_continuous:
         kernel = DynamicHMC(num_integration_steps=5)  # pyright: ignore[reportCallIssue]
@@ -76,11 +76,6 @@ def default_kernel(kernel: str | AbstractKernel | None, distribution: EventDistr
         raise EnergyError(
             "log Z of an event with discrete members adapts one step size and no mass matrix. Write kernels without one, "
             "such as kernel={'x': 'mala', 's': 'gibbs'}."
-        )
-    if resolved.relaxes:
-        raise EnergyError(
-            f"log Z needs energies at the events themselves; '{resolved.name}' evaluates them at floating-point numbers. "
-            "Write kernel='gibbs' or kernel='flips'."
         )
     return resolved.bind(distribution)
 
@@ -93,9 +88,10 @@ def exact_kernel(owner: str, kernel: str | AbstractKernel) -> AbstractKernel:
     """
     resolved = resolve_kernel(kernel, is_discrete=None)
     if not resolved.is_exact:
+        exact = "'gibbs', 'flips' or 'dmala'" if resolved.is_discrete else "'mala', 'hmc' or 'nuts'"
         raise EnergyError(
             f"{owner} needs a kernel that leaves each level invariant, but '{resolved.name}' never rejects: its bias would "
-            "enter log Z. Write kernel='mala', 'hmc' or 'nuts'."
+            f"enter log Z. Write kernel={exact}."
         )
     return resolved
 

@@ -196,6 +196,11 @@ class AbstractPartition(abc.ABC):
         return 0
 
     @property
+    def event_dtype(self) -> Any:
+        """Floating-point numbers for a discrete kernel that takes gradients; None for the dtype of the events."""
+        return float if getattr(getattr(self, "kernel", None), "relaxes", False) else None
+
+    @property
     def placement(self) -> Placement | None:
         """Devices that share the chains or draws; None for one device."""
         return Placement.of(getattr(self, "sharding", None))
@@ -226,8 +231,9 @@ class AbstractPartition(abc.ABC):
         if distribution.members is not None and not self.takes_mixed:
             raise EnergyError(
                 f"The members {distribution.members.discrete} of the event {distribution.support} are discrete, and the "
-                f"method '{self.name}' does not take events with discrete members beside others. Write method='ais', or "
-                "method='importance' with proposal=a distribution of one event."
+                f"method '{self.name}' does not take members with values of different kinds. Write method='ais', "
+                "method='importance' with proposal=a distribution of one event, or method='enumerate' if all members are "
+                "discrete."
             )
         if self.start_distribution is not None:
             check_start(owner, self.start_distribution, distribution)

@@ -114,7 +114,7 @@ def log_partition(
     keys: Any = [None] * 3 if rng_key is None else jax.random.split(rng_key, 3)
     if draws is None and chosen.num_draws:
         draws = _problem.target_positions(keys[1], distribution, chosen.num_draws)
-    found: Estimate = _estimated(keys[0], keys[2], chosen, distribution.closed(), draws)
+    found: Estimate = _estimated(keys[0], keys[2], chosen, distribution.closed(chosen.event_dtype), draws)
     check_found("log_partition", chosen, distribution, found)
     shape = _problem.shape_of(distribution)
     return shaped(in_shape(found, shape), chosen.bound)

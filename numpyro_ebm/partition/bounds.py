@@ -150,7 +150,7 @@ def log_partition_bounds(
     key_starts, key_ends, key_rows = jax.random.split(rng_key, 3)
     if ends is None:
         ends = _problem.target_positions(key_ends, distribution, method.num_chains)
-    betas, forward, backward = _both_ways(key_starts, key_rows, method, distribution.closed(), ends, data)
+    betas, forward, backward = _both_ways(key_starts, key_rows, method, distribution.closed(method.event_dtype), ends, data)
     check_finite(owner, *(each[0] for each in (forward, backward)))
     shape = _problem.shape_of(distribution)
     lower, upper = (in_shape(each[0], shape) for each in (forward, backward))

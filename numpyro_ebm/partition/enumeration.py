@@ -11,13 +11,16 @@ from numpyro_ebm._core.energies import summable
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.typing import PRNGKey, PyTree
-from numpyro_ebm.distributions.states import in_words, log_sum_over_states, num_states
+from numpyro_ebm.distributions.states import has_states, in_words, log_sum_over_states, num_states
 from numpyro_ebm.partition._base import AbstractPartition, Densities, Estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class Enumeration(AbstractPartition):
-    """The sum over all states of a discrete event: exact up to rounding, for ``k ** d`` evaluations of the energy.
+    """The sum over all states of a discrete event: exact up to rounding, for an evaluation of the energy at each state.
+
+    ``d`` elements of ``k`` values have ``k ** d`` states. The members of an event may have different values, as the columns
+    of a table of categories do.
 
     A ready-made energy (`numpyro_ebm.energies`) with a known log Z gives that instead, in fewer terms: over the hidden
     states of a restricted Boltzmann machine, or node by node on a graph.
@@ -44,14 +47,15 @@ class Enumeration(AbstractPartition):
 
     def check(self, distribution):
         """Check that the states can be enumerated, and raise otherwise."""
-        super().check(distribution)
+        if not has_states(distribution):
+            super().check(distribution)
         known = summable(distribution.ready_energy)
         if known is not None:
             self._check_count(
                 known.num_terms, f"The log Z of this {type(known).__name__} is a sum of {known.num_terms} terms"
             )
             return
-        if not distribution.is_discrete:
+        if distribution.is_continuous:
             raise EnergyError(
                 f"Enumeration sums over the states of a discrete event; the support is {distribution.support}. Write "
                 "method='grid' in 1 to 3 dimensions, or method='ais'."

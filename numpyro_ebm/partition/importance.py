@@ -86,8 +86,9 @@ class ImportanceSampling(AbstractPartition):
         super().check(distribution)
         if distribution.is_mixed and self.proposal is None:
             raise EnergyError(
-                "ImportanceSampling fits a proposal to continuous or to discrete events, and this event has both kinds of "
-                "members. Write method='importance', proposal=a distribution of one event, or method='ais'."
+                "ImportanceSampling fits a proposal to continuous events, or to discrete ones with one list of values; this "
+                "event has members of several kinds. Write method='importance', proposal=a distribution of one event, or "
+                "method='ais'."
             )
         check_rows(type(self).__name__, self.data, distribution, 2)
 

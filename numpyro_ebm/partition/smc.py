@@ -160,13 +160,17 @@ class SequentialMonteCarlo(AbstractPartition):
     def _stage(self, population: Population, kernel: AbstractKernel, densities: Densities) -> Population:
         key, key_stage, key_init = jax.random.split(population.key, 3)
 
+        def of_one(log_density):
+            """Return BlackJAX's density of a particle as that of a position; a particle may hold several replicas."""
+            return lambda position: log_density(kernel.lift(position))
+
         def init(position, log_density):
             # BlackJAX passes no key here, and momenta that all particles share would tie them together.
             bits = jax.lax.bitcast_convert_type(jnp.sum(position).astype(jnp.float32), jnp.uint32)
-            return kernel.init(jax.random.fold_in(key_init, bits), position, log_density)
+            return kernel.init(jax.random.fold_in(key_init, bits), position, of_one(log_density))
 
         def transition(key, state, log_density, **settings):
-            return (kernel.adapted(**settings) if settings else kernel).step(key, state, log_density)
+            return (kernel.adapted(**settings) if settings else kernel).step(key, state, of_one(log_density))
 
         step = adaptive_tempered.build_kernel(
             lambda z: densities.log_start(kernel.lower(z)),

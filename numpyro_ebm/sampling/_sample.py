@@ -194,7 +194,7 @@ class _OfDistribution:
         return starts_of(rng_key, self.distribution, log_density, starts, (self.num_chains,), local)
 
     def finish(self, run: chains.Run) -> tuple[dict[str, PerDraw], chains.Run]:
-        positions = self.kernel.as_draws(run.positions)
+        positions = self.bound().as_draws(run.positions)
         draws, info = jax.vmap(jax.vmap(self.distribution.constrain))(positions), run.info
         if self.distribution.batch_shape:
             draws, info = jax.tree.map(lambda leaf: _rows_after_draws(leaf, self._shape), (draws, info))

@@ -15,7 +15,7 @@ from numpyro.util import is_prng_key
 
 from numpyro_ebm._core.errors import EnergyError, at_site
 from numpyro_ebm._core.inputs import check_key
-from numpyro_ebm._core.numpyro_stack import params_in
+from numpyro_ebm._core.numpyro_stack import params_in, sums_out
 from numpyro_ebm._core.typing import Array, ChainLogDensityFn, Position, PRNGKey, PRNGKeys, PyTree
 from numpyro_ebm.distributions.mixed import Part
 from numpyro_ebm.distributions.rows import Unwrapped, unwrap
@@ -204,7 +204,8 @@ def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
         kernel.check(latents.kinds, "the latents of the model", endless)
         _check_log_density(latents.trace, discrete)
         return kernel
-    is_gibbs = kernel is not None and resolve_kernel(kernel, is_discrete=None).is_discrete
+    given = None if kernel is None else resolve_kernel(kernel, is_discrete=None)
+    is_gibbs = not sums_out(latents.trace, discrete) if given is None else given.is_discrete
     if discrete and not is_discrete and (latents.energies or is_gibbs):
         by_site = usual_kernels(latents.kinds, endless=endless)
         both = f"the discrete latent sites {discrete} beside the continuous {sorted(latents.continuous)}"
