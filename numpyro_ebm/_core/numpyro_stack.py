@@ -1,11 +1,11 @@
 """What is running the model (NUTS, an autoguide's set-up, an ELBO), read from NumPyro's handlers and the call stack."""
 
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -79,8 +79,7 @@ def is_unguarded() -> bool:
 
 def sums_out(model_trace: Mapping[str, Any], sites: Iterable[str]) -> bool:
     """Return whether NumPyro can sum over these discrete sites: it needs funsor, and values that can be listed."""
-    has_funsor = importlib.util.find_spec("funsor") is not None
-    return has_funsor and all(model_trace[name]["fn"].has_enumerate_support for name in sites)
+    return find_spec("funsor") is not None and all(model_trace[name]["fn"].has_enumerate_support for name in sites)
 
 
 _depth: ContextVar[int] = ContextVar("depth", default=0)
