@@ -46,13 +46,13 @@ class Placement:
             return cls(Mesh(sharding.devices, sharding.axis_names))  # of automatic axes, whatever they were
         if isinstance(sharding, bool) or not isinstance(sharding, numbers.Integral):
             raise TypeError(f"sharding= needs a jax.sharding.Mesh or a number of devices; got {type(sharding).__name__}.")
-        devices = jax.devices()
-        if not 1 <= sharding <= len(devices):
+        devices, num = jax.devices(), int(sharding)
+        if not 1 <= num <= len(devices):
             raise EnergyError(
-                f"sharding={sharding} devices, and there are {len(devices)}. On CPU start Python with "
-                f"XLA_FLAGS=--xla_force_host_platform_device_count={sharding} NPROC={4 * sharding}, to try it out."
+                f"sharding={num} devices, and there are {len(devices)}. On CPU start Python with "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={num} NPROC={4 * num}, to try it out."
             )
-        return cls(Mesh(np.array(devices[: int(sharding)]), ("rows",)))
+        return cls(Mesh(np.array(devices[:num]), ("rows",)))
 
     @property
     def axis_name(self) -> str:

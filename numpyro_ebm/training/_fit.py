@@ -81,8 +81,8 @@ def fit(
     optimiser, chains, random key, place in the data, and the record so far. The same call goes on from it, after a crash or
     with more ``num_steps``; a call that differs is refused with the difference. Of data, held-out rows and initial values
     checksums are compared, which read arrays above 64 MB in part (the first and the last 1000 rows, and 1000 between them);
-    functions for ``held_out`` and ``callback``, and batches of an iterator, are not compared. An iterator of batches is set back where it can be (grain), or passed over to its place, for
-    which it has to yield the same batches again.
+    functions for ``held_out`` and ``callback``, and batches of an iterator, are not compared. An iterator of batches is set
+    back where it can be (grain), or passed over to its place, for which it has to yield the same batches again.
 
     **Devices.** With ``sharding`` rows and persistent chains are split over the devices. Parameters are on all of them, or
     split over a second axis of the mesh. The results are those of one device up to rounding. Use ``batches`` of a size that
@@ -145,7 +145,7 @@ def fit(
             not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number of
             persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in all;
             for ``ema`` outside of (0, 1), for "rollback" with an optimiser that is not from optax, and for a checkpoint of
-            another model, estimator, data set, beginning, held-out set or version, naming the difference; for rows that the
+            another model, estimator, data set, held-out set, beginning or version, naming the difference; for rows that the
             devices of ``sharding`` cannot share evenly.
         CheckpointError: (an OSError) if a checkpoint cannot be written or read; ``result`` is the `FitResult` so far.
         ImportError: for ``checkpoint`` without orbax.
