@@ -100,7 +100,8 @@ def train_and_kill(args: argparse.Namespace, folder: Path) -> int:
             child.stdout.readline()
         time.sleep(np.random.default_rng(args.seed).uniform(0, 0.5))
         child.send_signal(signal.SIGKILL)
-    return max((int(each.name) for each in (folder / "run").iterdir() if each.name.isdigit()), default=0)
+    steps = [each.name.removeprefix("ebm_step_") for each in (folder / "run").iterdir()]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def same_bits(first: ebm.FitResult, second: ebm.FitResult) -> bool:

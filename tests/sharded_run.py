@@ -10,6 +10,7 @@ DEVICES = 8 if len(sys.argv) == 2 else 4
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
 
 import shutil
+import warnings
 
 import jax
 
@@ -171,7 +172,46 @@ def cases(folder):
     for where, sharding in (("one", None), ("two", 2)):
         shutil.copytree(folder, f"{folder} {where}")
         yield f"goes on, {where}", kept(run("pcd", sharding, checkpoint=f"{folder} {where}"))
+    yield from moved(f"{folder} moved")
+    yield "used", used()
     yield from drawn_cases()
+
+
+def moved(folder):
+    """Yield trainings of which each goes on with another number of devices, next to one without interruption."""
+    for name, own in (("sm", {}), ("dsm", {"sigma": 0.3}), ("cd", {"num_steps": 2}), ("ssm", {})):
+        svi = SVI(ebm.estimate(model, name, **own), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+        options = {"batches": X, "batch_size": 64, "check_every": 5, "progress_bar": False}
+        yield f"{name}, uninterrupted", kept(ebm.fit(jax.random.key(0), svi, 10, **options))
+        for where, devices in (("one to eight", (None, 8)), ("eight to one", (8, None)), ("eight to two", (8, 2))):
+            options["checkpoint"] = f"{folder} {name} {where}"
+            for num_steps, sharding in zip((5, 10), devices, strict=True):
+                result = ebm.fit(jax.random.key(0), svi, num_steps, sharding=sharding, **options)
+            yield f"{name}, {where}", kept(result)
+
+
+def used():
+    """What was trained on eight devices, used on others; and log Z on two of them while a training runs there."""
+
+    def bare(x=None):
+        t = numpyro.param("t", 1.0)
+        with numpyro.plate("rows", 1 if x is None else len(x)):
+            numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * t * v**2), obs=x)
+
+    def log_z(params, devices):
+        options = {"num_levels": 10, "num_chains": 8, "kernel": "mala"}
+        with warnings.catch_warnings(action="ignore"):  # of few chains
+            return ebm.log_partition(jax.random.key(1), bare, params=params, sharding=devices, **options).value
+
+    svi = SVI(ebm.estimate(bare, "cd"), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
+    options = {"batches": X[:, 0], "batch_size": 64, "progress_bar": False}
+    result = ebm.fit(jax.random.key(0), svi, 10, sharding=8, **options)
+    found = {f"log Z {each}": log_z(result.params, each) for each in (None, 8, 4)}
+    own = {"num_warmup": 0, "num_samples": 5, "num_chains": 8}
+    draw = lambda each: result.sample(jax.random.key(2), ebm.MALA(step_size=0.3), sharding=each, **own)  # noqa: E731
+    found |= {f"draws {each}": draw(each).samples["x"] for each in (None, 8, 4)}
+    watched = ebm.fit(jax.random.key(0), svi, 4, sharding=2, held_out=lambda params: log_z(params, 2), **options)
+    return found | {"watched": watched.held_out_losses}
 
 
 def main(out, process=None, port=None):

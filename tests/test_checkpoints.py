@@ -20,7 +20,8 @@ from killed_run import X, kept, run
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
-from numpyro_ebm._core.storage import Storage
+from numpyro_ebm._core.digests import checksum
+from numpyro_ebm._core.storage import PREFIX, Storage
 
 KEY = jax.random.key(0)
 SCRIPT = Path(killed_run.__file__)
@@ -35,7 +36,8 @@ def same(first, second):
 
 
 def steps_in(folder):
-    return sorted(int(each.name) for each in Path(folder).iterdir() if each.name.isdigit())
+    steps = [each.name.removeprefix(f"{PREFIX}_") for each in Path(folder).iterdir()]
+    return sorted(int(step) for step in steps if step.isdigit())
 
 
 class TestGoingOn:
@@ -216,6 +218,74 @@ class TestRefusals:
             run(None, 5, checkpoint_every=5)
 
 
+BEGIN = {"init_params": {"t": np.float32(2.0)}, "held_out": (X[:50, 0],)}
+
+
+def short(folder, num_steps, **options):
+    svi = SVI(ebm.estimate(precision_model, "sm"), ebm.empty_guide, optax.sgd(2e-3), Trace_ELBO())
+    return ebm.fit(KEY, svi, num_steps, X[:, 0], checkpoint=folder, progress_bar=False, **options)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    short(folder, 2, **BEGIN)
+    return folder
+
+
+class TestOtherRuns:
+    """Options that would have no effect once a run goes on."""
+
+    def test_the_same_goes_on(self, begun):
+        assert len(short(begun, 3, **BEGIN).losses) == 3
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"held_out": (2 * X[:50, 0],)}, r"held_out: \('float32\[50\]',\), checksum \w+ in the.*float32\[50\].* here"),
+            ({"held_out": None}, r"held_out: \('float32\[50\]',\), checksum \w+ in the checkpoint, none here"),
+            ({"held_out": lambda params: 1.0}, "held_out: .* in the checkpoint, a function here"),
+            ({"init_params": {"t": np.float32(3.0)}}, r"init_params: checksum \w+ in the checkpoint, checksum \w+ here"),
+            ({"init_params": None}, r"init_params: checksum \w+ in the checkpoint, none here"),
+        ],
+    )
+    def test_other_beginnings_and_held_out_rows(self, begun, options, words):
+        with pytest.raises(ebm.EnergyError, match=f"is of another run. {words}. Run it as it was"):
+            short(begun, 3, **BEGIN | options)
+
+    def test_another_state(self, begun):
+        state = short(None, 1)
+        for each in (state, state.state):
+            with pytest.raises(ebm.EnergyError, match=r"init_params: .*, none here; init_state: none .*, checksum \w+ here"):
+                short(begun, 3, **BEGIN | {"init_params": None, "init_state": each})
+
+    def test_the_middle_of_large_data_is_looked_at(self, monkeypatch):
+        monkeypatch.setattr("numpyro_ebm._core.digests.MOST_READ", 1000)
+        rows = np.zeros((50_000, 2), np.float32)
+        other = rows.copy()
+        other[24_900:25_100] = 1.0
+        assert checksum([rows]) == checksum([rows.copy()])
+        assert checksum([rows]) != checksum([other])
+
+
+class TestFolders:
+    def test_other_folders_stay(self, tmp_path):
+        for name in ("7", "2024", "ebm"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "thesis.txt").write_text("mine")
+        with Storage(tmp_path, {}) as storage:
+            assert storage.step is None
+            for step in (10, 20, 30):
+                storage.save(step, {"a": np.zeros(3)}, {})
+            assert (storage.step, storage.steps, steps_in(tmp_path)) == (30, [20, 30], [7, 20, 30, 2024])
+        assert all((tmp_path / name / "thesis.txt").read_text() == "mine" for name in ("7", "2024", "ebm"))
+
+    def test_home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with Storage("~/run", {}) as storage:
+            assert storage.folder == tmp_path / "run"
+
+
 class TestFailures:
     @pytest.mark.slow
     def test_a_full_disk_keeps_what_is_trained(self, tmp_path, monkeypatch):
@@ -268,10 +338,12 @@ class TestFailures:
     @pytest.mark.slow
     def test_a_checkpoint_that_cannot_be_read(self, tmp_path):
         run(tmp_path / "run", 50)
-        for each in (tmp_path / "run" / "50" / "arrays").rglob("*"):
+        for each in (tmp_path / "run" / f"{PREFIX}_50" / "arrays").rglob("*"):
             if each.is_file():
                 each.write_bytes(b"")
-        with pytest.raises(ebm.CheckpointError, match=r"step 50.*cannot be read.*Remove the folder 50.*\[25, 50\]"):
+        with pytest.raises(
+            ebm.CheckpointError, match=r"step 50.*cannot be read.*Remove the folder ebm_step_50 .*\[25, 50\]"
+        ):
             run(tmp_path / "run", 100)
-        shutil.rmtree(tmp_path / "run" / "50")
+        shutil.rmtree(tmp_path / "run" / f"{PREFIX}_50")
         same(kept(run(tmp_path / "run", 100)), kept(run(None, 100)))

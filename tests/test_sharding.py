@@ -17,7 +17,7 @@ from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_ebm as ebm
 from numpyro_ebm._core.sharding import Placement
-from numpyro_ebm.training.sharding import TrainingPlacement
+from numpyro_ebm.training.sharding import TrainingPlacement, sizes_of_plates
 
 KEY = jax.random.key(0)
 SCRIPT = Path(__file__).with_name("sharded_run.py")
@@ -71,6 +71,21 @@ def test_chains_differ_from_device_to_device(found):
 @pytest.mark.parametrize("where", ["one", "two"])
 def test_a_checkpoint_of_eight_devices_goes_on(found, where):
     same(found, "pcd, one", f"goes on, {where}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sm", "dsm", "cd", "ssm"])
+@pytest.mark.parametrize("where", ["one to eight", "eight to one", "eight to two"])
+def test_checkpoints_of_any_estimator_and_number_of_devices(found, name, where):
+    same(found, f"{name}, uninterrupted", f"{name}, {where}")
+
+
+@pytest.mark.slow
+def test_what_was_trained_on_eight_devices_is_used_on_four(found):
+    for what in ("draws", "log Z"):
+        for devices in (4, 8):
+            np.testing.assert_allclose(found[f"used, {what} {devices}"], found[f"used, {what} None"], rtol=1e-3, atol=1e-3)
+    assert np.isfinite(found["used, watched"]).all()
 
 
 @pytest.mark.slow
@@ -149,6 +164,7 @@ def test_refusals():
     for sharding in (True, "all", 2.0):
         with pytest.raises(TypeError, match="a jax.sharding.Mesh or a number of devices"):
             TrainingPlacement.of(sharding)
+    assert TrainingPlacement.of(np.int64(1)) == TrainingPlacement.of(1)
     with pytest.raises(ebm.EnergyError, match="one axis .* or two"):
         TrainingPlacement.of(Mesh(np.array(jax.devices()).reshape(1, 1, 1), ("a", "b", "c")))
 
@@ -156,12 +172,60 @@ def test_refusals():
 def test_batches_that_cannot_be_split(monkeypatch):
     monkeypatch.setattr(Placement, "num_parts", 8)
     with pytest.raises(ebm.EnergyError, match=r"Batches of 60 rows.*over 8 devices.*batch_size=64, or pad.*mask=is_row"):
-        TrainingPlacement.of(1).check_divides([np.ones((60, 2))], are_batches=True)
+        TrainingPlacement.of(1).check_batches(60, None)
     with pytest.raises(ebm.EnergyError, match=r"Arguments of the lengths \[60, 3\].*over 8 devices. Write batches=x"):
-        TrainingPlacement.of(1).check_divides([np.ones(60), np.ones(3), np.float32(1.0)], are_batches=False)
+        TrainingPlacement.of(1).check_arguments([np.ones(60), np.ones(3), np.float32(1.0)], [60])
     svi = SVI(ebm.estimate(precision_model, "pcd", num_chains=12), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
     with pytest.raises(ebm.EnergyError, match="12 persistent chains cannot be split.*num_chains= or buffer_size=16"):
         ebm.fit(jax.random.key(0), svi, 3, batches=np.ones(64), batch_size=8, sharding=1, progress_bar=False)
+
+
+def test_batches_of_few_rows(monkeypatch):
+    monkeypatch.setattr(Placement, "num_parts", 8)
+    for size, num_rows, words in ((100, 100, "batch_size=96"), (60, 63, "batch_size=56"), (5, 5, "sharding=5 or less")):
+        with pytest.raises(ebm.EnergyError, match=f"Batches of {size} rows .* over 8 devices. Write {words}, or pad"):
+            TrainingPlacement.of(1).check_batches(size, num_rows)
+    TrainingPlacement.of(1).check_batches(96, 100)
+
+
+def test_the_rows_are_those_of_the_plate(monkeypatch):
+    def model(x, prior):
+        with numpyro.plate("features", 5):
+            numpyro.sample("z", numpyro.distributions.Normal())
+        with numpyro.plate("rows", len(x), subsample_size=8):
+            batch = numpyro.subsample(x, event_dim=0)
+            numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * v**2), obs=batch)
+
+    assert sizes_of_plates(ebm.estimate(model, "sm"), (np.ones(99), np.ones(5)), {}) == {99}
+    monkeypatch.setattr(Placement, "num_parts", 8)
+    placement = TrainingPlacement.of(1)
+    placement.check_arguments([np.ones(96), np.ones(5), np.ones(99)], {96, 5})
+    svi = SVI(ebm.estimate(model, "sm"), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
+    for prior in (np.ones(8), np.ones(1000)):
+        with pytest.raises(ebm.EnergyError, match=r"of the lengths \[99, .*\], with 99 rows, cannot be split"):
+            ebm.fit(KEY, svi, 3, np.ones(99), prior, sharding=1)
+    with pytest.raises(ebm.EnergyError, match=r"of the lengths \[99, 8\], with 99 rows, cannot be split"):
+        placement.check_arguments([np.ones(99), np.ones(8)], set())
+
+
+@pytest.mark.parametrize(("name", "first", "second"), [("sm", 1, None), ("dsm", None, 1), ("cd", 1, None)])
+def test_a_checkpoint_of_a_mesh_goes_on(tmp_path, name, first, second):
+    """JAX traces arrays on a mesh to other operations, also on a mesh of one device."""
+    options = {"batches": np.ones(32, np.float32), "batch_size": 8, "checkpoint": tmp_path, "progress_bar": False}
+    for num_steps, sharding in ((1, first), (2, second)):
+        own = {"sigma": 0.3} if name == "dsm" else {}
+        svi = SVI(ebm.estimate(precision_model, name, **own), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
+        assert len(ebm.fit(KEY, svi, num_steps, sharding=sharding, **options).losses) == num_steps
+
+
+def test_parameters_of_a_mesh_fit_any_program():
+    seen = []
+    svi = SVI(ebm.estimate(precision_model, "sm"), ebm.empty_guide, optax.adam(0.1), Trace_ELBO())
+    options = {"held_out": lambda params: seen.append(params["t"]) or 1.0, "ema": 0.9, "progress_bar": False}
+    result = ebm.fit(KEY, svi, 2, np.ones(8, np.float32), sharding=1, **options)
+    for each in (result.params["t"], result.ema_params["t"], *seen):
+        assert not each.committed
+    assert result.state.optim_state[1][0]["t"].committed
 
 
 def test_one_device_of_a_mesh_is_no_mesh():

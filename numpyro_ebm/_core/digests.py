@@ -11,9 +11,12 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from numpyro_ebm._core.keys import as_numbers
+from numpyro_ebm._core.typing import PyTree
 
 MOST_READ = 2**26
 """Bytes of an array of which a checksum reads all: a tenth of a second."""
+ROWS_READ = 1000
+"""Rows of a larger array that a checksum reads at the start, at the end and between."""
 MOVES = ("reshard", "sharding_constraint")
 """Operations that move values and do not change them."""
 PLACES = ("sharding", "mesh")
@@ -48,19 +51,34 @@ def digest(jaxpr: Jaxpr, constants: Sequence[Any] = ()) -> str:
 
 
 def checksum(arrays: Iterable[Any]) -> str:
-    """Return a number that tells arrays apart; of large ones it reads the first and the last rows."""
+    """Return a number that tells arrays apart.
+
+    Of an array above `MOST_READ` bytes it reads the first and the last `ROWS_READ` rows, and as many at equal distances.
+    """
     total = 0
     for each in arrays:
         numbers = as_numbers(each)
         is_large = len(np.shape(numbers)) > 0 and numbers.nbytes > MOST_READ
-        read = np.concatenate([numbers[:1000], numbers[-1000:]]) if is_large else np.asarray(numbers)
+        read = _some_rows(numbers) if is_large else np.asarray(numbers)
         total = zlib.crc32(np.ascontiguousarray(read).tobytes(), total)
     return f"{total:08x}"
+
+
+def checksum_of_tree(tree: PyTree) -> str:
+    """Return a number that tells pytrees of arrays apart, by the names, types, shapes and values of their leaves."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    arrays = [(jax.tree_util.keystr(path), np.asarray(as_numbers(leaf))) for path, leaf in leaves]
+    return _hash(f"{name} {each.dtype}{each.shape} {checksum([each])}" for name, each in arrays)
 
 
 def without_addresses(text: str) -> str:
     """Return a text without the addresses of objects, which differ from process to process."""
     return re.sub(r" at 0x[0-9a-f]+|\bid=\d+", "", text)
+
+
+def _some_rows(numbers: Any) -> np.ndarray:
+    between = numbers[:: -(-len(numbers) // ROWS_READ)]
+    return np.concatenate([numbers[:ROWS_READ], between, numbers[-ROWS_READ:]])
 
 
 def _of_equation(equation: JaxprEqn, operands: list[str]) -> str:

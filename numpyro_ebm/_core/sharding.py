@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -43,15 +44,15 @@ class Placement:
                     f"{sharding.axis_names}."
                 )
             return cls(Mesh(sharding.devices, sharding.axis_names))  # of automatic axes, whatever they were
-        if isinstance(sharding, bool) or not isinstance(sharding, int):
+        if isinstance(sharding, bool) or not isinstance(sharding, numbers.Integral):
             raise TypeError(f"sharding= needs a jax.sharding.Mesh or a number of devices; got {type(sharding).__name__}.")
-        devices = jax.devices()
-        if not 1 <= sharding <= len(devices):
+        devices, num = jax.devices(), int(sharding)
+        if not 1 <= num <= len(devices):
             raise EnergyError(
-                f"sharding={sharding} devices, and there are {len(devices)}. On CPU start Python with "
-                f"XLA_FLAGS=--xla_force_host_platform_device_count={sharding} NPROC={4 * sharding}, to try it out."
+                f"sharding={num} devices, and there are {len(devices)}. On CPU start Python with "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={num} NPROC={4 * num}, to try it out."
             )
-        return cls(Mesh(np.array(devices[:sharding]), ("rows",)))
+        return cls(Mesh(np.array(devices[:num]), ("rows",)))
 
     @property
     def axis_name(self) -> str:
@@ -147,3 +148,8 @@ def readable(array: Any) -> Any:
     """Return an array that this process can read whole."""
     is_here = not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
     return array if is_here else multihost_utils.process_allgather(array, tiled=True)
+
+
+def on_one_device(tree: PyTree) -> PyTree:
+    """Return arrays on the default device, from where JAX moves them to any others that a program runs on."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(readable(leaf))), tree)

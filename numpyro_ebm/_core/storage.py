@@ -16,6 +16,9 @@ FORMAT = 1
 """Number of the format of a checkpoint; others are refused."""
 KEPT = 2
 """Checkpoints kept in a folder: the last one, and one before it."""
+PREFIX = "ebm_step"
+"""Beginning of the names of checkpoints, as in ``ebm_step_100``. Orbax removes old ones by name, and a user may have other
+folders whose names are numbers."""
 
 
 class Storage:
@@ -25,7 +28,7 @@ class Storage:
     writes leaves the one before as the last.
 
     Args:
-        folder: the folder, which is made if it is missing.
+        folder: the folder, which is made if it is missing; ``~`` is the user's home. Other files in it stay as they are.
         identity: what the run is, in words by name: a checkpoint of a run with another identity is refused.
         keeps_all: whether to keep every checkpoint, and not only the last ones.
 
@@ -35,11 +38,13 @@ class Storage:
     """
 
     def __init__(self, folder: str | os.PathLike, identity: Mapping[str, str], *, keeps_all: bool = False):
-        self.folder = Path(folder).absolute()
+        self.folder = Path(folder).expanduser().absolute()
         self._identity = {"format": str(FORMAT), **identity}
         self._orbax = _orbax()
         kept = None if keeps_all else KEPT
-        options = self._orbax.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False, create=True)
+        options = self._orbax.CheckpointManagerOptions(
+            max_to_keep=kept, step_prefix=PREFIX, enable_async_checkpointing=False, create=True
+        )
         try:
             self._manager = self._orbax.CheckpointManager(self.folder, options=options)
         except OSError as error:
@@ -142,8 +147,8 @@ class Storage:
             return self._manager.restore(step, args=what)
         except Exception as error:
             raise CheckpointError(
-                f"The checkpoint of step {step} in {self.folder} cannot be read: {error}. Remove the folder {step} in it to "
-                f"go on from another of the steps {self.steps}."
+                f"The checkpoint of step {step} in {self.folder} cannot be read: {error}. Remove the folder "
+                f"{PREFIX}_{step} in it to go on from another of the steps {self.steps}."
             ) from error
 
 

@@ -30,7 +30,7 @@ from numpyro_ebm.training.batches import Batch, Feed, Layout, feed_of
 from numpyro_ebm.training.checkpoints import restored, storage_of
 from numpyro_ebm.training.recording import check_recordable, estimators_of
 from numpyro_ebm.training.results import FitResult
-from numpyro_ebm.training.sharding import TrainingPlacement
+from numpyro_ebm.training.sharding import TrainingPlacement, sizes_of_plates
 
 
 def fit(
@@ -79,8 +79,10 @@ def fit(
 
     **Checkpoints.** A folder ``checkpoint`` holds the last state of the run: parameters and their averages, moments of the
     optimiser, chains, random key, place in the data, and the record so far. The same call goes on from it, after a crash or
-    with more ``num_steps``. An iterator of batches is set back where it can be (grain), or passed over to its place, for
-    which it has to yield the same batches again.
+    with more ``num_steps``; a call that differs is refused with the difference. Of data, held-out rows and initial values
+    checksums are compared, which read arrays above 64 MB in part (the first and the last 1000 rows, and 1000 between them);
+    functions for ``held_out`` and ``callback``, and batches of an iterator, are not compared. An iterator of batches is set
+    back where it can be (grain), or passed over to its place, for which it has to yield the same batches again.
 
     **Devices.** With ``sharding`` rows and persistent chains are split over the devices. Parameters are on all of them, or
     split over a second axis of the mesh. The results are those of one device up to rounding. Use ``batches`` of a size that
@@ -121,8 +123,9 @@ def fit(
             finite.
         callback: function of the figures of each check, a dict of numbers as in ``FitResult.history``:
             ``lambda figures: wandb.log(figures)``.
-        checkpoint: a folder for checkpoints (extra ``checkpoint``). If it holds one, the run goes on from it: its updates
-            count among ``num_steps``, and the result is that of a run without interruption, bit for bit.
+        checkpoint: a folder for checkpoints (extra ``checkpoint``), which are folders ``ebm_step_100`` in it; ``~`` is the
+            user's home. If it holds one, the run goes on from it: its updates count among ``num_steps``, and the result is
+            that of a run without interruption, bit for bit.
         checkpoint_every: number of updates between checkpoints, which are written at checks; None for one at each check.
         sharding: a `jax.sharding.Mesh`, whose first axis splits rows and chains and whose second axis, if any, splits the
             longest dimension of each parameter that it divides; or a number of devices for the first; None for one device.
@@ -142,7 +145,8 @@ def fit(
             not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number of
             persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in all;
             for ``ema`` outside of (0, 1), for "rollback" with an optimiser that is not from optax, and for a checkpoint of
-            another model, estimator, data set or version, naming the difference.
+            another model, estimator, data set, held-out set, beginning or version, naming the difference; for rows that the
+            devices of ``sharding`` cannot share evenly.
         CheckpointError: (an OSError) if a checkpoint cannot be written or read; ``result`` is the `FitResult` so far.
         ImportError: for ``checkpoint`` without orbax.
         TypeError: for an ``svi`` that is not an SVI, for ``held_out`` that is not such a tuple, and for ``batches`` that are
@@ -180,8 +184,7 @@ def fit(
     placement = TrainingPlacement.of(sharding)
     train = take_apart(args, kwargs)
     if placement is not None:
-        rows = train.arrays if feed is None else feed.peek().arrays
-        placement.check_divides(rows, are_batches=feed is not None)
+        _check_can_split(placement, svi, feed, args, kwargs)
     task = Task(
         svi,
         train,
@@ -201,7 +204,8 @@ def fit(
     plan = Plan(num_steps, check_every, patience, goes_back, callback, progress_bar, checkpoint_every)
     options = {"check_every": check_every, "ema": ema, "on_unhealthy": on_unhealthy, "batch_size": batch_size}
     options |= {"record_chains": record_chains}
-    opened = nullcontext() if checkpoint is None else storage_of(checkpoint, task, run, rng_key, options)
+    begin = {"init_params": init_params, "init_state": init_state}
+    opened = nullcontext() if checkpoint is None else storage_of(checkpoint, task, run, rng_key, options, begin)
     with opened as storage:
         if storage is None or storage.step is None:
             run = _checked_first(run, task)
@@ -268,6 +272,14 @@ def _check_no_batches(**options: object) -> None:
             f"{given[0]} belongs to batches=, and there are none. Write fit(rng_key, svi, num_steps, batches=x, "
             "batch_size=256), or numpyro.plate('rows', len(x), subsample_size=256) in the model."
         )
+
+
+def _check_can_split(placement: TrainingPlacement, svi: SVI, feed: Feed | None, args: tuple, kwargs: dict[str, Any]) -> None:
+    if feed is not None:
+        placement.check_batches(len(feed.peek().arrays[0]), feed.num_rows)
+    else:
+        plates = sizes_of_plates(svi.model, args, kwargs | svi.static_kwargs)
+        placement.check_arguments(take_apart(args, kwargs).arrays, plates)
 
 
 def _held_out_rows(

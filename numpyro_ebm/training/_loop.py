@@ -88,10 +88,10 @@ def _progress(run: Run) -> str:
 
 def result_of(run: Run, task: Task) -> FitResult:
     """Return the result of a run as it is."""
-    last = task.params(run.carry)
+    last = task.for_users(task.params(run.carry))
     names = dict.fromkeys(name for figures in run.history for name in figures)
     return FitResult(
-        last if run.params is None else run.params,
+        last if run.params is None else task.for_users(run.params),
         run.carry.svi,
         np.concatenate(run.losses) if run.losses else np.zeros(0),
         np.asarray(run.held_out_losses),

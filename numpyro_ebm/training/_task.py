@@ -17,6 +17,7 @@ from numpyro.optim import SGD
 from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.pytrees import assemble
+from numpyro_ebm._core.sharding import on_one_device
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, minibatch, the_plate
 from numpyro_ebm.training._held_out import Arguments, by_site, in_order, loss_at
@@ -145,14 +146,15 @@ class Task:
         """
         key = tuple((each.shape, each.dtype) for each in data.rows)
         if key not in self._updates:
-            self._updates[key] = programs.trace(self._update, carry, data)
+            # By shapes: JAX traces arrays that lie on several devices to other operations, and a checkpoint would not fit.
+            self._updates[key] = programs.trace(self._update, *jax.tree.map(_shape, (carry, data)))
         return self._updates[key]
 
     def loss(self, carry: Carry) -> tuple[float, dict[str, Any]]:
         """Return the held-out loss, and the constrained parameters at which it is evaluated."""
         if self.watched is not None:
             params = self.params(carry)
-            return float(self.watched(params)), params
+            return float(self.watched(self.for_users(params))), params
         rows: Any = self.held_out
         if "loss" not in self._others:
             self._others["loss"] = programs.trace(self._loss, carry, rows.arrays)
@@ -178,6 +180,10 @@ class Task:
         last = self.svi.optim.get_params(carry.svi.optim_state)
         constrain: Any = self.svi.constrain_fn
         return constrain(last if self.decay is None else averaged(last, carry.average, self.decay))
+
+    def for_users(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return parameters that fit any program, where those of a training on a mesh fit only programs on that mesh."""
+        return params if self.placement is None else on_one_device(params)
 
     def arguments(self, data: Data) -> tuple[tuple, dict[str, Any]]:
         """Return the arguments of the model and the guide: those of the batch, then those of `fit`."""
@@ -219,6 +225,10 @@ def _stacked(arrays: Sequence[Any], size: int) -> np.ndarray:
     stacked = np.zeros((size, *np.shape(arrays[0])), arrays[0].dtype)
     np.stack(arrays, out=stacked[: len(arrays)])
     return stacked
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
 def averaged(params: PyTree, state: Any, decay: float) -> PyTree:

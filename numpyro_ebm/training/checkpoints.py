@@ -1,14 +1,15 @@
 """Checkpoints of `fit`: what identifies a run, what is stored of it, and how it goes on."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 
-from numpyro_ebm._core.digests import checksum, digest, without_addresses
+from numpyro_ebm._core.digests import checksum, checksum_of_tree, digest, without_addresses
+from numpyro_ebm._core.pytrees import assemble
 from numpyro_ebm._core.sharding import readable
 from numpyro_ebm._core.storage import Storage, from_outline, outline
 from numpyro_ebm.estimators import NegativePhaseHealth
@@ -16,13 +17,15 @@ from numpyro_ebm.training._run import Run
 from numpyro_ebm.training._task import Task
 from numpyro_ebm.training.batches import ArrayFeed
 from numpyro_ebm.training.recording import Look, estimators_of
-from numpyro_ebm.training.results import Rollback
+from numpyro_ebm.training.results import FitResult, Rollback
 
 PLAIN = ("held_out_losses", "check_steps", "best_step", "history", "num_batches", "feed_state", "reached")
 """Fields of a run that JSON takes as they are."""
 
 
-def storage_of(folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, options: Mapping[str, Any]) -> Storage:
+def storage_of(
+    folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, options: Mapping[str, Any], begin: Mapping[str, Any]
+) -> Storage:
     """Open the folder of a run.
 
     Args:
@@ -31,6 +34,7 @@ def storage_of(folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, op
         run: the run before its first update.
         rng_key: random key of `fit`.
         options: options of `fit` on which the updates or the checks depend, by name.
+        begin: ``init_params`` and ``init_state`` of `fit`, by name.
     """
     feed = task.feed
     data = [*map(readable, task.train.arrays), *(feed.columns if isinstance(feed, ArrayFeed) else ())]
@@ -40,12 +44,33 @@ def storage_of(folder: str | os.PathLike, task: Task, run: Run, rng_key: Any, op
     identity = {
         "version of numpyro-ebm": version("numpyro-ebm"),
         "estimator": "; ".join(estimators) or "none",
-        "data": f"{[f'{each.dtype}{list(each.shape)}' for each in data]}, checksum {checksum(data)}",
+        "data": f"{_shapes(data)}, checksum {checksum(data)}",
+        "held_out": _of_held_out(task),
         **{name: str(value) for name, value in options.items()},
+        **{name: _of_begin(value) for name, value in begin.items()},
         "random key": checksum([rng_key]),
         "update (model, guide, energy, loss and optimiser)": digest(program.code.jaxpr, [*map(readable, program.constants)]),
     }
     return Storage(folder, identity)
+
+
+def _shapes(arrays: Sequence[Any]) -> list[str]:
+    return [f"{each.dtype}{list(each.shape)}" for each in arrays]
+
+
+def _of_held_out(task: Task) -> str:
+    """Return the held-out arguments in words, with a checksum of their arrays."""
+    if task.held_out is None:
+        return "none" if task.watched is None else "a function"
+    args, kwargs = assemble(_shapes(task.held_out.arrays), task.held_out.structure)
+    arguments = f"{args}, {kwargs}" if kwargs else str(args)
+    return f"{without_addresses(arguments)}, checksum {checksum(task.held_out.arrays)}"
+
+
+def _of_begin(value: Any) -> str:
+    if isinstance(value, FitResult):
+        value = (value.state, value.average, value.num_batches)
+    return "none" if value is None else f"checksum {checksum_of_tree(jax.tree.map(readable, value))}"
 
 
 def save(storage: Storage, run: Run) -> None:

@@ -1,7 +1,8 @@
 """Placement of a training on many devices: parameters are copied, or split over a second axis of the mesh."""
 
 import dataclasses
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Shaped
+from numpyro import handlers
 
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.keys import is_key
 from numpyro_ebm._core.sharding import Placement
 from numpyro_ebm._core.typing import Array, PyTree
 from numpyro_ebm.estimators.state import Pool
+from numpyro_ebm.handlers.sites import bare_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,26 +85,61 @@ class TrainingPlacement(Placement):
         """Return the rows of several updates on the devices, each update's rows split over them."""
         return jax.device_put(stacked, self.of_rows(stacked.shape, axis=1))
 
-    def check_divides(self, arrays: Iterable[Array | np.ndarray], *, are_batches: bool) -> None:
-        """Refuse rows that cannot be split evenly: every device would compute all of them.
+    def check_batches(self, size: int, num_rows: int | None) -> None:
+        """Refuse batches that cannot be split evenly: every device would compute all of their rows.
 
         Args:
-            arrays: those of a batch, or the arguments of `fit`, of which some need not hold rows.
-            are_batches: which of the two.
+            size: number of rows of a batch.
+            num_rows: number of rows of the data set; None where it is not known.
+
+        Raises:
+            EnergyError: with what to write.
+        """
+        if size % self.num_parts == 0:
+            return
+        better = self.next_multiple(size)
+        if num_rows is not None and better > num_rows:
+            better = num_rows - num_rows % self.num_parts
+        write = f"batch_size={better}" if better else f"sharding={num_rows} or less"
+        raise EnergyError(
+            f"Batches of {size} rows cannot be split evenly over {self.num_parts} devices. Write {write}, or pad the "
+            "batches and mask the rows that were added: numpyro.handlers.mask(mask=is_row)."
+        )
+
+    def check_arguments(self, arrays: Iterable[Array | np.ndarray], plates: Iterable[int]) -> None:
+        """Refuse arguments whose rows cannot be split evenly: every device would compute all of them.
+
+        The rows are those of the largest plate around an observed site that is as long as an argument; without such a plate
+        those of the longest argument.
+
+        Args:
+            arrays: the arguments of `fit`, of which some need not hold rows.
+            plates: sizes of the plates, from `sizes_of_plates`.
 
         Raises:
             EnergyError: with what to write.
         """
         lengths = [each.shape[0] for each in arrays if each.shape]
-        if any(length % self.num_parts == 0 for length in lengths):
+        num_rows = max(set(plates) & set(lengths) or lengths, default=0)
+        if num_rows and num_rows % self.num_parts == 0:
             return
-        if not are_batches:
-            raise EnergyError(
-                f"Arguments of the lengths {lengths} cannot be split evenly over {self.num_parts} devices. Write batches=x "
-                "with a batch_size that is a multiple of their number, or leave out some rows."
-            )
         raise EnergyError(
-            f"Batches of {lengths[0]} rows cannot be split evenly over {self.num_parts} devices. Write "
-            f"batch_size={self.next_multiple(lengths[0])}, or pad the batches and mask the rows that were added: "
-            "numpyro.handlers.mask(mask=is_row)."
+            f"Arguments of the lengths {lengths}, with {num_rows} rows, cannot be split evenly over {self.num_parts} "
+            "devices. Write batches=x with a batch_size that is a multiple of their number, or leave out some rows."
         )
+
+
+def sizes_of_plates(model: Callable, args: tuple, kwargs: dict[str, Any]) -> set[int]:
+    """Return the sizes of the plates around the observed sites of a model, subsampled or not."""
+    found: set[int] = set()
+
+    def run() -> None:
+        trace = handlers.trace(handlers.seed(bare_model(model), 0)).get_trace(*args, **kwargs)
+        observed = [site for site in trace.values() if site["type"] == "sample" and site["is_observed"]]
+        names = {frame.name for site in observed for frame in site["cond_indep_stack"]}
+        found.update(site["args"][0] for name, site in trace.items() if site["type"] == "plate" and name in names)
+
+    with warnings.catch_warnings(), handlers.block():
+        warnings.simplefilter("ignore")  # svi.init gives the same
+        jax.eval_shape(run)
+    return found
