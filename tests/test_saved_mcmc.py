@@ -1,5 +1,10 @@
 """`run_mcmc`: the draws of one run, in blocks that are saved, from which another process goes on."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +85,26 @@ def test_the_draws_are_those_of_one_run(tmp_path, name):
     ebm.run_mcmc(KEY, stored, x, checkpoint=tmp_path / "parts")
     same(stored, whole)
     assert len(ebm.to_arviz(stored).posterior.draw) == len(ebm.to_arviz(whole).posterior.draw)
+
+
+@pytest.mark.parametrize("name", ["blackjax", "exchange"])
+def test_what_a_kernel_keeps_is_not_traced(name):
+    """Under a transformation, as NumPyro's parallel chains are, what `init` computes would be of that trace alone."""
+    kernel, x, _ = CASES[name]
+    sampler = kernel()
+    state = jax.jit(lambda key: sampler.init(key, 20, None, (x,), {}))(KEY)
+    after = jax.jit(lambda state: sampler.sample(state, (x,), {}))(state)
+    assert after.i == 1
+
+
+@pytest.mark.slow
+def test_parallel_chains(tmp_path):
+    """On two devices: the warm-up and the draws apart, and the draws in blocks, are the run in one piece."""
+    script = Path(__file__).with_name("parallel_run.py")
+    paths = os.pathsep.join([str(script.parents[1]), str(script.parent)])
+    environment = os.environ | {"NPROC": "32", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_an_interruption_and_an_error_keep_whole_blocks(tmp_path, monkeypatch):
