@@ -16,6 +16,7 @@ from numpyro.infer import MCMC
 
 import numpyro_ebm as ebm
 from numpyro_ebm.kernels import adaptation, chains
+from numpyro_ebm.kernels.averaging import averaging_of, next_averaging
 from numpyro_ebm.kernels.langevin import barker_takes_mass_matrix
 from numpyro_ebm.kernels.microcanonical import GRADIENTS_PER_STEP
 from numpyro_ebm.kernels.names import KERNELS as NAMED
@@ -499,6 +500,19 @@ class TestAdaptation:
         np.testing.assert_allclose(warmup.kernel.step_size, parameters["step_size"], rtol=1e-6)
         np.testing.assert_allclose(warmup.kernel.inverse_mass_matrix, parameters["inverse_mass_matrix"], rtol=1e-6)
         np.testing.assert_allclose(ours.position, state.position, rtol=1e-6)
+
+    def test_the_step_size_stays_finite(self):
+        """Where every step is accepted, as on spins that do not depend on each other, the longest is as good as any."""
+        energy = ebm.EnergyDistribution(lambda x: 0.1 * jnp.sum(x), (4,), support=ebm.spins)
+        drawn = ebm.sample(jax.random.key(0), energy, "dmala", num_warmup=3000, num_samples=10, num_chains=1)
+        assert 1 < float(jnp.max(drawn.stats["step_size"])) <= adaptation.LONGEST * 1.001
+
+    @pytest.mark.parametrize(("rate", "bound"), [(1.0, adaptation.LONGEST), (0.0, adaptation.SHORTEST)])
+    def test_the_step_size_has_bounds(self, rate, bound):
+        averaging = averaging_of(ebm.MALA())
+        averaging = jax.lax.fori_loop(0, 3000, lambda _, each: next_averaging(each, ebm.MALA(), rate), averaging)
+        np.testing.assert_allclose(jnp.exp(averaging.log_step_size), bound, rtol=1e-4)
+        assert adaptation.SHORTEST * 0.999 < jnp.exp(averaging.log_step_size_avg) < adaptation.LONGEST * 1.001
 
     @pytest.mark.slow
     def test_the_mass_matrix_learns_the_scales(self):

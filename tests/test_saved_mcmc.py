@@ -1,12 +1,17 @@
 """`run_mcmc`: the draws of one run, in blocks that are saved, from which another process goes on."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC, NUTS, DiscreteHMCGibbs, HMCGibbs
 
 import numpyro_ebm as ebm
 from numpyro_ebm._core.storage import Storage
@@ -80,6 +85,26 @@ def test_the_draws_are_those_of_one_run(tmp_path, name):
     ebm.run_mcmc(KEY, stored, x, checkpoint=tmp_path / "parts")
     same(stored, whole)
     assert len(ebm.to_arviz(stored).posterior.draw) == len(ebm.to_arviz(whole).posterior.draw)
+
+
+@pytest.mark.parametrize("name", ["blackjax", "exchange"])
+def test_what_a_kernel_keeps_is_not_traced(name):
+    """Under a transformation, as NumPyro's parallel chains are, what `init` computes would be of that trace alone."""
+    kernel, x, _ = CASES[name]
+    sampler = kernel()
+    state = jax.jit(lambda key: sampler.init(key, 20, None, (x,), {}))(KEY)
+    after = jax.jit(lambda state: sampler.sample(state, (x,), {}))(state)
+    assert after.i == 1
+
+
+@pytest.mark.slow
+def test_parallel_chains(tmp_path):
+    """On two devices: the warm-up and the draws apart, and the draws in blocks, are the run in one piece."""
+    script = Path(__file__).with_name("parallel_run.py")
+    paths = os.pathsep.join([str(script.parents[1]), str(script.parent)])
+    environment = os.environ | {"NPROC": "32", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_an_interruption_and_an_error_keep_whole_blocks(tmp_path, monkeypatch):
@@ -159,6 +184,85 @@ def test_other_parameters_are_refused(tmp_path):
         run(2.0)
     with pytest.raises(ebm.EnergyError, match="another run. kernel: "):
         run(1.0, ebm.NUTS(step_size=0.5))
+
+
+def wide(inverse_mass_matrix):
+    def model():
+        numpyro.sample("z", dist.Normal(0, 1).expand([1500]))
+
+    return NUTS(model, inverse_mass_matrix=inverse_mass_matrix, adapt_mass_matrix=False, max_tree_depth=2)
+
+
+def weighted(scale, formula=1.0, high=5.0):
+    def model():
+        with numpyro.handlers.scale(scale=scale):
+            z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.interval(0.0, high), (), ()))
+        numpyro.factor("weight", -z)
+        numpyro.deterministic("d", formula * z)
+
+    return NUTS(model)
+
+
+def mixed(target_accept_prob=0.8):
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.sample("y", dist.Normal(z, 1))
+
+    return DiscreteHMCGibbs(NUTS(model, target_accept_prob=target_accept_prob))
+
+
+def drawn_by(shift):
+    def draw_m(rng_key, gibbs_sites, hmc_sites):
+        return {"m": shift + hmc_sites["s"] * jax.random.normal(rng_key)}
+
+    def model():
+        m = numpyro.sample("m", dist.Normal(0, 1))
+        numpyro.sample("s", dist.LogNormal(m, 1))
+
+    return HMCGibbs(NUTS(model), draw_m, ["m"])
+
+
+ONES = jnp.ones(1500)
+COMPUTATION = r"run. computation \(potential energy, kernel, postprocess_fn\): "
+OTHERS = {
+    "potential_fn": (lambda s: NUTS(potential_fn=lambda z: 0.5 * (z - s) ** 2), 0.0, 100.0, COMPUTATION),
+    "init_params": (lambda s: NUTS(potential_fn=lambda z: 0.5 * z**2), 0.0, 3.0, r"run. init_params: \['float32\[\]'\]"),
+    "scale": (weighted, 1.0, 1e4, "run. densities: "),
+    "support": (lambda high: weighted(1.0, 1.0, high), 5.0, 6.0, "run. densities: "),
+    "deterministic": (lambda formula: weighted(1.0, formula), 1.0, 1e4, "run. deterministic sites: "),
+    "inverse_mass_matrix": (wide, ONES, ONES.at[700].set(9.0), r"run. kernel: .*\.\.\..*with checksum"),
+    "inner_kernel": (mixed, 0.8, 0.99, r"run. kernel: .*inner_kernel=NUTS\(.*target_accept_prob=0.99"),
+    "gibbs_fn": (drawn_by, 0.0, 1.0, COMPUTATION),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_the_chains_compute_is_compared(tmp_path, name):
+    """The names of its parts are the same; the message names what differs."""
+    kernel_of, one, other, words = OTHERS[name]
+
+    def run(setting, num_samples):
+        mcmc = MCMC(kernel_of(setting), num_warmup=2, num_samples=num_samples, progress_bar=False)
+        start = setting if name == "init_params" else 0.0
+        options = {"init_params": jnp.asarray(start)} if mcmc.sampler.model is None else {}
+        ebm.run_mcmc(KEY, mcmc, checkpoint=tmp_path, **options)
+        return jax.tree.leaves(mcmc.get_samples())[0]
+
+    first = run(one, 3)
+    np.testing.assert_array_equal(run(one, 3), first)
+    with pytest.raises(ebm.EnergyError, match=words):
+        run(other, 4)
+
+
+def test_another_postprocess_fn_is_refused(tmp_path):
+    def run(factor):
+        kernel = NUTS(potential_fn=lambda z: 0.5 * z**2)
+        mcmc = MCMC(kernel, num_warmup=2, num_samples=3, postprocess_fn=lambda z: factor * z, progress_bar=False)
+        ebm.run_mcmc(KEY, mcmc, checkpoint=tmp_path, init_params=jnp.zeros(()))
+
+    run(1.0)
+    with pytest.raises(ebm.EnergyError, match=COMPUTATION):
+        run(2.0)
 
 
 @pytest.mark.slow

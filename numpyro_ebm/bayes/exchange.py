@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Bool, Int
 from numpyro.infer import init_to_median
@@ -158,7 +159,7 @@ class ExchangeKernel(PosteriorKernel):
         )
         self._proposal = None if proposal is None else PROPOSALS.resolve(proposal)
         self._used: AbstractProposal | None = self._proposal
-        self._stages = jnp.zeros((0, 2), jnp.int32)
+        self._stages = np.zeros((0, 2), np.int32)
 
     @property
     def default_fields(self) -> tuple[str, ...]:

@@ -4,20 +4,24 @@
 dual averaging and mass matrix adaptation are combined here. A test checks that the results are equal.
 """
 
+import math
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
-from blackjax.adaptation.step_size import dual_averaging_adaptation
+from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 from blackjax.adaptation.window_adaptation import build_schedule
 from blackjax.util import pytree_size
 from jaxtyping import Float, Int
 
-from numpyro_ebm._core.typing import Array, Position
+from numpyro_ebm._core.typing import Array, Position, Scalar
 
 FAST = 0
 """BlackJAX's number for a stage that adapts the step size only."""
+SHORTEST, LONGEST = 1e-18, 1e18
+"""Bounds of an adapted step size, which drifts where all are accepted, or none. Their squares are finite, and not 0."""
 
 
 @runtime_checkable
@@ -67,11 +71,15 @@ class WarmupState(NamedTuple):
     kernel: Any
 
 
-def schedule(kernel: Adaptable, num_warmup: int) -> Int[Array, "{num_warmup} 2"]:
-    """Return Stan's windows as ``(num_warmup, 2)`` integers: the stage (fast, slow) and whether a slow window ends."""
+def schedule(kernel: Adaptable, num_warmup: int) -> Int[np.ndarray, "{num_warmup} 2"]:
+    """Return Stan's windows as ``(num_warmup, 2)`` integers: the stage (fast, slow) and whether a slow window ends.
+
+    They are NumPy's, which no transformation traces, so that a kernel can keep them from one run to the next.
+    """
     if num_warmup == 0 or not kernel.adapts_mass_matrix:
-        return jnp.zeros((num_warmup, 2), jnp.int32)
-    return jnp.asarray(build_schedule(num_warmup), jnp.int32)
+        return np.zeros((num_warmup, 2), np.int32)
+    with jax.ensure_compile_time_eval():  # BlackJAX's are JAX's
+        return np.asarray(build_schedule(num_warmup), np.int32)
 
 
 def start(kernel: Any, position: Position) -> WarmupState:
@@ -101,8 +109,7 @@ def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info
         return _joined(warmup.kernel, [update(own, stage, part, record) for own, part, record in each])
     if warmup.averaging is None:
         return warmup
-    da_init, da_update, da_final = dual_averaging_adaptation(warmup.kernel.target_acceptance)  # pyright: ignore
-    averaging = da_update(warmup.averaging, info.acceptance_rate)
+    averaging = averaged(warmup.averaging, warmup.kernel, info.acceptance_rate)
     kernel = warmup.kernel.adapted(step_size=jnp.exp(averaging.log_step_size))
     if warmup.metric is None:
         return WarmupState(averaging, None, kernel)
@@ -111,6 +118,7 @@ def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info
     metric = jax.lax.cond(stage[0] == FAST, lambda m: m, lambda m: mm_update(m, position), warmup.metric)
 
     def close_window(_):
+        da_init, _, da_final = dual_averaging_adaptation(kernel.target_acceptance)
         closed, restarted = mm_final(metric), da_init(da_final(averaging))
         return restarted, closed, jnp.exp(restarted.log_step_size)
 
@@ -122,14 +130,21 @@ def update(warmup: WarmupState, stage: Int[Array, "2"], position: Position, info
     return WarmupState(averaging, metric, kernel)
 
 
+def averaged(averaging: DualAveragingAdaptationState, kernel: Any, acceptance_rate: Scalar) -> DualAveragingAdaptationState:
+    """Make one step of dual averaging towards the kernel's target acceptance, within the bounds of a step size."""
+    new = dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance_rate)
+    # The average over the steps, which starts at 0, then lies within the bounds too.
+    return new._replace(log_step_size=jnp.clip(new.log_step_size, math.log(SHORTEST), math.log(LONGEST)))
+
+
 def update_at(
-    stages: Int[Array, "num_warmup 2"], i: Int[Array, ""], warmup: WarmupState, position: Position, info: Accepted
+    stages: Int[np.ndarray, "num_warmup 2"], i: Int[Array, ""], warmup: WarmupState, position: Position, info: Accepted
 ) -> WarmupState:
     """Apply `update` at transition ``i`` of the warm-up and finish at the last one; later transitions change nothing."""
     num_warmup = len(stages)
 
     def adapt(warmup):
-        updated = update(warmup, stages[i], position, info)
+        updated = update(warmup, jnp.asarray(stages)[i], position, info)
         finished = updated._replace(kernel=finish(updated))
         return jax.tree.map(lambda a, b: jnp.where(i + 1 == num_warmup, a, b), finished, updated)
 

@@ -7,6 +7,7 @@ from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_ave
 
 from numpyro_ebm._core.typing import Scalar
 from numpyro_ebm.kernels._base import AbstractKernel
+from numpyro_ebm.kernels.adaptation import averaged
 from numpyro_ebm.kernels.chains import Pace
 
 
@@ -27,4 +28,4 @@ def next_averaging(
 ) -> DualAveragingAdaptationState:
     """Make one step of dual averaging towards the kernel's target acceptance."""
     acceptance_rate = jnp.nan_to_num(acceptance_rate)
-    return dual_averaging_adaptation(kernel.target_acceptance)[1](averaging, acceptance_rate)  # pyright: ignore
+    return averaged(averaging, kernel, acceptance_rate)

@@ -17,11 +17,9 @@ from numpyro_ebm._core.options import check_count, check_positive
 from numpyro_ebm._core.spreads import or_one, spread
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
 from numpyro_ebm.kernels import AbstractKernel
+from numpyro_ebm.kernels.adaptation import LONGEST, SHORTEST
 from numpyro_ebm.partition._annealing import default_kernel, exact_kernel
 from numpyro_ebm.partition._base import AbstractPartition, Bound, Densities, Estimate, Weighted, tail_of
-
-SHORTEST, LONGEST = 1e-8, 1e8
-"""Bounds of the adapted step size, so that it cannot drift to 0 or infinity."""
 
 Settings: TypeAlias = dict[str, Float[Array, "1 ..."]]
 """Settings of a kernel by name, with a leading dimension of 1: for BlackJAX, particles then share them."""

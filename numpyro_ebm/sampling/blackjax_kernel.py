@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Int
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
@@ -121,7 +122,7 @@ class BlackJAXKernel(MCMCKernel):
         self._bound = self._kernel
         self._target: _target.Target | None = None
         self._num_warmup = 0
-        self._stages = jnp.zeros((0, 2), jnp.int32)
+        self._stages = np.zeros((0, 2), np.int32)
 
     @property
     def model(self) -> Callable:

@@ -1,5 +1,6 @@
 """`run_mcmc`: NumPyro's MCMC in blocks that are saved while it runs."""
 
+import copy
 import inspect
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 from numpyro import handlers
 from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key, nested_attrgetter
 from tqdm import tqdm
 
 from numpyro_ebm._core import programs
@@ -24,6 +26,10 @@ from numpyro_ebm._core.inputs import as_arrays, check_key
 from numpyro_ebm._core.options import check_count
 from numpyro_ebm._core.storage import Storage, from_outline, outline
 from numpyro_ebm._core.typing import PRNGKey
+from numpyro_ebm.sampling import target
+
+NO_SETTINGS = ("self", "model", "params", "potential_fn", "moves", "num_discrete_updates")
+"""Arguments of a kernel that are not compared as text: some kernels replace them in a run. What they compute is compared."""
 
 
 def run_mcmc(
@@ -54,8 +60,8 @@ def run_mcmc(
 
     Raises:
         EnergyError: (a ValueError) for a ``save_every`` that does not fit, and for a folder of another run, naming the
-            difference: the kernel and its settings, the model with its parameters, the data, the numbers of chains and of
-            warm-up transitions, or the version.
+            difference: the kernel and its settings, the model with its parameters, the data, the initial values, the
+            numbers of chains and of warm-up transitions, the version, or anything else in what the chains compute.
         CheckpointError: (an OSError) if a block cannot be written or read; ``mcmc`` holds the draws so far.
         ImportError: without orbax.
         TypeError: for anything but NumPyro's MCMC.
@@ -78,7 +84,7 @@ def run_mcmc(
         raise EnergyError(f"save_every={save_every} has to be a multiple of thinning={mcmc.thinning}.")
     args, kwargs = as_arrays("run_mcmc", (args, kwargs))
     fields: dict[str, Any] = {"extra_fields": extra_fields, "init_params": init_params}
-    identity = _identity(mcmc, rng_key, args, kwargs) | {"extra fields": str(tuple(extra_fields))}
+    identity = _identity(mcmc, rng_key, init_params, args, kwargs) | {"extra fields": str(tuple(extra_fields))}
     with Storage(checkpoint, identity, keeps_all=True) as storage, _in_blocks(mcmc) as (num_samples, has_bar):
         blocks, state = _stored(storage)  # the state of any kernel
         if state is None:
@@ -111,45 +117,94 @@ def _in_blocks(mcmc: MCMC) -> Iterator[tuple[int, bool]]:
         mcmc.num_samples, mcmc.progress_bar = before
 
 
-def _identity(mcmc: MCMC, rng_key: PRNGKey, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Return what identifies a run: the kernel with its settings, the model with all its numbers, the data and the key."""
+def _identity(mcmc: MCMC, rng_key: PRNGKey, init_params: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Return what identifies a run: all that its chains compute, and the parts of it that a message can name."""
     sampler: Any = mcmc.sampler
     model, params = getattr(sampler, "model", None), getattr(sampler, "_params", None)
-    data = [each for each in jax.tree.leaves((args, kwargs)) if hasattr(each, "shape")]
     return {
         "version of numpyro-ebm": version("numpyro-ebm"),
-        "kernel": f"{type(sampler).__name__}({_settings(sampler)})",
-        "data": f"{[f'{each.dtype}{list(each.shape)}' for each in data]}, checksum {checksum(data)}",
+        "kernel": _text(sampler),
+        "data": _of_arrays((args, kwargs)),
         **({} if model is None else _of_model(model, params or {}, args, kwargs)),
         "chains": f"{mcmc.num_chains}, {mcmc.chain_method}",
         "warm-up and thinning": f"{mcmc.num_warmup}, {mcmc.thinning}",
         "random key": checksum([rng_key]),
+        "init_params": _of_arrays(jax.tree.map(jnp.asarray, init_params)),
+        "computation (potential energy, kernel, postprocess_fn)": _of_chains(mcmc, rng_key, init_params, args, kwargs),
     }
 
 
-def _settings(sampler: MCMCKernel) -> str:
-    """Return the settings of a kernel: what its constructor took, and the kernel holds under the same name."""
-    found = {}
-    for name in inspect.signature(type(sampler).__init__).parameters:
-        value = getattr(sampler, f"_{name}", None)
-        if name not in ("self", "model", "params") and value is not None:
-            found[name] = getattr(value, "__qualname__", None) or without_addresses(repr(value))
-    return ", ".join(f"{name}={value}" for name, value in found.items())
+def _text(value: Any) -> str:
+    """Return a setting as text: of a kernel, what its constructor took and it holds under the same name."""
+    if not isinstance(value, MCMCKernel):
+        arrays = [leaf for leaf in jax.tree.leaves(value) if isinstance(leaf, jax.Array | np.ndarray) and leaf.size > 1]
+        sums = f" with checksum {checksum(arrays)}" if arrays else ""  # the text of a large array leaves numbers out
+        return getattr(value, "__qualname__", None) or without_addresses(repr(value)) + sums
+    names = [name for name in inspect.signature(type(value).__init__).parameters if name not in NO_SETTINGS]
+    found = {name: getattr(value, f"_{name}", getattr(value, name, None)) for name in names}
+    settings = [f"{name}={_text(each)}" for name, each in found.items() if each is not None]
+    return f"{type(value).__name__}({', '.join(settings)})"
+
+
+def _of_arrays(values: Any) -> str:
+    """Return the types, the shapes and a checksum of the arrays among some values."""
+    arrays = [each for each in jax.tree.leaves(values) if hasattr(each, "shape")]
+    return f"{[f'{each.dtype}{list(each.shape)}' for each in arrays]}, checksum {checksum(arrays)}"
 
 
 def _of_model(model: Callable, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Return the sites of a model with their shapes, and a digest of its draws and densities."""
+    """Return the sites of a model with their shapes, and digests of their weighted densities and of what it computes."""
     found: list[str] = []
 
-    def run() -> list[Any]:
-        trace = handlers.trace(handlers.substitute(handlers.seed(model, 0), data=dict(params))).get_trace(*args, **kwargs)
-        sites = {name: site for name, site in trace.items() if site["type"] in ("sample", "param", "plate")}
-        found.extend(f"{name} {site['type']} {list(jnp.shape(site['value']))}" for name, site in sites.items())
-        return [site["fn"].log_prob(site["value"]) for site in sites.values() if site["type"] == "sample"]
+    def run() -> dict[str, Any]:
+        trace = target.trace_at_start(handlers.substitute(model, data=dict(params)), args, kwargs)
+        sites = [site for site in trace.values() if site["type"] in ("sample", "param", "plate", "deterministic")]
+        found[:] = [f"{site['name']} {site['type']} {list(jnp.shape(site['value']))}" for site in sites]
+        return trace
 
-    with handlers.block():
-        program = programs.trace(run)
-    return {"sites": str(found), "densities": digest(program.code.jaxpr, program.constants)}
+    def densities() -> list[Any]:
+        return [_of_density(site) for site in run().values() if site["type"] == "sample"]
+
+    def deterministic() -> list[Any]:
+        return [site["value"] for site in run().values() if site["type"] == "deterministic"]
+
+    digests = {"densities": _digest(densities), "deterministic sites": _digest(deterministic)}
+    return {"sites": str(found), **digests}
+
+
+def _of_density(site: dict[str, Any]) -> Any:
+    """Return the log density of a site as it counts, and its latent value, which is computed from its support."""
+    log_density = site["fn"].log_prob(site["value"])
+    weighted = log_density if site["scale"] is None else site["scale"] * log_density
+    return weighted, () if site["is_observed"] else site["value"]
+
+
+def _of_chains(mcmc: MCMC, rng_key: PRNGKey, init_params: Any, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """Return a digest of what the chains compute: their start, a transition, and what is kept of a draw."""
+    # A kernel keeps what it has traced, so this is a copy of it; its model is shared.
+    model = getattr(mcmc.sampler, "model", None)
+    sampler: Any = copy.deepcopy(mcmc.sampler, {id(model): model})
+    key = rng_key if is_prng_key(rng_key) else rng_key[0]
+    is_batch = mcmc.num_chains > 1 and mcmc.chain_method == "vectorized"
+    if is_batch:
+        key = jax.random.split(key, mcmc.num_chains)
+    elif mcmc.num_chains > 1:
+        init_params = jax.tree.map(lambda leaf: leaf[0], init_params)
+
+    def run(key, init_params):
+        state = sampler.init(key, mcmc.num_warmup, init_params, model_args=args, model_kwargs=kwargs)
+        state = sampler.sample(state, args, kwargs)
+        draw = nested_attrgetter(sampler.sample_field)(state)
+        draw = jax.tree.map(lambda leaf: leaf[0], draw) if is_batch else draw
+        return state, (mcmc.postprocess_fn or sampler.postprocess_fn(args, kwargs))(draw)
+
+    return _digest(run, key, init_params)
+
+
+def _digest(function: Callable, *args: Any) -> str:
+    """Return a digest of the program of a function."""
+    program = programs.trace(function, *args)
+    return digest(program.code.jaxpr, program.constants)
 
 
 def _save(storage: Storage, step: int, block: Mapping[str, Any], state: Any) -> None:

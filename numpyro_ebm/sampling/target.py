@@ -151,7 +151,7 @@ def check_model(model: Callable, params: PyTree | None, args: tuple, kwargs: dic
             f"params needs a dict of values by name; got {type(params).__name__}. Write params=result.params with the "
             "result of fit or svi.run, or params=svi.get_params(state)."
         )
-    trace = _trace(fixed(model, params), args, kwargs)
+    trace = trace_at_start(fixed(model, params), args, kwargs)
     missing = [name for name in params_in(trace) if (params or {}).get(name) is None]
     if missing:
         raise EnergyError(
@@ -216,7 +216,7 @@ def kernel_for(latents: Latents, kernel: Kernel) -> AbstractKernel:
     return resolve_kernel(kernel, is_discrete=is_discrete, is_endless=bool(endless))
 
 
-def _trace(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform) -> dict[str, Any]:
+def trace_at_start(model: Callable, args: tuple, kwargs: dict, init_strategy: Callable = init_to_uniform) -> dict[str, Any]:
     """Trace one run of a model with its latents at initial values, so that no energy runs chains to draw them."""
     started = handlers.substitute(handlers.seed(model, 0), substitute_fn=_starting(init_strategy))
     with handlers.block(), handlers.trace() as trace:
@@ -271,7 +271,7 @@ def make_target(
         EnergyError: for a kernel with gradients on an energy whose gradient is zero everywhere.
         RuntimeError: by NumPyro, outside jit, if no finite starting point is found.
     """
-    latents = _latents(_trace(model, args, kwargs))
+    latents = _latents(trace_at_start(model, args, kwargs))
     given = (rng_key, model, latents, args, kwargs, init_strategy)
     if not latents.continuous:
         target = _discrete_target(*given)
@@ -382,7 +382,7 @@ def _known(model: Callable, args: tuple, kwargs: dict) -> Known | None:
 
     Its event has to be the position, on the reals or a discrete support, and its context none.
     """
-    trace = _trace(model, args, kwargs)
+    trace = trace_at_start(model, args, kwargs)
     name, unwrapped = _lone_energy(trace) or ("", None)
     if unwrapped is None or unwrapped.batch_shape or unwrapped.mask is not None or trace[name]["scale"] is not None:
         return None
