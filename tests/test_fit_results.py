@@ -81,6 +81,30 @@ class TestMovingAverage:
         last, averaged = np.sqrt(np.mean(np.square(errors), axis=0))
         assert averaged < 0.5 * last
 
+    def test_parameters_that_stay_are_their_average(self):
+        """Weights of 1e-6 in float32, and of 1e-2 in bfloat16, whose numbers have 8 bits."""
+
+        def model(x):
+            t = numpyro.param("t", jnp.asarray(3.0, jnp.bfloat16))
+            s = numpyro.param("s", jnp.asarray(148.4131, jnp.float32))
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", dist.Normal(t.astype(x.dtype), s), obs=x)
+
+        svi = SVI(model, ebm.empty_guide, optax.sgd(0.0), Trace_ELBO())
+        for decay in (0.99, 0.999, 0.999999):
+            params = fit(KEY, svi, 1500, X, ema=decay, check_every=1500).params
+            assert (params["t"].dtype, params["s"].dtype) == (jnp.bfloat16, jnp.float32)
+            assert (float(params["t"]), float(params["s"])) == (3.0, float(np.float32(148.4131)))
+
+    def test_another_decay_in_the_next_run(self):
+        """The weights of the first run shrink by the new decay."""
+        svi = svi_of("dsm", sigma=0.2)
+        first = fit(KEY, svi, 5, X, ema=0.5)
+        second = fit(KEY, svi, 4, X, ema=0.9, init_state=first)
+        path = [float(fit(KEY, svi, n, X).params["t"]) for n in range(1, 10)]
+        weights = np.r_[0.5 ** np.arange(5, 0, -1) * 0.9**4, 0.1 * 0.9 ** np.arange(3, -1, -1)]
+        np.testing.assert_allclose(second.params["t"], np.sum(weights * path) / np.sum(weights), rtol=1e-5)
+
     @pytest.mark.parametrize("ema", [0.0, 1.0, 2, "0.9"])
     def test_refusals(self, ema):
         with pytest.raises(ebm.EnergyError, match="ema between 0 and 1"):
@@ -140,6 +164,10 @@ class TestRollback:
         assert result.losses.size == 600
         assert np.isfinite(result.losses[-30:]).all()
         assert "rollback at 60" in repr(result)
+        assert result.rate == result.rollbacks[-1].rate
+        rest = fit(KEY, svi, 60, x, check_every=30, on_unhealthy="rollback", init_state=result)
+        assert not rest.rollbacks
+        assert rest.rate == result.rate
 
     def test_other_random_numbers_after_a_rollback(self):
         def model(x):

@@ -2,14 +2,13 @@
 
 import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from numpyro.infer import SVI
@@ -24,7 +23,7 @@ from numpyro_ebm.estimators.parts.health import as_it_was_raised
 from numpyro_ebm.training._held_out import check_taken, take_apart
 from numpyro_ebm.training._loop import Plan, result_of, to_the_end
 from numpyro_ebm.training._run import Run, check
-from numpyro_ebm.training._task import Carry, Task, check_scales_steps
+from numpyro_ebm.training._task import Average, Carry, Task, check_scales_steps
 from numpyro_ebm.training._warnings import warn_of
 from numpyro_ebm.training.batches import Batch, Feed, Layout, feed_of
 from numpyro_ebm.training.checkpoints import restored, storage_of
@@ -49,7 +48,7 @@ def fit(
     batches: Any = None,
     batch_size: int | None = None,
     data_size: int | None = None,
-    row_plate: str | None = None,
+    row_plate: str | Sequence[str] | None = None,
     ema: float | None = None,
     on_unhealthy: Literal["rollback"] | None = None,
     callback: Callable[[dict[str, float]], object] | None = None,
@@ -75,6 +74,8 @@ def fit(
     its last batch is the rows that are left. In the model, the plate of the rows may be written for the batch,
     ``numpyro.plate("rows", len(x))``, or for the whole data set, ``numpyro.plate("rows", num_rows, subsample_size=len(x))``:
     the rows of a batch are scaled by their share, so that losses are those of the whole data set and priors count once.
+    The indices of the first are places in the batch, ``x[i]``; those of the second are places in the data set, ``w[i]`` for
+    a parameter with an entry for each of its rows.
     Weights and masks of rows are arguments of the model like the rows themselves: ``batches=(x, weight)``.
 
     **Checkpoints.** A folder ``checkpoint`` holds the last state of the run: parameters and their averages, moments of the
@@ -101,8 +102,9 @@ def fit(
         held_out_kwargs: keyword arguments that differ for the held-out rows; the others are those of training.
         check_every: number of updates between checks.
         patience: stop when the held-out loss has not improved for this many checks in a row; None for never.
-        init_state: state to continue from: a `FitResult`, with its moving average and its place in the batches, or
-            ``FitResult.state`` without them. ``rng_key`` then serves the held-out loss and the order of the rows alone.
+        init_state: state to continue from: a `FitResult`, with its moving average, the size of steps after its rollbacks and
+            its place in the batches, or ``FitResult.state`` without them. ``rng_key`` then serves the held-out loss and the
+            order of the rows alone.
         init_params: initial values of parameters, as in ``svi.run``.
         record_chains: how many persistent chains of each energy site ("pcd", "replay", "f_ebm") to record in
             ``FitResult.chains`` at every check. Each is the chain in one slot of the pool; "replay" occasionally restarts a
@@ -113,7 +115,8 @@ def fit(
             such as a data loader. ``args`` follow after the batch. None if the arguments hold all rows.
         batch_size: number of rows of a batch, for arrays. Without ``batches`` it is an argument of the model.
         data_size: number of rows of the data set, for an iterable, where the plate of the rows does not say it.
-        row_plate: name of the plate of the rows, if several have as many rows as the first batch.
+        row_plate: name of the plate of the rows, if several have as many rows as the first batch, or a tuple of names if
+            several hold the rows.
         ema: decay of a moving average of the parameters, such as 0.999 for one over about 1000 updates; None for none.
         on_unhealthy: "rollback" returns to the last healthy check if a loss or parameters are not finite or the chains are
             unhealthy (see `NegativePhaseHealth`), and goes on with steps of half the size and other random numbers.
@@ -141,6 +144,8 @@ def fit(
             estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept or whose loss is
             not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number of
             persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in all;
+            for a model that looks up rows of a batch by places in the data set or the reverse, or whose plates leave out
+            some of the rows;
             for ``ema`` outside of (0, 1), for "rollback" with an optimiser that is not from optax, and for a checkpoint of
             another model, estimator, data set or version, naming the difference.
         CheckpointError: (an OSError) if a checkpoint cannot be written or read; ``result`` is the `FitResult` so far.
@@ -189,7 +194,7 @@ def fit(
         jax.random.fold_in(rng_key, 1),
         feed,
         layout,
-        plate=row_plate,
+        plates=row_plate,
         num_rows=None if feed is None else feed.num_rows,
         decay=ema,
         num_recorded=record_chains,
@@ -296,11 +301,13 @@ def _start(rng_key: PRNGKey, task: Task, init_state: Any, init_params: dict | No
     check_recordable(task.svi, task.num_recorded, state)
     average = None
     if task.decay is not None:
-        average = optax.ema(task.decay).init(task.svi.optim.get_params(state.optim_state))
-        average = average if before is None or before.average is None else before.average
+        average = None if before is None else before.average
+        average = Average.of(task.svi.optim.get_params(state.optim_state)) if average is None else average
+    rate = None
     if goes_back:
         check_scales_steps(task.svi, state)
-    carry = jax.tree.map(_strong, Carry(state, average, jnp.ones((), float) if goes_back else None))
+        rate = jnp.ones((), float) if before is None or before.rate is None else before.rate
+    carry = jax.tree.map(_strong, Carry(state, average, rate))
     task = task.spread()
     carry = task.placed(carry)
     run = Run(carry, healthy=(carry, 0) if goes_back else None)

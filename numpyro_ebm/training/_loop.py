@@ -106,4 +106,5 @@ def result_of(run: Run, task: Task) -> FitResult:
         task.svi.model,
         run.carry.average,
         run.num_batches,
+        run.carry.rate,
     )

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float, Int
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
@@ -18,11 +17,40 @@ from numpyro_ebm._core import programs
 from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.pytrees import assemble
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
-from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, minibatch, the_plate
+from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, minibatch, the_plates
 from numpyro_ebm.training._held_out import Arguments, by_site, in_order, loss_at
+from numpyro_ebm.training._rows import check_rows
 from numpyro_ebm.training.batches import Batch, Feed, Layout
 from numpyro_ebm.training.recording import look_at_pools, sites_of
 from numpyro_ebm.training.sharding import TrainingPlacement
+
+
+class Average(NamedTuple):
+    """A moving average of unconstrained parameters, of which the last has a weight of 1 - decay.
+
+    The weights so far are kept beside the mean, so that it is one at any time, also if the decay changes.
+
+    Attributes:
+        mean: the average, in float32 or finer: 1 - decay is less than the precision of bfloat16.
+        weight: sum of the weights; 0 before the first update.
+    """
+
+    mean: PyTree
+    weight: Float[Array, ""]
+
+    @classmethod
+    def of(cls, params: PyTree) -> "Average":
+        """Return the average before the first update: the parameters, without weight."""
+        fine = lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))  # noqa: E731
+        return cls(jax.tree.map(fine, params), jnp.zeros((), float))
+
+    def updated(self, params: PyTree, decay: float) -> "Average":
+        """Return the average with the parameters of one more update."""
+        weight = decay * self.weight + (1 - decay)
+        part = (1 - decay) / weight
+        return Average(
+            jax.tree.map(lambda mean, new: mean + part.astype(mean.dtype) * (new - mean), self.mean, params), weight
+        )
 
 
 class Carry(NamedTuple):
@@ -30,12 +58,12 @@ class Carry(NamedTuple):
 
     Attributes:
         svi: the state of SVI.
-        average: state of the moving average of the unconstrained parameters; None without one.
+        average: the moving average of the unconstrained parameters; None without one.
         rate: the part of each step of the optimiser that is taken; None for whole steps.
     """
 
     svi: SVIState
-    average: Any = None
+    average: Average | None = None
     rate: Float[Array, ""] | None = None
 
 
@@ -74,7 +102,7 @@ class Task:
         key_held_out: random key of their loss.
         feed: source of batches; None where the arguments hold all rows.
         layout: which arguments the arrays of a batch are.
-        plate: name of the plate of the rows, where there are batches.
+        plates: names of the plates of the rows, where there are batches; None for those that fit.
         num_rows: number of rows of the data set, where there are batches.
         decay: decay of the moving average of the parameters; None without one.
         num_recorded: how many persistent chains of each site to record.
@@ -88,7 +116,7 @@ class Task:
     key_held_out: PRNGKey
     feed: Feed | None = None
     layout: Layout = Layout(0, ())
-    plate: str | None = None
+    plates: str | Sequence[str] | None = None
     num_rows: int | None = None
     decay: float | None = None
     num_recorded: int = 0
@@ -98,11 +126,11 @@ class Task:
     _others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def started(self, rng_key: PRNGKey, init_params: dict[str, Any] | None) -> tuple[SVIState, "Task"]:
-        """Initialise SVI on the first batch, and find the plate of the rows.
+        """Initialise SVI on the first batch, and find the plates of the rows.
 
         Raises:
-            EnergyError: if no plate, or several, have as many rows as the batch; if their number in all is not known; and
-                for chains that belong to rows, if it is not known which rows come.
+            EnergyError: if no plate, or several, have as many rows as the batch; if their number in all is not known; for
+                chains that belong to rows, if it is not known which rows come; and for a model that looks up wrong rows.
         """
         here = dataclasses.replace(self, placement=None)  # whose values can be read, also by one process of several
         data = here.data([] if self.feed is None else [self.feed.peek()]).at(0)
@@ -113,8 +141,10 @@ class Task:
             return state, self
         if data.index is None:
             check_rows_are_not_told_apart(sites_of(svi, args, kwargs, state))
-        plate, num_rows = the_plate(svi.model)
-        return state, dataclasses.replace(self, plate=plate, num_rows=num_rows)
+        plates, num_rows = the_plates(svi.model)
+        task = dataclasses.replace(self, plates=plates, num_rows=num_rows)
+        check_rows(task.bound(data), lambda rows: self.arguments(data._replace(rows=rows)), data.rows, state)
+        return state, task
 
     def data(self, batches: Sequence[Batch], size: int = 1) -> Data:
         """Return the arrays of some updates, those of the batches on their way to the device in room for ``size``."""
@@ -177,7 +207,9 @@ class Task:
         """Return the constrained parameters: the average where there is one, else the last."""
         last = self.svi.optim.get_params(carry.svi.optim_state)
         constrain: Any = self.svi.constrain_fn
-        return constrain(last if self.decay is None else averaged(last, carry.average, self.decay))
+        if carry.average is not None:
+            last = jax.tree.map(lambda leaf, mean: mean.astype(leaf.dtype), last, carry.average.mean)
+        return constrain(last)
 
     def arguments(self, data: Data) -> tuple[tuple, dict[str, Any]]:
         """Return the arguments of the model and the guide: those of the batch, then those of `fit`."""
@@ -189,7 +221,7 @@ class Task:
         """Return the SVI whose model and guide know what part of the data set the batch is."""
         if not data.rows:
             return self.svi
-        around = lambda fn: minibatch(fn, len(data.rows[0]), self.num_rows, data.index, self.plate)  # noqa: E731
+        around = lambda fn: minibatch(fn, len(data.rows[0]), self.num_rows, data.index, self.plates)  # noqa: E731
         return _copied(self.svi, model=around(self.svi.model), guide=around(self.svi.guide))
 
     def _update(self, carry: Carry, data: Data) -> tuple[Carry, tuple[Scalar, Scalar]]:
@@ -198,8 +230,8 @@ class Task:
         svi = _copied(svi, optim=_MeasuredOptimizer(svi.optim, carry.rate), loss=by_site(svi.loss))
         state, measured = svi.update(carry.svi, *args, **kwargs)
         average = carry.average
-        if self.decay is not None:
-            _, average = optax.ema(self.decay).update(svi.optim.get_params(state.optim_state), average)
+        if average is not None and self.decay is not None:
+            average = average.updated(svi.optim.get_params(state.optim_state), self.decay)
         carry = carry._replace(svi=state, average=average)
         return carry if self.placement is None else self.placement.keep(carry), measured
 
@@ -219,14 +251,6 @@ def _stacked(arrays: Sequence[Any], size: int) -> np.ndarray:
     stacked = np.zeros((size, *np.shape(arrays[0])), arrays[0].dtype)
     np.stack(arrays, out=stacked[: len(arrays)])
     return stacked
-
-
-def averaged(params: PyTree, state: Any, decay: float) -> PyTree:
-    """Return the moving average without the weight of its start; the parameters themselves before the first update."""
-    weight = 1 - decay ** jnp.maximum(state.count, 1).astype(float)
-    return jax.tree.map(
-        lambda last, mean: jnp.where(state.count > 0, mean / weight.astype(mean.dtype), last), params, state.ema
-    )
 
 
 def scales_steps(svi: SVI, state: SVIState) -> bool:

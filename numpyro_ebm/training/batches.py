@@ -26,6 +26,23 @@ class Layout(NamedTuple):
     num_args: int
     names: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """Return places and names."""
+        return str([*range(self.num_args), *self.names])
+
+    def in_order(self, arrays: list[Any], layout: "Layout") -> list[Any]:
+        """Return arrays of another layout in the order of this one.
+
+        Raises:
+            EnergyError: for other arguments.
+        """
+        if layout.num_args != self.num_args or set(layout.names) != set(self.names):
+            raise EnergyError(
+                f"Batches need the same arguments: {self} at first, and {layout} now. Yield all in each batch."
+            )
+        named = dict(zip(layout.names, arrays[layout.num_args :], strict=True))
+        return [*arrays[: self.num_args], *(named[name] for name in self.names)]
+
     def arguments(self, arrays: list[Any]) -> tuple[tuple, dict[str, Any]]:
         """Return positional and keyword arguments."""
         return tuple(arrays[: self.num_args]), dict(zip(self.names, arrays[self.num_args :], strict=True))
@@ -152,6 +169,7 @@ class IteratorFeed(Feed):
         super().__init__(num_rows)
         self._source, self._iterator = source, iter(source)
         self._is_new = True
+        self._layout: Layout | None = None
 
     def _next(self) -> Batch:
         try:
@@ -162,7 +180,9 @@ class IteratorFeed(Feed):
             self._iterator, self._is_new = iter(self._source), True
             return self._next()
         self._is_new = False
-        return Batch(*_taken_apart(batch), None)
+        arrays, layout = _taken_apart(batch)
+        self._layout = self._layout or layout
+        return Batch(self._layout.in_order(arrays, layout), self._layout, None)
 
     def skip(self, num_batches: int, state: Any = None) -> None:
         """Set the iterator back where it was, or pass over as many batches.

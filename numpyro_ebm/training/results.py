@@ -21,7 +21,7 @@ from numpyro_ebm.training.recording import RecordedChains, RecordedHealth
 
 Stop = Literal["end", "patience", "nonfinite", "interrupted", "unhealthy", "data", "callback"]
 IN_CURVES = ("step", "loss", "held_out_loss")
-FORMAT = 1
+FORMAT = 2
 """Number of the format of saved results; `FitResult.load` refuses others."""
 
 
@@ -66,6 +66,8 @@ class FitResult(NamedTuple):
         model: the model, usually from `estimate`.
         average: state of the moving average, with which `fit` continues if ``init_state`` is this result; None without.
         num_batches: number of batches taken from ``batches``, after which `fit` continues likewise.
+        rate: part of each step of the optimiser that is taken after rollbacks, with which `fit` continues likewise under
+            ``on_unhealthy="rollback"``; None without.
     """
 
     params: dict[str, Any]
@@ -83,6 +85,7 @@ class FitResult(NamedTuple):
     model: Any = None
     average: Any = None
     num_batches: int = 0
+    rate: Any = None
 
     def sample(self, rng_key: PRNGKey, kernel: Any = None, **options: Any) -> Any:
         """Draw from the trained model, as `numpyro_ebm.sample` does with these parameters.
