@@ -1,5 +1,6 @@
 """`fit` with batches: scaling against priors, rows that are told apart, sources of rows, and what happens if they fail."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -361,7 +362,8 @@ class TestSources:
             (X[:0], {"batch_size": 8}, "needs rows"),
             (np.float32(3.0), {"batch_size": 8}, "needs rows"),
             ((X, X[:5]), {"batch_size": 8}, r"\[100, 5\] rows"),
-            ([X], {"batch_size": 8}, "an iterable yields batches of its own size"),
+            ([X, X], {"batch_size": 8}, r"an iterable, here of type list.*tuple: batches=\(np.asarray\(x\)"),
+            ({"x": X}, {"batch_size": 8, "x": X}, "The argument 'x' is given twice"),
             ([X], {}, "does not say how many rows.*data_size"),
             ([X], {"data_size": 0}, "data_size >= 1"),
             ([X], {"data_size": 10}, "data_size=10 is the number of rows of the whole data set, and the first .* has 100"),
@@ -376,6 +378,8 @@ class TestSources:
             fit(KEY, svi_of(with_prior, guide=AutoDelta), 5, *args, batches=batches, **options)
 
     def test_types(self):
+        with pytest.raises(TypeError, match=r"got list at 'x'.*batches={'x': np.asarray\(x\)}"):
+            fit(KEY, svi_of(with_prior, guide=AutoDelta), 5, batches={"x": [1.0, 2.0]}, batch_size=2)
         for batches, words in ((3, "got int"), (["a"], "it holds str"), (iter([(X, 1.0)]), "it holds float")):
             with pytest.raises(TypeError, match=words):
                 fit(KEY, svi_of(with_prior, guide=AutoDelta), 5, batches=batches, data_size=100)
@@ -388,6 +392,60 @@ def test_every_estimator_takes_a_short_last_batch(name):
     result = fit(KEY, svi, 7, batches=x, batch_size=8, check_every=5)
     assert np.isfinite(result.losses).all()
     assert (result.stopped, result.num_batches) == ("end", 7)
+
+
+class Countdown:
+    """An iterator that can be set back, like those of grain, and raises once at a place."""
+
+    def __init__(self, place=None, error=None):
+        self.number, self.place, self.error = 0, place, error
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.number == self.place:
+            self.place = None
+            raise self.error
+        self.number += 1
+        return X[10 * (self.number % 10) :][:10]
+
+    def get_state(self):
+        return {"number": self.number}
+
+    def set_state(self, state):
+        self.number = state["number"]
+
+
+class TestPlace:
+    """A run goes on with the first batch that it had not used, however it ended."""
+
+    @pytest.mark.parametrize(("place", "error"), [(24, KeyboardInterrupt()), (24, OSError("gone"))])
+    def test_of_an_iterator_that_can_be_set_back(self, tmp_path, place, error):
+        run = partial(fit, KEY, num_steps=60, data_size=100, check_every=30)
+        whole = run(svi_of(with_prior, guide=AutoDelta), batches=Countdown())
+        with pytest.warns(ebm.TrainingStoppedWarning) if isinstance(error, OSError) else nullcontext():
+            first = run(svi_of(with_prior, guide=AutoDelta), batches=Countdown(place, error), checkpoint=tmp_path)
+        assert first.num_batches == len(first.losses) < 30
+        rest = run(svi_of(with_prior, guide=AutoDelta), batches=Countdown(), checkpoint=tmp_path)
+        np.testing.assert_array_equal(rest.losses, whole.losses)
+
+    @pytest.mark.filterwarnings("ignore::numpyro_ebm.UnhealthyChainsWarning")
+    def test_after_an_error_of_the_chains(self, tmp_path):
+        """The device stops somewhere in the interval, and other batches have been taken by then."""
+
+        def run(num_steps, **options):
+            chains = {"num_steps": 1, "num_chains": 8, "kernel": "langevin", "on_unhealthy": "raise"}
+            svi = svi_of(vector_model, "pcd", optax.sgd(0.5), **chains)
+            options |= {"batch_size": 10, "check_every": 40, "on_unhealthy": "rollback"}
+            return fit(KEY, svi, num_steps, batches=np.c_[X, X], **options)
+
+        whole = run(160)
+        assert whole.rollbacks
+        for num_steps in range(40, 161, 40):
+            rest = run(num_steps, checkpoint=tmp_path)
+        assert rest.num_batches == 160
+        np.testing.assert_array_equal(rest.losses, whole.losses)
 
 
 class TestFailures:
@@ -428,6 +486,18 @@ class TestFailures:
         with pytest.warns(ebm.NonFiniteLossWarning, match=r"Row 17 of the data set, in an array .* \(20,\)"):
             result = self.run(holed, batch_size=20)
         assert np.isfinite(result.params["t_auto_loc"])
+
+    def test_a_batch_that_the_model_does_not_take(self):
+        def run(batches):
+            return fit(KEY, svi_of(vector_model, "sm"), 40, batches=batches, data_size=100, check_every=10)
+
+        good, bad = np.c_[X, X][:20], np.c_[X, X, X][:20]
+        with pytest.warns(ebm.TrainingStoppedWarning, match=r"shapes \[\(20, 3\)\]: EnergyError.*event_shape=\(2,\)"):
+            result = run([*[good] * 24, bad])
+        assert (result.stopped, len(result.losses), result.best_step) == ("data", 24, 24)
+        np.testing.assert_array_equal(result.losses, run([good]).losses[:24])
+        with pytest.raises(ebm.EnergyError, match=r"event_shape=\(2,\)"):
+            run([bad])
 
     def test_a_batch_of_one_row(self):
         assert np.isfinite(self.run(X, batch_size=1).losses).all()

@@ -17,6 +17,7 @@ from conftest import memory
 from estimator_cases import continuous_options
 from helpers import precision_model, some_slow, vector_model
 from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoDelta
 
 import numpyro_ebm as ebm
 
@@ -275,6 +276,28 @@ class TestResult:
         log_z = result.log_partition(jax.random.key(2), method="grid")
         np.testing.assert_allclose(log_z.value, 0.5 * np.log(2 * np.pi / t), rtol=1e-3)
 
+    def test_arguments_and_latents_of_the_model(self):
+        def latent(x=None):
+            t = numpyro.sample("t", dist.Gamma(2.0, 2.0))
+            with numpyro.plate("rows", 1 if x is None else len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * t * v**2), obs=x)
+
+        def with_rows(x):
+            fixed_model(x)
+
+        result = fit(KEY, svi_of(model=with_rows), 5, X)
+        for method in (result.sample, result.log_partition):
+            with pytest.raises(TypeError, match=r"missing a required .*argument.*model_args=\(x,\)"):
+                method(jax.random.key(1))
+        svi = SVI(ebm.estimate(latent, "cd"), AutoDelta(latent), optax.adam(0.05), Trace_ELBO())
+        result = fit(KEY, svi, 5, X)
+        with pytest.raises(ebm.EnergyError, match=r"\['t'\] are latent.*params=guide.median\(result.params\)\)"):
+            result.log_partition(jax.random.key(1), method="grid")
+        log_z = result.log_partition(jax.random.key(1), method="grid", params={"t": 4.0})
+        np.testing.assert_allclose(log_z.value, 0.5 * np.log(2 * np.pi / 4), rtol=1e-3)
+        draws = result.sample(jax.random.key(1), "hmc", params={"t": 4.0}, num_warmup=50, num_samples=200)
+        assert abs(np.std(draws.samples["x"]) * 2 - 1) < 0.2
+
     def test_recorded_chains_for_arviz_and_a_picture(self):
         result = fit(KEY, svi_of("pcd"), 20, X, check_every=5, record_chains=4)
         chains = result.to_arviz()["training"]
@@ -296,9 +319,10 @@ class TestResult:
         def local(x):
             precision_model(x)
 
-        result = fit(KEY, svi_of(model=local), 5, X)
-        with pytest.raises(TypeError, match=r"pickle cannot find by name. Write cloudpickle"):
-            result.save(tmp_path / "result")
+        for model in (partial(local), local):
+            result = fit(KEY, svi_of(model=model), 5, X)
+            with pytest.raises(TypeError, match=r"pickle cannot find by name. Write cloudpickle"):
+                result.save(tmp_path / "result")
         assert not list(tmp_path.iterdir())
         result.save(tmp_path / "result", pickler=cloudpickle)
         assert ebm.FitResult.load(tmp_path / "result").params == result.params
@@ -309,6 +333,7 @@ class TestResult:
         for content, words in (
             (b"text", "is no file that FitResult.save wrote"),
             (pickle.dumps([1]), "it holds list"),
+            (b"I12x\n.", "is no file that FitResult.save wrote"),
             (pickle.dumps(newer), "format 99, written by.*9.9"),
             (b"cnot_a_module\nmodel\n.", "cannot be found here.*cloudpickle"),
         ):

@@ -134,20 +134,20 @@ def fit(
     Returns:
         `FitResult`. With held-out rows ``params`` are those of the check with the smallest held-out loss, with or without
         ``patience``, and ``state`` is the last one. A loss or parameters that are not finite stop the run at the next check,
-        and a keyboard interruption, an iterator of batches that ends or raises, and a callback that raises stop it at once.
-        All return the results so far, and ``stopped`` says why.
+        and a keyboard interruption, an iterator of batches that ends or raises, a later batch that the model does not take,
+        and a callback that raises stop it at once. All return the results so far, and ``stopped`` says why.
 
     Raises:
         UnhealthyChainsError: under ``on_unhealthy="raise"``; its ``result`` is the `FitResult` as of the last check, from
             whose ``state`` training can continue.
         EnergyError: (a ValueError) for counts below 1, ``patience`` without held-out rows, held-out rows under a "gradient"
-            estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept or whose loss is
-            not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number of
-            persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in all;
-            for a model that looks up rows of a batch by places in the data set or the reverse, or whose plates leave out
-            some of the rows;
-            for ``ema`` outside of (0, 1), for "rollback" with an optimiser that is not from optax, and for a checkpoint of
-            another model, estimator, data set or version, naming the difference.
+            estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept, a held-out loss
+            that is not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number
+            of persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in
+            all; for a model that looks up rows of a batch by places in the data set or the reverse, or whose plates leave
+            out some of the rows; for an argument that is also in the batches; for ``ema`` outside of (0, 1), for "rollback"
+            with an optimiser that is not from optax, and for a checkpoint of another model, estimator, data set or version,
+            naming the difference.
         CheckpointError: (an OSError) if a checkpoint cannot be written or read; ``result`` is the `FitResult` so far.
         ImportError: for ``checkpoint`` without orbax.
         TypeError: for an ``svi`` that is not an SVI, for ``held_out`` that is not such a tuple, and for ``batches`` that are
@@ -156,7 +156,7 @@ def fit(
     Warns:
         OverfittingWarning: if the held-out loss has risen well above its best while the training loss fell, or if the loss
             of an "objective" estimator falls ever faster, as that of score matching can: it has no lower bound.
-        NonFiniteLossWarning: if a loss or parameters become non-finite.
+        NonFiniteLossWarning: if a loss, also of held-out rows, or parameters become non-finite.
         TrainingStoppedWarning: if the source of batches or the callback stopped the run.
 
     Example:
@@ -182,6 +182,7 @@ def fit(
     else:
         feed = feed_of(jax.random.fold_in(rng_key, 2), batches, batch_size, data_size)
     layout = Layout(0, ()) if feed is None else _first(feed).layout
+    _check_given_once(layout, kwargs)
     placement = TrainingPlacement.of(sharding)
     train = take_apart(args, kwargs)
     if placement is not None:
@@ -212,6 +213,8 @@ def fit(
             run = _checked_first(run, task)
         else:
             run = restored(storage, task, run)
+            if run.num_updates >= num_steps and run.num_updates % check_every:
+                run = check(run, task)  # the last check of a run that ends between two, which is not stored
         run = to_the_end(run, task, plan, storage)
     result = result_of(run, task)
     warn_of(result, task, run)
@@ -251,6 +254,15 @@ def _first(feed: Feed) -> Batch:
         return feed.peek()
     except StopIteration:
         raise EnergyError("batches= yields no batches. Check the filter or the file that they come from.") from None
+
+
+def _check_given_once(layout: Layout, kwargs: dict[str, Any]) -> None:
+    twice = sorted(kwargs.keys() & set(layout.names))
+    if twice:
+        raise EnergyError(
+            f"The argument '{twice[0]}' is given twice, by itself and in batches=. Leave it out: fit(rng_key, svi, "
+            f"num_steps, batches={{'{twice[0]}': {twice[0]}}}, batch_size=256)."
+        )
 
 
 def _check_options(ema: Any, on_unhealthy: object, callback: object, checkpoint: object, checkpoint_every: object) -> None:
@@ -319,14 +331,14 @@ def _start(rng_key: PRNGKey, task: Task, init_state: Any, init_params: dict | No
 
 def _checked_first(run: Run, task: Task) -> Run:
     """Evaluate the held-out loss before any update, and refuse rows that the model does not take."""
-    if task.held_out is None:
-        return check(run, task)
-    check_taken(task.svi, task.held_out, task.key_held_out, run.carry.svi)
+    if task.held_out is not None:
+        check_taken(task.svi, task.held_out, task.key_held_out, run.carry.svi)
     run = check(run, task)
-    if not np.isfinite(run.held_out_losses[0]):
+    if run.held_out_losses and not np.isfinite(run.held_out_losses[0]):
+        what = "of the held-out rows" if task.watched is None else "from the function held_out"
         raise EnergyError(
-            f"The loss of the held-out rows is {run.held_out_losses[0]} before the first update. Look at these rows (NaN, "
-            "values outside the support or at which the energy overflows) and at the initial parameters."
+            f"The loss {what} is {run.held_out_losses[0]} before the first update. Look at the rows that it is computed "
+            "from (NaN, values outside the support or at which the energy overflows) and at the initial parameters."
         )
     return run
 

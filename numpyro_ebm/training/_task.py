@@ -182,7 +182,7 @@ class Task:
         """Return the held-out loss, and the constrained parameters at which it is evaluated."""
         if self.watched is not None:
             params = self.params(carry)
-            return float(self.watched(params)), params
+            return _number(self.watched(params)), params
         rows: Any = self.held_out
         if "loss" not in self._others:
             self._others["loss"] = programs.trace(self._loss, carry, rows.arrays)
@@ -244,6 +244,15 @@ class Task:
     def _look(self, carry: Carry, data: Data) -> tuple[dict[str, Any], dict[str, Any]]:
         found = look_at_pools(self.bound(data), *self.arguments(data), self.num_recorded, carry.svi)
         return found if self.placement is None else self.placement.gathered(found)
+
+
+def _number(loss: Any) -> float:
+    if np.ndim(loss) > 0:
+        raise TypeError(
+            f"The function held_out needs to return one number; got an array of shape {np.shape(loss)}. Write "
+            "held_out=lambda params: jnp.mean(loss_of_each_row(params))."
+        )
+    return float(loss)
 
 
 def _stacked(arrays: Sequence[Any], size: int) -> np.ndarray:
