@@ -1,5 +1,6 @@
 """`fit` with batches: scaling against priors, rows that are told apart, sources of rows, and what happens if they fail."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -116,6 +117,107 @@ class TestScale:
             fit(KEY, svi_of(mean), 3, batches=X, batch_size=8)
         with pytest.raises(ebm.EnergyError, match=r"'x' is in the plate 'rows' of size 30.*batch of 8 rows.*of 100"):
             fit(KEY, svi_of(mean), 3, batches=X, batch_size=8, row_plate="rows")
+        with pytest.raises(ebm.EnergyError, match="row_plate='row' is no plate of the model. Did you mean 'rows'"):
+            fit(KEY, svi_of(with_prior, guide=AutoDelta), 3, batches=X, batch_size=8, row_plate="row")
+        with pytest.raises(ebm.EnergyError, match=r"plates {'rows': 100}.*data set of 50 rows \(data_size"):
+            fit(KEY, svi_of(of_all_rows, guide=AutoDelta), 3, batches=[X[:20]], data_size=50)
+
+    def test_several_plates_of_rows(self):
+        def model(x, y):
+            a, b = (numpyro.sample(name, dist.Gamma(2.0, 20.0)) for name in "ab")
+            with numpyro.plate("rx", len(x)):
+                numpyro.sample("x", dist.Normal(0, a**-0.5), obs=x)
+            with numpyro.plate("ry", len(y)):
+                numpyro.sample("y", dist.Normal(0, b**-0.5), obs=y)
+
+        svi = svi_of(model, guide=AutoDelta, optimiser=optax.adam(optax.cosine_decay_schedule(0.05, 600)))
+        run = partial(fit, KEY, svi, batches=(X, X), batch_size=20)
+        with pytest.raises(ebm.EnergyError, match=r"row_plate='rx' if that one.*row_plate=\('rx', 'ry'\)"):
+            run(3)
+        with pytest.raises(ebm.EnergyError, match=r"site 'y' depends on the 20 rows.*row_plate=\('rx', 'ry'\)"):
+            run(3, row_plate="rx")
+        result = run(600, row_plate=("rx", "ry"), ema=0.97)
+        for name in "ab":
+            np.testing.assert_allclose(result.params[f"{name}_auto_loc"], EXACT, rtol=0.02)
+
+    @pytest.mark.parametrize("kind", ["plain", "event", "factor", "nothing"])
+    def test_rows_outside_of_their_plate(self, kind):
+        def model(x):
+            t = numpyro.param("t", 1.0)
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", dist.Normal(t, 1), obs=x)
+            if kind == "factor":
+                numpyro.factor("y", -t * x**2)
+            elif kind == "nothing":  # of as many values as a batch, which do not depend on it
+                numpyro.sample("y", dist.Normal(t, 1), obs=jnp.ones(20))
+            else:
+                numpyro.sample("y", dist.Normal(t, 1).expand([len(x)]).to_event(kind == "event"), obs=x)
+
+        run = partial(fit, KEY, svi_of(model), 2, batches=X, batch_size=20)
+        if kind == "nothing":
+            assert run().stopped == "end"
+        else:
+            with pytest.raises(ebm.EnergyError, match=r"site 'y' depends on the 20.*plate\('rows', len\(x\)\): around it"):
+                run()
+
+
+class TestIndices:
+    x = np.repeat([1.0, 3.0], 50).astype(np.float32)
+
+    def test_of_a_plate_of_the_batch(self):
+        """The rows that a batch holds, and not the last one again and again: t = 1 / mean(x^2)."""
+
+        def model(x):
+            t = numpyro.param("t", 1.0)
+            with numpyro.plate("rows", len(x)) as i:
+                numpyro.sample("x", dist.Normal(0, jnp.abs(t) ** -0.5), obs=x[i])
+
+        for batches in (
+            {"batches": self.x, "batch_size": 20},
+            {"batches": list(self.x.reshape(10, 10).T), "data_size": 100},
+        ):
+            svi = svi_of(model, optimiser=optax.adam(optax.cosine_decay_schedule(0.05, 300)))
+            np.testing.assert_allclose(fit(KEY, svi, 300, ema=0.97, **batches).params["t"], 0.2, rtol=0.02)
+
+    def with_entries(self, size, x):
+        w = numpyro.param("w", jnp.zeros(100))
+        with numpyro.plate("rows", size or len(x), subsample_size=len(x)) as i:
+            numpyro.sample("x", dist.Normal(w[i], 1.0), obs=x)
+
+    def test_of_a_plate_of_the_data_set(self):
+        y = np.arange(100.0, dtype=np.float32)
+        result = fit(KEY, svi_of(partial(self.with_entries, 100), optimiser=optax.sgd(0.1)), 100, batches=y, batch_size=20)
+        np.testing.assert_allclose(result.params["w"], y, atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("size", "batches", "words"),
+        [
+            (
+                None,
+                {"batches": X, "batch_size": 20},
+                r"of 20 rows.*array of 100.*plate\('rows', 100, subsample_size",
+            ),
+            (None, {"batches": [X[:20]], "data_size": 100}, r"batch of 20 rows.*an array of 100"),
+            (100, {"batches": [X[:20]]}, r"does not number its rows.*batches that are \(x, row\), and w\[row\]"),
+        ],
+    )
+    def test_of_the_other_kind(self, size, batches, words):
+        with pytest.raises(ebm.EnergyError, match=words):
+            fit(KEY, svi_of(partial(self.with_entries, size)), 3, **batches)
+
+    @pytest.mark.parametrize("place", ["model", "guide"])
+    def test_of_the_data_set_on_rows_of_the_batch(self, place):
+        def model(x, *, in_place=place == "model"):
+            with numpyro.plate("rows", 100, subsample_size=len(x)) as i:
+                z = numpyro.sample("z", dist.Normal(0, 1))
+                numpyro.sample("x", dist.Normal(z, 1), obs=jnp.take(x, i, axis=0) if in_place else x)
+
+        def guide(x):
+            with numpyro.plate("rows", 100, subsample_size=len(x)) as i:
+                numpyro.sample("z", dist.Delta(x[i + 0] if place == "guide" else x))
+
+        with pytest.raises(ebm.EnergyError, match="data set of 100 rows.*an array of 20 by them.*write obs=x"):
+            fit(KEY, svi_of(model, guide=guide), 3, batches=X, batch_size=20)
 
 
 class TestRowsThatAreToldApart:
@@ -195,6 +297,19 @@ class TestSources:
         whole = fit(KEY, svi_of(of_all_rows, guide=AutoDelta), 9, batches=parts)
         np.testing.assert_allclose(whole.losses, first.losses, rtol=1e-6)
 
+    def test_dicts_are_read_by_name(self):
+        def model(x, weight):
+            with_prior(x, weight)
+
+        weight = np.full(20, 2.0, np.float32)
+        run = partial(fit, KEY, num_steps=6, data_size=100)
+        first = run(svi_of(model, guide=AutoDelta), batches=[{"x": X[:20], "weight": weight}])
+        batches = [{"x": X[:20], "weight": weight}, {"weight": weight, "x": X[:20]}]
+        np.testing.assert_array_equal(run(svi_of(model, guide=AutoDelta), batches=batches).losses, first.losses)
+        for bad in ({"x": X[:20]}, {"x": X[:20], "wieght": weight}, (X[:20], weight)):
+            with pytest.warns(ebm.TrainingStoppedWarning, match=r"\['x', 'weight'\] at first.*after 1 updates"):
+                assert run(svi_of(model, guide=AutoDelta), batches=[batches[0], bad]).stopped == "data"
+
     @pytest.mark.slow
     def test_a_data_loader_of_grain_goes_on_from_its_place(self):
         import grain.python as grain
@@ -247,9 +362,11 @@ class TestSources:
             (X[:0], {"batch_size": 8}, "needs rows"),
             (np.float32(3.0), {"batch_size": 8}, "needs rows"),
             ((X, X[:5]), {"batch_size": 8}, r"\[100, 5\] rows"),
-            ([X], {"batch_size": 8}, "an iterable yields batches of its own size"),
+            ([X, X], {"batch_size": 8}, r"an iterable, here of type list.*tuple: batches=\(np.asarray\(x\)"),
+            ({"x": X}, {"batch_size": 8, "x": X}, "The argument 'x' is given twice"),
             ([X], {}, "does not say how many rows.*data_size"),
             ([X], {"data_size": 0}, "data_size >= 1"),
+            ([X], {"data_size": 10}, "data_size=10 is the number of rows of the whole data set, and the first .* has 100"),
             ([], {"data_size": 100}, "no batches"),
             (None, {"data_size": 100}, "data_size belongs to batches="),
             (None, {"row_plate": "rows"}, "row_plate belongs to batches="),
@@ -261,6 +378,8 @@ class TestSources:
             fit(KEY, svi_of(with_prior, guide=AutoDelta), 5, *args, batches=batches, **options)
 
     def test_types(self):
+        with pytest.raises(TypeError, match=r"got list at 'x'.*batches={'x': np.asarray\(x\)}"):
+            fit(KEY, svi_of(with_prior, guide=AutoDelta), 5, batches={"x": [1.0, 2.0]}, batch_size=2)
         for batches, words in ((3, "got int"), (["a"], "it holds str"), (iter([(X, 1.0)]), "it holds float")):
             with pytest.raises(TypeError, match=words):
                 fit(KEY, svi_of(with_prior, guide=AutoDelta), 5, batches=batches, data_size=100)
@@ -273,6 +392,60 @@ def test_every_estimator_takes_a_short_last_batch(name):
     result = fit(KEY, svi, 7, batches=x, batch_size=8, check_every=5)
     assert np.isfinite(result.losses).all()
     assert (result.stopped, result.num_batches) == ("end", 7)
+
+
+class Countdown:
+    """An iterator that can be set back, like those of grain, and raises once at a place."""
+
+    def __init__(self, place=None, error=None):
+        self.number, self.place, self.error = 0, place, error
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.number == self.place:
+            self.place = None
+            raise self.error
+        self.number += 1
+        return X[10 * (self.number % 10) :][:10]
+
+    def get_state(self):
+        return {"number": self.number}
+
+    def set_state(self, state):
+        self.number = state["number"]
+
+
+class TestPlace:
+    """A run goes on with the first batch that it had not used, however it ended."""
+
+    @pytest.mark.parametrize(("place", "error"), [(24, KeyboardInterrupt()), (24, OSError("gone"))])
+    def test_of_an_iterator_that_can_be_set_back(self, tmp_path, place, error):
+        run = partial(fit, KEY, num_steps=60, data_size=100, check_every=30)
+        whole = run(svi_of(with_prior, guide=AutoDelta), batches=Countdown())
+        with pytest.warns(ebm.TrainingStoppedWarning) if isinstance(error, OSError) else nullcontext():
+            first = run(svi_of(with_prior, guide=AutoDelta), batches=Countdown(place, error), checkpoint=tmp_path)
+        assert first.num_batches == len(first.losses) < 30
+        rest = run(svi_of(with_prior, guide=AutoDelta), batches=Countdown(), checkpoint=tmp_path)
+        np.testing.assert_array_equal(rest.losses, whole.losses)
+
+    @pytest.mark.filterwarnings("ignore::numpyro_ebm.UnhealthyChainsWarning")
+    def test_after_an_error_of_the_chains(self, tmp_path):
+        """The device stops somewhere in the interval, and other batches have been taken by then."""
+
+        def run(num_steps, **options):
+            chains = {"num_steps": 1, "num_chains": 8, "kernel": "langevin", "on_unhealthy": "raise"}
+            svi = svi_of(vector_model, "pcd", optax.sgd(0.5), **chains)
+            options |= {"batch_size": 10, "check_every": 40, "on_unhealthy": "rollback"}
+            return fit(KEY, svi, num_steps, batches=np.c_[X, X], **options)
+
+        whole = run(160)
+        assert whole.rollbacks
+        for num_steps in range(40, 161, 40):
+            rest = run(num_steps, checkpoint=tmp_path)
+        assert rest.num_batches == 160
+        np.testing.assert_array_equal(rest.losses, whole.losses)
 
 
 class TestFailures:
@@ -313,6 +486,18 @@ class TestFailures:
         with pytest.warns(ebm.NonFiniteLossWarning, match=r"Row 17 of the data set, in an array .* \(20,\)"):
             result = self.run(holed, batch_size=20)
         assert np.isfinite(result.params["t_auto_loc"])
+
+    def test_a_batch_that_the_model_does_not_take(self):
+        def run(batches):
+            return fit(KEY, svi_of(vector_model, "sm"), 40, batches=batches, data_size=100, check_every=10)
+
+        good, bad = np.c_[X, X][:20], np.c_[X, X, X][:20]
+        with pytest.warns(ebm.TrainingStoppedWarning, match=r"shapes \[\(20, 3\)\]: EnergyError.*event_shape=\(2,\)"):
+            result = run([*[good] * 24, bad])
+        assert (result.stopped, len(result.losses), result.best_step) == ("data", 24, 24)
+        np.testing.assert_array_equal(result.losses, run([good]).losses[:24])
+        with pytest.raises(ebm.EnergyError, match=r"event_shape=\(2,\)"):
+            run([bad])
 
     def test_a_batch_of_one_row(self):
         assert np.isfinite(self.run(X, batch_size=1).losses).all()

@@ -17,6 +17,7 @@ from conftest import memory
 from estimator_cases import continuous_options
 from helpers import precision_model, some_slow, vector_model
 from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoDelta
 
 import numpyro_ebm as ebm
 
@@ -81,6 +82,30 @@ class TestMovingAverage:
         last, averaged = np.sqrt(np.mean(np.square(errors), axis=0))
         assert averaged < 0.5 * last
 
+    def test_parameters_that_stay_are_their_average(self):
+        """Weights of 1e-6 in float32, and of 1e-2 in bfloat16, whose numbers have 8 bits."""
+
+        def model(x):
+            t = numpyro.param("t", jnp.asarray(3.0, jnp.bfloat16))
+            s = numpyro.param("s", jnp.asarray(148.4131, jnp.float32))
+            with numpyro.plate("rows", len(x)):
+                numpyro.sample("x", dist.Normal(t.astype(x.dtype), s), obs=x)
+
+        svi = SVI(model, ebm.empty_guide, optax.sgd(0.0), Trace_ELBO())
+        for decay in (0.99, 0.999, 0.999999):
+            params = fit(KEY, svi, 1500, X, ema=decay, check_every=1500).params
+            assert (params["t"].dtype, params["s"].dtype) == (jnp.bfloat16, jnp.float32)
+            assert (float(params["t"]), float(params["s"])) == (3.0, float(np.float32(148.4131)))
+
+    def test_another_decay_in_the_next_run(self):
+        """The weights of the first run shrink by the new decay."""
+        svi = svi_of("dsm", sigma=0.2)
+        first = fit(KEY, svi, 5, X, ema=0.5)
+        second = fit(KEY, svi, 4, X, ema=0.9, init_state=first)
+        path = [float(fit(KEY, svi, n, X).params["t"]) for n in range(1, 10)]
+        weights = np.r_[0.5 ** np.arange(5, 0, -1) * 0.9**4, 0.1 * 0.9 ** np.arange(3, -1, -1)]
+        np.testing.assert_allclose(second.params["t"], np.sum(weights * path) / np.sum(weights), rtol=1e-5)
+
     @pytest.mark.parametrize("ema", [0.0, 1.0, 2, "0.9"])
     def test_refusals(self, ema):
         with pytest.raises(ebm.EnergyError, match="ema between 0 and 1"):
@@ -140,6 +165,10 @@ class TestRollback:
         assert result.losses.size == 600
         assert np.isfinite(result.losses[-30:]).all()
         assert "rollback at 60" in repr(result)
+        assert result.rate == result.rollbacks[-1].rate
+        rest = fit(KEY, svi, 60, x, check_every=30, on_unhealthy="rollback", init_state=result)
+        assert not rest.rollbacks
+        assert rest.rate == result.rate
 
     def test_other_random_numbers_after_a_rollback(self):
         def model(x):
@@ -247,6 +276,28 @@ class TestResult:
         log_z = result.log_partition(jax.random.key(2), method="grid")
         np.testing.assert_allclose(log_z.value, 0.5 * np.log(2 * np.pi / t), rtol=1e-3)
 
+    def test_arguments_and_latents_of_the_model(self):
+        def latent(x=None):
+            t = numpyro.sample("t", dist.Gamma(2.0, 2.0))
+            with numpyro.plate("rows", 1 if x is None else len(x)):
+                numpyro.sample("x", ebm.EnergyDistribution(lambda v: 0.5 * t * v**2), obs=x)
+
+        def with_rows(x):
+            fixed_model(x)
+
+        result = fit(KEY, svi_of(model=with_rows), 5, X)
+        for method in (result.sample, result.log_partition):
+            with pytest.raises(TypeError, match=r"missing a required .*argument.*model_args=\(x,\)"):
+                method(jax.random.key(1))
+        svi = SVI(ebm.estimate(latent, "cd"), AutoDelta(latent), optax.adam(0.05), Trace_ELBO())
+        result = fit(KEY, svi, 5, X)
+        with pytest.raises(ebm.EnergyError, match=r"\['t'\] are latent.*params=guide.median\(result.params\)\)"):
+            result.log_partition(jax.random.key(1), method="grid")
+        log_z = result.log_partition(jax.random.key(1), method="grid", params={"t": 4.0})
+        np.testing.assert_allclose(log_z.value, 0.5 * np.log(2 * np.pi / 4), rtol=1e-3)
+        draws = result.sample(jax.random.key(1), "hmc", params={"t": 4.0}, num_warmup=50, num_samples=200)
+        assert abs(np.std(draws.samples["x"]) * 2 - 1) < 0.2
+
     def test_recorded_chains_for_arviz_and_a_picture(self):
         result = fit(KEY, svi_of("pcd"), 20, X, check_every=5, record_chains=4)
         chains = result.to_arviz()["training"]
@@ -268,9 +319,10 @@ class TestResult:
         def local(x):
             precision_model(x)
 
-        result = fit(KEY, svi_of(model=local), 5, X)
-        with pytest.raises(TypeError, match=r"pickle cannot find by name. Write cloudpickle"):
-            result.save(tmp_path / "result")
+        for model in (partial(local), local):
+            result = fit(KEY, svi_of(model=model), 5, X)
+            with pytest.raises(TypeError, match=r"pickle cannot find by name. Write cloudpickle"):
+                result.save(tmp_path / "result")
         assert not list(tmp_path.iterdir())
         result.save(tmp_path / "result", pickler=cloudpickle)
         assert ebm.FitResult.load(tmp_path / "result").params == result.params
@@ -281,6 +333,7 @@ class TestResult:
         for content, words in (
             (b"text", "is no file that FitResult.save wrote"),
             (pickle.dumps([1]), "it holds list"),
+            (b"I12x\n.", "is no file that FitResult.save wrote"),
             (pickle.dumps(newer), "format 99, written by.*9.9"),
             (b"cnot_a_module\nmodel\n.", "cannot be found here.*cloudpickle"),
         ):

@@ -194,6 +194,47 @@ class TestHeldOut:
         with pytest.raises(ValueError, match="held-out rows is (nan|inf) before the first update"):
             fit(KEY, svi_of(model=overflowing), 4, rows(30), held_out=(np.full(3, 1e3),))
 
+    def test_a_function_that_is_not_finite(self):
+        """The parameters before training are never the best for want of a finite loss."""
+        run = partial(fit, KEY, num_steps=60, x=rows(100), check_every=20)
+        with pytest.raises(ebm.EnergyError, match="loss from the function held_out is nan before the first update"):
+            run(svi_of(), held_out=lambda params: np.nan)
+        for losses, best_step, words in (
+            ([1.0, np.nan, np.inf, np.nan], 60, r"at 3 of 4 checks, first after 20.*last ones.*none to compare.*after 60"),
+            ([1.0, np.nan, 3.0, 2.0], 0, r"at 1 of 4 checks.*the best of the others.*after 0"),
+            ([1.0, 0.5, np.nan, np.nan], 20, r"at 2 of 4 checks, first after 40.*after 20"),
+        ):
+            values = iter(losses)
+            with pytest.warns(ebm.NonFiniteLossWarning, match=words):
+                result = run(svi_of(), held_out=lambda params, values=values: next(values))
+            assert result.best_step == best_step
+            last = fit(KEY, svi_of(), best_step, rows(100)).params["t"] if best_step else 1.0
+            assert result.params["t"] == last
+
+    def test_a_function_that_returns_an_array(self):
+        with pytest.raises(TypeError, match=r"one number; got an array of shape \(1,\)"):
+            fit(KEY, svi_of(), 6, rows(30), held_out=lambda params: params["t"][None])
+
+    def test_a_run_that_ends_between_checks_goes_on_without_that_check(self, tmp_path):
+        """The check after 20 updates is the best of all, and an uninterrupted run has none there."""
+        losses = {0: 5.0, 20: 1.0, 50: 3.0, 100: 4.0}
+
+        def run(num_steps, **options):
+            svi = svi_of(optimiser=optax.sgd(1e-3))
+            steps = {float(fit(KEY, svi, step, rows(60)).params["t"]): step for step in (20, 50, 100)}
+            loss = lambda params: losses[steps.get(float(params["t"]), 0)]  # noqa: E731
+            return fit(KEY, svi, num_steps, rows(60), held_out=loss, check_every=50, **options)
+
+        whole = run(100)
+        for _ in range(2):  # the same call again changes nothing
+            first = run(20, checkpoint=tmp_path)
+            assert (first.best_step, list(first.held_out_losses)) == (20, [5.0, 1.0])
+        both = run(100, checkpoint=tmp_path)
+        np.testing.assert_array_equal(both.check_steps, [0, 50, 100])
+        np.testing.assert_array_equal(both.held_out_losses, whole.held_out_losses)
+        assert both.best_step == whole.best_step == 50
+        assert both.params["t"] == whole.params["t"]
+
 
 def table_model(x):
     """Independent categories 0 to 3."""

@@ -63,12 +63,17 @@ def check_pickles(owner: str, functions: Iterable[Any]) -> None:
     Raises:
         TypeError: with what to write.
     """
-    nameless = [each for each in functions if isinstance(each, types.FunctionType) and not _is_found_by_name(each)]
+    bare = [_inside_partial(each) for each in functions]
+    nameless = [each for each in bare if isinstance(each, types.FunctionType) and not _is_found_by_name(each)]
     if nameless and not _is_by_value():
         raise TypeError(
             f"The {owner} holds the function {nameless[0].__qualname__}, which pickle cannot find by name. Write "
             "cloudpickle.dumps(...), or define the function with def at the top level of a module."
         )
+
+
+def _inside_partial(function: Any) -> Any:
+    return _inside_partial(function.func) if isinstance(function, functools.partial) else function
 
 
 def _is_found_by_name(function: types.FunctionType) -> bool:

@@ -79,7 +79,7 @@ def _walk(jaxpr: Jaxpr, inputs: Sequence[Flow]) -> list[Flow]:
 
 def _apply(eqn: JaxprEqn, inputs: list[Flow]) -> list[Flow]:
     """Return the flow of each output of one equation."""
-    name, inner = eqn.primitive.name, _inner(eqn)
+    name, inner = eqn.primitive.name, called(eqn)
     if name in _CONTROL:
         return _CONTROL[name](eqn, inputs)
     if inner is not None:
@@ -91,7 +91,7 @@ def _apply(eqn: JaxprEqn, inputs: list[Flow]) -> list[Flow]:
     return [_combine(name, inputs)] * len(eqn.outvars)
 
 
-def _inner(eqn: JaxprEqn) -> Jaxpr | None:
+def called(eqn: JaxprEqn) -> Jaxpr | None:
     """Return the jaxpr that an equation calls (jit, checkpoint, custom derivatives), or None."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = eqn.params.get(key)

@@ -256,7 +256,7 @@ class estimate(Messenger):  # noqa: N801 (a handler, named as NumPyro names its 
     def postprocess_message(self, msg: Message) -> None:
         """Record values, plates, and the state of network layers, which an energy must not change."""
         if msg["type"] == "plate":
-            self._plates[numpyro_stack.name_at(self, msg)] = Plate(msg["value"], msg["args"][0])
+            self._plates[numpyro_stack.name_at(self, msg)] = Plate(msg.get("rows", msg["value"]), msg["args"][0])
         if msg["type"] == "sample":
             name = numpyro_stack.name_at(self, msg)
             self._factored.add_value(name, msg)

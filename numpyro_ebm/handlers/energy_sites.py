@@ -90,7 +90,7 @@ def energy_sites(
     placed = handlers.substitute(handlers.substitute(model, data=dict(values)), substitute_fn=_if_improper)
     with handlers.trace() as trace, handlers.seed(rng_seed=0):
         placed(*args, **(kwargs or {}))
-    plates = {name: Plate(m["value"], m["args"][0]) for name, m in trace.items() if m["type"] == "plate"}
+    plates = {name: Plate(m.get("rows", m["value"]), m["args"][0]) for name, m in trace.items() if m["type"] == "plate"}
     factored, found = FactoredSites(), []
     for name, message in trace.items():
         if message["type"] != "sample":

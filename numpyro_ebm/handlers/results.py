@@ -74,5 +74,6 @@ def check_values_given(trace: Mapping[str, Any], given: Mapping[str, Any]) -> No
     if latents:
         raise EnergyError(
             f"The sites {latents} are latent, and the guide holds their values. Pass them with the parameters: "
-            "params | guide.median(params) instead of the result."
+            "params | guide.median(params) instead of the result, or result.log_partition(rng_key, "
+            "params=guide.median(result.params))."
         )

@@ -2,14 +2,13 @@
 
 import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from numpyro.infer import SVI
@@ -24,7 +23,7 @@ from numpyro_ebm.estimators.parts.health import as_it_was_raised
 from numpyro_ebm.training._held_out import check_taken, take_apart
 from numpyro_ebm.training._loop import Plan, result_of, to_the_end
 from numpyro_ebm.training._run import Run, check
-from numpyro_ebm.training._task import Carry, Task, check_scales_steps
+from numpyro_ebm.training._task import Average, Carry, Task, check_scales_steps
 from numpyro_ebm.training._warnings import warn_of
 from numpyro_ebm.training.batches import Batch, Feed, Layout, feed_of
 from numpyro_ebm.training.checkpoints import restored, storage_of
@@ -49,7 +48,7 @@ def fit(
     batches: Any = None,
     batch_size: int | None = None,
     data_size: int | None = None,
-    row_plate: str | None = None,
+    row_plate: str | Sequence[str] | None = None,
     ema: float | None = None,
     on_unhealthy: Literal["rollback"] | None = None,
     callback: Callable[[dict[str, float]], object] | None = None,
@@ -75,6 +74,8 @@ def fit(
     its last batch is the rows that are left. In the model, the plate of the rows may be written for the batch,
     ``numpyro.plate("rows", len(x))``, or for the whole data set, ``numpyro.plate("rows", num_rows, subsample_size=len(x))``:
     the rows of a batch are scaled by their share, so that losses are those of the whole data set and priors count once.
+    The indices of the first are places in the batch, ``x[i]``; those of the second are places in the data set, ``w[i]`` for
+    a parameter with an entry for each of its rows.
     Weights and masks of rows are arguments of the model like the rows themselves: ``batches=(x, weight)``.
 
     **Checkpoints.** A folder ``checkpoint`` holds the last state of the run: parameters and their averages, moments of the
@@ -103,8 +104,9 @@ def fit(
         held_out_kwargs: keyword arguments that differ for the held-out rows; the others are those of training.
         check_every: number of updates between checks.
         patience: stop when the held-out loss has not improved for this many checks in a row; None for never.
-        init_state: state to continue from: a `FitResult`, with its moving average and its place in the batches, or
-            ``FitResult.state`` without them. ``rng_key`` then serves the held-out loss and the order of the rows alone.
+        init_state: state to continue from: a `FitResult`, with its moving average, the size of steps after its rollbacks and
+            its place in the batches, or ``FitResult.state`` without them. ``rng_key`` then serves the held-out loss and the
+            order of the rows alone.
         init_params: initial values of parameters, as in ``svi.run``.
         record_chains: how many persistent chains of each energy site ("pcd", "replay", "f_ebm") to record in
             ``FitResult.chains`` at every check. Each is the chain in one slot of the pool; "replay" occasionally restarts a
@@ -115,7 +117,8 @@ def fit(
             such as a data loader. ``args`` follow after the batch. None if the arguments hold all rows.
         batch_size: number of rows of a batch, for arrays. Without ``batches`` it is an argument of the model.
         data_size: number of rows of the data set, for an iterable, where the plate of the rows does not say it.
-        row_plate: name of the plate of the rows, if several have as many rows as the first batch.
+        row_plate: name of the plate of the rows, if several have as many rows as the first batch, or a tuple of names if
+            several hold the rows.
         ema: decay of a moving average of the parameters, such as 0.999 for one over about 1000 updates; None for none.
         on_unhealthy: "rollback" returns to the last healthy check if a loss or parameters are not finite or the chains are
             unhealthy (see `NegativePhaseHealth`), and goes on with steps of half the size and other random numbers.
@@ -134,19 +137,20 @@ def fit(
     Returns:
         `FitResult`. With held-out rows ``params`` are those of the check with the smallest held-out loss, with or without
         ``patience``, and ``state`` is the last one. A loss or parameters that are not finite stop the run at the next check,
-        and a keyboard interruption, an iterator of batches that ends or raises, and a callback that raises stop it at once.
-        All return the results so far, and ``stopped`` says why.
+        and a keyboard interruption, an iterator of batches that ends or raises, a later batch that the model does not take,
+        and a callback that raises stop it at once. All return the results so far, and ``stopped`` says why.
 
     Raises:
         UnhealthyChainsError: under ``on_unhealthy="raise"``; its ``result`` is the `FitResult` as of the last check, from
             whose ``state`` training can continue.
         EnergyError: (a ValueError) for counts below 1, ``patience`` without held-out rows, held-out rows under a "gradient"
-            estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept or whose loss is
-            not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number of
-            persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in all;
-            for ``ema`` outside of (0, 1), for "rollback" with an optimiser that is not from optax, and for a checkpoint of
-            another model, estimator, data set, held-out set, beginning or version, naming the difference; for rows that the
-            devices of ``sharding`` cannot share evenly.
+            estimator, whose surrogate has no meaningful value, held-out rows that the model does not accept, a held-out loss
+            that is not finite before training, ``init_params`` beside ``init_state``, and ``record_chains`` above the number
+            of persistent chains; for batches without rows, without a plate that fits or with an unknown number of rows in
+            all; for a model that looks up rows of a batch by places in the data set or the reverse, or whose plates leave
+            out some of the rows; for an argument that is also in the batches; for ``ema`` outside of (0, 1), for "rollback"
+            with an optimiser that is not from optax, and for a checkpoint of another model, estimator, data set, held-out
+            set, beginning or version, naming the difference; for rows that the devices of ``sharding`` cannot share evenly.
         CheckpointError: (an OSError) if a checkpoint cannot be written or read; ``result`` is the `FitResult` so far.
         ImportError: for ``checkpoint`` without orbax.
         TypeError: for an ``svi`` that is not an SVI, for ``held_out`` that is not such a tuple, and for ``batches`` that are
@@ -155,7 +159,7 @@ def fit(
     Warns:
         OverfittingWarning: if the held-out loss has risen well above its best while the training loss fell, or if the loss
             of an "objective" estimator falls ever faster, as that of score matching can: it has no lower bound.
-        NonFiniteLossWarning: if a loss or parameters become non-finite.
+        NonFiniteLossWarning: if a loss, also of held-out rows, or parameters become non-finite.
         TrainingStoppedWarning: if the source of batches or the callback stopped the run.
 
     Example:
@@ -181,6 +185,7 @@ def fit(
     else:
         feed = feed_of(jax.random.fold_in(rng_key, 2), batches, batch_size, data_size)
     layout = Layout(0, ()) if feed is None else _first(feed).layout
+    _check_given_once(layout, kwargs)
     placement = TrainingPlacement.of(sharding)
     train = take_apart(args, kwargs)
     if placement is not None:
@@ -192,7 +197,7 @@ def fit(
         jax.random.fold_in(rng_key, 1),
         feed,
         layout,
-        plate=row_plate,
+        plates=row_plate,
         num_rows=None if feed is None else feed.num_rows,
         decay=ema,
         num_recorded=record_chains,
@@ -211,6 +216,8 @@ def fit(
             run = _checked_first(run, task)
         else:
             run = restored(storage, task, run)
+            if run.num_updates >= num_steps and run.num_updates % check_every:
+                run = check(run, task)  # the last check of a run that ends between two, which is not stored
         run = to_the_end(run, task, plan, storage)
     result = result_of(run, task)
     warn_of(result, task, run)
@@ -250,6 +257,15 @@ def _first(feed: Feed) -> Batch:
         return feed.peek()
     except StopIteration:
         raise EnergyError("batches= yields no batches. Check the filter or the file that they come from.") from None
+
+
+def _check_given_once(layout: Layout, kwargs: dict[str, Any]) -> None:
+    twice = sorted(kwargs.keys() & set(layout.names))
+    if twice:
+        raise EnergyError(
+            f"The argument '{twice[0]}' is given twice, by itself and in batches=. Leave it out: fit(rng_key, svi, "
+            f"num_steps, batches={{'{twice[0]}': {twice[0]}}}, batch_size=256)."
+        )
 
 
 def _check_options(ema: Any, on_unhealthy: object, callback: object, checkpoint: object, checkpoint_every: object) -> None:
@@ -308,11 +324,13 @@ def _start(rng_key: PRNGKey, task: Task, init_state: Any, init_params: dict | No
     check_recordable(task.svi, task.num_recorded, state)
     average = None
     if task.decay is not None:
-        average = optax.ema(task.decay).init(task.svi.optim.get_params(state.optim_state))
-        average = average if before is None or before.average is None else before.average
+        average = None if before is None else before.average
+        average = Average.of(task.svi.optim.get_params(state.optim_state)) if average is None else average
+    rate = None
     if goes_back:
         check_scales_steps(task.svi, state)
-    carry = jax.tree.map(_strong, Carry(state, average, jnp.ones((), float) if goes_back else None))
+        rate = jnp.ones((), float) if before is None or before.rate is None else before.rate
+    carry = jax.tree.map(_strong, Carry(state, average, rate))
     task = task.spread()
     carry = task.placed(carry)
     run = Run(carry, healthy=(carry, 0) if goes_back else None)
@@ -324,14 +342,14 @@ def _start(rng_key: PRNGKey, task: Task, init_state: Any, init_params: dict | No
 
 def _checked_first(run: Run, task: Task) -> Run:
     """Evaluate the held-out loss before any update, and refuse rows that the model does not take."""
-    if task.held_out is None:
-        return check(run, task)
-    check_taken(task.svi, task.held_out, task.key_held_out, run.carry.svi)
+    if task.held_out is not None:
+        check_taken(task.svi, task.held_out, task.key_held_out, run.carry.svi)
     run = check(run, task)
-    if not np.isfinite(run.held_out_losses[0]):
+    if run.held_out_losses and not np.isfinite(run.held_out_losses[0]):
+        what = "of the held-out rows" if task.watched is None else "from the function held_out"
         raise EnergyError(
-            f"The loss of the held-out rows is {run.held_out_losses[0]} before the first update. Look at these rows (NaN, "
-            "values outside the support or at which the energy overflows) and at the initial parameters."
+            f"The loss {what} is {run.held_out_losses[0]} before the first update. Look at the rows that it is computed "
+            "from (NaN, values outside the support or at which the energy overflows) and at the initial parameters."
         )
     return run
 

@@ -36,7 +36,7 @@ def to_the_end(run: Run, task: Task, plan: Plan, storage: Storage | None) -> Run
         with bar:
             while run.stopped is None and (length := next(lengths, None)):
                 num_checks = len(run.history)
-                run = to_next_check(run, task, length, goes_back=plan.goes_back)
+                run = to_next_check(run, task, length, plan.check_every, goes_back=plan.goes_back)
                 run = _told(run, plan) if len(run.history) > num_checks else run  # none after a rollback
                 run = _patient(run, plan)
                 bar.set_postfix_str(_progress(run), refresh=False)
@@ -65,7 +65,7 @@ def _keep(storage: Storage, run: Run, plan: Plan) -> None:
     is_end = run.stopped is not None or run.num_updates >= plan.num_steps
     is_due = is_end or run.num_updates - last >= (plan.checkpoint_every or 1)
     if is_due and run.num_updates > last and run.stopped not in ("nonfinite", "unhealthy"):
-        save(storage, run)
+        save(storage, run._replace(**(run.before or {})))
 
 
 def _told(run: Run, plan: Plan) -> Run:
@@ -87,8 +87,13 @@ def _progress(run: Run) -> str:
 
 
 def result_of(run: Run, task: Task) -> FitResult:
-    """Return the result of a run as it is."""
+    """Return the result of a run as it is.
+
+    The parameters before training are not the best ones because no later held-out loss is finite.
+    """
     last = task.for_users(task.params(run.carry))
+    if len(run.held_out_losses) > 1 and not np.isfinite(run.held_out_losses[1:]).any():
+        run = run._replace(params=None)
     names = dict.fromkeys(name for figures in run.history for name in figures)
     return FitResult(
         last if run.params is None else task.for_users(run.params),
@@ -106,4 +111,5 @@ def result_of(run: Run, task: Task) -> FitResult:
         task.svi.model,
         run.carry.average,
         run.num_batches,
+        run.carry.rate,
     )

@@ -26,6 +26,8 @@ MOST_ROLLBACKS = 10
 """Rollbacks in a row, without a healthy check in between, before the run stops: steps are then a thousandth."""
 MOST_AT_ONCE, MOST_BYTES = 16, 2**25
 """Most batches, and bytes of them, that one call of the device takes: calls cost more than small updates, batches memory."""
+AT_CHECKS = ("params", "held_out_losses", "check_steps", "best_step", "healthy")
+"""Fields of a run on which its future depends, and which a check changes."""
 IN_FLIGHT = 2
 """Calls handed to the device and not finished: one that runs, and one whose batches are on their way."""
 
@@ -44,12 +46,14 @@ class Run(NamedTuple):
         looks: snapshots of the chains.
         history: figures at each check.
         rollbacks: in order.
-        num_batches: number of batches taken.
-        feed_state: place of the iterator of batches at the last check, if it has one.
+        num_batches: number of batches used.
+        feed_state: place of the iterator of batches after the last of them, if it has one.
         reached: number of updates that had been made when ``carry`` was reached.
         healthy: the last state that was healthy at a check, with its number of updates.
         error: why the source of batches or the callback failed.
         suspect: the first row that is not finite, in words.
+        before: the fields of `AT_CHECKS` before a check that only the end of the run brought about: a longer run has none
+            there. None after any other check.
     """
 
     carry: Carry
@@ -68,6 +72,7 @@ class Run(NamedTuple):
     healthy: tuple[Carry, int] | None = None
     error: str | None = None
     suspect: str | None = None
+    before: dict[str, Any] | None = None
 
     @property
     def num_updates(self) -> int:
@@ -86,6 +91,7 @@ class Advanced(NamedTuple):
         stopped: why there were fewer than asked for; None if there were not.
         error: the message of what failed.
         suspect: the first row of these batches that is not finite, in words.
+        feed_state: place of the iterator of batches after the last that was used, if it has one.
     """
 
     carry: Carry
@@ -95,6 +101,7 @@ class Advanced(NamedTuple):
     stopped: Stop | None = None
     error: str | None = None
     suspect: str | None = None
+    feed_state: Any = None
 
 
 def chunks(done: int, num_steps: int, check_every: int) -> Iterator[int]:
@@ -105,16 +112,18 @@ def chunks(done: int, num_steps: int, check_every: int) -> Iterator[int]:
         done += length
 
 
-def to_next_check(run: Run, task: Task, length: int, *, goes_back: bool) -> Run:
+def to_next_check(run: Run, task: Task, length: int, check_every: int, *, goes_back: bool) -> Run:
     """Make ``length`` updates and the check after them."""
-    began = time.perf_counter()
+    began, before = time.perf_counter(), {name: getattr(run, name) for name in AT_CHECKS}
     try:
         with as_it_was_raised():
-            made = _advance(run.carry, task, length)
+            made = _advance(run, task, length)
     except UnhealthyChainsError as error:
         if not goes_back:
             raise
-        made = Advanced(run.carry, np.full(length, np.nan), np.full(length, np.nan), None)
+        # How many batches had been taken depends on how far the device was: all of them are passed over.
+        state = task.feed and task.feed.pass_over(run.num_batches + length, run.feed_state)
+        made = Advanced(run.carry, np.full(length, np.nan), np.full(length, np.nan), None, feed_state=state)
         return _back(_counted(run, task, made), str(error))
     run = _counted(run, task, made)
     if not made.losses.size:
@@ -128,7 +137,7 @@ def to_next_check(run: Run, task: Task, length: int, *, goes_back: bool) -> Run:
     run = run._replace(carry=made.carry, reached=run.num_updates)
     run = run._replace(healthy=(run.carry, run.reached)) if goes_back else run
     run = _record(run, task, made.data)
-    run = check(run, task)
+    run = check(run, task)._replace(before=before if run.num_updates % check_every else None)
     return run._replace(history=(*run.history, _figures(run, made, seconds)))
 
 
@@ -143,7 +152,8 @@ def check(run: Run, task: Task) -> Run:
             raise
         return run._replace(stopped="callback", error=f"The function held_out raised {type(error).__name__}: {error}")
     step = run.num_updates
-    is_better = run.params is None or loss < np.nanmin([np.inf, *run.held_out_losses])
+    finite = [each for each in run.held_out_losses if np.isfinite(each)]
+    is_better = run.params is None or (np.isfinite(loss) and loss < min(finite, default=np.inf))
     run = run._replace(held_out_losses=(*run.held_out_losses, loss), check_steps=(*run.check_steps, step))
     return run._replace(params=params, best_step=step) if is_better else run
 
@@ -159,13 +169,13 @@ def _counted(run: Run, task: Task, made: Advanced) -> Run:
     run = run._replace(losses=losses, stopped=made.stopped, error=made.error, suspect=made.suspect)
     if task.feed is None:
         return run
-    return run._replace(num_batches=run.num_batches + len(made.losses), feed_state=task.feed.state())
+    return run._replace(num_batches=run.num_batches + len(made.losses), feed_state=made.feed_state)
 
 
-def _advance(carry: Carry, task: Task, length: int) -> Advanced:
+def _advance(run: Run, task: Task, length: int) -> Advanced:
     if task.feed is not None:
-        return _by_batch(carry, task, length)
-    data = task.data([])
+        return _by_batch(run, task, length)
+    data, carry = task.data([]), run.carry
     carry, (losses, norms) = _scan(task.update(carry, data), carry, data, length=length)
     return Advanced(task.placed(carry), np.asarray(losses), np.asarray(norms), data)
 
@@ -175,26 +185,42 @@ def _scan(update: programs.Program, carry: Carry, data: Data, *, length: int) ->
     return jax.lax.scan(lambda carry, _: update(carry, data), carry, None, length=length)
 
 
-def _by_batch(carry: Carry, task: Task, length: int) -> Advanced:
+def _by_batch(run: Run, task: Task, length: int) -> Advanced:
     """Make updates of one batch each; while some run, the next batches are read and sent to the device."""
+    carry, feed_state = run.carry, run.feed_state
     measured: list[Any] = []
-    data, stopped, error, suspect, left = None, None, None, None, length
+    last, stopped, error, suspect, left = None, None, None, None, length
     try:
         while left:
             size, batches = _taken(task.feed, left)
-            suspect = suspect or next(filter(None, map(suspicious, batches)), None)
-            data, num, left = task.data(batches, size), len(batches), left - len(batches)
-            carry, figures = _loop(task.update(carry, data.like_one), carry, data, np.int32(num), size=size)
+            found = next(filter(None, map(suspicious, batches)), None)
+            data, update = _prepared(carry, task, batches, size, is_first=not (measured or run.losses))
+            num, suspect, left = len(batches), suspect or found, left - len(batches)
+            carry, figures = _loop(update, carry, data, np.int32(num), size=size)
             carry = task.placed(carry)
             measured.append((num, figures))
+            last, feed_state = data, batches[-1].state
             jax.block_until_ready(measured[-IN_FLIGHT:][0])
     except KeyboardInterrupt:
         stopped = "interrupted"
     except _NoBatch as missing:
         stopped, error = "data", str(missing)
     losses, norms = (np.concatenate([np.asarray(each[i])[:num] for num, each in measured] or [np.zeros(0)]) for i in (0, 1))
-    last = data.at(measured[-1][0] - 1) if data is not None and measured else None
-    return Advanced(carry, losses, norms, last, stopped, error, suspect)
+    last = last.at(measured[-1][0] - 1) if last is not None else None
+    return Advanced(carry, losses, norms, last, stopped, error, suspect, feed_state)
+
+
+def _prepared(carry: Carry, task: Task, batches: list[Batch], size: int, *, is_first: bool) -> tuple[Data, programs.Program]:
+    """Return the arrays of some batches and the program of their update. An error of a later one keeps what was trained."""
+    try:
+        data = task.data(batches, size)
+        return data, task.update(carry, data.like_one)
+    except Exception as error:
+        if is_first:
+            raise
+        shapes = [each.shape for each in batches[0].arrays]
+        what = f"Updates cannot be made from a batch of shapes {shapes}: {type(error).__name__}: {error}"
+        raise _NoBatch(what.rstrip(".")) from error
 
 
 @programs.jit(static_argnames=("size",))

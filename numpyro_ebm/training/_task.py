@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float, Int
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
@@ -19,11 +18,40 @@ from numpyro_ebm._core.errors import EnergyError
 from numpyro_ebm._core.pytrees import assemble
 from numpyro_ebm._core.sharding import on_one_device
 from numpyro_ebm._core.typing import Array, PRNGKey, PyTree, Scalar
-from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, minibatch, the_plate
+from numpyro_ebm.handlers.minibatch import check_rows_are_not_told_apart, minibatch, the_plates
 from numpyro_ebm.training._held_out import Arguments, by_site, in_order, loss_at
+from numpyro_ebm.training._rows import check_rows
 from numpyro_ebm.training.batches import Batch, Feed, Layout
 from numpyro_ebm.training.recording import look_at_pools, sites_of
 from numpyro_ebm.training.sharding import TrainingPlacement
+
+
+class Average(NamedTuple):
+    """A moving average of unconstrained parameters, of which the last has a weight of 1 - decay.
+
+    The weights so far are kept beside the mean, so that it is one at any time, also if the decay changes.
+
+    Attributes:
+        mean: the average, in float32 or finer: 1 - decay is less than the precision of bfloat16.
+        weight: sum of the weights; 0 before the first update.
+    """
+
+    mean: PyTree
+    weight: Float[Array, ""]
+
+    @classmethod
+    def of(cls, params: PyTree) -> "Average":
+        """Return the average before the first update: the parameters, without weight."""
+        fine = lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))  # noqa: E731
+        return cls(jax.tree.map(fine, params), jnp.zeros((), float))
+
+    def updated(self, params: PyTree, decay: float) -> "Average":
+        """Return the average with the parameters of one more update."""
+        weight = decay * self.weight + (1 - decay)
+        part = (1 - decay) / weight
+        return Average(
+            jax.tree.map(lambda mean, new: mean + part.astype(mean.dtype) * (new - mean), self.mean, params), weight
+        )
 
 
 class Carry(NamedTuple):
@@ -31,12 +59,12 @@ class Carry(NamedTuple):
 
     Attributes:
         svi: the state of SVI.
-        average: state of the moving average of the unconstrained parameters; None without one.
+        average: the moving average of the unconstrained parameters; None without one.
         rate: the part of each step of the optimiser that is taken; None for whole steps.
     """
 
     svi: SVIState
-    average: Any = None
+    average: Average | None = None
     rate: Float[Array, ""] | None = None
 
 
@@ -75,7 +103,7 @@ class Task:
         key_held_out: random key of their loss.
         feed: source of batches; None where the arguments hold all rows.
         layout: which arguments the arrays of a batch are.
-        plate: name of the plate of the rows, where there are batches.
+        plates: names of the plates of the rows, where there are batches; None for those that fit.
         num_rows: number of rows of the data set, where there are batches.
         decay: decay of the moving average of the parameters; None without one.
         num_recorded: how many persistent chains of each site to record.
@@ -89,7 +117,7 @@ class Task:
     key_held_out: PRNGKey
     feed: Feed | None = None
     layout: Layout = Layout(0, ())
-    plate: str | None = None
+    plates: str | Sequence[str] | None = None
     num_rows: int | None = None
     decay: float | None = None
     num_recorded: int = 0
@@ -99,11 +127,11 @@ class Task:
     _others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def started(self, rng_key: PRNGKey, init_params: dict[str, Any] | None) -> tuple[SVIState, "Task"]:
-        """Initialise SVI on the first batch, and find the plate of the rows.
+        """Initialise SVI on the first batch, and find the plates of the rows.
 
         Raises:
-            EnergyError: if no plate, or several, have as many rows as the batch; if their number in all is not known; and
-                for chains that belong to rows, if it is not known which rows come.
+            EnergyError: if no plate, or several, have as many rows as the batch; if their number in all is not known; for
+                chains that belong to rows, if it is not known which rows come; and for a model that looks up wrong rows.
         """
         here = dataclasses.replace(self, placement=None)  # whose values can be read, also by one process of several
         data = here.data([] if self.feed is None else [self.feed.peek()]).at(0)
@@ -114,8 +142,10 @@ class Task:
             return state, self
         if data.index is None:
             check_rows_are_not_told_apart(sites_of(svi, args, kwargs, state))
-        plate, num_rows = the_plate(svi.model)
-        return state, dataclasses.replace(self, plate=plate, num_rows=num_rows)
+        plates, num_rows = the_plates(svi.model)
+        task = dataclasses.replace(self, plates=plates, num_rows=num_rows)
+        check_rows(task.bound(data), lambda rows: self.arguments(data._replace(rows=rows)), data.rows, state)
+        return state, task
 
     def data(self, batches: Sequence[Batch], size: int = 1) -> Data:
         """Return the arrays of some updates, those of the batches on their way to the device in room for ``size``."""
@@ -154,7 +184,7 @@ class Task:
         """Return the held-out loss, and the constrained parameters at which it is evaluated."""
         if self.watched is not None:
             params = self.params(carry)
-            return float(self.watched(self.for_users(params))), params
+            return _number(self.watched(self.for_users(params))), params
         rows: Any = self.held_out
         if "loss" not in self._others:
             self._others["loss"] = programs.trace(self._loss, carry, rows.arrays)
@@ -179,7 +209,9 @@ class Task:
         """Return the constrained parameters: the average where there is one, else the last."""
         last = self.svi.optim.get_params(carry.svi.optim_state)
         constrain: Any = self.svi.constrain_fn
-        return constrain(last if self.decay is None else averaged(last, carry.average, self.decay))
+        if carry.average is not None:
+            last = jax.tree.map(lambda leaf, mean: mean.astype(leaf.dtype), last, carry.average.mean)
+        return constrain(last)
 
     def for_users(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return parameters that fit any program, where those of a training on a mesh fit only programs on that mesh."""
@@ -195,7 +227,7 @@ class Task:
         """Return the SVI whose model and guide know what part of the data set the batch is."""
         if not data.rows:
             return self.svi
-        around = lambda fn: minibatch(fn, len(data.rows[0]), self.num_rows, data.index, self.plate)  # noqa: E731
+        around = lambda fn: minibatch(fn, len(data.rows[0]), self.num_rows, data.index, self.plates)  # noqa: E731
         return _copied(self.svi, model=around(self.svi.model), guide=around(self.svi.guide))
 
     def _update(self, carry: Carry, data: Data) -> tuple[Carry, tuple[Scalar, Scalar]]:
@@ -204,8 +236,8 @@ class Task:
         svi = _copied(svi, optim=_MeasuredOptimizer(svi.optim, carry.rate), loss=by_site(svi.loss))
         state, measured = svi.update(carry.svi, *args, **kwargs)
         average = carry.average
-        if self.decay is not None:
-            _, average = optax.ema(self.decay).update(svi.optim.get_params(state.optim_state), average)
+        if average is not None and self.decay is not None:
+            average = average.updated(svi.optim.get_params(state.optim_state), self.decay)
         carry = carry._replace(svi=state, average=average)
         return carry if self.placement is None else self.placement.keep(carry), measured
 
@@ -220,6 +252,15 @@ class Task:
         return found if self.placement is None else self.placement.gathered(found)
 
 
+def _number(loss: Any) -> float:
+    if np.ndim(loss) > 0:
+        raise TypeError(
+            f"The function held_out needs to return one number; got an array of shape {np.shape(loss)}. Write "
+            "held_out=lambda params: jnp.mean(loss_of_each_row(params))."
+        )
+    return float(loss)
+
+
 def _stacked(arrays: Sequence[Any], size: int) -> np.ndarray:
     """Return arrays along a new first axis, with zeros up to its size."""
     stacked = np.zeros((size, *np.shape(arrays[0])), arrays[0].dtype)
@@ -229,14 +270,6 @@ def _stacked(arrays: Sequence[Any], size: int) -> np.ndarray:
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
-
-
-def averaged(params: PyTree, state: Any, decay: float) -> PyTree:
-    """Return the moving average without the weight of its start; the parameters themselves before the first update."""
-    weight = 1 - decay ** jnp.maximum(state.count, 1).astype(float)
-    return jax.tree.map(
-        lambda last, mean: jnp.where(state.count > 0, mean / weight.astype(mean.dtype), last), params, state.ema
-    )
 
 
 def scales_steps(svi: SVI, state: SVIState) -> bool:

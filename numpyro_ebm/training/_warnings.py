@@ -25,7 +25,7 @@ def warn_of(result: FitResult, task: Task, run: Run) -> None:
         run: the run at its end.
 
     Warns:
-        NonFiniteLossWarning: if a loss or parameters became non-finite.
+        NonFiniteLossWarning: if a loss, also of held-out rows, or parameters became non-finite.
         OverfittingWarning: if the held-out loss has risen, or the training loss falls without limit.
         TrainingStoppedWarning: if the run was stopped from outside.
     """
@@ -35,6 +35,8 @@ def warn_of(result: FitResult, task: Task, run: Run) -> None:
     elif run.error is not None:
         after = f"{run.error}, and training stopped after {len(result.losses)} updates. The result is as of then; fit(..., "
         found = TrainingStoppedWarning, f"{after}init_state=result) goes on from it."
+    elif not np.isfinite(result.held_out_losses).all():
+        found = NonFiniteLossWarning, _nonfinite_held_out(result)
     elif result.stopped != "patience":
         found = OverfittingWarning, _overfitting(result, task)
     if found[1]:
@@ -47,6 +49,17 @@ def _nonfinite(result: FitResult, task: Task, suspect: str | None) -> str:
     return (
         f"{what}, and training stopped after {len(result.losses)} updates. The parameters returned are those after "
         f"{result.best_step}. {suspect or why_nonfinite(task.train.arrays)}"
+    )
+
+
+def _nonfinite_held_out(result: FitResult) -> str:
+    bad = ~np.isfinite(result.held_out_losses)
+    first, which = result.check_steps[bad][0], "the best of the others"
+    if bad[1:].all():
+        which = "the last ones, as there is none to compare after the start"
+    return (
+        f"The held-out loss is not finite at {bad.sum()} of {bad.size} checks, first after {first} updates. The parameters "
+        f"returned are {which}, those after {result.best_step}. Look at what the loss computes from the parameters there."
     )
 
 

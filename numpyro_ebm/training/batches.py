@@ -26,6 +26,23 @@ class Layout(NamedTuple):
     num_args: int
     names: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """Return places and names."""
+        return str([*range(self.num_args), *self.names])
+
+    def in_order(self, arrays: list[Any], layout: "Layout") -> list[Any]:
+        """Return arrays of another layout in the order of this one.
+
+        Raises:
+            EnergyError: for other arguments.
+        """
+        if layout.num_args != self.num_args or set(layout.names) != set(self.names):
+            raise EnergyError(
+                f"Batches need the same arguments: {self} at first, and {layout} now. Yield all in each batch."
+            )
+        named = dict(zip(layout.names, arrays[layout.num_args :], strict=True))
+        return [*arrays[: self.num_args], *(named[name] for name in self.names)]
+
     def arguments(self, arrays: list[Any]) -> tuple[tuple, dict[str, Any]]:
         """Return positional and keyword arguments."""
         return tuple(arrays[: self.num_args]), dict(zip(self.names, arrays[self.num_args :], strict=True))
@@ -38,11 +55,13 @@ class Batch(NamedTuple):
         arrays: its arrays, each with one entry per row.
         layout: which arguments they are.
         index: place of each row in the data set; None where it is not known.
+        state: place of the iterator after this batch, as JSON takes it; None for a source that cannot be set back.
     """
 
     arrays: list[Any]
     layout: Layout
     index: Int[np.ndarray, " rows"] | None
+    state: Any = None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -60,10 +79,11 @@ class Feed(abc.ABC):
 
     Attributes:
         num_rows: number of rows of the data set; None where it is not known.
+        num_taken: number of batches taken, those of the run before included.
     """
 
     def __init__(self, num_rows: int | None):
-        self.num_rows = num_rows
+        self.num_rows, self.num_taken = num_rows, 0
         self._ahead: Batch | None = None
         self._failure: Exception | None = None
 
@@ -73,11 +93,7 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def skip(self, num_batches: int, state: Any = None) -> None:
-        """Go on after this many batches, where a run had stopped; ``state`` is what `state` returned then."""
-
-    def state(self) -> Any:
-        """Return the place of an iterator that can be set back, as JSON takes it; None for any other source."""
-        return None
+        """Go on after this many batches, where a run had stopped; ``state`` is that of the last of them."""
 
     def peek(self) -> Batch:
         """Return the next batch, which `take` then returns.
@@ -99,7 +115,17 @@ class Feed(abc.ABC):
             StopIteration: if there are no more.
         """
         batch, self._ahead = self.peek(), None
+        self.num_taken += 1
         return batch
+
+    def pass_over(self, num_batches: int, state: Any) -> Any:
+        """Take batches without use until this many have been taken, or there are no more; return the state of the last."""
+        try:
+            while self.num_taken < num_batches:
+                state = self.take().state
+        except Exception as error:  # for the next batch that is asked for
+            self._failure = error
+        return state
 
     def take_alike(self, most: int) -> list[Batch]:
         """Return at least one batch and at most this many, all of one shape.
@@ -142,7 +168,8 @@ class ArrayFeed(Feed):
 
     def skip(self, num_batches: int, state: Any = None) -> None:
         """Go on after this many batches."""
-        self._number, self._ahead = num_batches, None
+        self._number = self.num_taken = num_batches
+        self._ahead = None
 
 
 class IteratorFeed(Feed):
@@ -152,6 +179,7 @@ class IteratorFeed(Feed):
         super().__init__(num_rows)
         self._source, self._iterator = source, iter(source)
         self._is_new = True
+        self._layout: Layout | None = None
 
     def _next(self) -> Batch:
         try:
@@ -162,7 +190,9 @@ class IteratorFeed(Feed):
             self._iterator, self._is_new = iter(self._source), True
             return self._next()
         self._is_new = False
-        return Batch(*_taken_apart(batch), None)
+        arrays, layout = _taken_apart(batch)
+        self._layout = self._layout or layout
+        return Batch(self._layout.in_order(arrays, layout), self._layout, None, self._state())
 
     def skip(self, num_batches: int, state: Any = None) -> None:
         """Set the iterator back where it was, or pass over as many batches.
@@ -173,7 +203,7 @@ class IteratorFeed(Feed):
         if state is not None:
             is_bytes = isinstance(self._iterator.get_state(), bytes)  # pyright: ignore[reportAttributeAccessIssue]
             self._iterator.set_state(state.encode() if is_bytes else state)  # pyright: ignore[reportAttributeAccessIssue]
-            self._is_new, self._ahead = False, None
+            self._is_new, self._ahead, self.num_taken = False, None, num_batches
             return
         for _ in range(num_batches):
             try:
@@ -185,7 +215,7 @@ class IteratorFeed(Feed):
                     "with its first batch, init_state=result.state."
                 ) from None
 
-    def state(self) -> Any:
+    def _state(self) -> Any:
         """Return the place of the iterator, for those that can be set back, as those of grain."""
         if not hasattr(self._iterator, "get_state") or not hasattr(self._iterator, "set_state"):
             return None
@@ -206,7 +236,7 @@ def feed_of(rng_key: PRNGKey, batches: Any, batch_size: int | None, data_size: i
     Raises:
         EnergyError: for arrays without rows, of different lengths or without ``batch_size``, and for options of the other
             kind of source.
-        TypeError: for anything else.
+        TypeError: for anything else, also inside a dict.
     """
     if _is_columns(batches):
         if batch_size is None:
@@ -220,10 +250,15 @@ def feed_of(rng_key: PRNGKey, batches: Any, batch_size: int | None, data_size: i
             f"batches= needs arrays, or an iterable of batches; got {type(batches).__name__}. "
             "Write fit(rng_key, svi, num_steps, batches=x, batch_size=256)."
         )
+    if isinstance(batches, Mapping):
+        other = next((name for name, value in batches.items() if not _is_array(value)), None)
+        got = "an empty dict" if other is None else f"{type(batches[other]).__name__} at '{other}'"
+        raise TypeError(f"A dict in batches= needs arrays; got {got}. Write batches={{'x': np.asarray(x)}}, batch_size=256.")
     if batch_size is not None:
         raise EnergyError(
-            f"batch_size={batch_size} is for arrays; an iterable yields batches of its own size. Leave it out, or set it in "
-            "the data loader."
+            f"batch_size={batch_size} is for arrays; an iterable, here of type {type(batches).__name__}, yields batches of "
+            "its own size. Leave it out, or set it in the data loader. Arrays of which each batch takes the same rows go in "
+            "a tuple: batches=(np.asarray(x), np.asarray(weight))."
         )
     if data_size is not None:
         check_count("fit", "data_size", data_size)

@@ -69,7 +69,7 @@ def _of_held_out(task: Task) -> str:
 
 def _of_begin(value: Any) -> str:
     if isinstance(value, FitResult):
-        value = (value.state, value.average, value.num_batches)
+        value = (value.state, value.average, value.num_batches, value.rate)
     return "none" if value is None else f"checksum {checksum_of_tree(jax.tree.map(readable, value))}"
 
 

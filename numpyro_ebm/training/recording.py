@@ -20,7 +20,7 @@ from numpyro_ebm.estimators.names import ESTIMATORS
 from numpyro_ebm.estimators.parts.pool import PoolEstimator
 from numpyro_ebm.estimators.state import Pool, chain_states, holds_state
 from numpyro_ebm.handlers import estimate, estimated_in
-from numpyro_ebm.handlers.energy_sites import energy_sites
+from numpyro_ebm.handlers.energy_sites import EnergySite, energy_sites
 from numpyro_ebm.handlers.minibatch import minibatch
 
 
@@ -158,16 +158,20 @@ def look_at_pools(
 def sites_of(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> list[tuple[AbstractEstimator, Site]]:
     """Return the energy sites under the parameters of a state, with latents drawn once from the guide."""
     model: Any = find_estimate(svi)
-    if model is None:
-        return []
+    return [] if model is None else list(model.lay_out(traced(svi, args, kwargs, state)[0]).values())
+
+
+def traced(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> tuple[dict[str, EnergySite], dict[str, Any]]:
+    """Return the energy sites of a run of the model without `estimate`, and its trace, with latents drawn from the guide."""
+    rows: Any = svi.model if isinstance(svi.model, minibatch) else nullcontext()
+    model: Any = find_estimate(svi) or svi.model
+    fn = model.fn if isinstance(model, minibatch | estimate) else model
     mutable = {name: value for name, value in (state.mutable_state or {}).items() if not holds_state(name, value)}
     given = svi.get_params(state) | mutable
     with handlers.seed(rng_seed=0), handlers.substitute(data=given):
         guide = handlers.trace(svi.guide).get_trace(*args, **kwargs)
-    rows: Any = svi.model if isinstance(svi.model, minibatch) else nullcontext()
     with rows, handlers.replay(trace=guide):
-        found, _ = energy_sites(model.fn, given, args, kwargs)
-    return list(model.lay_out(found).values())
+        return energy_sites(fn, given, args, kwargs)
 
 
 def _health(state: SVIState) -> dict[str, NegativePhaseHealth]:

@@ -1,6 +1,7 @@
 """`FitResult`: what `fit` returns, with short ways to draw from it, to look at it and to keep it."""
 
 import importlib
+import inspect
 import os
 import pickle
 import types
@@ -21,7 +22,7 @@ from numpyro_ebm.training.recording import RecordedChains, RecordedHealth
 
 Stop = Literal["end", "patience", "nonfinite", "interrupted", "unhealthy", "data", "callback"]
 IN_CURVES = ("step", "loss", "held_out_loss")
-FORMAT = 1
+FORMAT = 2
 """Number of the format of saved results; `FitResult.load` refuses others."""
 
 
@@ -54,7 +55,8 @@ class FitResult(NamedTuple):
         check_steps: number of updates before each of these checks.
         best_step: number of updates that produced ``params``.
         stopped: why the run stopped: "end" (all updates were made), "patience", "nonfinite", "interrupted" (from the
-            keyboard), "data" (the iterator of batches came to its end, or raised), "callback" (it raised, or a function
+            keyboard), "data" (the iterator of batches came to its end, raised, or yielded a batch that the model does not
+            take), "callback" (it raised, or a function
             ``held_out``), or "unhealthy" (after too many rollbacks, or in the ``result`` of an `UnhealthyChainsError`).
         chains: `RecordedChains`; None without ``record_chains``.
         health: `RecordedHealth` (energy gap, acceptance and more at each check); None unless an estimator runs chains.
@@ -66,6 +68,8 @@ class FitResult(NamedTuple):
         model: the model, usually from `estimate`.
         average: state of the moving average, with which `fit` continues if ``init_state`` is this result; None without.
         num_batches: number of batches taken from ``batches``, after which `fit` continues likewise.
+        rate: part of each step of the optimiser that is taken after rollbacks, with which `fit` continues likewise under
+            ``on_unhealthy="rollback"``; None without.
     """
 
     params: dict[str, Any]
@@ -83,6 +87,7 @@ class FitResult(NamedTuple):
     model: Any = None
     average: Any = None
     num_batches: int = 0
+    rate: Any = None
 
     def sample(self, rng_key: PRNGKey, kernel: Any = None, **options: Any) -> Any:
         """Draw from the trained model, as `numpyro_ebm.sample` does with these parameters.
@@ -90,28 +95,49 @@ class FitResult(NamedTuple):
         Args:
             rng_key: random key.
             kernel: a name or a kernel; None for the default of `numpyro_ebm.sample`.
-            **options: its other options, such as ``num_samples`` and ``model_args``.
+            **options: its other options, such as ``num_samples`` and ``model_args``. ``params`` are values of latent sites,
+                such as ``guide.median(result.params)``, which are added to the parameters.
 
         Returns:
             `Draws`.
 
+        Raises:
+            TypeError: for a model whose arguments are missing, with what to write.
+
         Example:
             ``result.sample(jax.random.key(1), "nuts", num_samples=1000).samples["x"]``
         """
-        values = values_of("FitResult.sample", self)
-        return _public("sample")(rng_key, bare_model(self.model), kernel, params=values, **options)
+        options = self._with_params("sample", options)
+        return _public("sample")(rng_key, bare_model(self.model), kernel, **options)
 
     def log_partition(self, rng_key: PRNGKey, **options: Any) -> Any:
         """Estimate log Z of the trained energy, as `numpyro_ebm.log_partition` does with these parameters.
 
         Args:
             rng_key: random key.
-            **options: its other options, such as ``method``, ``site`` and ``model_args``.
+            **options: its other options, such as ``method``, ``site`` and ``model_args``; ``params`` as in `sample`.
 
         Returns:
             `LogPartition`.
+
+        Raises:
+            TypeError: for a model whose arguments are missing, with what to write.
         """
-        return _public("log_partition")(rng_key, self.model, params=self, **options)
+        return _public("log_partition")(rng_key, self.model, **self._with_params("log_partition", options))
+
+    def _with_params(self, method: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options with the parameters, after a check that the model gets its arguments."""
+        try:
+            inspect.signature(bare_model(self.model)).bind(
+                *options.get("model_args", ()), **options.get("model_kwargs") or {}
+            )
+        except TypeError as error:
+            raise TypeError(
+                f"The model cannot be called: {error}. Write result.{method}(rng_key, model_args=(x,)), with rows or "
+                "whatever else it takes."
+            ) from error
+        own, given = values_of(f"FitResult.{method}", self), options.get("params") or {}
+        return options | {"params": own | values_of(f"FitResult.{method}", given)}
 
     def to_arviz(self, **options: Any) -> Any:
         """Return the chains that ``record_chains`` recorded, as `numpyro_ebm.to_arviz` does."""
@@ -151,15 +177,17 @@ class FitResult(NamedTuple):
 
         Raises:
             EnergyError: for a file of another kind or format, and if the model cannot be found where it was defined.
+            OSError: if the file cannot be read.
         """
+        written = Path(path).read_bytes()
         try:
-            content = pickle.loads(Path(path).read_bytes())
+            content = pickle.loads(written)
         except (AttributeError, ImportError) as error:
             raise EnergyError(
                 f"{path} was saved in a program that defines the model, which cannot be found here: {error}. Import the "
                 "module that defines it, or save with result.save(path, pickler=cloudpickle)."
             ) from error
-        except (pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # whatever the bytes are taken for
             raise EnergyError(f"{path} is no file that FitResult.save wrote: {error}.") from error
         if not isinstance(content, dict) or not isinstance(content.get("result"), FitResult):
             raise EnergyError(f"{path} is no file that FitResult.save wrote; it holds {type(content).__name__}.")
