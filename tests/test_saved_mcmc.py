@@ -107,6 +107,30 @@ def test_parallel_chains(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+IDENTITY = """
+from test_saved_mcmc import KEY, mcmc_of
+from numpyro_ebm.sampling.saved_mcmc import _identity
+for name in ("nuts", "blackjax", "exchange"):
+    mcmc, x = mcmc_of(name)
+    print(_identity(mcmc, KEY, None, (x,), {}))
+"""
+
+
+@pytest.mark.slow
+def test_another_process_finds_the_same_run():
+    """The order of Python's sets differs from process to process, and with it that of operations."""
+    folder = Path(__file__).parent
+    paths = {"PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder)])}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", IDENTITY], env=os.environ | paths | {"PYTHONHASHSEED": seed}, capture_output=True
+        )
+        for seed in "12"
+    ]
+    assert found[0].stdout.count(b"computation") == 3, found[0].stderr
+    assert found[0].stdout == found[1].stdout
+
+
 def test_an_interruption_and_an_error_keep_whole_blocks(tmp_path, monkeypatch):
     mcmc, x = mcmc_of("nuts")
     run, calls = MCMC.run, []

@@ -157,7 +157,7 @@ def _of_model(model: Callable, params: Mapping[str, Any], args: tuple, kwargs: M
     found: list[str] = []
 
     def run() -> dict[str, Any]:
-        trace = target.trace_at_start(handlers.substitute(model, data=dict(params)), args, kwargs)
+        trace = target.trace_at_start(handlers.substitute(model, data=dict(params)), args, dict(kwargs))
         sites = [site for site in trace.values() if site["type"] in ("sample", "param", "plate", "deterministic")]
         found[:] = [f"{site['name']} {site['type']} {list(jnp.shape(site['value']))}" for site in sites]
         return trace
