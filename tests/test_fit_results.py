@@ -276,6 +276,7 @@ class TestResult:
         log_z = result.log_partition(jax.random.key(2), method="grid")
         np.testing.assert_allclose(log_z.value, 0.5 * np.log(2 * np.pi / t), rtol=1e-3)
 
+    @pytest.mark.filterwarnings("ignore:init_to_uniform:UserWarning")  # NumPyro, of a latent whose value is given
     def test_arguments_and_latents_of_the_model(self):
         def latent(x=None):
             t = numpyro.sample("t", dist.Gamma(2.0, 2.0))
@@ -289,7 +290,8 @@ class TestResult:
         for method in (result.sample, result.log_partition):
             with pytest.raises(TypeError, match=r"missing a required .*argument.*model_args=\(x,\)"):
                 method(jax.random.key(1))
-        svi = SVI(ebm.estimate(latent, "cd"), AutoDelta(latent), optax.adam(0.05), Trace_ELBO())
+        model = ebm.estimate(latent, "cd")
+        svi = SVI(model, AutoDelta(model), optax.adam(0.05), Trace_ELBO())
         result = fit(KEY, svi, 5, X)
         with pytest.raises(ebm.EnergyError, match=r"\['t'\] are latent.*params=guide.median\(result.params\)\)"):
             result.log_partition(jax.random.key(1), method="grid")
