@@ -276,7 +276,6 @@ class TestResult:
         log_z = result.log_partition(jax.random.key(2), method="grid")
         np.testing.assert_allclose(log_z.value, 0.5 * np.log(2 * np.pi / t), rtol=1e-3)
 
-    @pytest.mark.filterwarnings("ignore:init_to_uniform:UserWarning")  # NumPyro, of a latent whose value is given
     def test_arguments_and_latents_of_the_model(self):
         def latent(x=None):
             t = numpyro.sample("t", dist.Gamma(2.0, 2.0))
