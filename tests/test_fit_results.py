@@ -289,7 +289,8 @@ class TestResult:
         for method in (result.sample, result.log_partition):
             with pytest.raises(TypeError, match=r"missing a required .*argument.*model_args=\(x,\)"):
                 method(jax.random.key(1))
-        svi = SVI(ebm.estimate(latent, "cd"), AutoDelta(latent), optax.adam(0.05), Trace_ELBO())
+        model = ebm.estimate(latent, "cd")
+        svi = SVI(model, AutoDelta(model), optax.adam(0.05), Trace_ELBO())
         result = fit(KEY, svi, 5, X)
         with pytest.raises(ebm.EnergyError, match=r"\['t'\] are latent.*params=guide.median\(result.params\)\)"):
             result.log_partition(jax.random.key(1), method="grid")

@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, Literal, Var
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
@@ -125,8 +126,8 @@ def _uses(program: Jaxpr, followed: set[Any], through: frozenset[str] | None) ->
             results = zip(eqn.outvars, inner.outvars, strict=True)
             followed |= {outer for outer, var in results if not isinstance(var, Literal) and var in own}
         elif name == "gather" and not has_index[0]:
-            axes = eqn.params["dimension_numbers"].start_index_map
-            yield Use(name, tuple(eqn.invars[0].aval.shape[axis] for axis in axes))
+            axes, operand = eqn.params["dimension_numbers"].start_index_map, cast(ShapedArray, eqn.invars[0].aval)
+            yield Use(name, tuple(operand.shape[axis] for axis in axes))
         else:
             yield Use(name)
             followed |= set(eqn.outvars) if through is None or name in through else set()

@@ -165,7 +165,7 @@ def traced(svi: SVI, args: tuple, kwargs: dict[str, Any], state: SVIState) -> tu
     """Return the energy sites of a run of the model without `estimate`, and its trace, with latents drawn from the guide."""
     rows: Any = svi.model if isinstance(svi.model, minibatch) else nullcontext()
     model: Any = find_estimate(svi) or svi.model
-    fn = model.fn if isinstance(model, minibatch | estimate) else model
+    fn: Any = model.fn if isinstance(model, minibatch | estimate) else model
     mutable = {name: value for name, value in (state.mutable_state or {}).items() if not holds_state(name, value)}
     given = svi.get_params(state) | mutable
     with handlers.seed(rng_seed=0), handlers.substitute(data=given):

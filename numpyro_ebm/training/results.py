@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import jax
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from numpyro import handlers
 from numpyro.infer.svi import SVIState
 
 from numpyro_ebm._core.errors import EnergyError
@@ -107,8 +108,9 @@ class FitResult(NamedTuple):
         Example:
             ``result.sample(jax.random.key(1), "nuts", num_samples=1000).samples["x"]``
         """
-        options = self._with_params("sample", options)
-        return _public("sample")(rng_key, bare_model(self.model), kernel, **options)
+        given = values_of("FitResult.sample", options.get("params") or {})
+        model = handlers.condition(bare_model(self.model), given) if given else bare_model(self.model)
+        return _public("sample")(rng_key, model, kernel, **self._with_params("sample", options))
 
     def log_partition(self, rng_key: PRNGKey, **options: Any) -> Any:
         """Estimate log Z of the trained energy, as `numpyro_ebm.log_partition` does with these parameters.
