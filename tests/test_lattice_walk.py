@@ -284,8 +284,8 @@ def without_bounds():
 REFUSED = {
     "no step": (lambda: ebm.LatticeWalk(0.0), "step_size > 0"),
     "no moves": (lambda: ebm.LatticeWalk(num_moves=0), "num_moves >= 1"),
-    "spins": (sampled("lattice_walk", ebm.spins), "Spins cannot be listed, and are not integers between known bounds"),
-    "categories": (sampled("lattice_walk", ebm.one_hot), "OneHot cannot be listed"),
+    "spins": (sampled("lattice_walk", ebm.spins), "Spins are not integers between bounds of their own"),
+    "categories": (sampled("lattice_walk", ebm.one_hot), "OneHot are not integers between bounds of their own"),
     "reals": (sampled("lattice_walk", constraints.real), "cannot sample a continuous support"),
     "bounds of another support": (
         sampled(ebm.LatticeWalk(bounds=np.array([0.0, 9.0]))),

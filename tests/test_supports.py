@@ -214,7 +214,7 @@ def test_noise_and_starts_on_another_set_are_refused(role):
     ("support", "shape", "message"),
     [
         (constraints.sphere, (3,), "Sphere has no transform.*angles.*circular"),
-        (constraints.multinomial(4), (3,), "Multinomial.*cannot be listed"),
+        (constraints.multinomial(4), (3,), "Multinomial are not integers between bounds of their own"),
     ],
 )
 def test_supports_without_a_transform_or_an_end_say_what_to_write(support, shape, message):

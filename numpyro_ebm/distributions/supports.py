@@ -138,7 +138,7 @@ def integer_bounds(support: constraints.Constraint, event_shape: tuple[int, ...]
     region = region_of(support)
     if region.kind != "integers" or any(bound is None for bound in region.bounds):
         raise EnergyError(
-            f"The elements of the support {name_of(support)} are not integers between known bounds. Write "
+            f"The elements of the support {name_of(support)} are not integers between bounds of their own. Write "
             "kernel='gibbs' for spins and categories; for integers write constraints.nonnegative_integer or "
             "constraints.integer_interval(0, 99) of numpyro.distributions as the support."
         )
