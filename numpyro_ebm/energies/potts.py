@@ -235,7 +235,7 @@ class GraphPotts(AbstractEnergy):
 
     def __call__(self, event: Shaped[Array, "*event"]) -> Scalar:
         """Return the energy of one event."""
-        x = jnp.asarray(event, int).reshape(-1)
+        x = jnp.asarray(event).reshape(-1)
         left, right = self.graph.edges.T
         fields = jnp.take_along_axis(self._fields, x[:, None], axis=1)
         return -jnp.sum(jnp.where(x[left] == x[right], self.couplings, 0.0)) - jnp.sum(fields)

@@ -29,8 +29,9 @@ class DiscreteFisherDivergence(AbstractEstimator):
 
     in which log Z cancels. An element with two bounds is a ring, where the lowest value follows the highest. At an end
     without a ring, such as the 0 of a count, there is no value beyond: the probability of ``x^{i-}`` is 0 at the lowest, and
-    the second term is left out at the highest. A neighbour whose energy is infinite counts as no value either. The order of
-    the values is that of the support, for one-hot vectors that of the categories.
+    the second term is left out at the highest. A neighbour whose energy is infinite counts as no value either. A row whose
+    own density is 0 has an infinite loss, or NaN where its neighbours have no density either. The order of the values is
+    that of the support, for one-hot vectors that of the categories.
 
     It is the estimator for counts and other integers without an upper bound, where the values of a conditional cannot be
     listed: a row of ``d`` elements takes ``1 + 2 d`` energies (``1 + d`` for two values, for which the loss is that of
@@ -83,7 +84,7 @@ class DiscreteFisherDivergence(AbstractEstimator):
 def loss_of_neighbours(changes: Float[Array, " neighbours"]) -> Scalar:
     """Return the loss of one element, given the changes of the log density to its next and to its previous value."""
     is_absent = changes == -jnp.inf
-    rises = jnp.where(is_absent, 0.0, changes)  # NaN stays NaN, and shows that a density is none
+    rises = jnp.where(is_absent, 0.0, changes)  # NaN stays NaN: there is no density
     squared = jnp.where(is_absent[-1], 0.0, tangent_exp(rises[-1], STEEPEST) ** 2)
     loss = squared - 2 * jnp.where(is_absent[0], 0.0, tangent_exp(-rises[0], STEEPEST))
     return jnp.where(jnp.any(changes == jnp.inf), jnp.inf, loss)  # the row itself has density 0

@@ -21,7 +21,7 @@ from numpyro_ebm._core.typing import Array, Position, Scalar
 FAST = 0
 """BlackJAX's number for a stage that adapts the step size only."""
 SHORTEST, LONGEST = 1e-18, 1e18
-"""Bounds of an adapted step size, which drifts where all are accepted, or none. Their squares are finite, and not 0."""
+"""Bounds of an adapted step size, which drifts if all proposals are accepted or none. Their squares are finite and not 0."""
 
 
 @runtime_checkable

@@ -150,7 +150,7 @@ def fit(
             all; for a model that looks up rows of a batch by places in the data set or the reverse, or whose plates leave
             out some of the rows; for an argument that is also in the batches; for ``ema`` outside of (0, 1), for "rollback"
             with an optimiser that is not from optax, and for a checkpoint of another model, estimator, data set, held-out
-            set, beginning or version, naming the difference; for rows that the devices of ``sharding`` cannot share evenly.
+            set, initial values or version, naming the difference; for rows that ``sharding`` cannot split evenly.
         CheckpointError: (an OSError) if a checkpoint cannot be written or read; ``result`` is the `FitResult` so far.
         ImportError: for ``checkpoint`` without orbax.
         TypeError: for an ``svi`` that is not an SVI, for ``held_out`` that is not such a tuple, and for ``batches`` that are

@@ -163,5 +163,5 @@ def _refuse_outside(name: str, site: dict[str, Any], model: minibatch) -> None:
     raise EnergyError(
         f"The observed site '{name}' depends on the {model.batch_size} rows of the batch and has as many values, and it is "
         f"outside of the plates {plates} of the rows, so that its rows would count once, and not {share} times. Write "
-        f"{line}; or, if its values are no rows, a batch of another size."
+        f"{line}; or, if its values are not rows, a batch of another size."
     )
