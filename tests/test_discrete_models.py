@@ -153,14 +153,6 @@ def test_kernels_with_gradients_in_mcmc(kernel):
     assert np.all(abs(chain[0].mean(0) - mean) < 5 * np.sqrt(mean * (1 - mean) / ess))
 
 
-@pytest.mark.parametrize("kernel", ["gwg", "dmala"])
-@pytest.mark.slow
-def test_log_z_takes_kernels_that_keep_to_the_events(kernel):
-    with pytest.raises(ebm.EnergyError, match="'gibbs' or kernel='flips'"):
-        ebm.log_partition(KEY, spins(), method="ais", kernel=kernel)
-    ebm.log_partition(KEY, spins(), method="ais", kernel="flips", num_levels=10, num_chains=100)
-
-
 BOTH = r"discrete latent sites \['{0}'\] beside the continuous \['z'\].*kernel=\{{'z': 'nuts', '{0}': 'gibbs'\}}"
 REFUSED = {
     "nuts on an energy beside a normal": (mixed, "nuts", BOTH.format("x")),

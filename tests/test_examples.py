@@ -357,9 +357,9 @@ def test_chains_of_sequences_follow_the_data_after_pcd(protein, tmp_path, capsys
     table = protein.main(options)
     assert "Connected frequencies" in capsys.readouterr().out
     pseudo, pcd, most = (table[f"{name}, generated"] for name in ("pseudolikelihood", "pcd", "the data"))
-    # Seen: .78, .91, .97 and slopes .57, .84, .98.
+    # Five seeds: pcd is above by 0.11 to 0.12 in the correlation and by 0.15 to 0.26 in the slope. Rounding matters.
     assert pseudo[0] + 0.08 < pcd[0] < most[0]
-    assert abs(pcd[1] - 1) < 0.3 < abs(pseudo[1] - 1)
+    assert pseudo[1] < pcd[1] < most[1]
 
 
 @pytest.mark.slow

@@ -340,10 +340,10 @@ class TestBounds:
         truth = 2 * math.log(math.pi / 2)
         options = {"num_levels": 5, "num_chains": 10, "start": dist.Normal(0, 1).expand([4]).to_event(1)}
         exact = lambda seed: 2 + 0.5 * np.random.default_rng(seed).normal(size=(10, 4))  # noqa: E731
-        runs = [ebm.log_partition_bounds(jax.random.key(s), d, draws=exact(s), **options) for s in range(20)]
+        runs = [ebm.log_partition_bounds(jax.random.key(s), d, draws=exact(s), **options) for s in range(100)]
         lower, upper = (np.array([float(getattr(run, end).value) for run in runs]) for end in ("lower", "upper"))
-        for values, sign in ((lower, -1), (upper, 1)):
-            assert sign * (values.mean() - truth) > 2 * values.std() / np.sqrt(20)
+        for values, sign in ((lower, -1), (upper, 1)):  # in 400 runs the gaps are 1.51 +- 0.09 and 1.75 +- 0.06
+            assert sign * (values.mean() - truth) > 5 * values.std() / np.sqrt(100)
         bad = next(run for run in runs if not run.is_reliable)
         assert "do not report a likelihood" in str(bad)
 
