@@ -14,7 +14,7 @@ ROUNDING = 8.0
 
 def spread(
     values: Shaped[np.ndarray | Array, "num ..."],
-    where: Bool[np.ndarray | Array, "..."] | None = None,
+    where: Bool[np.ndarray | Array, "num ..."] | None = None,
     eps: float | None = None,
 ) -> Any:
     """Compute the standard deviation over the first axis, exactly 0 where it is no larger than rounding of the values.
@@ -24,7 +24,7 @@ def spread(
 
     Args:
         values: ``(num, ...)``, a NumPy or JAX array; the result is of the same kind.
-        where: which values count, of a shape that broadcasts to that of the values; None for all.
+        where: which values count, ``(num, ...)``, where other dimensions than the first may be 1; None for all.
         eps: spacing near 1 of the values' original float type, if they have been converted; None for their current type.
 
     Returns:
@@ -35,11 +35,13 @@ def spread(
     values = values if xp.issubdtype(values.dtype, xp.floating) else values.astype(float)
     if len(values) == 0:
         return xp.zeros(values.shape[1:], values.dtype)
-    counts = xp.broadcast_to(True if where is None else where, values.shape)
-    in_bounds: Any = {} if xp is np else {"mode": "clip"}  # JAX's default mode would insert NaN
-    first = xp.take_along_axis(values, xp.argmax(counts, axis=0, keepdims=True), 0, **in_bounds)
+    if where is None:  # not all True: XLA would find the first of so many constants at compile time, which takes seconds
+        counts, num, first = True, len(values), values[:1]
+    else:
+        counts, num = where, xp.maximum(xp.sum(where, axis=0, keepdims=True), 1).astype(values.dtype)
+        in_bounds: Any = {} if xp is np else {"mode": "clip"}  # JAX's default mode would insert NaN
+        first = xp.take_along_axis(values, xp.argmax(where, axis=0, keepdims=True), 0, **in_bounds)
     centred = xp.where(counts, values, first) - first
-    num = xp.maximum(xp.sum(counts, axis=0, keepdims=True), 1).astype(values.dtype)
     deviation = xp.where(counts, centred - xp.sum(centred, axis=0, keepdims=True) / num, 0.0)
     result = xp.sqrt(xp.sum(deviation**2, axis=0, keepdims=True) / num)[0]
     size = xp.max(xp.where(counts, xp.abs(values), 0.0), axis=0)
