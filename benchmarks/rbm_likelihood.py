@@ -32,6 +32,7 @@ from numpyro_ebm.energies import RBM
 
 SIZES = {"mushrooms": 23, "mnist": 200}
 UPDATES = {"mushrooms": 40_000, "mnist": 5_000}
+RESTARTS = {"mushrooms": 0.0, "mnist": 0.02}
 
 
 def load(data: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -57,15 +58,21 @@ def model(x, start, batch):
         numpyro.sample("x", ebm.EnergyDistribution(energy), obs=numpyro.subsample(x, event_dim=1))
 
 
+def method_of(num_visible: int, args) -> ebm.PersistentContrastiveDivergence | ebm.Replay:
+    """Return the estimator: persistent chains, of which a share restarts from coin flips."""
+    if not args.restarts:
+        return ebm.PersistentContrastiveDivergence(args.gibbs_steps, kernel="block_gibbs", num_chains=args.chains)
+    coins = numpyro.distributions.Bernoulli(0.5 * jnp.ones(num_visible)).to_event(1)
+    sizes = {"buffer_size": args.chains, "reinit_prob": args.restarts}
+    return ebm.Replay(args.gibbs_steps, kernel="block_gibbs", start=coins, **sizes)
+
+
 def train(x: np.ndarray, args) -> RBM:
-    """Train by persistent chains, of which some restart from coin flips."""
+    """Train by persistent chains."""
     rates = np.clip(x.mean(0), 0.01, 0.99)
     weights = 0.01 * np.random.default_rng(args.seed).normal(size=(x.shape[1], args.hidden))
     start = RBM(weights, np.log(rates / (1 - rates)), 0.0, rates, 0.5)
-    coins = numpyro.distributions.Bernoulli(0.5 * jnp.ones(x.shape[1])).to_event(1)
-    sizes = {"num_steps": args.gibbs_steps, "buffer_size": args.chains}
-    method = ebm.Replay(kernel="block_gibbs", start=coins, reinit_prob=args.restarts, **sizes)
-    estimated = ebm.estimate(model, method)
+    estimated = ebm.estimate(model, method_of(x.shape[1], args))
     rate = optax.cosine_decay_schedule(args.rate, args.steps, 0.001)
     svi = SVI(estimated, ebm.empty_guide, optax.adam(rate), Trace_ELBO())
     rows, chunk = jnp.asarray(x), args.steps // 100
@@ -90,13 +97,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--steps", type=int, default=None, help="updates; 40000 for mushrooms, 5000 for mnist")
     parser.add_argument("--gibbs-steps", type=int, default=5, help="transitions of each chain per update")
     parser.add_argument("--chains", type=int, default=500)
-    parser.add_argument("--restarts", type=float, default=0.02, help="share of the chains that restart; 0 for plain pcd")
+    parser.add_argument("--restarts", type=float, default=None, help="share of chains that restart; 0.02 for mnist")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--rate", type=float, default=3e-3, help="first rate of Adam")
     parser.add_argument("--levels", type=int, default=10_000, help="levels of annealed importance sampling")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     args.hidden, args.steps = args.hidden or SIZES[args.data], args.steps or UPDATES[args.data]
+    args.restarts = RESTARTS[args.data] if args.restarts is None else args.restarts
     x, held_out = load(args.data, args.path)
     began = time.time()
     energy = train(x, args)
