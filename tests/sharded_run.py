@@ -4,6 +4,7 @@ OUT gets the losses and parameters of each case, and what lies where.
 """
 
 import os
+import re
 import sys
 
 DEVICES = 8 if len(sys.argv) == 2 else 4
@@ -22,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpyro.infer import MCMC, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_ebm as ebm
+from numpyro_ebm.estimators.parts.slots import draw_slots
 
 X = np.random.default_rng(0).normal(0, 0.5, (500, 4)).astype(np.float32)
 OPTIONS = {
@@ -137,6 +139,21 @@ def bounds(sharding):
     return {"value": found.upper.value, "error": found.lower.standard_error}
 
 
+def chains_that_stay():
+    """Slots drawn from a pool on eight devices and put back, and the operations that send them between devices."""
+    pool = np.random.default_rng(2).normal(size=(640, 3)).astype(np.float32)
+    split = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
+
+    def draw(pool):
+        slots = draw_slots(jax.random.key(5), 640, 48)
+        moved = jax.lax.with_sharding_constraint(slots.take(pool) + 10, split)
+        return jax.lax.with_sharding_constraint(slots.put(pool, moved), split)
+
+    program = jax.jit(draw).lower(jax.device_put(pool, split)).compile()
+    sent = re.findall(r"(?:all-\w+|reduce-scatter|collective-permute)\(", program.as_text())
+    return {"one": jax.jit(draw)(pool), "eight": program(jax.device_put(pool, split)), "sent": np.array(sent, str)}
+
+
 def drawn_cases():
     for where, sharding in (("one", None), ("eight", 8)):
         for kernel in ("mala", "nuts", "dynamic_hmc"):
@@ -174,6 +191,7 @@ def cases(folder):
         yield f"goes on, {where}", kept(run("pcd", sharding, checkpoint=f"{folder} {where}"))
     yield from moved(f"{folder} moved")
     yield "used", used()
+    yield "slots", chains_that_stay()
     yield from drawn_cases()
 
 

@@ -68,6 +68,13 @@ def test_chains_differ_from_device_to_device(found):
 
 
 @pytest.mark.slow
+def test_chains_are_taken_and_put_back_without_sending_any(found):
+    np.testing.assert_array_equal(found["slots, eight"], found["slots, one"])
+    assert (np.abs(found["slots, one"]) > 5).all(1).sum() == 48
+    assert found["slots, sent"].size == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["one", "two"])
 def test_a_checkpoint_of_eight_devices_goes_on(found, where):
     same(found, "pcd, one", f"goes on, {where}")

@@ -19,10 +19,10 @@ from numpyro_ebm.estimators.parts.starts import Start, draw_rows, over
 class PersistentContrastiveDivergence(PoolEstimator):
     r"""Persistent contrastive divergence (Tieleman): chains that continue from one update to the next.
 
-    Each update takes as many chains as there are rows (or all, if there are fewer chains) from random slots: evenly spaced
-    where the number of rows divides that of chains, otherwise in a row. It evaluates those chains under the current energy,
-    moves them by ``num_steps`` transitions and writes them back to their slots. The surrogate of a row is its log density
-    minus the mean over the chains moved. No chain is ever lost or restarted.
+    Each update takes as many chains as there are rows (or all, if there are fewer chains) from random slots, the same number
+    from each block of the pool; the number of blocks is the greatest common divisor of both numbers. It evaluates those
+    chains under the current energy, moves them by ``num_steps`` transitions and writes them back to their slots. The
+    surrogate of a row is its log density minus the mean over the chains moved. No chain is ever lost or restarted.
 
     Rows with a context or a base of their own have one chain each, which belongs to its row of the whole data set and is
     moved when the row is in the batch. Where the step size adapts, each of these chains has its own, since their densities

@@ -18,10 +18,10 @@ from numpyro_ebm.estimators.parts.positive_phase import PositivePhase
 class Replay(PoolEstimator):
     r"""Maximum likelihood with a replay buffer (Du and Mordatch): chains continue, and a few restart at each update.
 
-    Each update takes as many chains as there are rows (or all, where the buffer is smaller) from random slots of the buffer:
-    evenly spaced where the number of rows divides ``buffer_size``, otherwise in a row. Each of these chains restarts with
-    probability ``reinit_prob``; all are moved by ``num_steps`` transitions and written back. The surrogate of a row is its
-    log density minus the mean over the chains moved. With ``reinit_prob=0`` this is "pcd".
+    Each update takes as many chains as there are rows (or all, where the buffer is smaller) from random slots of the buffer,
+    as "pcd" does. Each of these chains restarts with probability ``reinit_prob``; all are moved by ``num_steps`` transitions
+    and written back. The surrogate of a row is its log density minus the mean over the chains moved. With ``reinit_prob=0``
+    this is "pcd".
 
     A chain keeps the context (and the base) of the row it started with, and is evaluated under it until it restarts with
     another row's. The buffer stores their values: for contexts that are themselves trained (the output of an encoder, a base

@@ -1,5 +1,6 @@
 """Which chains of a pool an update moves: taken from their slots, and put back."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -23,40 +24,43 @@ class Listed(NamedTuple):
         return leaf.at[self.index].set(new, unique_indices=True)
 
 
-class Spaced(NamedTuple):
-    """Every ``step``-th slot from ``first`` on.
+class Windows(NamedTuple):
+    """Slots of each block of the pool, the same number from each.
 
-    If the pool is split over devices, each device takes its part from its own slots, and nothing is sent.
+    If the pool is split over devices at the ends of blocks, each device takes its part from its own slots, and nothing is
+    sent.
     """
 
-    first: Int[Array, ""]
-    step: int
+    index: Int[Array, "blocks width"]  # places within each block
 
     def take(self, leaf: Shaped[Array, "size ..."]) -> Shaped[Array, "chains ..."]:
         """Return the entries of these slots."""
-        if self.step == 1:
+        if self.index.size == len(leaf):
             return leaf
-        return jax.lax.dynamic_index_in_dim(self._columns(leaf), self.first, axis=1, keepdims=False)
+        taken = jax.vmap(lambda block, index: block[index])(self._split(leaf), self.index)
+        return taken.reshape(-1, *leaf.shape[1:])
 
     def put(self, leaf: Shaped[Array, "size ..."], new: Shaped[Array, "chains ..."]) -> Shaped[Array, "size ..."]:
         """Return the pool with new entries in these slots."""
-        if self.step == 1:
+        if self.index.size == len(leaf):
             return new
-        return jax.lax.dynamic_update_index_in_dim(self._columns(leaf), new, self.first, axis=1).reshape(leaf.shape)
+        put = jax.vmap(lambda block, index, new: block.at[index].set(new, unique_indices=True))
+        return put(self._split(leaf), self.index, self._split(new)).reshape(leaf.shape)
 
-    def _columns(self, leaf: Shaped[Array, "size ..."]) -> Shaped[Array, "chains step ..."]:
-        return leaf.reshape(-1, self.step, *leaf.shape[1:])
+    def _split(self, leaf: Shaped[Array, "size ..."]) -> Shaped[Array, "blocks part ..."]:
+        return leaf.reshape(len(self.index), -1, *leaf.shape[1:])
 
 
-Slots = Listed | Spaced
+Slots = Listed | Windows
 
 
 def draw_slots(rng_key: PRNGKey, size: int, num: int) -> Slots:
     """Draw ``num`` of ``size`` slots, all equally likely and none twice.
 
-    They are evenly spaced where ``num`` divides ``size``, and otherwise in a row from a random one on: a permutation of the
-    pool would cost more than the chains.
+    The pool is cut into as many blocks as divide both numbers, and each block gives a run of slots from a random one on,
+    independently of the others. Groups that always move together would drift apart: their mean is that of the model, while
+    each of them need not be. A permutation of the pool would cost more than the chains.
     """
-    if size % num:
-        return Listed((jax.random.randint(rng_key, (), 0, size) + jnp.arange(num)) % size)
-    return Spaced(jax.random.randint(rng_key, (), 0, size // num), size // num)
+    blocks = math.gcd(size, num)
+    first = jax.random.randint(rng_key, (blocks, 1), 0, size // blocks)
+    return Windows((first + jnp.arange(num // blocks)) % (size // blocks))
