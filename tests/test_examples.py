@@ -357,9 +357,9 @@ def test_chains_of_sequences_follow_the_data_after_pcd(protein, tmp_path, capsys
     table = protein.main(options)
     assert "Connected frequencies" in capsys.readouterr().out
     pseudo, pcd, most = (table[f"{name}, generated"] for name in ("pseudolikelihood", "pcd", "the data"))
-    # Five seeds: pcd is above by 0.11 to 0.12 in the correlation and by 0.15 to 0.26 in the slope. Rounding matters.
+    # Over five seeds the slopes are 0.54 to 0.59 before pcd and 0.74 to 0.80 after it; the correlation rises by 0.11 to 0.12.
     assert pseudo[0] + 0.08 < pcd[0] < most[0]
-    assert pseudo[1] < pcd[1] < most[1]
+    assert abs(pcd[1] - 1) < 0.3 < abs(pseudo[1] - 1)
 
 
 @pytest.mark.slow
