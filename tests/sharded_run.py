@@ -15,6 +15,7 @@ import warnings
 
 import jax
 
+jax.config.update("jax_enable_x64", True)  # so that no rounding makes a chain accept or reject
 if DEVICES == 4:  # before blackjax, whose import starts the devices
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[2]))
@@ -30,7 +31,7 @@ from numpyro.infer.autoguide import AutoNormal
 import numpyro_ebm as ebm
 from numpyro_ebm.estimators.parts.slots import draw_slots
 
-X = np.random.default_rng(0).normal(0, 0.5, (500, 4)).astype(np.float32)
+X = np.random.default_rng(0).normal(0, 0.5, (500, 4))
 OPTIONS = {
     "pcd": {"num_chains": 256, "num_steps": 3},
     "replay": {"buffer_size": 256, "num_steps": 3},
@@ -74,7 +75,7 @@ def other_runs(sharding):
     for name in ("pcd", "replay"):
         own = {"num_steps": 2} | ({"buffer_size": 256} if name == "replay" else {})
         svi = SVI(ebm.estimate(of_contexts, name, **own), ebm.empty_guide, optax.adam(0.01), Trace_ELBO())
-        context = np.linspace(-1, 1, 496, dtype=np.float32)
+        context = np.linspace(-1, 1, 496)
         yield f"contexts {name}", ebm.fit(jax.random.key(0), svi, 40, batches=(X[:496], context), **options)
     estimated = ebm.estimate(of_latents, "cd", num_steps=2)
     svi = SVI(estimated, AutoNormal(estimated), optax.adam(0.01), Trace_ELBO())
@@ -141,7 +142,7 @@ def bounds(sharding):
 
 def chains_that_stay():
     """Slots drawn from a pool on eight devices and put back, and the operations that send them between devices."""
-    pool = np.random.default_rng(2).normal(size=(640, 3)).astype(np.float32)
+    pool = np.random.default_rng(2).normal(size=(640, 3))
     split = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
 
     def draw(pool):
