@@ -357,7 +357,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.quick:
         args.rows, args.sites, args.steps, args.batch = 500, 40, 40, 100
-        args.chains, args.sweeps = 100, 20
+        args.chains, args.sweeps = 400, 20
 
     family = load(args)
     rows, sites = family.x.shape
