@@ -57,9 +57,9 @@ Slots = Listed | Windows
 def draw_slots(rng_key: PRNGKey, size: int, num: int) -> Slots:
     """Draw ``num`` of ``size`` slots, all equally likely and none twice.
 
-    The pool is cut into as many blocks as divide both numbers, and each block gives a run of slots from a random one on,
-    independently of the others. Groups that always move together would drift apart: their mean is that of the model, while
-    each of them need not be. A permutation of the pool would cost more than the chains.
+    The pool is cut into blocks, as many as the greatest common divisor of both numbers. Each block gives a run of slots from
+    a random one on, independently of the others. Fixed groups of slots would drift apart, since the gradient only sees their
+    mean. A permutation of the pool would cost more than the chains.
     """
     blocks = math.gcd(size, num)
     first = jax.random.randint(rng_key, (blocks, 1), 0, size // blocks)
