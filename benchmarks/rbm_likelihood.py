@@ -7,7 +7,8 @@
 Chains that only continue may leave modes unseen that the data do not have, and the bounds of log Z show it. By plain pcd on
 the digits (``--restarts 0 --levels 2000``) the bounds are 0.01 nats apart with 5 Gibbs steps per update and 70 nats with 10:
 the second machine has a mode that its chains never reached. So a few of the digits' chains restart from coin flips at each
-update, as in "replay". The chains of the mushrooms all continue: new ones would not reach the machine in 10 steps.
+update, as in "replay". The chains of the mushrooms all continue: with restarts the likelihood is lower, as new chains
+need more steps than an update gives them.
 
 Both are trained by persistent chains with block Gibbs and Adam, whose rate falls to 0. The data are archives with packed
 bits, ``np.unpackbits(z["train"], axis=1)[:, :int(z["nvar"])]`` (``x`` and 196 columns for the digits).

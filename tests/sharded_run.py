@@ -29,7 +29,7 @@ from numpyro.infer import MCMC, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_ebm as ebm
-from numpyro_ebm.estimators.parts.slots import draw_slots
+from numpyro_ebm.estimators.parts.slots import Listed, draw_slots
 
 X = np.random.default_rng(0).normal(0, 0.5, (500, 4))
 OPTIONS = {
@@ -141,18 +141,26 @@ def bounds(sharding):
 
 
 def chains_that_stay():
-    """Slots drawn from a pool on eight devices and put back, and the operations that send them between devices."""
+    """Chains taken from a pool on eight devices and put back, and the operations that send data between devices."""
     pool = np.random.default_rng(2).normal(size=(640, 3))
     split = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
 
-    def draw(pool):
-        slots = draw_slots(jax.random.key(5), 640, 48)
+    def move(slots, pool):
         moved = jax.lax.with_sharding_constraint(slots.take(pool) + 10, split)
         return jax.lax.with_sharding_constraint(slots.put(pool, moved), split)
 
-    program = jax.jit(draw).lower(jax.device_put(pool, split)).compile()
-    sent = re.findall(r"(?:all-\w+|reduce-scatter|collective-permute)\(", program.as_text())
-    return {"one": jax.jit(draw)(pool), "eight": program(jax.device_put(pool, split)), "sent": np.array(sent, str)}
+    def in_blocks(pool):
+        return move(draw_slots(jax.random.key(5), 640, 48), pool)
+
+    def by_a_list(pool):
+        return move(Listed(7 * jnp.arange(48)), pool)
+
+    found = {"one": jax.jit(in_blocks)(pool)}
+    for name, function in (("eight", in_blocks), ("list", by_a_list)):
+        program = jax.jit(function).lower(jax.device_put(pool, split)).compile()
+        sent = re.findall(r"(?:all-|reduce-scatter|collective-)[\w-]*\(", program.as_text())
+        found |= {name: program(jax.device_put(pool, split)), f"{name} sent": len(sent)}
+    return found
 
 
 def drawn_cases():

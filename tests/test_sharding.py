@@ -72,7 +72,8 @@ def test_chains_differ_from_device_to_device(found):
 def test_chains_are_taken_and_put_back_without_sending_any(found):
     np.testing.assert_array_equal(found["slots, eight"], found["slots, one"])
     assert (np.abs(found["slots, one"]) > 5).all(1).sum() == 48
-    assert found["slots, sent"].size == 0
+    assert found["slots, eight sent"] == 0
+    assert found["slots, list sent"] > 0  # slots of any order, which devices have to send
 
 
 @pytest.mark.slow

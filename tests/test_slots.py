@@ -31,7 +31,7 @@ def test_each_slot_is_equally_likely_and_none_is_taken_twice(size, num):
 
 @pytest.mark.parametrize(("size", "num"), [each for each in SIZES if each[0] > each[1]])
 def test_no_two_chains_always_move_together(size, num):
-    # Groups that always move together drift apart, and the gradients of pcd fall back and forth between them.
+    # Groups that always move together drift apart, since the gradient only sees their mean.
     taken = drawn(size, num)
     together = taken.T @ taken / NUM_DRAWS
     rate, error = num / size, 5 * 0.5 / np.sqrt(NUM_DRAWS)
